@@ -1,0 +1,61 @@
+"""Frames for the reward model (fast) and pictures for people (good) from one MuJoCo model."""
+
+from __future__ import annotations
+
+import os
+
+import mujoco
+import numpy as np
+
+from embodied import gl
+
+PICTURE_SIZE = 480  # pixels
+
+
+class FrameRenderer:
+    """Renders one model at any size.
+
+    Frames turn shadows, reflections and multisampling off and draw coarser spheres: many times faster in
+    software and, to a reward model, the same scene. Pictures keep them.
+    """
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        self._model = model
+        self._renderers: dict[tuple[int, int, bool], mujoco.Renderer] = {}
+
+    def frame(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, contiguous."""
+        return self._render(data, camera, height, width, fast=True)
+
+    def picture(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, size: int = PICTURE_SIZE) -> np.ndarray:
+        """(size, size, 3) uint8 RGB, contiguous."""
+        return self._render(data, camera, size, size, fast=False)
+
+    def _render(
+        self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int, *, fast: bool
+    ) -> np.ndarray:
+        key = (height, width, fast)
+        if key not in self._renderers:
+            self._renderers[key] = self._make(height, width, fast=fast)
+        renderer = self._renderers[key]
+        renderer.update_scene(data, camera)
+        return np.ascontiguousarray(renderer.render())
+
+    def _make(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
+        if os.environ.get("MUJOCO_GL") == "disable":
+            raise RuntimeError(gl.HELP)
+        quality, offscreen = self._model.vis.quality, self._model.vis.global_
+        quality.offsamples = 0 if fast else 4
+        quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
+        offscreen.offheight, offscreen.offwidth = height, width
+        renderer = mujoco.Renderer(self._model, height, width)
+        flags = renderer.scene.flags
+        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
+        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
+        return renderer
+
+    def close(self) -> None:
+        """Free the OpenGL contexts; safe to call twice."""
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()

@@ -1,0 +1,211 @@
+"""A MuJoCo scene with one task: the base of every world in `sim_assets/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+
+from embodied.envs.rendering import FrameRenderer
+from embodied.paths import asset
+
+OBS_FORMS = ("state", "pixels", "mixed")
+
+
+class World(gymnasium.Env):
+    """One scene, one task, fixed-length episodes.
+
+    An episode never ends on success or failure: an early end would tell the learner what the reward should
+    (the time limit is the registered `max_episode_steps`). `step` returns the task's own reward, which the
+    reward wrappers replace, and `info["is_success"]`, which only judges read.
+
+    A subclass gives `scene`, `cameras`, `facts`, `ctrl_dt`, `sim_dt` and the methods that raise below.
+
+    Args:
+        obs: "state" (S,) float32; "pixels" (H, W, 3) uint8; or "mixed", a dict of `pixels` and `agent_pos`.
+        camera: the camera of `frame()` and of pixel observations, one of `cameras`.
+        image_size: height and width of `frame()`, pixels.
+        render_mode: only "rgb_array" (`render()`: a 480 px picture for people, with shadows).
+    """
+
+    scene: ClassVar[str]  # file below sim_assets/
+    cameras: ClassVar[tuple[str, ...]]
+    facts: ClassVar[tuple[str, ...]]  # what `degrees` tells
+    ctrl_dt: ClassVar[float] = 0.05  # seconds per action
+    sim_dt: ClassVar[float] = 0.005  # seconds per physics step
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 20}  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(
+        self,
+        *,
+        obs: str = "state",
+        camera: str | None = None,
+        image_size: int = 96,
+        render_mode: str | None = "rgb_array",
+    ) -> None:
+        name = type(self).__name__
+        if obs not in OBS_FORMS:
+            raise ValueError(f"{name}: obs must be one of {', '.join(OBS_FORMS)}; got {obs!r}.")
+        camera = camera or self.cameras[0]
+        if camera not in self.cameras:
+            raise ValueError(f"{name}: camera must be one of {', '.join(self.cameras)}; got {camera!r}.")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"{name}: render_mode must be 'rgb_array' or None; got {render_mode!r}.")
+        self.obs_form, self.camera, self.image_size, self.render_mode = obs, camera, image_size, render_mode
+        self.model: mujoco.MjModel = self._load(asset(self.scene))
+        self.model.opt.timestep = self.sim_dt
+        self.data = mujoco.MjData(self.model)
+        self._renderer: FrameRenderer | None = None
+        self._steps_per_action = round(self.ctrl_dt / self.sim_dt)
+        self._look = {key: getattr(self.model, key).copy() for key in _LOOK_FIELDS}
+        self.action_space = self._action_space()
+        pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self._setup()
+        mujoco.mj_forward(self.model, self.data)
+        if obs == "pixels":
+            self.observation_space = pixels
+        elif obs == "mixed":
+            low = np.full(self._proprio().shape, -np.inf, np.float32)
+            self.observation_space = spaces.Dict({"pixels": pixels, "agent_pos": spaces.Box(low, -low)})
+        else:
+            low = np.full(self._state().shape, -np.inf, np.float32)
+            self.observation_space = spaces.Box(low, -low)
+
+    # What a subclass gives ------------------------------------------------------------------------------
+
+    def _load(self, path: Path) -> mujoco.MjModel:
+        return mujoco.MjModel.from_xml_path(str(path))
+
+    def _action_space(self) -> spaces.Space:
+        return spaces.Box(-1.0, 1.0, (self.model.nu,), np.float32)
+
+    def _setup(self) -> None:
+        """Look up ids once, after loading."""
+
+    def _start(self) -> None:
+        """Put `data` into a start state drawn from `self.np_random`."""
+        raise NotImplementedError(f"{type(self).__name__}._start")
+
+    def _apply(self, action: np.ndarray) -> None:
+        """Write controls for one action in the action space; called before every physics step."""
+        self.data.ctrl[:] = action
+
+    def _state(self) -> np.ndarray:
+        """(S,) float32: everything the task needs, poses included."""
+        raise NotImplementedError(f"{type(self).__name__}._state")
+
+    def _proprio(self) -> np.ndarray:
+        """(P,) float32: the robot's own readings."""
+        raise NotImplementedError(f"{type(self).__name__}._proprio")
+
+    def degrees(self) -> dict[str, float]:
+        """How far each of `facts` holds now, in [0, 1]: exactly 1 when it holds, below 0.9 when it does not,
+        rising as the state comes closer to making it true. Privileged: trains encoders, judges, never learns."""
+        raise NotImplementedError(f"{type(self).__name__}.degrees")
+
+    def env_reward(self) -> float:
+        """The task's own reward in this state."""
+        raise NotImplementedError(f"{type(self).__name__}.env_reward")
+
+    def success(self) -> bool:
+        """Whether the task is solved in this state."""
+        raise NotImplementedError(f"{type(self).__name__}.success")
+
+    def sample_state(self, rng: np.random.Generator) -> None:
+        """Put `data` into any plausible state, solved ones included: pretraining data, not episode starts."""
+        raise NotImplementedError(f"{type(self).__name__}.sample_state")
+
+    # Gymnasium ------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        mujoco.mj_resetData(self.model, self.data)
+        self._start()
+        mujoco.mj_forward(self.model, self.data)
+        return self._obs(), {"is_success": self.success()}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._act(np.asarray(action))
+        return self._obs(), self.env_reward(), False, False, {"is_success": self.success()}
+
+    def _act(self, action: np.ndarray) -> None:
+        """Advance physics by one action."""
+        self._apply(action)
+        mujoco.mj_step(self.model, self.data, self._steps_per_action)
+        self._refresh()
+
+    def _refresh(self) -> None:
+        """Bring poses up to the current `qpos`: after `mj_step` they are one physics step old."""
+        mujoco.mj_kinematics(self.model, self.data)
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_camlight(self.model, self.data)
+
+    def _obs(self) -> Any:
+        if self.obs_form == "state":
+            return self._state()
+        if self.obs_form == "pixels":
+            return self.frame()
+        return {"pixels": self.frame(), "agent_pos": self._proprio()}
+
+    def render(self) -> np.ndarray | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if self.render_mode is None:
+            return None
+        return self._frames().picture(self.data, self.camera)
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    # Frames ---------------------------------------------------------------------------------------------
+
+    def _frames(self) -> FrameRenderer:
+        if self._renderer is None:
+            self._renderer = FrameRenderer(self.model)
+        return self._renderer
+
+    def frame(self, camera: str | None = None, image_size: int | None = None) -> np.ndarray:
+        """What the reward model sees now: (H, W, 3) uint8 RGB, contiguous, rendered with the fast settings."""
+        size = image_size or self.image_size
+        return self._frames().frame(self.data, camera or self.camera, size, size)
+
+    def randomize_look(self, rng: np.random.Generator) -> None:
+        """Draw light, camera pose, surface colours and distractors; call `restore_look` to undo."""
+        raise NotImplementedError(f"{type(self).__name__}.randomize_look")
+
+    def restore_look(self) -> None:
+        for key, value in self._look.items():
+            getattr(self.model, key)[:] = value
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    def get_state(self) -> dict[str, np.ndarray]:
+        """Everything `set_state` needs to go on exactly from here, without the random generator."""
+        kind = mujoco.mjtState.mjSTATE_INTEGRATION
+        state = np.empty(mujoco.mj_stateSize(self.model, kind))
+        mujoco.mj_getState(self.model, self.data, state, kind)
+        return {"mujoco": state} | self._task_state()
+
+    def set_state(self, state: dict[str, np.ndarray]) -> None:
+        mujoco.mj_setState(self.model, self.data, state["mujoco"], mujoco.mjtState.mjSTATE_INTEGRATION)
+        self._set_task_state(state)
+        self._refresh()
+
+    def _task_state(self) -> dict[str, np.ndarray]:
+        """Python-side values of the episode (targets, filters) by name."""
+        return {}
+
+    def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
+        """Undo of `_task_state`."""
+
+
+# What `randomize_look` may change; restored from the loaded model.
+_LOOK_FIELDS = (
+    "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "light_ambient",
+    "light_specular", "geom_rgba", "mat_rgba", "mat_texid", "mat_reflectance", "site_rgba", "body_pos", "body_quat",
+)  # fmt: skip

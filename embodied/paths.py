@@ -1,0 +1,22 @@
+"""Where the package's data lies: beside the packages in a checkout, inside `embodied` in a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_HERE = Path(__file__).resolve().parent
+
+
+def _data(folder: str) -> Path:
+    inside = _HERE / folder
+    return inside if inside.is_dir() else _HERE.parent / folder
+
+
+def asset(name: str) -> Path:
+    """The path of a file or folder below `sim_assets/`."""
+    return _data("sim_assets") / name
+
+
+def configs() -> Path:
+    """The folder of Hydra configs."""
+    return _data("configs")
