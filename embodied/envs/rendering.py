@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import weakref
 
 import mujoco
 import numpy as np
@@ -22,6 +24,7 @@ class FrameRenderer:
     def __init__(self, model: mujoco.MjModel) -> None:
         self._model = model
         self._renderers: dict[tuple[int, int, bool], mujoco.Renderer] = {}
+        _open.add(self)
 
     def frame(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, contiguous."""
@@ -49,6 +52,9 @@ class FrameRenderer:
         quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
         offscreen.offheight, offscreen.offwidth = height, width
         renderer = mujoco.Renderer(self._model, height, width)
+        # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
         flags = renderer.scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
@@ -59,3 +65,11 @@ class FrameRenderer:
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
+
+
+_open: weakref.WeakSet[FrameRenderer] = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    for renderer in list(_open):
+        renderer.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -209,3 +210,14 @@ _LOOK_FIELDS = (
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "light_ambient",
     "light_specular", "geom_rgba", "mat_rgba", "mat_texid", "mat_reflectance", "site_rgba", "body_pos", "body_quat",
 )  # fmt: skip
+
+
+def graded(distance: float, reach: float, scale: float) -> float:
+    """How far a fact holds that is true within `reach` of some ideal: 1 there, else under 0.9, falling with distance.
+
+    Args:
+        distance: from the ideal, >= 0, in the unit of the other two.
+        reach: the fact holds when `distance <= reach`.
+        scale: how much farther away makes the degree fall to 1/e.
+    """
+    return 1.0 if distance <= reach else 0.88 * math.exp(-(distance - reach) / scale)
