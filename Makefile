@@ -10,7 +10,7 @@ BIN := .venv/bin
 STAMP := .venv/installed
 TORCH := $(shell grep -E '^torch==' requirements.lock)
 TORCHVISION := $(shell grep -E '^torchvision==' requirements.lock)
-PIP_FLAGS := --quiet --disable-pip-version-check --no-input
+PIP_FLAGS := -qq --disable-pip-version-check --no-input
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
