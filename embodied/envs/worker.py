@@ -1,0 +1,220 @@
+"""Worlds stepped one after another in one process: the inside of `embodied.envs.vector`.
+
+A worker imports this module, so it stays clear of torch: a process costs tens of megabytes, not hundreds.
+"""
+
+from __future__ import annotations
+
+import signal
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+Specs = dict[str, tuple[tuple[int, ...], np.dtype]]  # array name -> shape, dtype
+
+
+class WorldError(RuntimeError):
+    """A world failed; the text names it."""
+
+
+class Worlds:
+    """The worlds of one process, each answer a list with one item a world."""
+
+    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
+        self._part, self._frame_size = part, frame_size
+        self._envs: list[gymnasium.Env] = []
+        self._returns, self._lengths = [0.0] * len(part), [0] * len(part)
+        for index in part:
+            with _naming(index, "being made"):
+                self._envs.append(make())
+        env = self._envs[0]
+        self._has_signals = env.has_wrapper_attr("signals")
+        if frame_size is not None and not env.has_wrapper_attr("frame"):
+            raise WorldError(f"{env} has no frame() to score. Make it with embodied.envs.bridge.make.")
+
+    def attach(self, arrays: dict[str, np.ndarray]) -> list[None]:
+        self._arrays = arrays
+        return [None] * len(self._part)
+
+    def describe(self) -> list[tuple[spaces.Space, spaces.Space, bool]]:
+        return [(env.observation_space, env.action_space, hasattr(env.unwrapped, "get_state")) for env in self._envs]
+
+    def reset(self, seeds: list[int | None], options: list[dict]) -> list[dict]:
+        return [self._reset(k, seed, option) for k, (seed, option) in enumerate(zip(seeds, options, strict=True))]
+
+    def _reset(self, k: int, seed: int | None = None, options: dict | None = None) -> dict:
+        with _naming(self._part[k], "reset"):
+            obs, info = self._envs[k].reset(seed=seed, options=options or None)
+            self._returns[k], self._lengths[k] = 0.0, 0
+            self._write("obs", k, obs)
+            if self._frame_size is not None:
+                self._arrays["reset_frames"][self._part[k]] = self._frame(k, obs)
+            return self._small(k, info)
+
+    def step(self, actions: np.ndarray) -> list[tuple[bool, dict, dict]]:
+        return [self._step(k, action) for k, action in enumerate(actions)]
+
+    def _step(self, k: int, action: np.ndarray) -> tuple[bool, dict, dict]:
+        with _naming(self._part[k], "step"):
+            obs, reward, terminated, truncated, info = self._envs[k].step(action)
+            done = bool(terminated or truncated)
+            self._returns[k] += float(reward)
+            self._lengths[k] += 1
+            if self._frame_size is not None:
+                self._arrays["frames"][self._part[k]] = self._frame(k, obs)
+            small = self._small(k, info)
+            small["env_reward"] = float(reward)
+            small["TimeLimit.truncated"] = bool(truncated and not terminated)
+        if not done:
+            self._write("obs", k, obs)
+            return False, small, {}
+        self._write("last", k, obs)
+        small["env_episode"] = (self._returns[k], self._lengths[k])
+        return True, small, self._reset(k)
+
+    def _write(self, kind: str, k: int, obs: Any) -> None:
+        if isinstance(obs, dict):
+            for key, value in obs.items():
+                self._arrays[f"{kind}/{key}"][self._part[k]] = value
+        else:
+            self._arrays[kind][self._part[k]] = obs
+
+    def _frame(self, k: int, obs: Any) -> np.ndarray:
+        """The frame; a pixel observation of that size is it, and is not rendered twice."""
+        pixels = obs.get("pixels") if isinstance(obs, dict) else obs
+        shape = (self._frame_size, self._frame_size, 3)
+        if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape:
+            return pixels
+        return self._envs[k].get_wrapper_attr("frame")(image_size=self._frame_size)
+
+    def _small(self, k: int, info: dict) -> dict:
+        """What of an info crosses to the learner's process: numbers, flags and words."""
+        small: dict[str, Any] = {
+            key: value for key, value in info.items() if isinstance(value, (bool, int, float, str, np.generic))
+        }
+        if self._has_signals:
+            small["signals"] = dict(self._envs[k].get_wrapper_attr("signals")())
+        return small
+
+    def get_states(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "world": env.unwrapped.get_state() if hasattr(env.unwrapped, "get_state") else {},  # pyright: ignore
+                "random": env.unwrapped.np_random.bit_generator.state,
+                "elapsed": [layer._elapsed_steps for layer in _layers(env) if hasattr(layer, "_elapsed_steps")],  # pyright: ignore
+                "return": self._returns[k],
+                "length": self._lengths[k],
+            }
+            for k, env in enumerate(self._envs)
+        ]
+
+    def set_states(self, states: list[dict[str, Any]]) -> list[None]:
+        for k, (env, state) in enumerate(zip(self._envs, states, strict=True)):
+            with _naming(self._part[k], "set_state"):
+                env.unwrapped.np_random.bit_generator.state = state["random"]
+                env.unwrapped.set_state(state["world"])  # pyright: ignore[reportAttributeAccessIssue]
+                timed = [layer for layer in _layers(env) if hasattr(layer, "_elapsed_steps")]
+                for layer, elapsed in zip(timed, state["elapsed"], strict=True):
+                    layer._elapsed_steps = elapsed  # pyright: ignore[reportAttributeAccessIssue]
+                self._returns[k], self._lengths[k] = state["return"], state["length"]
+        return [None] * len(states)
+
+    def get_attr(self, name: str) -> list[Any]:
+        return [env.get_wrapper_attr(name) for env in self._envs]
+
+    def set_attr(self, chosen: list[int], name: str, value: Any) -> list[None]:
+        for k, index in enumerate(self._part):
+            if index in chosen:
+                self._envs[k].set_wrapper_attr(name, value)
+        return [None] * len(self._part)
+
+    def env_method(self, chosen: list[int], name: str, args: tuple, kwargs: dict) -> list[Any]:
+        return [
+            env.get_wrapper_attr(name)(*args, **kwargs) if index in chosen else None
+            for index, env in zip(self._part, self._envs, strict=True)
+        ]
+
+    def is_wrapped(self, wrapper: type[gymnasium.Wrapper]) -> list[bool]:
+        return [any(isinstance(layer, wrapper) for layer in _layers(env)) for env in self._envs]
+
+    def close(self) -> None:
+        self._arrays = {}
+        for env in self._envs:
+            env.close()
+
+
+def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
+    """A worker's whole life: make the worlds, answer commands until told to close or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
+    worlds: Worlds | None = None
+    memory: SharedMemory | None = None
+    try:
+        worlds = Worlds(make, part, frame_size)
+        while True:
+            command, args = pipe.recv()
+            if command == "close":
+                return
+            if command == "attach":
+                name, specs = args
+                memory = SharedMemory(name)
+                args = (views(memory.buf, specs),)
+            pipe.send((True, getattr(worlds, command)(*args)))
+            del args
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the parent is gone
+    except BaseException as error:
+        text = str(error) if isinstance(error, WorldError) else f"world {part[0]}: {error!r}"
+        pipe.send((False, f"{text}\n{traceback.format_exc()}"))
+    finally:
+        if worlds is not None:
+            worlds.close()
+        if memory is not None:
+            memory.close()
+        pipe.close()
+
+
+@contextmanager
+def _naming(index: int, what: str) -> Iterator[None]:
+    try:
+        yield
+    except WorldError:
+        raise
+    except Exception as error:
+        raise WorldError(f"world {index} failed in {what}: {type(error).__name__}: {error}") from error
+
+
+def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
+    """The wrappers from the outermost in, and the world itself."""
+    while isinstance(env, gymnasium.Wrapper):
+        yield env
+        env = env.env
+    yield env
+
+
+def _offsets(specs: Specs) -> Iterator[tuple[str, int, int]]:
+    """Name, start and end of each array in one block, 64-byte aligned."""
+    start = 0
+    for name, (shape, dtype) in specs.items():
+        end = start + int(np.prod(shape)) * dtype.itemsize
+        yield name, start, end
+        start = -(-end // 64) * 64
+
+
+def block_size(specs: Specs) -> int:
+    """Bytes that `views` needs."""
+    return max(end for _, _, end in _offsets(specs))
+
+
+def views(buffer: Any, specs: Specs) -> dict[str, np.ndarray]:
+    """The arrays that lie in one block of memory."""
+    return {
+        name: np.ndarray(specs[name][0], specs[name][1], buffer=buffer, offset=start)
+        for name, start, _ in _offsets(specs)
+    }
