@@ -1,0 +1,70 @@
+"""From a config to an object: `_target_` names one of ours, the other keys are its constructor's arguments.
+
+A config can come from anywhere (a checkpoint, a colleague), so only the exact names below are ever imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from embodied.errors import UserError, nearest
+
+TARGETS: tuple[str, ...] = ()
+
+
+def build(config: Mapping[str, Any] | DictConfig, **call_time: Any) -> Any:
+    """Construct what a config names.
+
+    Args:
+        config: `_target_` and keyword arguments; mappings and lists inside that hold a `_target_` are built first.
+        call_time: arguments that only the caller knows (spaces, a device, an encoder), for the outermost object.
+
+    Returns:
+        The object; the config is not changed.
+
+    Raises:
+        UserError: no `_target_`, one that is not in `TARGETS`, an argument it does not take, or one left out.
+    """
+    plain: Any = (
+        OmegaConf.to_container(config, resolve=True, throw_on_missing=True) if OmegaConf.is_config(config) else config
+    )
+    arguments = {str(key): _inner(value) for key, value in plain.items() if key != "_target_"}
+    target = plain.get("_target_")
+    factory = locate(target)
+    parameters = inspect.signature(factory).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for key in arguments:
+        if key not in parameters and not takes_any:
+            raise UserError(f"{target}: unknown argument {key!r}. {nearest(key, parameters)}")
+    arguments |= call_time
+    required = (
+        n for n, p in parameters.items() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    )
+    if missing := [name for name in required if name not in arguments]:
+        raise UserError(f"{target}: {', '.join(missing)} must be given.")
+    return factory(**arguments)
+
+
+def locate(target: Any) -> Any:
+    """The class or function that a `_target_` names, imported now and not before.
+
+    Raises:
+        UserError: it is not in `TARGETS`.
+    """
+    if target not in TARGETS:
+        raise UserError(
+            f"_target_ must be one of ours (embodied/build.py); got {target!r}. {nearest(str(target), TARGETS)}"
+        )
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return build(value) if "_target_" in value else {key: _inner(item) for key, item in value.items()}
+    return [_inner(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,254 @@
+"""`embodied VERB key=value …`: one module of `embodied.commands` a verb, one Hydra config a verb.
+
+A person's mistake ends in one line on stderr and exit status 2, before anything is written; `--debug` adds the
+traceback. Help must be quick, so nothing heavy is imported until a verb runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import importlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embodied import paths
+from embodied.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+COMMANDS = Path(__file__).resolve().parent / "commands"
+FLAGS = ("--help", "-h", "--debug", "--version")
+EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+
+USAGE = """\
+usage: embodied VERB [key=value …]
+
+{verbs}
+
+  embodied VERB --help     what the verb does, its settings and choices
+  embodied VERB … --debug  with tracebacks
+  embodied --version
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb.
+
+    Args:
+        argv: what follows `embodied` on the command line; None takes it from there.
+
+    Returns:
+        The exit status: 0, 2 after a user's error, 130 after Ctrl-C.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    flags, words = {w for w in words if w.startswith("-")}, [w for w in words if not w.startswith("-")]
+    where = "embodied"
+    try:
+        for flag in sorted(flags - set(FLAGS)):
+            raise UserError(f"unknown option {flag}. {nearest(flag, FLAGS)} Settings are written key=value.")
+        if "--version" in flags:
+            print(f"embodied-rewards {metadata.version('embodied-rewards')}")
+            return 0
+        if not words:
+            print(usage())
+            return 0 if flags else EXIT_USER_ERROR
+        verb, *overrides = words
+        if verb not in verbs():
+            raise UserError(f"unknown verb {verb!r}. {nearest(verb, verbs())}")
+        where = f"embodied {verb}"
+        if flags & {"--help", "-h"}:
+            print(verb_help(verb))
+            return 0
+        config = compose(verb, overrides)
+        importlib.import_module(f"embodied.commands.{verb}").run(config)
+    except KeyboardInterrupt:
+        print(f"{where}: stopped.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        message = explain(error)
+        if message is None or "--debug" in flags:
+            raise
+        print(f"{where}: {message}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
+
+
+def verbs() -> list[str]:
+    """The modules of `embodied.commands`."""
+    return sorted(path.stem for path in COMMANDS.glob("*.py") if not path.stem.startswith("_"))
+
+
+def usage() -> str:
+    """What `embodied --help` prints."""
+    lines = (f"  {verb:10}{docstring(verb).splitlines()[0]}" for verb in verbs())
+    return USAGE.format(verbs="\n".join(lines)).rstrip()
+
+
+def docstring(verb: str) -> str:
+    """The verb's help text, read without importing it."""
+    return ast.get_docstring(ast.parse((COMMANDS / f"{verb}.py").read_text("utf-8"))) or verb
+
+
+def verb_help(verb: str) -> str:
+    """What `embodied VERB --help` prints: its text, the choices of each group, the settings and their defaults."""
+    from omegaconf import OmegaConf
+
+    config, chosen = _compose(verb, [])
+    parts = [docstring(verb)]
+    if chosen:
+        parts.append("Groups, their default and their choices:")
+        parts[-1] += "".join(f"\n  {group}={name}\n{_wrap(choices(group))}" for group, name in chosen.items())
+    settings = OmegaConf.to_yaml(config).rstrip().replace("\n", "\n  ")
+    parts.append(f"Settings and their defaults (key=value; a.b=value inside a group):\n  {settings}")
+    return "\n\n".join(parts)
+
+
+def choices(group: str) -> list[str]:
+    """The configs of a group."""
+    return sorted(path.stem for path in (paths.configs() / group).glob("*.yaml"))
+
+
+def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The verb's config with the user's overrides.
+
+    Args:
+        verb: one of `verbs()`.
+        overrides: Hydra overrides. A sentence (spaces, commas, apostrophes) needs no quotes of its own: the
+            shell's are gone by now.
+
+    Returns:
+        The config, in struct mode.
+
+    Raises:
+        UserError: not an override; an unknown key, group or choice (with the nearest); a value of another type;
+            a mandatory value left out.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    groups, values = [], []
+    _, chosen = _compose(verb, [])
+    for word in map(_quote, overrides):
+        key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"settings are written key=value; got {word!r}.")
+        _check_grammar(word)
+        is_group = "." not in key and (paths.configs() / key).is_dir()
+        if is_group and "=" in word and not word.startswith("~"):
+            name = word.split("=", 1)[1]
+            if name != "null" and name not in choices(key):
+                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key))}")
+            groups.append(word if word.startswith("+") or key in chosen else f"+{word}")
+        else:
+            (groups if is_group else values).append(word)
+    base, _ = _compose(verb, groups)
+    for word in values:
+        key = word.split("=", 1)[0]
+        if word[0] not in "+~":
+            _check_key(key, base)
+    config, _ = _compose(verb, groups + values)
+    for word in values:
+        if word[0] not in "+~":
+            _check_kind(word.split("=", 1)[0], base, config)
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config, and the choice made in each of our groups."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    if not (paths.configs() / f"{verb}.yaml").is_file():
+        raise UserError(f"{paths.configs() / verb}.yaml is missing. Install the package again.")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(paths.configs()), version_base="1.3"):
+        config = hydra.compose(verb, overrides, return_hydra_config=True)
+    chosen = {k: str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+    return config, chosen
+
+
+def _quote(word: str) -> str:
+    """`reward.goal=the robot's cup` → `reward.goal="the robot's cup"`; what Hydra's grammar knows stays."""
+    key, equal, value = word.partition("=")
+    if not equal or not re.search(r"[\s',=]", value) or value[0] in "[{\"'":
+        return word
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    return f'{key}="{escaped}"'
+
+
+def _check_grammar(word: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException as error:
+        raise UserError(f"cannot read {word!r}: {str(error.message).splitlines()[0]}.") from error
+
+
+def _check_key(key: str, base: DictConfig) -> None:
+    known = dict(_flatten(base))
+    if key not in known:
+        raise UserError(f"unknown setting {key!r}. {nearest(key, known)}")
+
+
+def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
+    """Numbers stay numbers and switches stay switches; 1e6 is a whole number where one is wanted."""
+    from omegaconf import OmegaConf
+
+    default, value = OmegaConf.select(base, key), OmegaConf.select(config, key)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{key} must be true or false; got {value!r}.")
+    elif isinstance(default, int) and isinstance(value, float) and value.is_integer():
+        OmegaConf.update(config, key, int(value))
+    elif isinstance(default, int | float) and value is not None:
+        wanted = "a whole number" if isinstance(default, int) else "a number"
+        if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else int | float):
+            raise UserError(f"{key} must be {wanted}; got {value!r}.")
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its raw value, inner nodes too."""
+    from omegaconf import DictConfig
+
+    for key in config:
+        node = config._get_node(key)
+        yield f"{prefix}{key}", node
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _flatten(node, f"{prefix}{key}.")
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an error that a person can mend; None for a fault of ours, which deserves its traceback."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
+            file = f" while writing {chain.filename}" if chain.filename else ""
+            return f"the disk is full{file}. Free some space, or write elsewhere with run=FOLDER."
+        chain = chain.__cause__ or chain.__context__
+    theirs = type(error).__module__.split(".")[0] in ("hydra", "omegaconf")
+    if theirs or isinstance(error, UserError | ValueError | TypeError | OSError | FloatingPointError):
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
+
+
+def _wrap(names: list[str]) -> str:
+    import textwrap
+
+    return textwrap.fill(" ".join(names), 100, initial_indent="      ", subsequent_indent="      ")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,199 @@
+"""The command line on a small config tree and a fake verb: what a person types, what they read back."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from embodied import cli
+from embodied.errors import UserError
+
+ROOT = """\
+defaults:
+  - env: drawer
+  - reward: clip
+  - _self_
+seed: 0
+steps: 1000
+rate: 0.5
+videos: true
+run: null
+"""
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """A verb `go` with its configs; the list it fills with the configs it ran on."""
+    files = {
+        "go.yaml": ROOT,
+        "env/drawer.yaml": "id: embodied/drawer-v0\nkwargs: {}\n",
+        "env/press.yaml": "id: embodied/press-v0\nkwargs: {}\n",
+        "reward/clip.yaml": "goal: ???\nalpha: null\n",
+        "experiment/quick.yaml": "# @package _global_\nsteps: 5\nreward:\n  goal: quick\n",
+    }
+    for name, text in files.items():
+        (tmp_path / "configs" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "configs" / name).write_text(text)
+    (tmp_path / "commands").mkdir()
+    (tmp_path / "commands" / "go.py").write_text('"""Go somewhere.\n\n    embodied go reward.goal=there\n"""\n')
+    monkeypatch.setattr(cli.paths, "configs", lambda: tmp_path / "configs")
+    monkeypatch.setattr(cli, "COMMANDS", tmp_path / "commands")
+    configs: list = []
+    monkeypatch.setitem(sys.modules, "embodied.commands.go", types.SimpleNamespace(run=configs.append))
+    return configs
+
+
+def raising(error: BaseException, monkeypatch) -> None:
+    def run(config):
+        raise error
+
+    monkeypatch.setitem(sys.modules, "embodied.commands.go", types.SimpleNamespace(run=run))
+
+
+def test_values_reach_the_verb(ran):
+    assert cli.main(["go", "reward.goal=there", "env=press", "steps=7", "run=runs/a"]) == 0
+    config = OmegaConf.to_container(ran[0])
+    assert config["env"]["id"] == "embodied/press-v0"
+    assert (config["reward"]["goal"], config["steps"], config["run"]) == ("there", 7, "runs/a")
+    assert "hydra" not in config
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "the drawer is open",
+        "the robot's cup, upright",
+        'a sign saying "stop" here',
+        "100% full: yes = done",
+        "back\\ slash",
+    ],
+)
+def test_a_sentence_needs_no_quotes_of_its_own(ran, sentence):
+    assert cli.main(["go", f"reward.goal={sentence}"]) == 0
+    assert ran[0].reward.goal == sentence
+
+
+def test_hydra_syntax_still_works(ran):
+    assert cli.main(["go", 'reward.goal=["one text", "two"]', "+env.kwargs.size=3", "++seed=4"]) == 0
+    assert ran[0].reward.goal == ["one text", "two"]
+    assert (ran[0].env.kwargs.size, ran[0].seed) == (3, 4)
+
+
+def test_an_experiment_is_a_group_and_the_command_line_wins(ran):
+    assert cli.main(["go", "experiment=quick"]) == 0
+    assert cli.main(["go", "steps=6", "experiment=quick"]) == 0
+    assert [c.steps for c in ran] == [5, 6]
+    assert ran[0].reward.goal == "quick"
+
+
+def test_whole_numbers_may_be_written_as_powers(ran):
+    assert cli.main(["go", "reward.goal=x", "steps=1e6"]) == 0
+    assert ran[0].steps == 1_000_000
+    assert isinstance(ran[0].steps, int)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["gp"], "embodied: unknown verb 'gp'. Choose from go; did you mean go?"),
+        (["go", "env=drawr"], "embodied go: unknown env 'drawr'. Choose from drawer, press; did you mean drawer?"),
+        (["go", "reward=clap"], "embodied go: unknown reward 'clap'. Choose from clip; did you mean clip?"),
+        (["go", "reward.gaol=x"], "did you mean reward.goal?"),
+        (["go", "stesp=3"], "did you mean steps?"),
+        (["go", "steps"], "settings are written key=value; got 'steps'"),
+        (["go", "steps=lots"], "steps must be a whole number; got 'lots'"),
+        (["go", "steps=1.5"], "steps must be a whole number; got 1.5"),
+        (["go", "rate=fast"], "rate must be a number; got 'fast'"),
+        (["go", "rate=true"], "rate must be a number; got True"),
+        (["go", "videos=2"], "videos must be true or false; got 2"),
+        (["go"], "reward.goal is missing: add reward.goal=…"),
+        (["go", "steps=[1"], "cannot read 'steps=[1'"),
+        (["go", "steps=1,2"], "steps must be a whole number; got '1,2'"),
+        (["go", "+steps=1"], "Could not append to config. An item is already at 'steps'."),
+        (["go", "--hlep"], "unknown option --hlep"),
+        (["go", "-v"], "unknown option -v"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_status_2(ran, capsys, words, expected):
+    assert cli.main(words) == 2
+    out, err = capsys.readouterr()
+    assert expected in err
+    assert err.count("\n") == 1
+    assert (out, ran) == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (UserError("no such\n  thing"), "embodied go: no such thing"),
+        (ValueError("frames must be uint8"), "frames must be uint8"),
+        (TypeError("frames must be a tensor"), "frames must be a tensor"),
+        (FloatingPointError("head 'clip' must give finite numbers"), "head 'clip'"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "weights.bin"), "weights.bin"),
+        (OSError(errno.ENOSPC, "No space left on device", "run/a.zip"), "the disk is full while writing run/a.zip"),
+    ],
+)
+def test_a_users_error_while_running(ran, capsys, monkeypatch, error, expected):
+    raising(error, monkeypatch)
+    assert cli.main(["go", "reward.goal=x"]) == 2
+    err = capsys.readouterr().err
+    assert expected in err
+    assert err.count("\n") == 1
+
+
+def test_a_full_disk_is_seen_through_another_error(ran, capsys, monkeypatch):
+    error = RuntimeError("unexpected pos 64 vs 0")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    raising(error, monkeypatch)
+    assert cli.main(["go", "reward.goal=x"]) == 2
+    assert "the disk is full" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback(ran, monkeypatch):
+    raising(UserError("nothing there"), monkeypatch)
+    with pytest.raises(UserError, match="nothing there"):
+        cli.main(["go", "reward.goal=x", "--debug"])
+
+
+def test_a_fault_of_ours_keeps_its_traceback(ran, monkeypatch):
+    raising(KeyError("lost"), monkeypatch)
+    with pytest.raises(KeyError):
+        cli.main(["go", "reward.goal=x"])
+
+
+def test_ctrl_c(ran, capsys, monkeypatch):
+    raising(KeyboardInterrupt(), monkeypatch)
+    assert cli.main(["go", "reward.goal=x"]) == 130
+    assert capsys.readouterr().err == "embodied go: stopped.\n"
+
+
+def test_help(ran, capsys):
+    assert cli.main(["--help"]) == 0
+    assert "go        Go somewhere." in capsys.readouterr().out
+    assert cli.main([]) == 2
+    capsys.readouterr()
+    assert cli.main(["go", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "embodied go reward.goal=there" in out
+    assert "env=drawer\n      drawer press" in out
+    assert "goal: ???" in out
+    assert "steps: 1000" in out
+    assert ran == []
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; from embodied import cli; cli.main(['--help'])\n"
+        "print([m for m in ('torch', 'mujoco', 'gymnasium', 'hydra') if m in sys.modules])"
+    )
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
+    assert time.monotonic() - start < 5  # a bound for a busy machine; about 0.2 s on a quiet one
