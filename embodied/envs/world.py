@@ -208,7 +208,7 @@ class World(gymnasium.Env):
 # What `randomize_look` may change; restored from the loaded model.
 _LOOK_FIELDS = (
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "light_ambient",
-    "light_specular", "geom_rgba", "mat_rgba", "mat_texid", "mat_reflectance", "site_rgba", "body_pos", "body_quat",
+    "light_specular", "geom_rgba", "geom_matid", "mat_rgba", "mat_reflectance", "site_rgba", "body_pos", "body_quat",
 )  # fmt: skip
 
 
