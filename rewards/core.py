@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -61,3 +62,98 @@ class Shaping(Protocol):
         next_potential: Float[Tensor, "*S"],
         terminated: Bool[Tensor, "*S"],
     ) -> Float[Tensor, "*S"]: ...
+
+
+class Combine(Protocol):
+    """Several potentials into one (see `rewards.combine`)."""
+
+    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]: ...
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Frames to rewards: one encoder, any number of heads on its features, one combination, one shaping.
+
+    Holds no episode memory, so a frame gets the same number at every door: per step, per rollout, offline.
+
+    Attributes:
+        encoder: turns frames into features, once per frame however many heads read them.
+        heads: name -> head; the names appear in logs and errors.
+        combine: potentials -> the potential that is shaped.
+        shaping: that potential -> reward.
+    """
+
+    encoder: Encoder
+    heads: Mapping[str, Head]
+    combine: Combine
+    shaping: Shaping
+
+    def encode(self, frames: Tensor) -> Float[Tensor, "N D"]:
+        """The features of any frames, (N, H, W, 3) uint8 -> (N, D) float32, unit length."""
+        return self.encoder.encode_images(frames)
+
+    def potentials(self, features: Features) -> dict[str, Float[Tensor, "B T"]]:
+        """What each head says.
+
+        Raises:
+            FloatingPointError: a head gave NaN or infinity; names the head.
+        """
+        scores = {name: head.score(features) for name, head in self.heads.items()}
+        for name, score in scores.items():
+            _check_finite(score, f"head {name!r}")
+        return scores
+
+    def combined(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        """The one potential that is shaped.
+
+        Raises:
+            FloatingPointError: the combination gave NaN or infinity.
+        """
+        total = self.combine(potentials, features)
+        _check_finite(total, f"combination {type(self.combine).__name__}")
+        return total
+
+    def rewards(self, features: Features, terminated: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+        """The rewards of B windows of T transitions.
+
+        Args:
+            features: of T + 1 frames per window: the one before the first action, then one after each.
+            terminated: (B, T), True where the task itself ended; a time limit is not a termination.
+        """
+        potential = self.combined(self.potentials(features), features)
+        return self.shaping(potential[:, :-1], potential[:, 1:], terminated)
+
+    def score(self, frames: Tensor, signals: Mapping[str, Float[Tensor, " T"]] | None = None) -> Float[Tensor, " T"]:
+        """The combined potential of each frame of one episode, (T, H, W, 3) uint8 -> (T,)."""
+        features = Features(
+            views={"main": self.encode(frames)[None]},
+            signals={name: values[None] for name, values in (signals or {}).items()},
+        )
+        return self.combined(self.potentials(features), features)[0]
+
+
+def check_frames(frames: Tensor, where: str) -> None:
+    """Refuse anything but a (B, H, W, 3) uint8 tensor.
+
+    Raises:
+        TypeError: not a tensor, or another dtype.
+        ValueError: another shape.
+    """
+    advice = "Pass unresized RGB frames, channels last; the encoder resizes and normalises."
+    if not isinstance(frames, Tensor):
+        raise TypeError(f"{where}: frames must be a torch.Tensor; got {type(frames).__name__}. Use torch.from_numpy.")
+    got = f"{str(frames.dtype).removeprefix('torch.')} {tuple(frames.shape)}"
+    if frames.dtype != torch.uint8:
+        raise TypeError(f"{where}: frames must be uint8 (B, H, W, 3); got {got}. {advice}")
+    if frames.ndim != 4 or frames.shape[-1] != 3 or 0 in frames.shape[1:]:
+        raise ValueError(f"{where}: frames must be uint8 (B, H, W, 3); got {got}. {advice}")
+
+
+def _check_finite(values: Tensor, what: str) -> None:
+    bad = ~torch.isfinite(values)
+    if bad.any():
+        first = tuple(bad.nonzero()[0].tolist())
+        raise FloatingPointError(
+            f"Scorer: {what} must give finite numbers; got {values[first].item()} at (batch, step) {first}, "
+            f"{int(bad.sum())} of {values.numel()} in all. Check its frames, signals and weights."
+        )

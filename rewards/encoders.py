@@ -1,0 +1,466 @@
+"""Frozen image and text towers: any open_clip or transformers model, and the embedded encoder.
+
+The only file that knows open_clip and transformers; both are imported when an encoder is made, not before.
+Shape letters: B batch, D feature width, M texts; H, W image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rewards.core import check_frames
+from rewards.preprocess import Preprocess
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
+
+
+class _Encoder:
+    """Batching, checks and caching; a subclass gives the towers.
+
+    Attributes:
+        name: the model as the user wrote it.
+        dim: D.
+        image_size: (H, W) at which frames need no resizing.
+        precision: what runs, "fp32", "bf16" or "fp16".
+    """
+
+    name: str
+    dim: int
+    precision: str
+    context_length: int
+    _preprocess: Preprocess
+    _image_tower: Callable[[Tensor], Tensor]
+
+    def __init__(self, name: str, precision: str, device: str, batch_size: int) -> None:
+        where = type(self).__name__
+        if precision != "auto" and precision not in PRECISIONS:
+            raise ValueError(f"{where}: precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}.")
+        if batch_size < 1:
+            raise ValueError(f"{where}: batch_size must be ≥ 1; got {batch_size}.")
+        self.name = name
+        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+        self.precision = _fast_precision(self.device) if precision == "auto" else precision
+        self.batch_size = batch_size
+        self._compiled = False
+        self._texts: dict[str, Tensor] = {}
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._preprocess.resize
+
+    def encode_images(self, frames: Tensor) -> Float[Tensor, "B D"]:
+        """Unit vectors of frames.
+
+        Args:
+            frames: (B, H, W, 3) uint8 RGB, any size: they are resized and cropped as the model's own transform does.
+        Returns:
+            (B, D) float32 on the device of `frames`, unit length.
+        Raises:
+            TypeError, ValueError: frames of another kind or shape.
+        """
+        check_frames(frames, f"{type(self).__name__}.encode_images")
+        parts = [self._encode_batch(batch) for batch in frames.split(self.batch_size)] if len(frames) else []
+        return torch.cat([torch.empty(0, self.dim, device=self.device), *parts]).to(frames.device)
+
+    @torch.no_grad()
+    def _encode_batch(self, frames: Tensor) -> Tensor:
+        count = len(frames)
+        if self._compiled and count < self.batch_size:  # a compiled tower keeps one shape
+            frames = torch.cat([frames, frames[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        images = self._preprocess(frames, self.device, PRECISIONS[self.precision])
+        return nn.functional.normalize(self._image_tower(images)[:count].float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
+        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once in this encoder's life.
+
+        Raises:
+            ValueError: an empty text, or one longer than the model's context (nothing is cut silently).
+        """
+        where = f"{type(self).__name__}.encode_texts"
+        for text in texts:
+            if not text.strip():
+                raise ValueError(f"{where}: every text must say something; got {text!r}.")
+            if text not in self._texts and (length := self._count_tokens(text)) > self.context_length:
+                raise ValueError(
+                    f"{where}: a text must be at most {self.context_length} tokens, the context of {self.name}; "
+                    f"got {length} for {text[:60]!r}… Shorten it, or give several texts."
+                )
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            vectors = nn.functional.normalize(self._embed_texts(new).float(), dim=-1).cpu()
+            self._texts.update(zip(new, vectors, strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    def _use_image_tower(self, tower: nn.Module, parts: Iterable[nn.Module], compile: bool) -> None:
+        """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""
+        for part in parts:
+            _fold_batch_norms(part)
+            part.to(PRECISIONS[self.precision])
+        tower.eval().requires_grad_(False).to(self.device)
+        tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._image_tower = torch.compile(tower, dynamic=False) if compile else tower
+        self._compiled = compile
+
+    def _count_tokens(self, text: str) -> int:
+        raise NotImplementedError
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        raise NotImplementedError
+
+
+class OpenCLIPEncoder(_Encoder):
+    """Any open_clip model.
+
+    Args:
+        model: `ViT-B-32:laion2b_s34b_b79k` (architecture:weights), `local-dir:FOLDER` (open_clip_config.json beside
+            the weights) or `hf-hub:OWNER/NAME`.
+        pretrained: weights tag or file, when `model` is an architecture alone; "random" for seeded random weights
+            (speed measurements and tests).
+        precision: "auto" (bf16 weights and inputs where the hardware computes in it, else fp32), "fp32", "bf16",
+            "fp16". Unit vectors come out in float32 always.
+        device: "auto" (CUDA if there is one), or a torch device.
+        batch_size: frames per forward pass.
+        compile: whether to `torch.compile` the image tower (slow first call; batches are padded to one shape).
+
+    Raises:
+        ValueError: an unknown architecture or weights tag; names the nearest.
+        FileNotFoundError: weights that are neither here nor to be downloaded; says what to put where.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        pretrained: str | None = None,
+        precision: str = "auto",
+        device: str = "auto",
+        batch_size: int = 64,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(model, precision, device, batch_size)
+        where = type(self).__name__
+        open_clip = import_open_clip()
+        towers, source = load_open_clip(model, pretrained), open_clip_source(model)
+        with _explain_missing(f"{where}: tokenizer", model, _put_folder(source.partition(":")[2] or source)):
+            self._tokenizer = open_clip.get_tokenizer(source)
+        self.context_length = self._tokenizer.context_length
+        self.dim = open_clip.get_model_config(source)["embed_dim"]
+        self._preprocess = open_clip_preprocess(towers.visual)
+        self._use_image_tower(towers.visual, [towers.visual], compile)
+        towers.visual = None  # what is left embeds texts, in float32
+        self._text_model = towers.eval().requires_grad_(False).to(self.device)
+
+    def _count_tokens(self, text: str) -> int:
+        if hasattr(self._tokenizer, "tokenizer"):  # a transformers tokenizer
+            text = self._tokenizer.clean_fn(text)
+            extra = 3 if self._tokenizer.tokenizer_mode == "clips" else 0
+            return len(self._tokenizer.tokenizer(text, add_special_tokens=not extra).input_ids) + extra
+        return len(self._tokenizer.encode(text)) + 2
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        return self._text_model.encode_text(self._tokenizer(texts).to(self.device))
+
+
+class TransformersEncoder(_Encoder):
+    """Any transformers CLIP or SigLIP (1 and 2, fixed size), and image-only towers such as DINOv2 and DINOv3.
+
+    Args:
+        model: hub id (`google/siglip2-base-patch16-224`) or a local folder as `save_pretrained` writes it.
+        precision, device, batch_size, compile: see `OpenCLIPEncoder`.
+
+    Raises:
+        ValueError: a model whose processor or towers do not give one vector per fixed-size image.
+        FileNotFoundError: weights that are neither here nor to be downloaded; says what to put where.
+    Departs: an image-only tower gives its pooled output; `encode_texts` then raises.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        precision: str = "auto",
+        device: str = "auto",
+        batch_size: int = 64,
+        compile: bool = False,
+    ) -> None:
+        super().__init__(model, precision, device, batch_size)
+        where = type(self).__name__
+        cure_torchvision()
+        import transformers
+
+        with _explain_missing(
+            f"{where}: model",
+            model,
+            f"Run `hf download {model} --local-dir FOLDER` where there is a "
+            "network, copy FOLDER here, and give model=FOLDER.",
+        ):
+            network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
+            processor = transformers.AutoImageProcessor.from_pretrained(model)
+        if network.config.model_type == "siglip2":
+            raise ValueError(
+                f"{where}: model must take images of one size; got {model!r}, a NaFlex model. "
+                "Use a fixed-size one, such as google/siglip2-base-patch16-224."
+            )
+        self._preprocess = _transformers_preprocess(processor, f"{where}: model {model!r}")
+        self._network = network
+        self._tokenizer = None
+        if hasattr(network, "get_text_features"):
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+            self.context_length = network.config.text_config.max_position_embeddings
+        parts = [child for name, child in network.named_children() if "text" not in name]  # texts stay in float32
+        self._use_image_tower(_Pooled(network), parts, compile)
+        black = torch.zeros(1, *self._preprocess.crop, 3, dtype=torch.uint8)
+        self.dim = self._encode_batch(black).shape[-1]
+
+    def _count_tokens(self, text: str) -> int:
+        if self._tokenizer is None:
+            raise ValueError(
+                f"{type(self).__name__}.encode_texts: model must have a text tower; got {self.name!r}, which only "
+                "reads images. Use a CLIP or SigLIP model for text goals."
+            )
+        return len(self._tokenizer(text).input_ids)
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        assert self._tokenizer is not None  # _count_tokens raised
+        tokens = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
+        if "siglip" in self._network.config.model_type:  # trained with padding unmasked
+            tokens.pop("attention_mask", None)
+        return _pooled(self._network.get_text_features(**tokens.to(self.device)))
+
+
+class _Pooled(nn.Module):
+    """A transformers model as images -> one vector each."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = network
+        self._features = getattr(network, "get_image_features", network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _pooled(self._features(pixel_values=images))
+
+
+def _pooled(output: Any) -> Tensor:
+    pooled = getattr(output, "pooler_output", None)
+    return output.last_hidden_state[:, 0] if pooled is None else pooled
+
+
+def embedded_encoder(**options: Any) -> OpenCLIPEncoder:
+    """The small encoder that ships with the package, trained on renders of its own worlds.
+
+    Args:
+        options: `precision`, `device`, `batch_size`, `compile` of `OpenCLIPEncoder`.
+
+    Raises:
+        FileNotFoundError: this copy of the package lacks it.
+    """
+    root = Path(__file__).resolve().parent.parent
+    folders = [root / "sim_assets" / "encoder", root / "embodied" / "sim_assets" / "encoder"]  # checkout, wheel
+    for folder in folders:
+        if (folder / "open_clip_config.json").is_file():
+            encoder = OpenCLIPEncoder(f"local-dir:{folder}", **options)
+            encoder.name = "embedded"
+            return encoder
+    raise FileNotFoundError(
+        f"embedded_encoder: {folders[0]} must hold open_clip_config.json and weights; it does not. "
+        "Reinstall the package, or train one: embodied pretrain"
+    )
+
+
+def import_open_clip() -> Any:
+    """The open_clip module, imported after `cure_torchvision`. Import it through here."""
+    cure_torchvision()
+    import open_clip
+
+    return open_clip
+
+
+def cure_torchvision() -> None:
+    """Let torchvision be imported where its compiled part does not fit this torch.
+
+    A CPU build of torch beside the ordinary torchvision wheel cannot load torchvision's operators, and the import
+    then stops at "operator torchvision::nms does not exist". Declaring the schemas is enough: nothing here calls
+    them. Does nothing where the operators load.
+    """
+    spec = importlib.util.find_spec("torchvision")
+    if "torchvision" in sys.modules or _TORCHVISION or spec is None or spec.origin is None:
+        return
+    try:
+        for compiled in Path(spec.origin).parent.glob("_C.*"):
+            torch.ops.load_library(compiled)
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _TORCHVISION.append(library)
+
+
+_TORCHVISION: list[torch.library.Library] = []  # schemas live as long as the library object
+
+
+def open_clip_source(model: str) -> str:
+    """The part of a model's name by which open_clip finds its config and tokenizer."""
+    schema, identifier = import_open_clip().factory.parse_model_name(model)
+    if schema is None:
+        return model.partition(":")[0]
+    return f"local-dir:{Path(identifier).expanduser()}" if schema == "local-dir" else model
+
+
+def load_open_clip(model: str, pretrained: str | None = None) -> Any:
+    """An open_clip model in float32 on the CPU; arguments and errors as of `OpenCLIPEncoder`."""
+    open_clip = import_open_clip()
+    where = "OpenCLIPEncoder: model"
+    source = open_clip_source(model)
+    schema, identifier = open_clip.factory.parse_model_name(source)
+    weights = pretrained != "random"
+    options: dict[str, Any] = {"pretrained_text": False, "load_weights": weights}
+    if schema is None:
+        _check_name(where, source, open_clip.list_models())
+        options |= _named_weights(source, pretrained or model.partition(":")[2])
+    elif weights and pretrained is not None:
+        raise ValueError(f"OpenCLIPEncoder: pretrained must be null with {schema}:…; got {pretrained!r}.")
+    elif schema == "local-dir":
+        _check_folder(where, Path(identifier), weights=weights)
+    else:
+        with _explain_missing(where, model, _put_folder(identifier)):
+            open_clip.get_model_config(model)
+            if weights:
+                open_clip.pretrained.download_pretrained_from_hf(identifier)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # random weights are the same everywhere
+        return open_clip.create_model(source, **options)
+
+
+def _named_weights(name: str, tag: str) -> dict[str, Any]:
+    """Arguments that make open_clip load one of an architecture's published weights, or a file of them."""
+    open_clip = import_open_clip()
+    where = f"OpenCLIPEncoder: weights of {name}"
+    if tag == "random":
+        return {}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if Path(tag).is_file():
+        known = [open_clip.get_pretrained_cfg(name, each) for each in tags]
+        looks = [{key: each.get(key) for key in ("mean", "std", "interpolation", "resize_mode")} for each in known]
+        if any(look != looks[0] for look in looks):
+            raise ValueError(
+                f"{where}: a file must come with its preprocessing, which differs between weights of {name}; "
+                f"got {tag}. Put it in a folder with its open_clip_config.json and give model=local-dir:FOLDER."
+            )
+        return {"pretrained": tag, "force_preprocess_cfg": looks[0] if looks else None}
+    _check_name(where, tag, tags)
+    config = open_clip.get_pretrained_cfg(name, tag)
+    hub = config.get("hf_hub", "").strip("/")
+    url = config.get("url")
+    put = _put_folder(hub) if hub else f"Download {url} where there is a network, and give pretrained=FILE."
+    with _explain_missing(where, tag, put):
+        open_clip.pretrained.download_pretrained(config)
+    return {"pretrained": tag, "force_quick_gelu": bool(config.get("quick_gelu"))}
+
+
+def open_clip_preprocess(tower: Any) -> Preprocess:
+    """The transform that belongs to an open_clip image tower."""
+    config = tower.preprocess_cfg
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Preprocess(
+        mode=config["resize_mode"],
+        resize=(height, width),
+        crop=(height, width),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        fill=config.get("fill_color", 0),
+    )
+
+
+def _transformers_preprocess(processor: Any, where: str) -> Preprocess:
+    """What an image processor does, if it resizes to one size, crops, scales and normalises."""
+
+    def sides(size: Any) -> tuple[int, int] | None:
+        return (size["height"], size["width"]) if size and size.get("height") else None
+
+    size = dict(processor.size)
+    short = size.get("shortest_edge")
+    resize = sides(size) or ((short, short) if short else None)
+    crop = sides(dict(processor.crop_size)) if getattr(processor, "do_center_crop", False) else None
+    interpolation = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample))
+    if resize is None or interpolation is None or (short and crop is None):
+        raise ValueError(
+            f"{where} must resize to one size by bilinear or bicubic interpolation; "
+            f"got size {size}, crop {crop}, resample {processor.resample}."
+        )
+    normal = getattr(processor, "do_normalize", True)
+    return Preprocess(
+        mode="shortest" if short else "squash",
+        resize=resize,
+        crop=crop or resize,
+        interpolation=interpolation,
+        mean=tuple(processor.image_mean) if normal else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normal else (1.0, 1.0, 1.0),
+    )
+
+
+def _fast_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies in it; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if fast else "fp32"
+
+
+def _fold_batch_norms(tower: nn.Module) -> None:
+    """Fold each batch norm of an open_clip ResNet into its convolution: the same numbers, fewer passes."""
+    for module in list(tower.modules()):
+        for conv, norm in BATCH_NORM_PAIRS:
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                fused = nn.utils.fusion.fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                setattr(module, conv, fused)
+                setattr(module, norm, nn.Identity())
+
+
+def _check_name(where: str, name: str, choices: Sequence[str]) -> None:
+    if name in choices:
+        return
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.3) or list(choices)
+    raise ValueError(f"{where} must be one that open_clip knows; got {name!r}. Nearest: {', '.join(near[:8])}.")
+
+
+def _check_folder(where: str, folder: Path, *, weights: bool) -> None:
+    """Refuse a folder without open_clip's config, or without weights where they are wanted."""
+    missing = [] if (folder / "open_clip_config.json").is_file() else ["open_clip_config.json"]
+    if weights and not any(folder.glob(f"*.{kind}") for kind in ("safetensors", "bin", "pth")):
+        missing.append("open_clip_model.safetensors")
+    if missing:
+        raise FileNotFoundError(f"{where}: folder {folder} must hold {' and '.join(missing)}; it does not.")
+
+
+def _put_folder(hub_id: str) -> str:
+    return (
+        f"Run `hf download {hub_id} --local-dir FOLDER` where there is a network, copy FOLDER here, "
+        "and give model=local-dir:FOLDER."
+    )
+
+
+@contextmanager
+def _explain_missing(where: str, name: str, put: str) -> Iterator[None]:
+    """Say what to download and where to put it, whatever way a download failed."""
+    try:
+        yield
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise FileNotFoundError(
+            f"{where}: {name!r} is not on this machine and cannot be fetched ({reason}). {put}"
+        ) from error

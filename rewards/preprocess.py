@@ -1,0 +1,81 @@
+"""uint8 frames to what an image tower reads, as tensor work on whole batches.
+
+Shape letters: B batch; H, W image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.nn import functional
+
+INTERPOLATIONS = ("bicubic", "bilinear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """Resize (antialiased, rounded to 8 bits, as Pillow does), crop or pad about the centre, scale, normalise.
+
+    Args:
+        mode: "shortest" (the short side becomes `resize`'s, the ratio stays), "longest" (the long side, padding
+            the rest) or "squash" (both, the ratio is lost).
+        resize: (H, W) the resize aims at.
+        crop: (H, W) the tower reads.
+        interpolation: "bicubic" or "bilinear".
+        mean: per channel, of pixels in [0, 1].
+        std: per channel, of pixels in [0, 1].
+        fill: grey level of padding, 0–255.
+    """
+
+    mode: str
+    resize: tuple[int, int]
+    crop: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fill: int = 0
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(H, W) of a frame after resizing, before the crop."""
+        target_height, target_width = self.resize
+        if self.mode == "squash":
+            return self.resize
+        ratios = height / target_height, width / target_width
+        if self.mode == "shortest" and target_height == target_width:  # torchvision truncates the long side here
+            short = min(height, width)
+            return target_height * height // short, target_width * width // short
+        ratio = min(ratios) if self.mode == "shortest" else max(ratios)
+        return round(height / ratio), round(width / ratio)
+
+    def __call__(
+        self, frames: UInt8[Tensor, "B H W 3"], device: torch.device, dtype: torch.dtype
+    ) -> Float[Tensor, "B 3 h w"]:
+        """The tower's input, channels last in memory."""
+        images = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        size = self.resized(*images.shape[-2:])
+        if size != tuple(images.shape[-2:]):
+            images = self._resize(images, size)
+        images = self._crop(images)
+        scale = 1 / (255 * torch.tensor(self.std, device=device))
+        shift = -torch.tensor(self.mean, device=device) / torch.tensor(self.std, device=device)
+        normal = torch.addcmul(shift.view(3, 1, 1), images.float(), scale.view(3, 1, 1))
+        return normal.to(dtype, memory_format=torch.channels_last)
+
+    def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        if images.device.type == "cpu":  # torch rounds uint8 itself, in integer arithmetic like Pillow
+            return functional.interpolate(images, size, mode=self.interpolation, antialias=True)
+        floats = functional.interpolate(images.float(), size, mode=self.interpolation, antialias=True)
+        return floats.round_().clamp_(0, 255)
+
+    def _crop(self, images: Tensor) -> Tensor:
+        (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop
+        pad_height, pad_width = max(crop_height - height, 0), max(crop_width - width, 0)
+        if pad_height or pad_width:
+            left, top = pad_width // 2, pad_height // 2
+            images = functional.pad(images, (left, pad_width - left, top, pad_height - top), value=float(self.fill))
+        top = round((images.shape[-2] - crop_height) / 2)
+        left = round((images.shape[-1] - crop_width) / 2)
+        return images[..., top : top + crop_height, left : left + crop_width]
