@@ -119,8 +119,8 @@ class Desk(World):
         self._shades = [model.geom(f"shade_{name}").id for name in (*CUBES, "hand")]
         self._limits = model.jnt_range[[model.joint(f"joint{i}").id for i in range(1, 8)]].T
         self._ik = mujoco.MjData(model)  # scratch: poses of joint targets
-        self._sent = START.copy()  # where the tip is sent, metres
-        self._sent_quat = DOWN.copy()
+        self.sent = START.copy()  # where the tip is sent, metres
+        self.sent_quat = DOWN.copy()
 
     # Where things are -----------------------------------------------------------------------------------
 
@@ -230,9 +230,9 @@ class Desk(World):
         kind = mujoco.mjtObj.mjOBJ_SITE
         mujoco.mj_objectVelocity(self.model, self.data, kind, self._sites["tip"], velocity, 0)
         turned = np.empty(3)
-        mujoco.mju_subQuat(turned, self._sent_quat, DOWN)
+        mujoco.mju_subQuat(turned, self.sent_quat, DOWN)
         tip = self.site("tip")
-        parts = [(tip - START) / 0.2, velocity[3:] / 0.4, (self._sent - tip) / LEASH, turned]
+        parts = [(tip - START) / 0.2, velocity[3:] / 0.4, (self.sent - tip) / LEASH, turned]
         widths = [2 * self.opening / OPENING - 1, 2 * self.data.ctrl[7] / OPENING - 1]
         return np.concatenate([*parts, widths]).astype(np.float32)
 
@@ -266,13 +266,13 @@ class Desk(World):
     def _apply(self, action: np.ndarray) -> None:
         action = np.clip(np.asarray(action, np.float64), -1, 1)
         tip = self.site("tip")
-        sent = np.clip(self._sent + STEP * action[:3], BOX_LOW, BOX_HIGH) - tip
-        self._sent = tip + sent * min(1.0, LEASH / max(float(np.linalg.norm(sent)), 1e-9))
+        sent = np.clip(self.sent + STEP * action[:3], BOX_LOW, BOX_HIGH) - tip
+        self.sent = tip + sent * min(1.0, LEASH / max(float(np.linalg.norm(sent)), 1e-9))
         if self.action_dim == 7:
             self._turn(TURN * action[3:6])
         joints = self.data.ctrl[:7].copy()
         for _ in range(2):
-            joints = self._toward(joints, self._sent)
+            joints = self._toward(joints, self.sent)
         self.data.ctrl[:7] = joints
         self.data.ctrl[7] = OPENING * (action[-1] + 1) / 2
 
@@ -281,11 +281,11 @@ class Desk(World):
         turn, quat, tilt = np.empty(4), np.empty(4), np.empty(3)
         angle = float(np.linalg.norm(rotation))
         mujoco.mju_axisAngle2Quat(turn, rotation / max(angle, 1e-9), angle)
-        mujoco.mju_mulQuat(quat, turn, self._sent_quat)
+        mujoco.mju_mulQuat(quat, turn, self.sent_quat)
         mujoco.mju_subQuat(tilt, quat, DOWN)
         if np.linalg.norm(tilt) <= MAX_TILT:
             mujoco.mju_normalize4(quat)
-            self._sent_quat = quat
+            self.sent_quat = quat
 
     def _toward(self, joints: np.ndarray, tip: np.ndarray) -> np.ndarray:
         """(7,) rad: joint targets one damped least-squares step nearer to a tip position and the sent turn."""
@@ -297,7 +297,7 @@ class Desk(World):
         mujoco.mj_jacSite(model, data, jacobian[:3], jacobian[3:], self._sites["tip"])
         mujoco.mju_mat2Quat(quat, data.site_xmat[self._sites["tip"]])
         error[:3] = tip - data.site_xpos[self._sites["tip"]]
-        mujoco.mju_subQuat(turn, self._sent_quat, quat)  # in the tip's own axes
+        mujoco.mju_subQuat(turn, self.sent_quat, quat)  # in the tip's own axes
         mujoco.mju_rotVecQuat(error[3:], turn, quat)
         jacobian = jacobian[:, self._arm_dof]
         square = jacobian @ jacobian.T + 1e-4 * np.eye(6)
@@ -307,11 +307,11 @@ class Desk(World):
 
     def put_arm(self, tip: np.ndarray, opening: float) -> None:
         """Teleport the arm, gripper down and `opening` m wide, and send it there."""
-        self._sent, self._sent_quat = np.clip(tip, BOX_LOW, BOX_HIGH), DOWN.copy()
+        self.sent, self.sent_quat = np.clip(tip, BOX_LOW, BOX_HIGH), DOWN.copy()
         joints = POSTURE.copy()
-        joints[0] = joints[6] = np.arctan2(self._sent[1], self._sent[0] + 0.36)
+        joints[0] = joints[6] = np.arctan2(self.sent[1], self.sent[0] + 0.36)
         for _ in range(12):
-            joints = self._toward(joints, self._sent)
+            joints = self._toward(joints, self.sent)
         self.data.qpos[self._arm] = self.data.ctrl[:7] = joints
         self.data.qpos[self._fingers] = opening / 2
         self.data.ctrl[7] = opening
@@ -332,19 +332,19 @@ class Desk(World):
 
     def press_on(self, depth: float) -> None:
         """Send the tip `depth` m below where it was put."""
-        self._sent = self._sent - [0, 0, depth]
-        self.data.ctrl[:7] = self._toward(self.data.ctrl[:7], self._sent)
+        self.sent = self.sent - [0, 0, depth]
+        self.data.ctrl[:7] = self._toward(self.data.ctrl[:7], self.sent)
 
     def settle(self) -> None:
         """After a teleport and some physics: poses up to date, the arm sent to where it is."""
         self._refresh()
-        self._sent = self.site("tip").copy()
+        self.sent = self.site("tip").copy()
 
     def _task_state(self) -> dict[str, np.ndarray]:
-        return {"sent": self._sent.copy(), "sent_quat": self._sent_quat.copy()}
+        return {"sent": self.sent.copy(), "sent_quat": self.sent_quat.copy()}
 
     def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
-        self._sent, self._sent_quat = state["sent"].copy(), state["sent_quat"].copy()
+        self.sent, self.sent_quat = state["sent"].copy(), state["sent_quat"].copy()
 
     # States and looks -----------------------------------------------------------------------------------
 

@@ -1,0 +1,167 @@
+"""Scripted experts for the desk's tasks: they read privileged state, for demonstrations and judging."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from embodied.envs.desk import HALF, OPENING, STEP, Desk
+
+Script = Iterator[np.ndarray]
+SHUT, WIDE, GRIP = 0.0, 0.072, 0.025  # openings sent, m; GRIP is narrower than a cube
+OVER = np.array([0.0, 0.0, 0.09])
+
+
+def expert(world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> Callable[[Desk], np.ndarray]:
+    """A function from the world, as it is now, to the next action; make a new one after every reset.
+
+    Args:
+        world: the world that will be acted in, just reset.
+        noise: standard deviation of Gaussian noise on every entry of the action, in [-1, 1] units.
+        rng: where the noise comes from; needed when `noise` is not zero.
+    """
+    if noise and rng is None:
+        raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
+    script = _forever(world, _SCRIPTS[world.task](world))
+
+    def act(current: Desk) -> np.ndarray:
+        if current is not world:
+            raise ValueError("expert: act must get the world that the expert was made for. Make one for each world.")
+        action = next(script)
+        if noise and rng is not None:
+            action = action + noise * rng.normal(size=action.shape)
+        return np.clip(action, -1, 1).astype(np.float32)
+
+    return act
+
+
+def _forever(world: Desk, script: Script) -> Script:
+    """The script, then rest, with the gripper as it last was; a task that comes undone is started again."""
+    action = _action(world, world.site("tip"), SHUT)
+    while True:
+        for action in script:
+            yield action
+        rest = np.concatenate([np.zeros(world.action_dim - 1), action[-1:]])
+        yield rest
+        while world.success():
+            yield rest
+        script = _SCRIPTS[world.task](world)
+
+
+def _action(world: Desk, goal: np.ndarray, opening: float) -> np.ndarray:
+    """(A,) at most one step towards a tip position, m, the gripper's direction kept."""
+    move = (goal - world.sent) / STEP
+    move /= max(1.0, float(np.abs(move).max()))
+    return np.concatenate([move, np.zeros(world.action_dim - 4), [2 * opening / OPENING - 1]])
+
+
+def _go(
+    world: Desk, goal: Callable[[], np.ndarray], opening: float, *, within: float = 0.012, steps: int = 30
+) -> Script:
+    """Move the tip to a place, which may itself move, until it is `within` m of it or `steps` have passed."""
+    for _ in range(steps):
+        yield _action(world, goal(), opening)
+        if np.linalg.norm(goal() - world.site("tip")) < within:
+            return
+
+
+def _up(world: Desk, opening: float, height: float = 0.12) -> Script:
+    at = world.site("tip").copy()
+    at[2] = max(at[2], height)
+    yield from _go(world, lambda: at, opening)
+
+
+def _pick(world: Desk, cube: str) -> Script:
+    """Until the cube is between the fingers, on the desk or wherever it lies."""
+    while not world.held(cube):
+        if world.site("tip")[2] < world.cube(cube)[2] + 0.06:
+            yield from _up(world, WIDE, world.cube(cube)[2] + 0.08)
+        yield from _go(world, lambda: world.cube(cube) + OVER, WIDE)
+        yield from _go(world, lambda: world.cube(cube) - [0, 0, 0.004], WIDE, within=0.008, steps=10)
+        for _ in range(6):
+            yield _action(world, world.sent, GRIP)
+            if world.held(cube):
+                break
+
+
+def _carry(world: Desk, cube: str, goal: Callable[[], np.ndarray], *, within: float = 0.012) -> Script:
+    """Bring a held cube's centre to a place; stops early when it is dropped."""
+    for action in _go(world, lambda: world.site("tip") + goal() - world.cube(cube), GRIP, within=within, steps=40):
+        if not world.held(cube):
+            return
+        yield action
+
+
+def _release(world: Desk) -> Script:
+    for _ in range(3):
+        yield _action(world, world.sent, WIDE)
+    yield from _up(world, WIDE)
+
+
+def _reach(world: Desk) -> Script:
+    yield from _go(world, lambda: world.cube(world.target) + OVER, SHUT)
+    yield from _go(world, lambda: world.cube(world.target) + [0, 0, HALF + 0.004], SHUT, within=0.003)
+
+
+def _push(world: Desk) -> Script:
+    """Slide the red cube over the desk between the fingers."""
+    yield from _pick(world, "red")
+    yield from _carry(world, "red", lambda: world.site("mark") + [0, 0, HALF])
+    yield from _release(world)
+
+
+def _press(world: Desk) -> Script:
+    yield from _go(world, lambda: world.site("button") + [0, 0, 0.04], SHUT)
+    yield from _go(world, lambda: world.site("button") - [0, 0, 0.04], SHUT, steps=8)
+
+
+def _drawer(world: Desk) -> Script:
+    """One finger behind the handle, one before it; shut them and pull."""
+    bar = np.array([0, -0.024, 0.0])
+    yield from _go(world, lambda: world.site("handle") + bar + OVER, 0.045)
+    yield from _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008)
+    for _ in range(3):
+        yield _action(world, world.sent, 0.012)
+    for _ in range(20):
+        if world.drawer > 0.12:
+            return
+        yield _action(world, world.sent - [0, STEP, 0], 0.012)
+
+
+def _close(world: Desk) -> Script:
+    before = np.array([0, -0.075, 0.0])
+    yield from _go(world, lambda: world.site("handle") + before + OVER, SHUT)
+    yield from _go(world, lambda: world.site("handle") + before, SHUT)
+    for _ in range(20):
+        if world.drawer < 0.004:
+            return
+        yield _action(world, world.sent + [0, STEP, 0], SHUT)
+
+
+def _lift(world: Desk) -> Script:
+    yield from _pick(world, world.target)
+    yield from _up(world, GRIP, 0.16)
+
+
+def _place(world: Desk) -> Script:
+    yield from _pick(world, world.target)
+    yield from _up(world, GRIP, 0.1)
+    yield from _carry(world, world.target, lambda: world.site("tray") + [0, 0, HALF + 0.06], within=0.02)
+    yield from _carry(world, world.target, lambda: world.site("tray") + [0, 0, HALF + 0.004])
+    yield from _release(world)
+
+
+def _stack(world: Desk) -> Script:
+    below = world.target
+    yield from _pick(world, "red")
+    yield from _up(world, GRIP, 0.11)
+    yield from _carry(world, "red", lambda: world.cube(below) + [0, 0, 2 * HALF + 0.05], within=0.01)
+    yield from _carry(world, "red", lambda: world.cube(below) + [0, 0, 2 * HALF + 0.002], within=0.006)
+    yield from _release(world)
+
+
+_SCRIPTS: dict[str, Callable[[Desk], Script]] = {
+    "reach": _reach, "push": _push, "press": _press, "drawer": _drawer, "close": _close, "lift": _lift,
+    "place": _place, "stack": _stack,
+}  # fmt: skip
