@@ -8,7 +8,7 @@ import gymnasium
 _WORLDS: dict[str, tuple[str, dict[str, str], int]] = {
     "cartpole": ("embodied.envs.cartpole:CartPole", {}, 100),
     **{f"reacher-{c}": ("embodied.envs.reacher:Reacher", {"task": c}, 50) for c in ("red", "green", "blue", "yellow")},
-    "humanoid-stand": ("embodied.envs.humanoid:Humanoid", {"task": "stand"}, 100),
+    **{f"humanoid-{t}": ("embodied.envs.humanoid:Humanoid", {"task": t}, 100) for t in ("stand", "kneel")},
     **{
         f"desk-{task}": ("embodied.envs.desk:Desk", {"task": task}, steps)
         for task, steps in (

@@ -12,7 +12,7 @@ from embodied.envs.world import World, graded
 
 COLOURS = ("red", "green", "blue", "yellow")
 UPPER, LOWER = 0.3, 0.27  # metres
-TOUCH = 0.06  # metres between the tip and a ball's middle, seen from above: the ball's radius
+TOUCH = 0.07  # metres between the tip and a ball's middle, seen from above: the ball's radius and half the tip's
 STRAIGHT, FOLDED = 0.3, 2.2  # elbow angle, radians
 SPEED = 4.0  # rad/s at action 1
 _NEAR, _FAR, _APART = 0.2, 0.53, 0.17  # metres: where balls lie, how far from each other
@@ -22,7 +22,8 @@ _TARGET = np.array([0.0, 0.0, 0.0])
 class Reacher(World):
     """Turn shoulder and elbow (two speeds, -1 to 1) so that the tip rests on the ball of the task's colour.
 
-    `state`: cosine and sine of both angles, both velocities, the tip (2), the ball relative to the tip (2).
+    `state`: cosine and sine of both angles, both velocities, the tip (2), the ball relative to the tip in the
+    upper arm's axes (2).
     `agent_pos`: the same without the ball.
 
     Args:
@@ -41,6 +42,7 @@ class Reacher(World):
         super().__init__(**kwargs)
 
     def _setup(self) -> None:
+        self._upper = self.model.body("upper").id
         self._tip_site = self.model.site("tip").id
         self._balls = {colour: int(self.model.body(colour).mocapid[0]) for colour in COLOURS}
 
@@ -70,7 +72,8 @@ class Reacher(World):
         return self.data.mocap_pos[self._balls[colour], :2]
 
     def _state(self) -> np.ndarray:
-        return np.concatenate([self._proprio(), self._ball(self.task) - self._tip()]).astype(np.float32)
+        axes = self.data.xmat[self._upper].reshape(3, 3)[:2, :2]  # learners need not learn that turning changes nothing
+        return np.concatenate([self._proprio(), (self._ball(self.task) - self._tip()) @ axes]).astype(np.float32)
 
     def _proprio(self) -> np.ndarray:
         angles, speeds = self.data.qpos[:2], self.data.qvel[:2]
