@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Heavy and stateless: images and texts in, unit vectors of one space out."""
 
@@ -45,6 +46,7 @@ class Features:
         return next(iter(self.views.values()))
 
 
+@runtime_checkable
 class Head(Protocol):
     """Light: features in, one potential per step out; higher is better, units are the head's own."""
 
@@ -53,6 +55,7 @@ class Head(Protocol):
     def score(self, features: Features) -> Float[Tensor, "B T"]: ...
 
 
+@runtime_checkable
 class Shaping(Protocol):
     """The one conversion from potential to reward (see `rewards.shaping`)."""
 
@@ -64,6 +67,7 @@ class Shaping(Protocol):
     ) -> Float[Tensor, "*S"]: ...
 
 
+@runtime_checkable
 class Combine(Protocol):
     """Several potentials into one (see `rewards.combine`)."""
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from jaxtyping import Float
@@ -153,7 +156,7 @@ class OpenCLIPEncoder(_Encoder):
         where = type(self).__name__
         open_clip = import_open_clip()
         towers, source = load_open_clip(model, pretrained), open_clip_source(model)
-        with _explain_missing(f"{where}: tokenizer", model, _put_folder(source.partition(":")[2] or source)):
+        with _explain_missing(f"{where}: the tokenizer of", model, _put_folder(source.partition(":")[2] or source)):
             self._tokenizer = open_clip.get_tokenizer(source)
         self.context_length = self._tokenizer.context_length
         self.dim = open_clip.get_model_config(source)["embed_dim"]
@@ -456,11 +459,28 @@ def _put_folder(hub_id: str) -> str:
 
 @contextmanager
 def _explain_missing(where: str, name: str, put: str) -> Iterator[None]:
-    """Say what to download and where to put it, whatever way a download failed."""
+    """Say what to download and where to put it, whatever way a download failed; without a network, at once."""
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)  # else it retries for a minute
     try:
         yield
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise FileNotFoundError(
-            f"{where}: {name!r} is not on this machine and cannot be fetched ({reason}). {put}"
+            f"{where} {name!r} is not on this machine and was not fetched. {put} ({reason})"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _reachable(url: str) -> bool:
+    """Whether a server answers; taken for granted behind a proxy."""
+    if getproxies():
+        return True
+    try:
+        socket.create_connection((urlsplit(url).hostname, 443), timeout=3).close()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,57 @@
+"""The ground floor imports neither the upper floor nor its neighbour."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FORBIDDEN = {"rewards": {"embodied", "policies"}, "policies": {"embodied", "rewards"}}
+
+
+def imported(file: Path) -> set[str]:
+    """Top-level packages that a file imports anywhere, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def test_the_parser_sees_imports_inside_functions(tmp_path):
+    file = tmp_path / "sample.py"
+    file.write_text("import a.b\nfrom c.d import e\ndef f():\n    import g as h\n")
+    assert imported(file) == {"a", "c", "g"}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_ground_floor_stays_on_the_ground(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    crossing = {str(file.relative_to(ROOT)): imported(file) & FORBIDDEN[package] for file in files}
+    assert not {file: names for file, names in crossing.items() if names}
+
+
+def test_only_encoders_know_the_model_libraries():
+    knowing = {
+        file.name for file in (ROOT / "rewards").rglob("*.py") if imported(file) & {"open_clip", "transformers", "timm"}
+    }
+    assert knowing == {"encoders.py"}
+
+
+@pytest.mark.parametrize("package", ["rewards", "policies"])
+def test_each_ground_floor_room_works_alone(package):
+    """Importing every module of it loads neither the other nor, before it is asked for, a model library."""
+    modules = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / package).rglob("*.py")]
+    modules = [name.removesuffix(".__init__") for name in modules]
+    strangers = sorted(FORBIDDEN[package] | {"open_clip", "transformers"})
+    code = (
+        f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
+        f"loaded = set({strangers!r}) & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
