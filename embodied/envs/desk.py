@@ -10,9 +10,9 @@ import numpy as np
 from gymnasium import spaces
 
 from embodied.envs import desk_random
+from embodied.envs.desk_random import CUBES, HALF
 from embodied.envs.world import World
 
-CUBES = ("red", "green", "blue")
 EPISODE_STEPS = {
     "reach": 50, "push": 80, "press": 50, "drawer": 50, "close": 50, "lift": 80, "place": 120, "stack": 150,
 }  # fmt: skip
@@ -32,7 +32,6 @@ BOX_LOW, BOX_HIGH = np.array([-0.17, -0.27, 0.012]), np.array([0.25, 0.27, 0.32]
 STEP, LEASH = 0.02, 0.05
 TURN, MAX_TILT = 0.1, 1.4  # rad per action; rad from pointing down
 OPENING = 0.08
-HALF = 0.02  # half a cube's edge
 RAISED = np.array([0, 0, HALF])
 START = np.array([-0.05, 0.0, 0.2])
 DRAWER_OPEN, DRAWER_CLOSED, DRAWER_RANGE = 0.09, 0.012, 0.15

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from embodied.envs.desk import Desk
 
 CUBES = ("red", "green", "blue")
-HALF = 0.02
+HALF = 0.02  # half a cube's edge, m
 ON_DESK, IN_TRAY, STACKED = HALF, HALF + 0.006, 2 * HALF  # heights of a resting cube's centre, m
 NEUTRAL = (
     "desk_edge", "wall", "floor", "arm", "joint", "accent", "cabinet", "drawer", "handle", "socket", "tray",

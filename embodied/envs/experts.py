@@ -9,8 +9,9 @@ import numpy as np
 from embodied.envs.desk import HALF, OPENING, STEP, Desk
 
 Script = Iterator[np.ndarray]
-SHUT, WIDE, GRIP = 0.0, 0.072, 0.025  # openings sent, m; GRIP is narrower than a cube
-OVER = np.array([0.0, 0.0, 0.09])
+SHUT, WIDE, GRIP = 0.0, 0.072, 0.005  # openings sent, m; GRIP is narrower than a cube
+LEFT, UP = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
+OVER = 0.09 * UP
 
 
 def expert(world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> Callable[[Desk], np.ndarray]:
@@ -42,10 +43,10 @@ def _forever(world: Desk, script: Script) -> Script:
     while True:
         for action in script:
             yield action
-        rest = np.concatenate([np.zeros(world.action_dim - 1), action[-1:]])
-        yield rest
+        place, opening = world.sent.copy(), (action[-1] + 1) * OPENING / 2
+        yield _action(world, place, opening)
         while world.success():
-            yield rest
+            yield _action(world, place, opening)
         script = _SCRIPTS[world.task](world)
 
 
@@ -78,7 +79,7 @@ def _pick(world: Desk, cube: str) -> Script:
         if world.site("tip")[2] < world.cube(cube)[2] + 0.06:
             yield from _up(world, WIDE, world.cube(cube)[2] + 0.08)
         yield from _go(world, lambda: world.cube(cube) + OVER, WIDE)
-        yield from _go(world, lambda: world.cube(cube) - [0, 0, 0.004], WIDE, within=0.008, steps=10)
+        yield from _go(world, lambda: world.cube(cube) - 0.004 * UP, WIDE, within=0.008, steps=10)
         for _ in range(6):
             yield _action(world, world.sent, GRIP)
             if world.held(cube):
@@ -101,42 +102,42 @@ def _release(world: Desk) -> Script:
 
 def _reach(world: Desk) -> Script:
     yield from _go(world, lambda: world.cube(world.target) + OVER, SHUT)
-    yield from _go(world, lambda: world.cube(world.target) + [0, 0, HALF + 0.004], SHUT, within=0.003)
+    yield from _go(world, lambda: world.cube(world.target) + HALF * UP, SHUT, within=0.006)
 
 
 def _push(world: Desk) -> Script:
     """Slide the red cube over the desk between the fingers."""
     yield from _pick(world, "red")
-    yield from _carry(world, "red", lambda: world.site("mark") + [0, 0, HALF])
+    yield from _carry(world, "red", lambda: world.site("mark") + HALF * UP)
     yield from _release(world)
 
 
 def _press(world: Desk) -> Script:
-    yield from _go(world, lambda: world.site("button") + [0, 0, 0.04], SHUT)
-    yield from _go(world, lambda: world.site("button") - [0, 0, 0.04], SHUT, steps=8)
+    yield from _go(world, lambda: world.site("button") + 0.04 * UP, SHUT)
+    yield from _go(world, lambda: world.site("button") - 0.04 * UP, SHUT, steps=8)
 
 
 def _drawer(world: Desk) -> Script:
     """One finger behind the handle, one before it; shut them and pull."""
-    bar = np.array([0, -0.024, 0.0])
+    bar = -0.024 * LEFT
     yield from _go(world, lambda: world.site("handle") + bar + OVER, 0.045)
-    yield from _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008)
+    yield from _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008, steps=10)
     for _ in range(3):
         yield _action(world, world.sent, 0.012)
     for _ in range(20):
         if world.drawer > 0.12:
             return
-        yield _action(world, world.sent - [0, STEP, 0], 0.012)
+        yield _action(world, world.sent - STEP * LEFT, 0.012)
 
 
 def _close(world: Desk) -> Script:
-    before = np.array([0, -0.075, 0.0])
+    before = -0.075 * LEFT
     yield from _go(world, lambda: world.site("handle") + before + OVER, SHUT)
     yield from _go(world, lambda: world.site("handle") + before, SHUT)
     for _ in range(20):
         if world.drawer < 0.004:
             return
-        yield _action(world, world.sent + [0, STEP, 0], SHUT)
+        yield _action(world, world.sent + STEP * LEFT, SHUT)
 
 
 def _lift(world: Desk) -> Script:
@@ -147,8 +148,8 @@ def _lift(world: Desk) -> Script:
 def _place(world: Desk) -> Script:
     yield from _pick(world, world.target)
     yield from _up(world, GRIP, 0.1)
-    yield from _carry(world, world.target, lambda: world.site("tray") + [0, 0, HALF + 0.06], within=0.02)
-    yield from _carry(world, world.target, lambda: world.site("tray") + [0, 0, HALF + 0.004])
+    yield from _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.06) * UP, within=0.02)
+    yield from _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.004) * UP)
     yield from _release(world)
 
 
@@ -156,8 +157,8 @@ def _stack(world: Desk) -> Script:
     below = world.target
     yield from _pick(world, "red")
     yield from _up(world, GRIP, 0.11)
-    yield from _carry(world, "red", lambda: world.cube(below) + [0, 0, 2 * HALF + 0.05], within=0.01)
-    yield from _carry(world, "red", lambda: world.cube(below) + [0, 0, 2 * HALF + 0.002], within=0.006)
+    yield from _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.05) * UP, within=0.01)
+    yield from _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.002) * UP, within=0.006)
     yield from _release(world)
 
 
