@@ -1,0 +1,384 @@
+"""What a person looks at: videos with the reward drawn in, and one self-contained page per run."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import av
+import numpy as np
+import yaml
+from PIL import Image, ImageDraw, ImageFont
+
+from embodied.charts import Series, interval_bar, line_chart, number, sparkline
+from embodied.divergence import ALARM
+
+STRIP = 112  # height of the reward strip below a video frame, px
+MIN_WIDTH = 320  # smaller frames are enlarged, px
+SHOWN_VIDEOS, STILLS = 4, 6
+WIDE = 980  # px, of a chart that has a row to itself
+INK, SOFT, LINE, FAINT, GROUND = (232, 235, 240), (152, 162, 176), (94, 161, 255), (52, 60, 74), (14, 17, 22)
+
+
+def write_video(
+    path: Path | str,
+    frames: Iterable[np.ndarray],
+    rewards: Sequence[float] | np.ndarray,
+    *,
+    title: str = "",
+    fps: int = 20,
+) -> None:
+    """Write an H.264 mp4 with the reward curve and its current value below the picture.
+
+    Args:
+        path: the file; nothing appears there before it is complete.
+        frames: T pictures, (H, W, 3) uint8 RGB, of one size.
+        rewards: (T,) one per frame, or (T - 1,) one per action: then the first frame has none.
+        title: drawn above the curve.
+        fps: frames a second.
+
+    Raises:
+        ValueError: no frames, another number of rewards, or a reward that is not finite.
+        TypeError: frames that are not uint8 (H, W, 3).
+    """
+    path, pictures = Path(path), list(frames)
+    values = np.asarray(rewards, np.float64).ravel()
+    if not pictures or len(values) not in (len(pictures), len(pictures) - 1):
+        raise ValueError(
+            f"write_video: rewards must be one per frame or one fewer; got {len(values)} for {len(pictures)}."
+        )
+    if not np.isfinite(values).all():
+        raise ValueError("write_video: rewards must be finite.")
+    for picture in pictures:
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape != (*pictures[0].shape[:2], 3):
+            raise TypeError(
+                f"write_video: frames must be uint8 (H, W, 3) of one size; got {picture.dtype} {picture.shape}."
+            )
+    height, width = pictures[0].shape[:2]
+    scale = max(1, math.ceil(MIN_WIDTH / width))
+    height, width = height * scale // 2 * 2, width * scale // 2 * 2  # H.264 wants even sizes
+    strip = _RewardStrip(values, len(pictures), width, title)
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
+            stream.width, stream.height, stream.pix_fmt = width, height + STRIP, "yuv420p"
+            canvas = Image.new("RGB", (width, height + STRIP), GROUND)
+            for index, picture in enumerate(pictures):
+                image = Image.fromarray(picture)
+                canvas.paste(image if image.size == (width, height) else image.resize((width, height)), (0, 0))
+                canvas.paste(strip.draw(index), (0, height))
+                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+            container.mux(stream.encode(None))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+class _RewardStrip:
+    """The curve below a video: all of it faintly, the part so far brightly."""
+
+    def __init__(self, values: np.ndarray, frames: int, width: int, title: str) -> None:
+        self._values, self._skip = values, frames - len(values)
+        low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+        span = high - low if high - low > 1e-9 else 1.0
+        x = 14 + np.arange(len(values)) / max(len(values) - 1, 1) * (width - 28)
+        y = STRIP - 16 - (values - low) / span * (STRIP - 70)
+        self._points = list(zip(x.tolist(), y.tolist(), strict=True))
+        self._value_font, small = ImageFont.load_default(19), ImageFont.load_default(13)
+        self._base = Image.new("RGB", (width, STRIP), GROUND)
+        draw = ImageDraw.Draw(self._base)
+        room = width - 28 - 110
+        while title and draw.textlength(title, small) > room:
+            title = title[:-2].rstrip() + "…"
+        draw.text((14, 10), title, SOFT, small)
+        draw.text((width - 14, 32), "reward", SOFT, ImageFont.load_default(11), anchor="rt")
+        if len(self._points) > 1:
+            draw.line(self._points, FAINT, 2)
+
+    def draw(self, index: int) -> Image.Image:
+        """The strip at one frame."""
+        image, at = self._base.copy(), index - self._skip
+        if at >= 0:
+            draw = ImageDraw.Draw(image)
+            if at:
+                draw.line(self._points[: at + 1], LINE, 3, joint="curve")
+            x, y = self._points[at]
+            draw.ellipse((x - 4, y - 4, x + 4, y + 4), INK)
+            draw.text((image.width - 14, 8), f"{self._values[at]:.3f}", INK, self._value_font, anchor="rt")
+        return image
+
+
+def write_report(run_folder: Path | str) -> Path:
+    """Write `report.html` into a run folder, from the files that are there.
+
+    Reads config.yaml, run.json, progress.csv, evaluations.jsonl and videos/*.mp4; each part appears once its file
+    does, so a run that was stopped has a report too. Needs no network to be looked at.
+
+    Args:
+        run_folder: of `embodied train` or `embodied evaluate`.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"write_report: run_folder must be a run's folder; got {folder}, which does not exist.")
+    config = yaml.safe_load(_text(folder / "config.yaml")) or {}
+    about = json.loads(_text(folder / "run.json") or "{}")
+    progress = read_progress(folder / "progress.csv")
+    evaluations = [json.loads(line) for line in _text(folder / "evaluations.jsonl").splitlines() if line.strip()]
+    sections = (
+        _curves(progress, evaluations),
+        _videos(sorted((folder / "videos").glob("*.mp4"), key=lambda p: p.stat().st_mtime)),
+        _components(progress),
+        _facts(about),
+        _config(config),
+    )
+    goal = _goal(config)
+    page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
+        title=escape(f"{goal} · embodied"),
+        eyebrow=escape(" · ".join(str(x) for x in ("embodied", about.get("verb", "run"), folder.resolve().name))),
+        heading=escape(goal),
+        tags=_tags(config, about, progress),
+        result=_result(evaluations),
+        warnings=_warnings(about, progress),
+        body="\n".join(section for section in sections if section),
+    )
+    part = folder / "report.html.part"
+    try:
+        part.write_text(page, "utf-8")
+        part.replace(folder / "report.html")
+    finally:
+        part.unlink(missing_ok=True)
+    return folder / "report.html"
+
+
+def read_progress(path: Path) -> dict[str, tuple[list[float], list[float]]]:
+    """SB3's progress.csv as key -> (steps, values), leaving out what is empty or not a number."""
+    columns: dict[str, tuple[list[float], list[float]]] = {}
+    for row in csv.DictReader(io.StringIO(_text(path))):
+        step = _float(row.get("time/total_timesteps"))
+        for key, text in row.items():
+            value = _float(text)
+            if key and step is not None and value is not None:
+                xs, ys = columns.setdefault(key, ([], []))
+                xs.append(step)
+                ys.append(value)
+    return columns
+
+
+# Sections -----------------------------------------------------------------------------------------------
+
+
+def _goal(config: Mapping[str, Any]) -> str:
+    """The run in one sentence: the goal text, else the world's name."""
+    reward = config.get("reward") or {}
+    goal = reward.get("goal") or reward.get("goals")
+    if isinstance(goal, Mapping):
+        goal = list(goal.values())
+    if isinstance(goal, list):
+        goal = " / ".join(str(g) for g in goal)
+    return f"“{goal}”" if goal else _world(config)
+
+
+def _world(config: Mapping[str, Any]) -> str:
+    env = config.get("env") or {}
+    return str(env.get("id", "a run") if isinstance(env, Mapping) else env)
+
+
+def _tags(config: Mapping[str, Any], about: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
+    names = {part: _target(config.get(part)) for part in ("reward", "encoder", "policy")}
+    shown: dict[str, Any] = {"world": _world(config), **names, "seed": config.get("seed", about.get("seed"))}
+    if xs := progress.get("time/total_timesteps", ([], []))[0]:
+        shown["steps"] = number(xs[-1])
+    if seconds := progress.get("time/time_elapsed", ([], []))[1]:
+        shown["time"] = _duration(seconds[-1])
+    if fps := progress.get("time/fps", ([], []))[1]:
+        shown["steps/s"] = number(fps[-1])
+    if (status := about.get("status")) not in (None, "finished", "done"):
+        shown["status"] = status
+    return "".join(f"<span><b>{escape(k)}</b>{escape(str(v))}</span>" for k, v in shown.items() if v not in (None, ""))
+
+
+def _target(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        return str(part or "")
+    target = part.get("_target_") or ("" if part.get("goal") else "the task's own")
+    return str(part.get("model") or part.get("name") or str(target).rpartition(".")[2])
+
+
+def _result(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    if not evaluations:
+        return '<p class="note">not evaluated yet</p>'
+    last = evaluations[-1]
+    rate, low, high, n = (last[k] for k in ("success_rate", "ci_low", "ci_high", "episodes"))
+    if rate is None:
+        text = f"mean return of {n} episodes under the task's own reward; this world does not tell success"
+        return f'<strong>{number(last["mean_env_reward"])}</strong><p class="note">{text}</p>'
+    return (
+        f"<strong>{100 * rate:.0f}<small>%</small></strong>{interval_bar(rate, low, high)}"
+        f'<p class="note">success in {round(rate * n)} of {n} episodes<br>95 % interval {low:.0%} to {high:.0%}</p>'
+    )
+
+
+def _warnings(about: Mapping[str, Any], progress: Mapping[str, tuple[list[float], list[float]]]) -> str:
+    texts = [str(text) for text in about.get("warnings", [])]
+    steps, values = progress.get("reward/divergence", ([], []))
+    if not texts and any(value > ALARM for value in values):
+        first = next(step for step, value in zip(steps, values, strict=True) if value > ALARM)
+        texts = [
+            f"From step {number(first)} the reward learned from rose while the true result fell, by up to "
+            f"{max(values):.1f} standard errors. The policy may be exploiting the reward: look at the videos."
+        ]
+    if not texts:
+        return ""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<div class="warning" role="alert"><b>Warning</b><ul>{items}</ul></div>'
+
+
+def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations: Sequence[Mapping[str, Any]]) -> str:
+    cards = []
+    points = [e for e in evaluations if e.get("steps") is not None and e["success_rate"] is not None]
+    rollout = progress.get("rollout/success_rate")
+    lines = [
+        Series("evaluation", *([float(e[k]) for e in points] for k in ("steps", "success_rate", "ci_low", "ci_high")))
+    ]
+    if points:
+        note = "At fixed checkpoints, deterministic policy; the band is the 95 % interval."
+        cards.append(
+            _card("Success", note, line_chart(lines, x_label="steps", percent=True, marks=True, colour=3, width=WIDE))
+        )
+    elif rollout:
+        chart = line_chart([Series("training", *rollout)], x_label="steps", percent=True, colour=3, width=WIDE)
+        cards.append(_card("Success", "Of training episodes, with exploration noise.", chart))
+    for key, title, note, colour in (
+        ("rollout/ep_rew_mean", "Reward learned from", "Mean return of training episodes.", 1),
+        ("rollout/ep_gt_rew_mean", "The task's own reward", "Same episodes; never learned from, only watched.", 2),
+    ):
+        if key in progress:
+            cards.append(
+                _card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour))
+            )
+    return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
+
+
+def _videos(paths: Sequence[Path]) -> str:
+    if not paths:
+        return ""
+    figures = []
+    for path in paths[-SHOWN_VIDEOS:]:
+        data = base64.b64encode(path.read_bytes()).decode()
+        figures.append(
+            f'<figure><video controls autoplay muted loop playsinline src="data:video/mp4;base64,{data}"></video>'
+            f"<figcaption>{escape(path.stem.replace('_', ' ').replace('-', ' '))}</figcaption></figure>"
+        )
+    stills = "".join(f'<img alt="still {i + 1}" src="{src}">' for i, src in enumerate(_stills(paths[-1])))
+    more = f" The newest {SHOWN_VIDEOS} of {len(paths)}." if len(paths) > SHOWN_VIDEOS else ""
+    return _card(
+        "Episodes",
+        f"With the reward drawn in.{more} Below, stills of the last one, from start to end.",
+        f'<div class="videos">{"".join(figures)}</div><div class="stills">{stills}</div>',
+    )
+
+
+def _stills(path: Path) -> list[str]:
+    """A few frames of a video as data URLs, evenly spaced, first and last among them."""
+    with av.open(str(path)) as container:
+        images = [frame.to_image() for frame in container.decode(video=0)]
+    chosen = np.linspace(0, len(images) - 1, min(STILLS, len(images))).round().astype(int)
+    urls = []
+    for i in chosen:
+        image, buffer = images[i], io.BytesIO()
+        image = image.crop((0, 0, image.width, image.height - STRIP))
+        image.thumbnail((240, 240))
+        image.save(buffer, "JPEG", quality=82)
+        urls.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+    return urls
+
+
+def _components(progress: Mapping[str, tuple[list[float], list[float]]]) -> str:
+    names = [
+        k.removeprefix("reward/").removesuffix("_mean")
+        for k in progress
+        if k.startswith("reward/") and k.endswith("_mean")
+    ]
+    rows = ""
+    for name in names:
+        means, spreads = progress[f"reward/{name}_mean"][1], progress.get(f"reward/{name}_std", ([], [math.nan]))[1]
+        cells = "".join(f'<td class="n">{number(v)}</td>' for v in (means[0], means[-1], max(means), spreads[-1]))
+        rows += f"<tr><th>{escape(name)}</th><td>{sparkline(means)}</td>{cells}</tr>"
+    if not rows:
+        return ""
+    latency = [progress[k][1][-1] for k in ("reward/latency_ms_p50", "reward/latency_ms_p95") if k in progress]
+    speed = (
+        f" One encoder call takes {number(latency[0])} ms (p95 {number(latency[1])} ms)." if len(latency) == 2 else ""
+    )
+    titles = "".join(f'<th class="n">{t}</th>' for t in ("first", "last", "highest", "spread"))
+    head = f"<thead><tr><th>head</th><th>over time</th>{titles}</tr></thead>"
+    return _card(
+        "Reward components",
+        f"Potential of each head, mean over recent steps.{speed}",
+        f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>',
+    )
+
+
+def _facts(about: Mapping[str, Any]) -> str:
+    """run.json as a table; inner mappings become one line."""
+    rows = ""
+    for key, value in about.items():
+        if key in ("warnings", "verb") or value in (None, "", [], {}):
+            continue
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, ""))
+        elif isinstance(value, list):
+            value = shlex.join(str(v) for v in value)
+        shown = escape(str(value))
+        if key in ("command", "commit"):
+            shown = f"<code>{shown}</code>"
+        rows += f"<tr><th>{escape(key)}</th><td>{shown}</td></tr>"
+    return _card("Where this comes from", "", f'<table class="facts"><tbody>{rows}</tbody></table>') if rows else ""
+
+
+def _config(config: Mapping[str, Any]) -> str:
+    if not config:
+        return ""
+    text = escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    return f'<section class="card"><details><summary>Config</summary><pre>{text}</pre></details></section>'
+
+
+def _card(title: str, note: str, content: str) -> str:
+    note = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'<section class="card"><h2>{escape(title)}</h2>{note}{content}</section>'
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s"
+
+
+def _text(path: Path) -> str:
+    return path.read_text("utf-8") if path.is_file() else ""
+
+
+def _float(text: Any) -> float | None:
+    """A finite number, or None."""
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None

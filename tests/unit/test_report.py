@@ -1,0 +1,215 @@
+"""Videos decode to what was put in; the report shows a run's numbers and asks nothing of the network."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import av
+import numpy as np
+import pytest
+import yaml
+
+from embodied import report
+from embodied.charts import Series, line_chart, number, ticks
+from embodied.report import read_progress, write_report, write_video
+
+COLUMNS = (
+    "time/total_timesteps",
+    "rollout/ep_rew_mean",
+    "rollout/ep_gt_rew_mean",
+    "reward/clip_mean",
+    "reward/clip_std",
+)
+
+
+def frames(count: int, size: int = 64) -> list[np.ndarray]:
+    """A red square that moves right over grey."""
+    pictures = np.full((count, size, size, 3), 128, np.uint8)
+    for i in range(count):
+        pictures[i, 20:40, i * 4 : i * 4 + 16] = (220, 20, 20)
+    return list(pictures)
+
+
+def decode(path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].codec_context.name == "h264"
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def run_folder(path, **about):
+    """A small finished run."""
+    (path / "videos").mkdir(parents=True)
+    config = {
+        "env": {"id": "embodied/desk-drawer-v0"},
+        "reward": {"_target_": "rewards.clip_goal.clip_scorer", "goal": "the drawer is <open> & bright"},
+        "encoder": {"_target_": "rewards.encoders.embedded_encoder"},
+        "policy": {"_target_": "policies.sb3.sac"},
+        "seed": 3,
+    }
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    values = {"verb": "train", "status": "finished", "commit": "abc123", "versions": {"torch": "2.13.0"}}
+    values |= {"command": ["embodied", "train", "reward.goal=the drawer"], "hardware": {"cpu": "Some CPU", "gpu": None}}
+    (path / "run.json").write_text(json.dumps(values | about))
+    rows = [",".join(COLUMNS), "1000,1.5,2.5,0.25,0.01", "2000,,3.5,0.5,nan", "3000,4.5,3,0.75,0.02"]
+    (path / "progress.csv").write_text("\n".join(rows) + "\n")
+    summary = {"ci_low": 0.8, "ci_high": 0.95, "episodes": 50, "mean_reward": 1.0, "mean_env_reward": 2.0}
+    lines = [json.dumps({"steps": s, "success_rate": r} | summary) for s, r in ((1000, 0.1), (3000, 0.9))]
+    (path / "evaluations.jsonl").write_text("\n".join(lines) + "\n")
+    write_video(path / "videos" / "final-episode0-success.mp4", frames(8), np.linspace(0, 1, 8), title="final")
+    return path
+
+
+@pytest.mark.parametrize("fewer", [0, 1])
+def test_a_video_shows_the_frames_and_the_reward_so_far(tmp_path, fewer):
+    path = tmp_path / "deep" / "episode.mp4"
+    write_video(path, frames(10), np.linspace(-1, 1, 10 - fewer), title="“the drawer is open”")
+    shown = decode(path)
+    assert len(shown) == 10
+    assert shown[0].shape == (320 + report.STRIP, 320, 3)
+    for i, picture in enumerate(shown):  # five times larger
+        red = picture[150, (i * 4 + 8) * 5].astype(int)
+        assert red[0] > 180
+        assert red[1] < 60
+    bright = [int((p[320 + 40 :, :, 2] > 180).sum()) for p in shown]
+    assert bright[-1] > bright[1]  # the curve so far grows
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_odd_sizes_are_cut_to_even_ones(tmp_path):
+    write_video(tmp_path / "v.mp4", [np.zeros((333, 501, 3), np.uint8)] * 2, [0.0, 0.0])
+    assert decode(tmp_path / "v.mp4")[0].shape == (332 + report.STRIP, 500, 3)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "rewards", "error", "text"),
+    [
+        ([], [], ValueError, "rewards must be one per frame"),
+        (frames(5), [0.0] * 3, ValueError, "got 3 for 5"),
+        (frames(2), [0.0, np.nan], ValueError, "must be finite"),
+        ([np.zeros((8, 8, 3), np.float32)], [0.0], TypeError, r"uint8 \(H, W, 3\).*got float32"),
+        ([np.zeros((3, 8, 8), np.uint8)], [0.0], TypeError, "of one size"),
+    ],
+)
+def test_a_bad_video_is_refused_before_a_file_appears(tmp_path, pictures, rewards, error, text):
+    with pytest.raises(error, match=text):
+        write_video(tmp_path / "v.mp4", pictures, rewards)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
+    def fail(self, index):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report._RewardStrip, "draw", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_video(tmp_path / "v.mp4", frames(2), [0.0, 1.0])
+    assert list(tmp_path.iterdir()) == []
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "poster", "srcset")]
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
+    page = write_report(run_folder(tmp_path / "run")).read_text("utf-8")
+    tags = Tags()
+    tags.feed(page)
+    assert tags.open == []
+    assert all(link.startswith("data:") for link in tags.links)
+    assert not re.search(r"https?://|url\(|@import", page)
+    assert sum(link.startswith("data:video/mp4") for link in tags.links) == 1
+    assert sum(link.startswith("data:image/jpeg") for link in tags.links) == report.STILLS
+    for text in (
+        "the drawer is &lt;open&gt; &amp; bright", "<strong>90<small>%", "45 of 50", "80% to 95%", "clip_scorer",
+        "embedded_encoder", "policies.sb3.sac", "embodied/desk-drawer-v0", "abc123", "torch 2.13.0", "Some CPU",
+        "embodied train &#x27;reward.goal=the drawer&#x27;", "Reward learned from", "own reward",
+        "final episode0 success",
+    ):  # fmt: skip
+        assert text in page, text
+    assert "Warning" not in page
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"report.html"}
+    assert not list((tmp_path / "run").glob("*.part"))
+
+
+def test_a_report_of_a_run_that_wrote_nothing_yet(tmp_path):
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "not evaluated yet" in page
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        write_report(tmp_path / "nowhere")
+
+
+def test_a_world_that_does_not_tell_success(tmp_path):
+    line = {"steps": 10, "success_rate": None, "ci_low": None, "ci_high": None, "episodes": 5, "mean_env_reward": -12.5}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "-12.5" in page
+    assert "does not tell success" in page
+
+
+def test_divergence_is_a_visible_warning(tmp_path):
+    rows = "time/total_timesteps,reward/divergence\n1000,0.5\n2000,3.5\n3000,6.25\n"
+    (tmp_path / "progress.csv").write_text(rows)
+    page = write_report(tmp_path).read_text("utf-8")
+    assert 'role="alert"' in page
+    assert "From step 2000" in page
+    assert "6.2 standard errors" in page
+    (tmp_path / "progress.csv").write_text(rows.replace("3.5", "2.5").replace("6.25", "2.9"))
+    assert 'role="alert"' not in write_report(tmp_path).read_text("utf-8")
+
+
+def test_progress_leaves_out_what_is_empty_or_not_a_number(tmp_path):
+    progress = read_progress(run_folder(tmp_path / "run") / "progress.csv")
+    assert progress["rollout/ep_rew_mean"] == ([1000, 3000], [1.5, 4.5])
+    assert progress["reward/clip_std"] == ([1000, 3000], [0.01, 0.02])
+
+
+def test_a_chart_puts_points_where_they_belong():
+    series = Series("success", [0.0, 50.0, 100.0], [0.0, 0.5, 1.0], [0.0, 0.4, 0.9], [0.1, 0.6, 1.0])
+    svg = ElementTree.fromstring(line_chart([series], x_label="steps", percent=True, marks=True, width=500))
+    line = next(e for e in svg.iter("polyline"))
+    points = [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]
+    assert points == [(56, 206), (270, 110), (484, 14)]
+    tips = [e.text for e in svg.iter("title")]
+    assert tips[1] == "success: 50% (40% to 60%) at 50 steps"
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1e-12, 1e-12], [-5.0, -5.0], [3e6, 3e6 + 1], [7.0]])
+def test_a_chart_of_a_constant_still_draws(values):
+    svg = line_chart([Series("flat", [float(i) for i in range(len(values))], values)], x_label="steps")
+    assert "nan" not in svg
+    assert "inf" not in svg.replace("infinite", "")
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert ticks(0.0, 100.0) == [0, 20, 40, 60, 80, 100]
+    assert ticks(-0.3, 0.9) == pytest.approx([-0.5, -0.25, 0, 0.25, 0.5, 0.75, 1.0])
+    assert [number(v) for v in (0.042134, 1234.0, 98_765.0, 1_200_000.0, 0.0)] == [
+        "0.0421",
+        "1234",
+        "98.8k",
+        "1.2M",
+        "0",
+    ]
+
+
+def test_a_report_of_a_goal_list_names_them_all():
+    assert report._goal({"reward": {"goal": None, "goals": ["a", "b"]}}) == "“a / b”"
+    assert report._goal({"reward": {"goals": {"one": "a"}}}) == "“a”"
+    assert report._goal({"reward": {"_target_": None}, "env": {"id": "cartpole"}}) == "cartpole"
