@@ -50,11 +50,6 @@ class PotentialShaping:
         if self.clip is not None and not (len(self.clip) == 2 and self.clip[0] < self.clip[1]):
             raise ValueError(f"{where}: clip must be [low, high] with low < high; got {list(self.clip)}.")
 
-    @property
-    def needs_current(self) -> bool:
-        """Whether the frame before the first action must be scored too."""
-        return self.kind == "difference"
-
     def __call__(
         self,
         potential: Float[Tensor, "*S"],

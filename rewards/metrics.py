@@ -1,0 +1,153 @@
+"""How good a reward is, without training on it; and intervals for what training gives.
+
+All in float64 NumPy. Undefined rank correlations and AUROCs (a constant input, one class) are NaN unless said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The chance that a random positive scores above a random negative, ties counting half; in [0, 1].
+
+    Args:
+        scores: (N,) any order-preserving numbers.
+        labels: (N,) bool.
+    """
+    scores, labels = _paired(scores, labels, "auroc", "scores", "labels")
+    positive = labels.astype(bool)
+    count = positive.sum()
+    if count in (0, len(labels)):
+        return math.nan
+    rank_sum = _ranks(scores)[positive].sum()
+    return float((rank_sum - count * (count + 1) / 2) / (count * (len(labels) - count)))
+
+
+def epic_distance(rewards: ArrayLike, labels: ArrayLike) -> float:
+    """VLM-RM's EPIC distance to a binary goal label, √(1−ρ)/√2 with ρ Pearson's correlation; 0 best, 1 inverted.
+
+    Source: arXiv 2310.12921 §4.4. For rewards of a state alone EPIC's canonical shaping only shifts them.
+    """
+    rewards, labels = _paired(rewards, labels, "epic_distance", "rewards", "labels")
+    return math.sqrt(max(0.0, 1 - _pearson(rewards, labels)) / 2)
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """Pearson's correlation of the ranks, ties sharing their mean rank; in [-1, 1]."""
+    first, second = _paired(first, second, "spearman", "first", "second")
+    return _pearson(_ranks(first), _ranks(second))
+
+
+def value_order_correlation(scores: ArrayLike, *, rewound: bool = False) -> float:
+    """GVL's VOC: Spearman's correlation of an episode's scores with time; 0 if the scores are constant.
+
+    Args:
+        scores: (T,) in the order in which the frames were shown.
+        rewound: whether they were shown last to first; a good score then falls, and the result is +1 again.
+    Source: arXiv 2411.04549; constant scores give 0 as in budzianowski/opengvl. It measures order, not calibration.
+    """
+    scores = np.asarray(scores, np.float64)
+    correlation = spearman(scores, np.arange(len(scores)))
+    return 0.0 if math.isnan(correlation) else -correlation if rewound else correlation
+
+
+def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
+    """Kendall's τ-b: concordant less discordant pairs over the geometric mean of untied pairs; in [-1, 1].
+
+    Compares all pairs, N² of them: for some thousands of values.
+    """
+    first, second = _paired(first, second, "kendall_tau", "first", "second")
+    signs = [np.sign(np.subtract.outer(values, values)) for values in (first, second)]
+    untied = math.sqrt(np.abs(signs[0]).sum() * np.abs(signs[1]).sum())
+    return float((signs[0] * signs[1]).sum() / untied) if untied else math.nan
+
+
+def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
+    """The share of frames with a true caption among their k most similar ones; frames without one do not count.
+
+    Args:
+        similarity: (N, M) of N frames with M captions.
+        truth: (N, M) bool, which captions hold in which frame.
+        k: 1 to M.
+    """
+    similarity, truth = np.asarray(similarity, np.float64), np.asarray(truth, bool)
+    if similarity.ndim != 2 or similarity.shape != truth.shape:
+        raise ValueError(
+            f"recall_at_k: similarity and truth must be of one shape (N, M); got {similarity.shape}, {truth.shape}."
+        )
+    if not 1 <= k <= similarity.shape[1]:
+        raise ValueError(f"recall_at_k: k must be in 1 to {similarity.shape[1]}, the number of captions; got {k}.")
+    best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    answerable = np.any(truth, axis=1)
+    found = np.any(np.take_along_axis(truth, best, axis=1), axis=1)[answerable]
+    return float(found.mean()) if len(found) else math.nan
+
+
+def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a success rate, within [0, 1]; (0, 1) without trials."""
+    if not 0 <= successes <= trials:
+        raise ValueError(f"wilson_interval: successes must be in 0 to {trials}, the trials; got {successes}.")
+    if trials == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    rate, spread = successes / trials, z * z / trials
+    centre = (rate + spread / 2) / (1 + spread)
+    half = z * math.sqrt(rate * (1 - rate) / trials + spread / (4 * trials)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[..., float] = np.mean,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a statistic.
+
+    Args:
+        values: (N, …) one row per independent thing: an episode, a seed.
+        statistic: rows -> number.
+        confidence: in (0, 1).
+        resamples: how many times rows are drawn with replacement.
+        seed: of the drawing; the same gives the same interval.
+    """
+    rows = np.asarray(values)
+    if rows.ndim == 0 or len(rows) == 0:
+        raise ValueError(f"bootstrap_interval: values must hold at least one row; got shape {rows.shape}.")
+    rng = np.random.default_rng(seed)
+    draws = [statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)]
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1, tied values sharing the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse]
+
+
+def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    scale = math.sqrt((first @ first) * (second @ second))
+    return float(np.clip(first @ second / scale, -1, 1)) if scale > 0 else math.nan
+
+
+def _paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tuple[np.ndarray, np.ndarray]:
+    """Two finite (N,) float64 arrays, N ≥ 1."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
+        raise ValueError(
+            f"{where}: {' and '.join(names)} must be of one shape (N,); got {first.shape}, {second.shape}."
+        )
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
+        raise ValueError(f"{where}: {' and '.join(names)} must be finite; got NaN or infinity.")
+    return first, second
