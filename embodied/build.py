@@ -14,7 +14,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied.errors import UserError, nearest
 
-TARGETS: tuple[str, ...] = ()
+TARGETS: tuple[str, ...] = (
+    "policies.sb3.sac",
+    "policies.sb3.td3",
+    "policies.sb3.dqn",
+    "policies.sb3.ppo",
+    "rewards.clip_goal.clip_scorer",
+    "rewards.clip_goal.contrast_scorer",
+    "rewards.clip_goal.softmax_scorer",
+    "rewards.clip_goal.calibrated_scorer",
+    "rewards.clip_goal.synthesis_scorer",
+    "rewards.encoders.embedded_encoder",
+    "rewards.encoders.OpenCLIPEncoder",
+    "rewards.encoders.TransformersEncoder",
+)
 
 
 def build(config: Mapping[str, Any] | DictConfig, **call_time: Any) -> Any:
