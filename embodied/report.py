@@ -24,6 +24,7 @@ from embodied.divergence import ALARM
 
 STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px
+TRUE_REWARD = "the task's own"
 SHOWN_VIDEOS, STILLS = 4, 6
 WIDE = 980  # px, of a chart that has a row to itself
 INK, SOFT, LINE, FAINT, GROUND = (232, 235, 240), (152, 162, 176), (94, 161, 255), (52, 60, 74), (14, 17, 22)
@@ -122,7 +123,8 @@ class _RewardStrip:
 def write_report(run_folder: Path | str) -> Path:
     """Write `report.html` into a run folder, from the files that are there.
 
-    Reads config.yaml, run.json, progress.csv, evaluations.jsonl and videos/*.mp4; each part appears once its file
+    Reads config.yaml, run.json, progress.csv, evaluations.jsonl, evaluation.json (of `embodied evaluate`, which then
+    is the result) and videos/*.mp4; each part appears once its file
     does, so a run that was stopped has a report too. Needs no network to be looked at.
 
     Args:
@@ -141,6 +143,7 @@ def write_report(run_folder: Path | str) -> Path:
     about = json.loads(_text(folder / "run.json") or "{}")
     progress = read_progress(folder / "progress.csv")
     evaluations = [json.loads(line) for line in _text(folder / "evaluations.jsonl").splitlines() if line.strip()]
+    judged = json.loads(_text(folder / "evaluation.json") or "null") or (evaluations[-1] if evaluations else None)
     sections = (
         _curves(progress, evaluations),
         _videos(sorted((folder / "videos").glob("*.mp4"), key=lambda p: p.stat().st_mtime)),
@@ -154,7 +157,7 @@ def write_report(run_folder: Path | str) -> Path:
         eyebrow=escape(" · ".join(str(x) for x in ("embodied", about.get("verb", "run"), folder.resolve().name))),
         heading=escape(goal),
         tags=_tags(config, about, progress),
-        result=_result(evaluations),
+        result=_result(judged),
         warnings=_warnings(about, progress),
         body="\n".join(section for section in sections if section),
     )
@@ -202,6 +205,8 @@ def _world(config: Mapping[str, Any]) -> str:
 
 def _tags(config: Mapping[str, Any], about: Mapping[str, Any], progress: Mapping[str, Any]) -> str:
     names = {part: _target(config.get(part)) for part in ("reward", "encoder", "policy")}
+    if names["reward"] == TRUE_REWARD:
+        del names["encoder"]
     shown: dict[str, Any] = {"world": _world(config), **names, "seed": config.get("seed", about.get("seed"))}
     if xs := progress.get("time/total_timesteps", ([], []))[0]:
         shown["steps"] = number(xs[-1])
@@ -215,20 +220,22 @@ def _tags(config: Mapping[str, Any], about: Mapping[str, Any], progress: Mapping
 
 
 def _target(part: Any) -> str:
-    if not isinstance(part, Mapping):
-        return str(part or "")
-    target = part.get("_target_") or ("" if part.get("goal") else "the task's own")
-    return str(part.get("model") or part.get("name") or str(target).rpartition(".")[2])
+    """What a person calls a config's `_target_`."""
+    if not part:
+        return ""
+    if part.get("_target_") is None:
+        return TRUE_REWARD
+    name = str(part["_target_"]).rpartition(".")[2].removesuffix("_scorer").removesuffix("_encoder")
+    return f"{name} {part['model']}" if part.get("model") else name
 
 
-def _result(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    if not evaluations:
+def _result(judged: Mapping[str, Any] | None) -> str:
+    if judged is None:
         return '<p class="note">not evaluated yet</p>'
-    last = evaluations[-1]
-    rate, low, high, n = (last[k] for k in ("success_rate", "ci_low", "ci_high", "episodes"))
+    rate, low, high, n = (judged[k] for k in ("success_rate", "ci_low", "ci_high", "episodes"))
     if rate is None:
         text = f"mean return of {n} episodes under the task's own reward; this world does not tell success"
-        return f'<strong>{number(last["mean_env_reward"])}</strong><p class="note">{text}</p>'
+        return f'<strong>{number(judged["mean_env_reward"])}</strong><p class="note">{text}</p>'
     return (
         f"<strong>{100 * rate:.0f}<small>%</small></strong>{interval_bar(rate, low, high)}"
         f'<p class="note">success in {round(rate * n)} of {n} episodes<br>95 % interval {low:.0%} to {high:.0%}</p>'
@@ -252,7 +259,7 @@ def _warnings(about: Mapping[str, Any], progress: Mapping[str, tuple[list[float]
 
 def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations: Sequence[Mapping[str, Any]]) -> str:
     cards = []
-    points = [e for e in evaluations if e.get("steps") is not None and e["success_rate"] is not None]
+    points = list({e["steps"]: e for e in evaluations if e["success_rate"] is not None}.values())  # a step's last
     rollout = progress.get("rollout/success_rate")
     lines = [
         Series("evaluation", *([float(e[k]) for e in points] for k in ("steps", "success_rate", "ci_low", "ci_high")))

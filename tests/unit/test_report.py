@@ -137,8 +137,8 @@ def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
     assert sum(link.startswith("data:video/mp4") for link in tags.links) == 1
     assert sum(link.startswith("data:image/jpeg") for link in tags.links) == report.STILLS
     for text in (
-        "the drawer is &lt;open&gt; &amp; bright", "<strong>90<small>%", "45 of 50", "80% to 95%", "clip_scorer",
-        "embedded_encoder", "policies.sb3.sac", "embodied/desk-drawer-v0", "abc123", "torch 2.13.0", "Some CPU",
+        "the drawer is &lt;open&gt; &amp; bright", "<strong>90<small>%", "45 of 50", "80% to 95%", "<b>reward</b>clip<",
+        "<b>encoder</b>embedded<", "policies.sb3.sac", "embodied/desk-drawer-v0", "abc123", "torch 2.13.0", "Some CPU",
         "embodied train &#x27;reward.goal=the drawer&#x27;", "Reward learned from", "own reward",
         "final episode0 success",
     ):  # fmt: skip
@@ -161,6 +161,23 @@ def test_a_world_that_does_not_tell_success(tmp_path):
     page = write_report(tmp_path).read_text("utf-8")
     assert "-12.5" in page
     assert "does not tell success" in page
+
+
+def test_a_separate_evaluation_is_the_result(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    judged = {"steps": 3000, "success_rate": 0.96, "ci_low": 0.87, "ci_high": 0.99, "episodes": 100}
+    (folder / "evaluation.json").write_text(json.dumps(judged))
+    page = write_report(folder).read_text("utf-8")
+    assert "<strong>96<small>%" in page
+    assert "96 of 100" in page
+
+
+def test_the_true_reward_has_no_encoder(tmp_path):
+    config = {"reward": {"_target_": None}, "encoder": {"_target_": "rewards.encoders.embedded_encoder"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "<b>reward</b>the task&#x27;s own<" in page
+    assert "<b>encoder" not in page
 
 
 def test_divergence_is_a_visible_warning(tmp_path):
