@@ -6,11 +6,15 @@ from tests.probes import SIZE
 
 
 class ProbeEncoder:
-    """A fixed random projection of the frame's bytes, unit length; counts how many frames it has seen."""
+    """A fixed random projection of the frame's bytes, unit length; counts how many frames it has seen.
+
+    With `spell`, the features are the frame's first pixel instead: the numbers that `ProbeWorld` spells.
+    """
 
     name, dim, image_size = "probe", 8, (SIZE, SIZE)
 
-    def __init__(self):
+    def __init__(self, spell=False):
+        self.spell = spell
         self.weights = torch.randn(SIZE * SIZE * 3, self.dim, generator=torch.Generator().manual_seed(0))
         self.weights[:3] *= 30  # the spelled numbers matter most
         self.frames, self.batches = 0, []
@@ -18,6 +22,8 @@ class ProbeEncoder:
     def encode_images(self, frames):
         self.frames += len(frames)
         self.batches.append(len(frames))
+        if self.spell:
+            return torch.nn.functional.pad(frames[:, 0, 0].float(), (0, self.dim - 3))
         out = (frames.reshape(len(frames), -1).float() / 255 - 0.5) @ self.weights
         return torch.nn.functional.normalize(out, dim=-1)
 
@@ -45,3 +51,14 @@ class ShadeHead:
     def score(self, features):
         first = features.main[..., 0]
         return first.cumsum(1) / torch.arange(1, first.shape[1] + 1)
+
+
+class SpellHead:
+    """100 · episode + 10 · world + step, read off spelled features, or a constant."""
+
+    name, constant = "spell", None
+
+    def score(self, features):
+        episode, world, step = features.main[..., :3].unbind(-1)
+        spelled = 100 * episode + 10 * world + step
+        return spelled if self.constant is None else torch.full_like(spelled, self.constant)

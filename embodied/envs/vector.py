@@ -68,7 +68,7 @@ class WorldVecEnv(VecEnv):
         try:
             group = _Remote if workers else _Local
             self._groups = [group(make, part.tolist(), frame_size) for part in parts]
-            observation_space, action_space, self.resumable = self._gather("describe")[0]
+            observation_space, action_space = self._gather("describe")[0]
             specs = _specs(observation_space, num_worlds, frame_size)
             if workers:
                 self._memory = SharedMemory(create=True, size=block_size(specs))
@@ -135,7 +135,7 @@ class WorldVecEnv(VecEnv):
     # Resume ---------------------------------------------------------------------------------------------
 
     def get_states(self) -> list[dict[str, Any]]:
-        """One dictionary a world: arrays under "world", numbers and lists elsewhere; for `set_states`."""
+        """One dictionary a world: arrays under "world" (None where it cannot tell), numbers and lists elsewhere."""
         return self._gather("get_states")
 
     def set_states(self, states: Sequence[dict[str, Any]]) -> None:

@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from embodied.errors import UserError
+
 Specs = dict[str, tuple[tuple[int, ...], np.dtype]]  # array name -> shape, dtype
 
 
@@ -43,8 +45,8 @@ class Worlds:
         self._arrays = arrays
         return [None] * len(self._part)
 
-    def describe(self) -> list[tuple[spaces.Space, spaces.Space, bool]]:
-        return [(env.observation_space, env.action_space, hasattr(env.unwrapped, "get_state")) for env in self._envs]
+    def describe(self) -> list[tuple[spaces.Space, spaces.Space]]:
+        return [(env.observation_space, env.action_space) for env in self._envs]
 
     def reset(self, seeds: list[int | None], options: list[dict]) -> list[dict]:
         return [self._reset(k, seed, option) for k, (seed, option) in enumerate(zip(seeds, options, strict=True))]
@@ -106,7 +108,7 @@ class Worlds:
     def get_states(self) -> list[dict[str, Any]]:
         return [
             {
-                "world": env.unwrapped.get_state() if hasattr(env.unwrapped, "get_state") else {},  # pyright: ignore
+                "world": _saved(env),
                 "random": env.unwrapped.np_random.bit_generator.state,
                 "elapsed": [layer._elapsed_steps for layer in _layers(env) if hasattr(layer, "_elapsed_steps")],  # pyright: ignore
                 "return": self._returns[k],
@@ -178,6 +180,16 @@ def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], f
         if memory is not None:
             memory.close()
         pipe.close()
+
+
+def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:
+    """The world's own state, or None where it cannot tell it."""
+    if not hasattr(env.unwrapped, "get_state"):
+        return None
+    try:
+        return env.unwrapped.get_state()  # pyright: ignore[reportAttributeAccessIssue]
+    except UserError:  # a suite that hides its state
+        return None
 
 
 @contextmanager

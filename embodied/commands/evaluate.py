@@ -1,0 +1,51 @@
+"""Judge a trained policy: success rate with its 95 % interval, returns, videos.
+
+Rebuilds the world, the reward and the policy from the run's config, which is data and never runs code, and loads the
+newest checkpoint. Writes evaluation.json and videos into the run folder, and its report again.
+
+    embodied evaluate run=latest
+    embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from embodied import evaluation, runs
+from embodied.build import build
+from embodied.commands.train import ROOT, env_maker, make_scorer, make_venv, told
+from embodied.errors import UserError
+from embodied.report import write_report
+
+
+def run(config: DictConfig) -> None:
+    """Evaluate the newest checkpoint of a run."""
+    folder = runs.find(config.run, ROOT / "train")
+    checkpoint = runs.latest_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
+    trained = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(trained, DictConfig)
+    torch.set_num_threads(config.threads)
+    scorer = make_scorer(trained)
+    count = min(config.num_worlds, config.episodes)
+    venv = make_venv(trained, scorer, num_worlds=count, workers=0, seed=config.seed)
+    env = env_maker(trained)()
+    try:
+        if "buffer_size" in trained.policy:
+            trained.policy.buffer_size = count  # nothing is learned here
+        model = build(trained.policy, venv=venv, seed=config.seed, device=config.device)
+        runs.load_parameters(checkpoint, model)
+        with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
+            result = evaluation.evaluate(model, venv, config.episodes, seed=config.seed, scorer=scorer, tick=bar.update)
+        evaluation.save_videos(folder, "evaluate", model, env, seed=config.seed, count=config.videos, scorer=scorer)
+    finally:
+        venv.close()
+        env.close()
+    summary = {"steps": int(checkpoint.name), "seed": config.seed} | result.summary()
+    (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    print(f"{told(summary)}. Report: {write_report(folder)}")

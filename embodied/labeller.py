@@ -1,0 +1,343 @@
+"""Rewards for a learner from a slow, batched reward model, written before any update reads them.
+
+Frames are queued as worlds step and encoded in batches on a thread of their own; at the end of a rollout the rewards
+are added into the buffer's slots. Features stay beside the replay, so a new goal relabels it without encoding.
+
+Shape letters: E worlds, N frames, D feature width, S signals.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+
+from embodied import scoring
+from embodied.divergence import DivergenceWatch
+from embodied.envs.vector import WorldVecEnv
+from rewards.core import Scorer
+
+STATS_WINDOW = 1000  # potentials per head, and encoder calls, behind the logged statistics
+RELABEL_BATCH = 256  # episodes scored at once when relabelling
+
+
+class Labeller(BaseCallback):
+    """The callback that gives SB3's algorithms their rewards; the worlds must return zeros (`frame_size` set).
+
+    Off-policy: rewards go to the ring slots of the rollout, over the wrap too; n-step returns are summed at sampling
+    time, so they see them. On-policy: rewards are *added*, which keeps the time-limit bootstrap SB3 put there, and
+    advantages are computed again.
+
+    Logs `rollout/ep_rew_mean` (the reward learned from, through SB3), `reward/<head>_{mean,std}` (potentials),
+    `reward/latency_ms_{p50,p95}` (one encoder call) and `reward/divergence` (see `DivergenceWatch`).
+
+    Args:
+        scorer: frames to rewards.
+        batch_size: frames per encoder call; the end of a rollout flushes what is left.
+    """
+
+    def __init__(self, scorer: Scorer, *, batch_size: int = 32) -> None:
+        super().__init__()
+        self.scorer = scorer
+        self.watch = DivergenceWatch()
+        self.memory: FeatureMemory | None = None
+        self._frames = _EncodingQueue(scorer, batch_size)
+        self._steps: list[_Step] = []
+        self._episodes: list[_Episode] | None = None
+        self._names: tuple[str, ...] = ()
+        self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
+
+    @property
+    def venv(self) -> WorldVecEnv:
+        """The worlds, below whatever SB3 wrapped around them."""
+        venv = self.training_env.unwrapped
+        assert isinstance(venv, WorldVecEnv)
+        return venv
+
+    @property
+    def _buffer(self) -> ReplayBuffer | RolloutBuffer:
+        return getattr(self.model, "replay_buffer", None) or self.model.rollout_buffer  # pyright: ignore
+
+    # SB3's hooks ----------------------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        if self.venv.frame_size is None:
+            raise ValueError("Labeller: the worlds must render frames; got frame_size None. Set it to the encoder's.")
+        if self._episodes is not None and not self.locals["reset_num_timesteps"]:
+            return  # goes on in the middle of episodes
+        reset_infos = self.venv.reset_infos
+        self._names = tuple(sorted(reset_infos[0].get("signals", {})))
+        self._frames.put(self.venv.reset_frames)
+        rows = self._rows(self._frames.collect(), [info.get("signals", {}) for info in reset_infos])
+        self._episodes = [_Episode([each]) for each in rows]
+
+    def _on_step(self) -> bool:
+        dones, infos = self.locals["dones"], self.locals["infos"]
+        self._frames.put(self.venv.frames)
+        step = _Step(
+            slot=self._buffer.pos,  # SB3 stores the transition there after this call
+            dones=dones.copy(),
+            truncated=np.array([info["TimeLimit.truncated"] for info in infos]),
+            signals=[info.get("signals", {}) for info in infos],
+            truths=[_truths(info) for info in infos],
+        )
+        if dones.any():
+            self._frames.put(self.venv.reset_frames[dones])
+            step.reset_signals = [self.venv.reset_infos[e].get("signals", {}) for e in np.flatnonzero(dones)]
+        self._steps.append(step)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self._label()
+        buffer = self._buffer
+        if isinstance(buffer, RolloutBuffer):
+            buffer.compute_returns_and_advantage(self.locals["values"], self.locals["dones"])
+        for name, values in self._potentials.items():
+            key = re.sub(r"[^\w.-]+", "-", name)  # a goal's text may name a head; a comma would break progress.csv
+            self.logger.record(f"reward/{key}_mean", float(np.mean(values)))
+            self.logger.record(f"reward/{key}_std", float(np.std(values)))
+        for percent in (50, 95):
+            self.logger.record(
+                f"reward/latency_ms_p{percent}", 1e3 * float(np.percentile(self._frames.seconds, percent))
+            )
+
+    def _on_training_end(self) -> None:
+        assert not self._steps, "a rollout was left unlabelled"
+
+    # Labelling ------------------------------------------------------------------------------------------
+
+    def _label(self) -> None:
+        """Give every queued step its reward; afterwards nothing in the buffer is unlabelled."""
+        assert self._episodes is not None
+        features, at = self._frames.collect(), 0
+        for step in self._steps:
+            rows = self._rows(features[at : at + len(step.dones)], step.signals)
+            at += len(rows)
+            for e, (episode, new) in enumerate(zip(self._episodes, rows, strict=True)):
+                episode.rows.append(new)
+                episode.terminated.append(bool(step.dones[e] and not step.truncated[e]))
+                episode.slots.append(step.slot)
+            ended = np.flatnonzero(step.dones)
+            if len(ended):
+                self._score(ended.tolist())
+                starts = self._rows(features[at : at + len(ended)], step.reset_signals)
+                at += len(ended)
+                for e, start in zip(ended, starts, strict=True):
+                    self._finish(self._episodes[e], step.truths[e])
+                    self._episodes[e] = _Episode([start])
+        assert at == len(features), "frames and steps must match"
+        self._steps.clear()
+        self._score(range(len(self._episodes)))
+
+    def _rows(self, features: np.ndarray, signals: list[dict[str, float]]) -> list[np.ndarray]:
+        return [scoring.row(one, other, self._names) for one, other in zip(features, signals, strict=True)]
+
+    def _score(self, worlds: Iterable[int]) -> None:
+        """Write the rewards of the new steps of these worlds' episodes into the buffer."""
+        assert self._episodes is not None
+        worlds = [e for e in worlds if self._episodes[e].slots]
+        episodes = [self._episodes[e] for e in worlds]
+        labels = scoring.label(
+            self.scorer,
+            [np.stack(episode.rows) for episode in episodes],
+            [np.array(episode.terminated) for episode in episodes],
+            self._names,
+        )
+        buffer = self._buffer
+        for e, episode, (rewards, potentials) in zip(worlds, episodes, labels, strict=True):
+            new = len(episode.slots)
+            buffer.rewards[episode.slots, e] += rewards[-new:]
+            episode.learned += float(rewards[-new:].sum(dtype=np.float64))
+            for name, values in potentials.items():
+                self._potentials[name].extend(values[-new:].tolist())
+            if isinstance(buffer, ReplayBuffer):
+                self._remember(buffer, e, episode)
+            episode.slots.clear()
+
+    def _remember(self, buffer: ReplayBuffer, world: int, episode: _Episode) -> None:
+        if self.memory is None:
+            self.memory = FeatureMemory(buffer.buffer_size, buffer.n_envs, episode.rows[0].shape[0])
+        first = len(episode.rows) - len(episode.slots)
+        for k, slot in enumerate(episode.slots, start=first):
+            self.memory.put(slot, world, episode.rows[k], start=episode.rows[0] if k == 1 else None)
+
+    def _finish(self, episode: _Episode, truths: dict[str, float]) -> None:
+        """Log an ended episode as SB3's Monitor would, with the reward learned from."""
+        assert self.model.ep_info_buffer is not None
+        length = len(episode.rows) - 1
+        self.model.ep_info_buffer.append({"r": episode.learned, "l": length, "t": time.time()})
+        self.logger.record("reward/divergence", self.watch.add(episode.learned, truths, self.num_timesteps))
+
+    def relabel(self, scorer: Scorer) -> None:
+        """Take another goal: rewrite every stored reward from the kept features, encoding nothing.
+
+        The rewards agree with fresh ones to the features' half precision. Call between rollouts, on an off-policy
+        learner; the new scorer must have the same encoder.
+
+        Raises:
+            ValueError: there is no replay, or the worlds have stepped since the last label.
+        """
+        buffer = self._buffer
+        if self.memory is None or not isinstance(buffer, ReplayBuffer) or self._steps:
+            raise ValueError("Labeller.relabel: there must be a labelled replay buffer. Call it between rollouts.")
+        self.scorer = self._frames.scorer = scorer
+        self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
+        terminated = (buffer.dones * (1 - buffer.timeouts)).astype(bool)
+        stretches = list(self.memory.stretches(buffer.pos, buffer.full))
+        for first in range(0, len(stretches), RELABEL_BATCH):
+            part = stretches[first : first + RELABEL_BATCH]
+            labels = scoring.label(
+                scorer, [rows for _, _, rows in part], [terminated[slots, e] for slots, e, _ in part], self._names
+            )
+            for (slots, e, _), (rewards, potentials) in zip(part, labels, strict=True):
+                buffer.rewards[slots, e] = rewards
+                for name, values in potentials.items():
+                    self._potentials[name].extend(values[1:].tolist())
+
+    def close(self) -> None:
+        """End the encoding thread."""
+        self._frames.close()
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    def get_state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Arrays and JSON values, between rollouts; the feature memory is saved apart."""
+        assert self._episodes is not None
+        assert not self._steps, "a checkpoint falls between rollouts"
+        arrays = {f"potentials/{name}": np.array(values) for name, values in self._potentials.items()}
+        for e, episode in enumerate(self._episodes):
+            arrays[f"rows/{e}"] = np.stack(episode.rows)
+            arrays[f"terminated/{e}"] = np.array(episode.terminated, dtype=bool)
+        learned = [episode.learned for episode in self._episodes]
+        return arrays, {"learned": learned, "names": self._names, "watch": self.watch.get_state()}
+
+    def set_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any], *, episodes: bool) -> None:
+        """Undo of `get_state`, before training starts; without `episodes`, the worlds begin new ones."""
+        self._names = tuple(values["names"])
+        self.watch.set_state(values["watch"])
+        for name in self._potentials:
+            self._potentials[name].extend(arrays[f"potentials/{name}"].tolist())
+        if not episodes:
+            return
+        self._episodes = [
+            _Episode(list(arrays[f"rows/{e}"]), arrays[f"terminated/{e}"].tolist(), learned=learned)
+            for e, learned in enumerate(values["learned"])
+        ]
+
+
+class FeatureMemory:
+    """Half-precision rows beside a replay ring: 1M steps of 512 features are 1.02 GB.
+
+    Slot t holds the row *after* its action. The row before is slot t − 1's, or the episode's first, kept apart
+    (one more per episode), or for the oldest slot of a full ring the one that was overwritten last.
+
+    Args:
+        capacity: slots per world.
+        num_worlds: E.
+        width: D + S.
+    """
+
+    def __init__(self, capacity: int, num_worlds: int, width: int) -> None:
+        self.rows = np.zeros((capacity, num_worlds, width), np.float16)
+        self.before = np.zeros((num_worlds, width), np.float16)
+        self.starts: dict[tuple[int, int], np.ndarray] = {}
+
+    def put(self, slot: int, world: int, row: np.ndarray, *, start: np.ndarray | None) -> None:
+        """Store one row; `start` is the episode's first where this is its second."""
+        self.before[world] = self.rows[slot, world]
+        self.rows[slot, world] = row
+        self.starts.pop((slot, world), None)
+        if start is not None:
+            self.starts[slot, world] = start.astype(np.float16)
+
+    def stretches(self, pos: int, full: bool) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
+        """Pieces of one episode each: slots (T,), world, rows (T + 1, D + S); oldest first within a world."""
+        capacity, num_worlds, _ = self.rows.shape
+        order = (np.arange(capacity) + pos) % capacity if full else np.arange(pos)
+        for e in range(num_worlds):
+            begins = [i for i, slot in enumerate(order) if (int(slot), e) in self.starts]
+            for i, j in zip([0, *(b for b in begins if b)], [*(b for b in begins if b), len(order)], strict=True):
+                slots = order[i:j]
+                if len(slots):
+                    first: np.ndarray = self.starts.get((int(slots[0]), e), self.before[e])
+                    yield slots, e, np.concatenate([first[None], self.rows[slots, e]])
+
+
+@dataclass
+class _Episode:
+    """One world's running episode: T + 1 rows, T endings, and the buffer slots that still want a reward."""
+
+    rows: list[np.ndarray]
+    terminated: list[bool] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    learned: float = 0.0
+
+
+@dataclass
+class _Step:
+    """What one vector step told, beside its frames."""
+
+    slot: int
+    dones: np.ndarray
+    truncated: np.ndarray
+    signals: list[dict[str, float]]
+    truths: list[dict[str, float]]
+    reset_signals: list[dict[str, float]] = field(default_factory=list)
+
+
+class _EncodingQueue:
+    """Frames in, features out in the same order, encoded in batches on one background thread."""
+
+    def __init__(self, scorer: Scorer, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"Labeller: batch_size must be at least 1; got {batch_size}.")
+        self.scorer, self._batch_size = scorer, batch_size
+        self.seconds: deque[float] = deque(maxlen=STATS_WINDOW)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._waiting: list[np.ndarray] = []
+        self._results: list[Future[np.ndarray]] = []
+
+    def put(self, frames: np.ndarray) -> None:
+        """(N, H, W, 3) uint8; copied, as the worlds will draw over it."""
+        self._waiting.append(frames.copy())
+        if sum(map(len, self._waiting)) >= self._batch_size:
+            frames = np.concatenate(self._waiting)
+            whole = len(frames) // self._batch_size * self._batch_size
+            for i in range(0, whole, self._batch_size):
+                self._results.append(self._thread.submit(self._encode, frames[i : i + self._batch_size]))
+            self._waiting = [frames[whole:]]
+
+    def collect(self) -> np.ndarray:
+        """(N, D) float32 of every frame put since the last call."""
+        rest = np.concatenate(self._waiting)
+        if len(rest):
+            self._results.append(self._thread.submit(self._encode, rest))
+        results, self._results, self._waiting = self._results, [], []
+        return np.concatenate([result.result() for result in results])
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        start = time.perf_counter()
+        features = scoring.encode(self.scorer, frames)
+        self.seconds.append(time.perf_counter() - start)
+        return features
+
+    def close(self) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _truths(info: dict[str, Any]) -> dict[str, float]:
+    """What the world itself says of an ended episode; for logs and warnings only."""
+    if "env_episode" not in info:
+        return {}
+    truths = {"env return": float(info["env_episode"][0])}
+    if "is_success" in info:
+        truths["success"] = float(info["is_success"])
+    return truths

@@ -1,0 +1,367 @@
+"""The run folder: what was run, with what, how far it came, and checkpoints that continue the same curve.
+
+    runs/<verb>/<stamp>-<env>-<reward>-s<seed>/
+        config.yaml  run.json  progress.csv  events.out.tfevents.*  evaluations.jsonl  checkpoints/<steps>/  videos/
+
+A checkpoint holds the learner (SB3's zip), the replay with its features, every random generator, and the state of every
+world. It is written beside its place and moved there when it is whole. Nothing in it is unpickled: tensors come from
+safetensors and from the zip's `weights_only` files, everything else from JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import shutil
+import subprocess
+from collections import deque
+from collections.abc import Mapping
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
+from stable_baselines3.common.save_util import load_from_zip_file
+
+from embodied.envs.vector import WorldVecEnv
+from embodied.errors import UserError
+from embodied.labeller import FeatureMemory, Labeller
+
+KEPT = 2  # checkpoints
+PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
+COUNTERS = (
+    "num_timesteps",
+    "_episode_num",
+    "_n_updates",
+    "_n_calls",
+    "exploration_rate",
+    "_current_progress_remaining",
+)
+
+
+# The folder -------------------------------------------------------------------------------------------------
+
+
+def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
+    """A fresh folder below root, made; named by time, env, reward and seed."""
+    stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
+    name = f"{stamp}-{env.replace('/', '-')}-{reward}-s{seed}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 100))):
+        folder = root / f"{name}{suffix}"
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
+    raise UserError(f"{root / name} exists a hundred times. Choose another folder with run=FOLDER.")
+
+
+def find(run: str | None, root: Path) -> Path:
+    """The run folder a person means: a path, or "latest".
+
+    Raises:
+        UserError: there is none.
+    """
+    if run == "latest":
+        folders = [path.parent for path in root.glob("*/run.json")]
+        if not folders:
+            raise UserError(f"run=latest: {root} must hold a run; it holds none. Train one: embodied train")
+        return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
+    if not run or not (Path(run) / "run.json").is_file():
+        raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")
+    return Path(run)
+
+
+def write_run(folder: Path, **values: Any) -> None:
+    """Set values in run.json, keeping the others."""
+    file = folder / "run.json"
+    old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    _replace(file, json.dumps(old | values, indent=2) + "\n")
+
+
+def facts() -> dict[str, Any]:
+    """Versions, commit and hardware, for run.json."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "gpu": gpu, "system": platform.platform()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, with + where files differ from it; None for an installed wheel."""
+    here = Path(__file__).resolve().parent.parent
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed.strip() else "")
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def append_line(file: Path, values: Mapping[str, Any]) -> None:
+    """One JSON object on one line."""
+    with file.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(values) + "\n")
+
+
+def logger(folder: Path, *, steps: int | None = None) -> Logger:
+    """progress.csv and TensorBoard events; on resume, rows after `steps` are dropped and the others kept."""
+    file = folder / "progress.csv"
+    kept: list[str] = []
+    if steps is not None and file.is_file():
+        header, *rows = file.read_text("utf-8").splitlines() or [""]
+        column = header.split(",").index("time/total_timesteps") if rows else 0
+        kept = [header, *(row for row in rows if int(row.split(",")[column]) <= steps)]
+        evaluations = folder / "evaluations.jsonl"
+        if evaluations.is_file():
+            lines = evaluations.read_text("utf-8").splitlines()
+            _replace(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
+    csv = CSVOutputFormat(str(file))
+    if kept:
+        csv.keys = kept[0].split(",")
+        csv.file.write("".join(f"{line}\n" for line in kept))
+        csv.file.flush()
+    return Logger(str(folder), [csv, TensorBoardOutputFormat(str(folder))])
+
+
+# Checkpoints ------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, model: BaseAlgorithm, labeller: Labeller | None) -> Path:
+    """Write everything the run needs to go on, between rollouts.
+
+    Args:
+        folder: the run folder.
+        model: SB3's algorithm.
+        labeller: its labeller; None on the true reward.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: the disk is full; the former checkpoint is whole.
+    """
+    root = folder / "checkpoints"
+    root.mkdir(exist_ok=True)
+    final, part = root / f"{model.num_timesteps:010d}", root / ".part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        model.save(part / "learner.zip")
+        tensors, values = _collect(model, labeller)
+        save_file(tensors, part / "state.safetensors")
+        (part / "state.json").write_text(json.dumps(values), "utf-8")
+        for file in part.iterdir():
+            _sync(file)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        former = latest_checkpoint(folder)
+        raise UserError(
+            f"checkpoint: {root} must take {final.name}; got {error}. "
+            + (f"The checkpoint {former.name} is whole; go on from it with resume=true." if former else "")
+        ) from error
+    if final.exists():  # a run resumed without a step
+        shutil.rmtree(final)
+    part.rename(final)
+    _sync(root)
+    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint of a run."""
+    found = sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
+    return found[-1] if found else None
+
+
+def load_parameters(checkpoint: Path, model: BaseAlgorithm) -> None:
+    """Networks, optimisers and temperature into a learner built from the run's config."""
+    file = checkpoint / "learner.zip"
+    model.set_parameters(str(file), device=model.device)
+    _, _, variables = load_from_zip_file(str(file), load_data=False, device=model.device)
+    for name, value in (variables or {}).items():
+        if value is not None:  # SAC: log_ent_coef where the temperature is learned
+            getattr(model, name).data.copy_(value.data)
+
+
+def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller | None) -> bool:
+    """Bring a fresh learner, its labeller and its worlds to where `save_checkpoint` was called.
+
+    Returns:
+        Whether the worlds could go on in the middle of their episodes; else they start new ones.
+    """
+    load_parameters(checkpoint, model)
+    tensors = load_file(checkpoint / "state.safetensors")
+    values = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    for name, value in values["counters"].items():
+        setattr(model, name, value)
+    model.ep_info_buffer = deque(values["episodes"], maxlen=model._stats_window_size)
+    model.ep_success_buffer = deque(values["successes"], maxlen=model._stats_window_size)
+    model.logger.name_to_value.update(values["logged"])
+    model.logger.name_to_count.update(values["counted"])
+    replay = getattr(model, "replay_buffer", None)
+    if replay is not None:
+        _load_replay(replay, tensors, values["replay"])
+    venv = _worlds(model)
+    venv.seed(model.seed)
+    venv.reset()
+    exact = values["worlds"] is not None
+    if exact:
+        venv.set_states([state | {"world": _below(tensors, f"world/{i}")} for i, state in enumerate(values["worlds"])])
+        model._last_obs = _below(tensors, "last_obs")
+        if set(model._last_obs) == {""}:
+            model._last_obs = model._last_obs[""]
+        model._last_episode_starts = tensors["last_episode_starts"].astype(bool)
+    if labeller is not None:
+        if "memory/rows" in tensors:
+            assert replay is not None
+            labeller.memory = _load_memory(tensors, replay.buffer_size)
+        labeller.set_state(_below(tensors, "labeller"), values["labeller"], episodes=exact)
+    torch.set_rng_state(torch.from_numpy(tensors["random/torch"]))
+    if "random/cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(torch.from_numpy(tensors["random/cuda"]))
+    kind, _, position, has_gauss, gauss = values["random"]["numpy"]
+    np.random.set_state((kind, tensors["random/numpy"], position, has_gauss, gauss))
+    version, internal, gauss = values["random"]["python"]
+    random.setstate((version, tuple(internal), gauss))
+    model.action_space.np_random.bit_generator.state = values["random"]["actions"]
+    return exact
+
+
+def _collect(model: BaseAlgorithm, labeller: Labeller | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and JSON values of a checkpoint."""
+    venv = _worlds(model)
+    tensors: dict[str, np.ndarray] = {}
+    worlds = venv.get_states()
+    saved = [state.pop("world") for state in worlds]
+    for i, arrays in enumerate(saved):
+        tensors |= {f"world/{i}/{name}": array for name, array in (arrays or {}).items()}
+    obs = model._last_obs
+    tensors |= {f"last_obs/{k}": v for k, v in obs.items()} if isinstance(obs, dict) else {"last_obs/": obs}  # pyright: ignore
+    tensors["last_episode_starts"] = np.asarray(model._last_episode_starts)
+    tensors["random/torch"] = torch.get_rng_state().numpy()
+    if torch.cuda.is_available():
+        tensors["random/cuda"] = torch.cuda.get_rng_state().numpy()
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    tensors["random/numpy"] = np.asarray(keys)
+    values: dict[str, Any] = {
+        "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
+        "episodes": [{key: float(value) for key, value in each.items()} for each in model.ep_info_buffer or ()],
+        "successes": [float(value) for value in model.ep_success_buffer or ()],
+        "logged": {name: float(value) for name, value in model.logger.name_to_value.items()},
+        "counted": dict(model.logger.name_to_count),
+        "worlds": None if any(arrays is None for arrays in saved) else worlds,
+        "random": {
+            "numpy": [kind, None, position, has_gauss, gauss],
+            "python": random.getstate(),
+            "actions": model.action_space.np_random.bit_generator.state,
+        },
+    }
+    replay = getattr(model, "replay_buffer", None)
+    if replay is not None:
+        tensors |= _replay_arrays(replay)
+        values["replay"] = {"pos": replay.pos, "full": replay.full}
+    if labeller is not None:
+        arrays, values["labeller"] = labeller.get_state()
+        tensors |= {f"labeller/{name}": array for name, array in arrays.items()}
+        if labeller.memory is not None and replay is not None:
+            tensors |= _memory_arrays(labeller.memory, replay.size())
+    return {name: np.ascontiguousarray(array) for name, array in tensors.items()}, values
+
+
+def _replay_fields(replay: ReplayBuffer) -> dict[str, np.ndarray]:
+    """Every array of a replay buffer by name."""
+    fields = {name: getattr(replay, name) for name in ("actions", "rewards", "dones", "timeouts")}
+    for name in ("observations", "next_observations"):
+        value: Any = getattr(replay, name)
+        nested = (
+            {f"{name}/{key}": array for key, array in value.items()} if isinstance(replay, DictReplayBuffer) else {}
+        )
+        fields |= nested or {name: value}
+    return fields
+
+
+def _replay_arrays(replay: ReplayBuffer) -> dict[str, np.ndarray]:
+    return {f"replay/{name}": array[: replay.size()] for name, array in _replay_fields(replay).items()}
+
+
+def _load_replay(replay: ReplayBuffer, tensors: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+    for name, array in _replay_fields(replay).items():
+        stored = tensors[f"replay/{name}"]
+        array[: len(stored)] = stored
+    replay.pos, replay.full = values["pos"], values["full"]
+
+
+def _memory_arrays(memory: FeatureMemory, size: int) -> dict[str, np.ndarray]:
+    arrays = {"memory/rows": memory.rows[:size], "memory/before": memory.before}
+    keys = np.array(list(memory.starts), dtype=np.int64).reshape(-1, 2)
+    starts = np.array(list(memory.starts.values()), dtype=np.float16).reshape(len(keys), -1)
+    return arrays | {"memory/start_slots": keys, "memory/starts": starts}
+
+
+def _load_memory(tensors: dict[str, np.ndarray], capacity: int) -> FeatureMemory:
+    rows = tensors["memory/rows"]
+    memory = FeatureMemory(capacity, rows.shape[1], rows.shape[2])
+    memory.rows[: len(rows)] = rows
+    memory.before[:] = tensors["memory/before"]
+    keys = tensors["memory/start_slots"].tolist()
+    memory.starts = {(slot, e): row for (slot, e), row in zip(keys, tensors["memory/starts"], strict=True)}
+    return memory
+
+
+def _worlds(model: BaseAlgorithm) -> WorldVecEnv:
+    assert model.env is not None
+    venv = model.env.unwrapped
+    assert isinstance(venv, WorldVecEnv)
+    return venv
+
+
+def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
+    return {name[len(prefix) + 1 :]: array for name, array in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def _replace(file: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never half."""
+    part = file.with_name(f".{file.name}.part")
+    part.write_text(text, "utf-8")
+    part.replace(file)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk keep a file, or a folder's entries, through a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
