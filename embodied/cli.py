@@ -143,7 +143,8 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
             name = word.split("=", 1)[1]
             if name != "null" and name not in choices(key):
                 raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key))}")
-            groups.append(word if word.startswith("+") or key in chosen else f"+{word}")
+            name = name if name == "null" else f"'{name}'"  # a choice may be called true
+            groups.append(f"{'' if key in chosen else '+'}{key}={name}")
         else:
             (groups if is_group else values).append(word)
     base, _ = _compose(verb, groups)

@@ -36,6 +36,7 @@ def ran(tmp_path, monkeypatch):
         "env/drawer.yaml": "id: embodied/drawer-v0\nkwargs: {}\n",
         "env/press.yaml": "id: embodied/press-v0\nkwargs: {}\n",
         "reward/clip.yaml": "goal: ???\nalpha: null\n",
+        "reward/true.yaml": "of: task\n",
         "experiment/quick.yaml": "# @package _global_\nsteps: 5\nreward:\n  goal: quick\n",
     }
     for name, text in files.items():
@@ -93,6 +94,11 @@ def test_an_experiment_is_a_group_and_the_command_line_wins(ran):
     assert ran[0].reward.goal == "quick"
 
 
+def test_a_choice_may_look_like_a_switch(ran):
+    assert cli.main(["go", "reward=true"]) == 0
+    assert ran[0].reward.of == "task"
+
+
 def test_whole_numbers_may_be_written_as_powers(ran):
     assert cli.main(["go", "reward.goal=x", "steps=1e6"]) == 0
     assert ran[0].steps == 1_000_000
@@ -104,7 +110,7 @@ def test_whole_numbers_may_be_written_as_powers(ran):
     [
         (["gp"], "embodied: unknown verb 'gp'. Choose from go; did you mean go?"),
         (["go", "env=drawr"], "embodied go: unknown env 'drawr'. Choose from drawer, press; did you mean drawer?"),
-        (["go", "reward=clap"], "embodied go: unknown reward 'clap'. Choose from clip; did you mean clip?"),
+        (["go", "reward=clap"], "embodied go: unknown reward 'clap'. Choose from clip, true; did you mean clip?"),
         (["go", "reward.gaol=x"], "did you mean reward.goal?"),
         (["go", "stesp=3"], "did you mean steps?"),
         (["go", "steps"], "settings are written key=value; got 'steps'"),

@@ -1,0 +1,218 @@
+"""See what the reward model sees: a contact sheet of frames with their scores, before any training.
+
+One row each for starts of episodes, an episode of random actions and, where the world has a scripted expert, an
+episode of it; for every camera, at the encoder's size. The score is the potential that shaping turns into reward.
+Frames in which the task is solved have a green border: a good reward model gives those the high scores, and a picture
+that is upside down, empty or too dark shows here.
+
+    embodied preview env=desk-drawer reward=clip reward.goal="the drawer is open"
+    embodied preview env=cartpole reward=true out=frames.png
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from PIL import Image, ImageDraw, ImageFont
+
+from embodied.commands.train import env_maker, make_scorer
+from embodied.envs.desk import Desk
+from embodied.envs.experts import expert
+from embodied.errors import UserError
+from rewards.core import Features, Scorer
+
+PLAIN_SIZE = 224  # pixels of a frame where no encoder asks for a size
+MIN_TILE = 128  # smaller frames are enlarged, without smoothing, to be seen
+MANY_CAMERAS = 4  # of a world with more, only the chosen one is shown
+PAGE, INK, SOFT, SOLVED, BAR = (246, 247, 249), (20, 24, 31), (90, 100, 114), (15, 157, 120), (31, 111, 235)
+
+
+@dataclass
+class Strip:
+    """One row of the sheet.
+
+    Attributes:
+        name: where the frames come from.
+        camera: which camera saw them.
+        frames: T of (H, W, 3) uint8 RGB.
+        solved: T, whether the task is solved there.
+        signals: T readings of the robot's own sensors, by name.
+        scores: head name, or "reward" for the combined potential -> (T,); empty without a reward model.
+    """
+
+    name: str
+    camera: str
+    frames: list[np.ndarray] = field(default_factory=list)
+    solved: list[bool] = field(default_factory=list)
+    signals: list[dict[str, float]] = field(default_factory=list)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def run(config: DictConfig) -> None:
+    """Write the sheet, print the table."""
+    for name in ("columns", "max_steps", "threads"):
+        if config[name] < 1:
+            raise UserError(f"{name} must be at least 1; got {config[name]}.")
+    out = Path(config.out)
+    if out.suffix.lower() != ".png":
+        raise UserError(f"out must end in .png; got {out}.")
+    torch.set_num_threads(config.threads)
+    scorer = make_scorer(config)
+    env = env_maker(config)()
+    try:
+        size = PLAIN_SIZE if scorer is None else int(scorer.encoder.image_size[0])
+        strips = _starts(env, size, config.columns, config.seed)
+        strips += _episode(env, size, config, "random", lambda: lambda: env.action_space.sample())
+        world = env.unwrapped
+        if isinstance(world, Desk):
+            strips += _episode(env, size, config, "expert", lambda: _expert(world))
+    finally:
+        env.close()
+    if scorer is not None:
+        for strip in strips:
+            strip.scores = _scores(scorer, strip)
+    sheet = draw(strips, config.columns, _title(config))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part")
+    try:
+        sheet.save(part, "PNG")
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    print(table(strips))
+    print(f"Contact sheet: {out} ({len(strips)} rows, frames of {size} px)")
+
+
+# Frames -------------------------------------------------------------------------------------------------
+
+
+def _cameras(env: gymnasium.Env) -> list[str]:
+    """The reward's camera first."""
+    chosen, cameras = env.get_wrapper_attr("camera"), env.get_wrapper_attr("cameras")
+    others = [each for each in cameras if each != chosen] if len(cameras) <= MANY_CAMERAS else []
+    return [chosen, *others]
+
+
+def _look(env: gymnasium.Env, strips: list[Strip], size: int, info: dict[str, Any]) -> None:
+    """Add what every camera sees now."""
+    signals = env.get_wrapper_attr("signals")() if env.has_wrapper_attr("signals") else {}
+    for strip in strips:
+        strip.frames.append(env.get_wrapper_attr("frame")(camera=strip.camera, image_size=size))
+        strip.solved.append(bool(info.get("is_success", False)))
+        strip.signals.append(signals)
+
+
+def _starts(env: gymnasium.Env, size: int, count: int, seed: int) -> list[Strip]:
+    strips = [Strip("start", camera) for camera in _cameras(env)]
+    for i in range(count):
+        _, info = env.reset(seed=seed + i)
+        _look(env, strips, size, info)
+    return strips
+
+
+def _episode(
+    env: gymnasium.Env, size: int, config: DictConfig, name: str, policy: Callable[[], Callable[[], Any]]
+) -> list[Strip]:
+    """One episode; `policy` is called after the reset and gives what makes the actions."""
+    strips = [Strip(name, camera) for camera in _cameras(env)]
+    env.action_space.seed(config.seed)
+    _, info = env.reset(seed=config.seed)
+    act = policy()
+    _look(env, strips, size, info)
+    for _ in range(config.max_steps):
+        _, _, terminated, truncated, info = env.step(act())
+        _look(env, strips, size, info)
+        if terminated or truncated:
+            break
+    return strips
+
+
+def _expert(world: Desk) -> Callable[[], np.ndarray]:
+    act = expert(world)
+    return lambda: act(world)
+
+
+@torch.inference_mode()
+def _scores(scorer: Scorer, strip: Strip) -> dict[str, np.ndarray]:
+    """The potentials of a row; each start is an episode of its own."""
+    encoded = scorer.encode(torch.from_numpy(np.stack(strip.frames))).float().cpu()  # (T, D)
+    shape = (-1, 1) if strip.name == "start" else (1, -1)
+    signals = {
+        name: torch.tensor([each[name] for each in strip.signals], dtype=torch.float32).reshape(shape)
+        for name in strip.signals[0]
+    }
+    features = Features(views={"main": encoded.reshape(*shape, encoded.shape[-1])}, signals=signals)
+    potentials = scorer.potentials(features)
+    combined = scorer.combined(potentials, features)
+    named = potentials if len(potentials) > 1 else {}
+    return {name: values.float().flatten().numpy() for name, values in {**named, "reward": combined}.items()}
+
+
+# What a person sees -------------------------------------------------------------------------------------
+
+
+def table(strips: list[Strip]) -> str:
+    """Lowest, mean, highest and last score of each row and head; and of solved frames, where there are any."""
+    header = ("frames", "camera", "head", "lowest", "mean", "highest", "last", "solved", "mean if solved")
+    rows: list[tuple[str, ...]] = [header]
+    for strip in strips:
+        solved = np.array(strip.solved)
+        for head, values in (strip.scores or {"-": np.full(len(strip.frames), np.nan)}).items():
+            numbers = (values.min(), values.mean(), values.max(), values[-1])
+            shown = ["" if np.isnan(v) else f"{v:.3f}" for v in numbers]
+            inside = f"{values[solved].mean():.3f}" if solved.any() and strip.scores else ""
+            rows.append((strip.name, strip.camera, head, *shown, f"{solved.sum()}/{len(solved)}", inside))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
+    """The contact sheet: a row of evenly spaced frames per strip, the score under each, solved ones framed green."""
+    size = strips[0].frames[0].shape[0]
+    tile = size * -(-MIN_TILE // size)
+    label, gap, foot, head = 104, 10, 26, 44
+    width = label + columns * (tile + gap) + gap
+    sheet = Image.new("RGB", (width, head + len(strips) * (tile + foot + gap)), PAGE)
+    pen = ImageDraw.Draw(sheet)
+    big, small = ImageFont.load_default(17), ImageFont.load_default(13)
+    pen.text((gap, 13), title, INK, big)
+    everything = np.concatenate([strip.scores["reward"] for strip in strips if strip.scores] or [np.zeros(1)])
+    low, span = float(everything.min()), float(np.ptp(everything)) or 1.0
+    for r, strip in enumerate(strips):
+        top = head + r * (tile + foot + gap)
+        pen.text((gap, top), strip.name, INK, big)
+        pen.text((gap, top + 22), strip.camera, SOFT, small)
+        chosen = np.linspace(0, len(strip.frames) - 1, columns).round().astype(int)
+        for c, i in enumerate(chosen):
+            left = label + c * (tile + gap)
+            picture = Image.fromarray(strip.frames[i]).resize((tile, tile), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, top))
+            if strip.solved[i]:
+                pen.rectangle((left - 3, top - 3, left + tile + 2, top + tile + 2), outline=SOLVED, width=3)
+            step = "" if strip.name == "start" else f"step {i}"
+            pen.text((left + tile, top + tile + 5), step, SOFT, small, anchor="rt")
+            if strip.scores:
+                value = float(strip.scores["reward"][i])
+                pen.text((left, top + tile + 5), f"{value:.3f}", INK, small)
+                pen.rectangle((left, top + tile + 21, left + tile - 1, top + tile + 23), fill=(227, 231, 236))
+                pen.rectangle(
+                    (left, top + tile + 21, left + (value - low) / span * (tile - 1), top + tile + 23), fill=BAR
+                )
+    return sheet
+
+
+def _title(config: DictConfig) -> str:
+    goal = config.reward.get("goal") or config.reward.get("goals") or ""
+    return f"{config.env.id}   {goal}"
