@@ -218,14 +218,6 @@ def _over(lack: float | np.ndarray) -> float:
     return float(np.mean(np.maximum(lack, 0)))
 
 
-def free_camera(distance: float = DISTANCE, elevation: float = ELEVATION, azimuth: float = AZIMUTH) -> mujoco.MjvCamera:
-    """VLM-RM's free camera; `FrameRenderer.frame` takes it in place of a camera's name."""
-    camera = mujoco.MjvCamera()
-    camera.distance, camera.elevation, camera.azimuth = distance, elevation, azimuth
-    camera.lookat[:] = LOOK_AT
-    return camera
-
-
 def restyled(xml: Path, textures: Path) -> mujoco.MjModel:
     """Gymnasium's model with our sky, floor, body, light and cameras; bodies, joints and forces are untouched.
 
@@ -260,8 +252,8 @@ def restyled(xml: Path, textures: Path) -> mujoco.MjModel:
     light.pos, light.dir, light.diffuse, light.specular = [3, -2, 5], [-0.5, 0.35, -0.8], [0.55] * 3, [0.2] * 3
     spec.visual.headlight.ambient, spec.visual.headlight.diffuse = [0.4] * 3, [0.3] * 3
     for name, azimuth in (("front", AZIMUTH), ("side", 120.0)):
-        pos, quat = _pose_of(free_camera(azimuth=azimuth))
-        spec.worldbody.add_camera(name=name, pos=pos, quat=quat, fovy=FOVY)
+        eye = _eye(azimuth)
+        spec.worldbody.add_camera(name=name, pos=eye, quat=look_at(eye, np.array(LOOK_AT)), fovy=FOVY)
     kinds = (mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CYLINDER, mujoco.mjtGeom.mjGEOM_SPHERE)
     for i, kind in enumerate(kinds):
         body = spec.worldbody.add_body(name=f"distractor_{i}", pos=[0, 0, -3])
@@ -270,11 +262,8 @@ def restyled(xml: Path, textures: Path) -> mujoco.MjModel:
     return spec.compile()
 
 
-def _pose_of(camera: mujoco.MjvCamera) -> tuple[np.ndarray, np.ndarray]:
-    """Position (3,) and quaternion (4,) of a free camera, metres."""
-    azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
-    forward = np.array(
-        [math.cos(elevation) * math.cos(azimuth), math.cos(elevation) * math.sin(azimuth), math.sin(elevation)]
-    )
-    pos = np.asarray(camera.lookat) - camera.distance * forward
-    return pos, look_at(pos, np.asarray(camera.lookat))
+def _eye(azimuth: float) -> np.ndarray:
+    """(3,) where a free camera stands that sees `LOOK_AT` from `DISTANCE`, metres."""
+    turn, tilt = math.radians(azimuth), math.radians(ELEVATION)
+    forward = np.array([math.cos(tilt) * math.cos(turn), math.cos(tilt) * math.sin(turn), math.sin(tilt)])
+    return np.array(LOOK_AT) - DISTANCE * forward

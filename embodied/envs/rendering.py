@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -12,6 +13,34 @@ import numpy as np
 from embodied import gl
 
 PICTURE_SIZE = 480  # pixels
+
+
+def free_camera(
+    model: mujoco.MjModel,
+    *,
+    distance: float | None = None,
+    lookat: Sequence[float] | None = None,
+    elevation: float | None = None,
+    azimuth: float | None = None,
+) -> mujoco.MjvCamera:
+    """A camera that is not part of the model; what is not given is the model's own default view.
+
+    Args:
+        model: the scene.
+        distance: from the point looked at, metres.
+        lookat: the point looked at, (3,) metres.
+        elevation: degrees; negative looks down.
+        azimuth: degrees around the vertical; 0 looks along x, 90 along y.
+    """
+    camera = mujoco.MjvCamera()
+    mujoco.mjv_defaultFreeCamera(model, camera)
+    given = {"distance": distance, "elevation": elevation, "azimuth": azimuth}
+    for key, value in given.items():
+        if value is not None:
+            setattr(camera, key, value)
+    if lookat is not None:
+        camera.lookat[:] = lookat
+    return camera
 
 
 class FrameRenderer:
@@ -22,7 +51,7 @@ class FrameRenderer:
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        self._model = model
+        self.model = model
         self._renderers: dict[tuple[int, int, bool], mujoco.Renderer] = {}
         _open.add(self)
 
@@ -47,11 +76,11 @@ class FrameRenderer:
     def _make(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
         if os.environ.get("MUJOCO_GL") == "disable":
             raise RuntimeError(gl.HELP)
-        quality, offscreen = self._model.vis.quality, self._model.vis.global_
+        quality, offscreen = self.model.vis.quality, self.model.vis.global_
         quality.offsamples = 0 if fast else 4
         quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
         offscreen.offheight, offscreen.offwidth = height, width
-        renderer = mujoco.Renderer(self._model, height, width)
+        renderer = mujoco.Renderer(self.model, height, width)
         # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
