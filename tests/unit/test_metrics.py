@@ -80,7 +80,7 @@ def test_recall_counts_only_frames_with_a_true_caption():
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [(45, 50, 0.78640, 0.95652), (0, 10, 0, 0.27753), (10, 10, 0.72247, 1)],  # Newcombe's tables and R's prop.test
+    [(45, 50, 0.78640, 0.95652), (0, 10, 0, 0.27753), (10, 10, 0.72247, 1)],
 )
 def test_wilson_interval(successes, trials, low, high):
     assert_allclose(wilson_interval(successes, trials), (low, high), atol=5e-5)
