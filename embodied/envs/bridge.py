@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import io
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,10 +317,10 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> _Found:
 
 
 def _suite(module: str, id: str) -> Any:
-    """Import a suite; its modules warn about each other's versions, which says nothing to our user."""
+    """Import a suite, without the notes on other versions of itself that it prints and warns."""
     if importlib.util.find_spec(module) is None:
         raise UserError(f"make: {id!r} needs the package {module}, which is not installed. {SUITES_HELP}")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         suite = importlib.import_module(module)
         if module != "metaworld":

@@ -7,6 +7,7 @@ Departures from the authors' code are named in each class.
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, Literal
 
 import numpy as np
