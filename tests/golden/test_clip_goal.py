@@ -152,7 +152,7 @@ def test_calibrated_threshold_and_its_penalty():
 def test_conformal_threshold_is_the_stated_order_statistic():
     cosines = np.array([0.9, 0.5, 0.8, 0.6, 0.7, 0.4, 0.3, 0.95, 0.85])  # n = 9, ⌈10 · 0.8⌉ = 8th smallest 1 − cos
     assert_allclose(conformal_threshold(torch.from_numpy(cosines), 0.2), 0.4)
-    with pytest.raises(ValueError, match="at least 19 matched pairs for miss_rate 0.05; got 9"):
+    with pytest.raises(ValueError, match=r"at least 19 matched pairs for miss_rate 0\.05; got 9"):
         conformal_threshold(torch.from_numpy(cosines), 0.05)
 
 
