@@ -267,7 +267,8 @@ class FeatureMemory:
             for i, j in zip([0, *(b for b in begins if b)], [*(b for b in begins if b), len(order)], strict=True):
                 slots = order[i:j]
                 if len(slots):
-                    first: np.ndarray = self.starts.get((int(slots[0]), e), self.before[e])
+                    key = (int(slots[0]), e)
+                    first = self.starts[key] if key in self.starts else self.before[e]
                     yield slots, e, np.concatenate([first[None], self.rows[slots, e]])
 
 

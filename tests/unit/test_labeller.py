@@ -18,7 +18,6 @@ from rewards.shaping import PotentialShaping
 from tests.probe_rewards import ProbeEncoder, ProbeHead, ShadeHead, SpellHead
 from tests.probes import make_probe
 
-
 FOUR_STEPS = partial(make_probe, limit=4)
 
 
