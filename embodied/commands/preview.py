@@ -86,7 +86,8 @@ def run(config: DictConfig) -> None:
         part.replace(out)
     finally:
         part.unlink(missing_ok=True)
-    print(table(strips))
+    if scorer is not None:
+        print(table(strips))
     print(f"Contact sheet: {out} ({len(strips)} rows, frames of {size} px)")
 
 
@@ -164,10 +165,9 @@ def table(strips: list[Strip]) -> str:
     rows: list[tuple[str, ...]] = [header]
     for strip in strips:
         solved = np.array(strip.solved)
-        for head, values in (strip.scores or {"-": np.full(len(strip.frames), np.nan)}).items():
-            numbers = (values.min(), values.mean(), values.max(), values[-1])
-            shown = ["" if np.isnan(v) else f"{v:.3f}" for v in numbers]
-            inside = f"{values[solved].mean():.3f}" if solved.any() and strip.scores else ""
+        for head, values in strip.scores.items():
+            shown = [f"{v:.3f}" for v in (values.min(), values.mean(), values.max(), values[-1])]
+            inside = f"{values[solved].mean():.3f}" if solved.any() else ""
             rows.append((strip.name, strip.camera, head, *shown, f"{solved.sum()}/{len(solved)}", inside))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join(

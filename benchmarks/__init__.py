@@ -1,0 +1,1 @@
+"""What the README claims, each measured again from nothing by `python -m benchmarks.NAME`."""

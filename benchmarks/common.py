@@ -1,0 +1,66 @@
+"""Results as files: every number with its bar, interval, hardware, versions and commit."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from embodied import runs
+
+RESULTS = Path(__file__).resolve().parent / "results"
+GIVEN = ("claim", "value", "unit", "bar", "met", "n", "seeds", "interval")  # of every row, by the benchmark
+REQUIRED = ("claim", "value", "unit")
+
+
+def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESULTS) -> Path:
+    """Write one benchmark's rows to `benchmarks/results/NAME.json`, whole or not at all.
+
+    Args:
+        name: of the benchmark.
+        rows: mappings with `claim` (a sentence), `value` and `unit`; and where they apply `bar` (text such as
+            ">= 0.9"), `met`, `n` (measurements behind the value), `seeds`, `interval` ([low, high], 95 %). Other
+            keys are kept as detail. Each gets hardware, versions, commit, command and date.
+        folder: where to.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: no rows, or a row without a claim, a value or a unit.
+    """
+    rows = [dict(row) for row in rows]
+    if not rows:
+        raise ValueError(f"record: rows must hold at least one result; got none for {name!r}.")
+    facts = runs.facts()
+    module = Path(sys.argv[0]).stem
+    command = shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]])
+    date = datetime.now(UTC).date().isoformat()
+    results = []
+    for row in rows:
+        if missing := [key for key in REQUIRED if row.get(key) is None]:
+            raise ValueError(
+                f"record: every row must have {', '.join(REQUIRED)}; {', '.join(missing)} missing in {row}."
+            )
+        given = {key: row.get(key) for key in GIVEN}
+        detail = {key: value for key, value in row.items() if key not in GIVEN}
+        results.append(given | detail | facts | {"command": command, "date": date})
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}.json"
+    part = folder / f".{name}.json.part"
+    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    part.replace(file)
+    return file
+
+
+def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
+    """Every recorded row, files in the order of their names, each with its file's name as `benchmark`."""
+    return [
+        row | {"benchmark": file.stem}
+        for file in sorted(folder.glob("*.json"))
+        for row in json.loads(file.read_text("utf-8"))
+    ]
