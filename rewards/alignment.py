@@ -6,7 +6,9 @@ A simulator can tell of every sentence how true it is in every frame, so nothing
 
 with truth in [0, 1] graded by nearness, which makes cos a dense goal reward. This is SigLIP's pairwise sigmoid
 loss (arXiv 2303.15343, §3.1). Departs: targets are soft and known for all pairs, so no pair is a false negative;
-pairs of a frame with another world's sentence are always false, easy, and weigh `cross_weight`.
+pairs of a frame with another world's sentence are always false, easy, and weigh `cross_weight`; and the same loss
+against one free vector per fact (an anchor, dropped at the end) goes beside it, since a text tower that knows no word
+yet says the same of every fact and teaches the image tower nothing.
 """
 
 from __future__ import annotations
@@ -53,11 +55,11 @@ class AlignmentRecipe:
         max_shift_px: largest random translation of a training frame.
     """
 
-    epochs: int = 10
-    batch_size: int = 128
+    epochs: int = 8
+    batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    wordings: int = 2
+    wordings: int = 1
     cross_weight: float = 0.2
     max_shift_px: int = 4
     seed: int = 0
@@ -85,10 +87,17 @@ def align(
     """
     if getattr(model, "logit_bias", None) is None:
         model.logit_bias = nn.Parameter(torch.tensor(-4.0, device=device))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        dim = model.encode_text(tokenize(["a"]).to(device)).shape[-1]
+        anchors = nn.Parameter(0.05 * torch.randn(examples.degrees.shape[1], dim).to(device))
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        [
+            {"params": decayed, "weight_decay": recipe.weight_decay},
+            {"params": [*plain, anchors], "weight_decay": 0.0},
+        ],
         lr=recipe.lr,
         betas=(0.9, 0.98),
     )
@@ -103,6 +112,7 @@ def align(
     first = 0
     if resume is not None:
         model.load_state_dict(resume["model"])
+        anchors.data.copy_(resume["anchors"])
         optimizer.load_state_dict(resume["optimizer"])
         schedule.load_state_dict(resume["schedule"])
         first = resume["epoch"]
@@ -115,7 +125,7 @@ def align(
         mean = 0.0
         for i in bar:
             picked = np.sort(order[i * recipe.batch_size : (i + 1) * recipe.batch_size])
-            loss = _loss(model, preprocess, tokenize, examples, picked, draw, recipe, rng, device)
+            loss = _loss(model, anchors, preprocess, tokenize, examples, picked, draw, recipe, rng, device)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -126,13 +136,14 @@ def align(
         if not math.isfinite(mean):
             raise FloatingPointError(f"align: the loss must stay finite; got {mean} in epoch {epoch + 1}. Lower lr.")
         if on_epoch is not None:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": model.state_dict(), "anchors": anchors.data, "optimizer": optimizer.state_dict()}
             on_epoch(epoch + 1, state | {"schedule": schedule.state_dict(), "epoch": epoch + 1, "loss": mean})
     model.eval()
 
 
 def _loss(
     model: nn.Module,
+    anchors: Tensor,
     preprocess: Callable[[Tensor], Tensor],
     tokenize: Callable[[Sequence[str]], Tensor],
     examples: Examples,
@@ -150,14 +161,20 @@ def _loss(
     frames = _augment(torch.from_numpy(examples.frames[picked]).to(device), recipe.max_shift_px, rng)
     truth = torch.from_numpy(examples.degrees[np.ix_(picked, facts)].astype(np.float32)).to(device)
     same = torch.from_numpy(examples.worlds[picked, None] == examples.fact_worlds[facts]).to(device)
-    truth = torch.where(negated & same, 1 - truth, truth)
+    degrees, truth = truth, torch.where(negated & same, 1 - truth, truth)
     with torch.autocast(device.type, dtype=torch.bfloat16):
         images = model.encode_image(preprocess(frames).contiguous(memory_format=torch.channels_last))
         words = model.encode_text(texts)
-    cosine = normalize(images.float(), dim=-1) @ normalize(words.float(), dim=-1).T
-    logits = model.logit_scale.exp() * cosine + model.logit_bias
+    scale, bias = model.logit_scale.exp(), model.logit_bias
+    images, words, anchored = (normalize(vectors.float(), dim=-1) for vectors in (images, words, anchors))
+    of_fact = slice(None, None, recipe.wordings)  # one column per fact, in order
     weight = torch.where(same, 1.0, recipe.cross_weight)
-    return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum()
+
+    def loss(texts: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+        logits = scale * images @ texts.T + bias
+        return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum()
+
+    return loss(words, truth, weight) + loss(anchored, degrees[:, of_fact], weight[:, of_fact])
 
 
 def _augment(frames: UInt8[Tensor, "B H W 3"], max_shift: int, rng: np.random.Generator) -> UInt8[Tensor, "B H W 3"]:

@@ -1,0 +1,179 @@
+"""Train the embedded encoder on our worlds, or adapt a larger open_clip model to your own scene.
+
+Renders the scenes with random looks, writes sentences from simulator state, aligns the image and text towers on how
+true each sentence is in each frame, judges the result on frames and wordings kept for that, and writes an open_clip
+folder that `encoder=open_clip encoder.model=local-dir:FOLDER` takes.
+
+    embodied pretrain
+    embodied pretrain model=ViT-B-32:laion2b_s34b_b79k recipe.lr=1e-5 recipe.epochs=2
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from embodied.captions import Captions, vary
+from embodied.paths import asset
+from embodied.pretraining import judge_scene, order_along_expert, retrieval
+from embodied.renders import Renders, render
+from rewards.alignment import AlignmentRecipe, Examples, align
+from rewards.encoders import OpenCLIPEncoder
+from rewards.towers import Towers
+
+TRAIN_SEED, JUDGE_SEED = 1, 900_001  # streams of renders that never meet
+
+
+def run(config: DictConfig) -> None:
+    """Render, align, judge, write. Every stage is kept in the run folder, so a killed run goes on from there."""
+    folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
+    if folder.exists() and not config.resume:
+        raise ValueError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+
+    model = f"local-dir:{asset('encoder')}" if config.model == "embedded" else config.model
+    towers = Towers(model, weights=config.model != "embedded", device=config.device)
+    size = towers.image_size[0]
+    captions = {name: Captions.load(_captions_file(name, scene)) for name, scene in config.scenes.items()}
+    renders = {
+        name: _rendered(folder, f"train-{name}", scene, scene.frames, (TRAIN_SEED, i), 0.25, size, config.workers)
+        for i, (name, scene) in enumerate(config.scenes.items())
+    }
+    examples, facts = _examples(renders)
+
+    def draw(fact: int, rng: np.random.Generator) -> tuple[str, bool]:
+        scene, name = facts[fact]
+        return vary(captions[scene].facts[name]["train"].draw(rng), rng)
+
+    def on_epoch(epoch: int, state: dict[str, Any]) -> None:
+        _save(folder / "state.pt", state)
+
+    start = time.perf_counter()
+    state_file = folder / "state.pt"
+    resume = torch.load(state_file, weights_only=True) if state_file.exists() else None
+    recipe = AlignmentRecipe(**OmegaConf.to_container(config.recipe))  # pyright: ignore[reportCallIssue]
+    align(
+        towers.model, towers.preprocess, towers.tokenize, examples, draw, recipe,
+        device=towers.device, on_epoch=on_epoch, resume=resume,
+    )  # fmt: skip
+    minutes = (time.perf_counter() - start) / 60
+    towers.save(folder / "encoder")
+
+    shipped = OpenCLIPEncoder(f"local-dir:{folder / 'encoder'}", device=config.device)
+    judgement = judge(shipped, config, captions, folder, size)
+    judgement |= {"minutes": minutes, "frames": len(examples.frames)}
+    (folder / "encoder" / "judgement.json").write_text(json.dumps(judgement, indent=1) + "\n")
+    print(summary(judgement))
+    print(f"encoder: {folder / 'encoder'}")
+
+
+def judge(
+    encoder: OpenCLIPEncoder, config: DictConfig, captions: dict[str, Captions], folder: Path, size: int
+) -> dict[str, Any]:
+    """The figures of the encoder's card, on looks, states and wordings kept for judging."""
+    result: dict[str, Any] = {"wordings": config.judge_on, "scenes": {}}
+    for i, (name, scene) in enumerate(config.scenes.items()):
+        rows: dict[str, Any] = {}
+        for look, share in (("own_look", 1.0), ("varied_look", 0.0)):
+            seed = (JUDGE_SEED + (config.judge_on == "val"), i, int(share))
+            kept = f"judge-{config.judge_on}-{name}-{look}"
+            held = _rendered(folder, kept, scene, config.test_frames, seed, share, size, config.workers)
+            facts = judge_scene(encoder, captions[name], held, config.judge_on, np.random.default_rng(seed))
+            rows[look] = {"facts": facts, "retrieval": retrieval(encoder, captions[name], held, config.judge_on)}
+        result["scenes"][name] = rows
+    if "desk" in config.scenes:
+        goals = captions["desk"].goals
+        result["order"] = {
+            env: order_along_expert(encoder, f"embodied/{env}-v0", goals[fact], range(JUDGE_SEED, JUDGE_SEED + 10))
+            for env, fact in DESK_FACTS.items()
+        }
+    return result
+
+
+def summary(judgement: dict[str, Any]) -> str:
+    """A table: goal AUROC, mean and worst AUROC of unseen wordings, rank correlation with the graded truth."""
+    lines = [f"{'scene':9} {'look':12} {'fact':15} {'goal':>6} {'seen':>6} {'unseen':>6} {'worst':>6} {'degree':>6}"]
+    for scene, looks in judgement["scenes"].items():
+        for look, rows in looks.items():
+            for fact, row in rows["facts"].items():
+                unseen = list(row["unseen"].values())
+                goal = f"{row['goal']:6.3f}" if row["goal"] is not None else "     -"
+                lines.append(
+                    f"{scene:9} {look:12} {fact:15} {goal} {row['seen']:6.3f} {np.mean(unseen):6.3f} "
+                    f"{min(unseen):6.3f} {row['degree']:6.3f}"
+                )
+            lines.append(f"{scene:9} {look:12} retrieval at 1: {rows['retrieval']:.3f}")
+    for env, row in judgement.get("order", {}).items():
+        lines.append(f"{env:22} along the expert: time {row['time']:.3f}, true reward {row['env_reward']:.3f}")
+    return "\n".join(lines)
+
+
+DESK_FACTS = {
+    "desk-reach": "touch_red",
+    "desk-push": "red_on_mark",
+    "desk-press": "button_pressed",
+    "desk-drawer": "drawer_open",
+    "desk-close": "drawer_closed",
+    "desk-lift": "red_lifted",
+    "desk-place": "red_in_tray",
+    "desk-stack": "red_on_green",
+}
+
+
+def _captions_file(name: str, scene: DictConfig) -> Path:
+    return Path(scene.captions) if scene.captions else asset(name) / "captions.yaml"
+
+
+def _rendered(
+    folder: Path,
+    name: str,
+    scene: DictConfig,
+    count: int,
+    seed: tuple[int, ...],
+    own_look: float,
+    size: int,
+    workers: int,
+) -> Renders:
+    """Renders from the run folder, made first if they are not there."""
+    file = folder / "renders" / f"{name}.npz"
+    if not file.exists():
+        ids = [world if "/" in world else f"embodied/{world}-v0" for world in scene.worlds]
+        made = render(ids, count, seed=seed, image_size=size, own_look=own_look, workers=workers)
+        file.parent.mkdir(exist_ok=True)
+        part = file.with_suffix(".part.npz")
+        np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
+        part.rename(file)
+    with np.load(file) as kept:
+        return Renders(kept["frames"], kept["degrees"], tuple(kept["facts"].tolist()))
+
+
+def _examples(renders: dict[str, Renders]) -> tuple[Examples, list[tuple[str, str]]]:
+    """All scenes in one table of facts, and what each column says: (scene, fact). "scene" always holds."""
+    facts, degrees, worlds, fact_worlds = [], [], [], []
+    for index, (scene, part) in enumerate(renders.items()):
+        names = ("scene", *part.facts)
+        facts += [(scene, fact) for fact in names]
+        fact_worlds += [index] * len(names)
+        degrees.append(np.concatenate([np.ones((len(part.frames), 1), np.float32), part.degrees], 1))
+        worlds += [index] * len(part.frames)
+    table = np.zeros((len(worlds), len(facts)), np.float32)
+    row = column = 0
+    for part in degrees:
+        table[row : row + part.shape[0], column : column + part.shape[1]] = part
+        row, column = row + part.shape[0], column + part.shape[1]
+    frames = np.concatenate([part.frames for part in renders.values()])
+    return Examples(frames=frames, degrees=table, worlds=np.array(worlds), fact_worlds=np.array(fact_worlds)), facts
+
+
+def _save(file: Path, state: dict[str, Any]) -> None:
+    part = file.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(file)

@@ -1,0 +1,123 @@
+"""Renders of a world with the truth of its facts: what an encoder is trained and judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import cast
+
+import gymnasium
+import numpy as np
+from tqdm import tqdm
+
+import embodied.envs  # noqa: F401  (registers the worlds)
+from embodied.envs.desk import Desk
+from embodied.envs.experts import expert
+from embodied.envs.world import World
+
+CHUNK = 400  # frames rendered by one job
+
+
+@dataclass(frozen=True)
+class Renders:
+    """Frames (N, H, W, 3) uint8 and degrees (N, F) float32 of F facts, in the order of `facts`."""
+
+    frames: np.ndarray
+    degrees: np.ndarray
+    facts: tuple[str, ...]
+
+
+def open_world(env_id: str, image_size: int) -> World:
+    """The bare world behind a registered id, for its privileged truth."""
+    world = gymnasium.make(env_id, image_size=image_size).unwrapped
+    if not isinstance(world, World):
+        raise TypeError(
+            f"{env_id}: a world that tells facts must be an embodied.envs.world.World; got {type(world).__name__}."
+        )
+    return world
+
+
+def render(
+    env_ids: Sequence[str], count: int, *, seed: int, image_size: int, own_look: float = 0.25, workers: int = 2
+) -> Renders:
+    """`count` frames of worlds that share one scene, drawn evenly from them.
+
+    Half are single states from `sample_state`; the rest are steps of episodes by the scripted expert (with noise,
+    where there is one) and by random actions.
+
+    Args:
+        own_look: share of states and episodes that keep the world's own look; the rest draw light, camera pose,
+            colours and distractors.
+        seed: same seed, same frames, whatever `workers` is.
+    """
+    jobs = [
+        (env_ids[i % len(env_ids)], min(CHUNK, count - start), (seed, i), image_size, own_look)
+        for i, start in enumerate(range(0, count, CHUNK))
+    ]
+    parts: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(jobs)
+    with (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
+        tqdm(total=count, desc=f"rendering {env_ids[0]}", unit="frame", mininterval=1.0) as bar,
+    ):
+        futures = {pool.submit(_render_job, *job): i for i, job in enumerate(jobs)}
+        for future in as_completed(futures):
+            parts[futures[future]] = future.result()
+            bar.update(len(future.result()[0]))
+    done = cast(list[tuple[np.ndarray, np.ndarray]], parts)
+    facts = open_world(env_ids[0], image_size).facts
+    return Renders(np.concatenate([p[0] for p in done]), np.concatenate([p[1] for p in done]), facts)
+
+
+def _render_job(
+    env_id: str, count: int, seed: tuple[int, int], image_size: int, own_look: float
+) -> tuple[np.ndarray, np.ndarray]:
+    world = open_world(env_id, image_size)
+    rng = np.random.default_rng(seed)
+    frames = np.empty((count, image_size, image_size, 3), np.uint8)
+    degrees = np.empty((count, len(world.facts)), np.float32)
+    filled = 0
+
+    def keep() -> None:
+        nonlocal filled
+        if filled < count:
+            truth = world.degrees()
+            frames[filled], degrees[filled] = world.frame(), [truth[fact] for fact in world.facts]
+            filled += 1
+
+    world.reset(seed=int(rng.integers(2**31)))
+    while filled < count:
+        if filled < count // 2:
+            _draw_look(world, own_look, rng)
+            world.sample_state(rng)
+            keep()
+        else:
+            _episode(world, env_id, own_look, rng, keep)
+    world.close()
+    return frames, degrees
+
+
+def _draw_look(world: World, own_look: float, rng: np.random.Generator) -> None:
+    world.restore_look()
+    if rng.random() >= own_look:
+        world.randomize_look(rng)
+
+
+def _episode(world: World, env_id: str, own_look: float, rng: np.random.Generator, keep: Callable[[], None]) -> None:
+    """One episode of the noisy expert or of random actions; every second step on average is kept."""
+    world.reset(seed=int(rng.integers(2**31)))
+    _draw_look(world, own_look, rng)
+    noise = float(rng.choice([0.0, 0.3, 0.8]))
+    act = expert(world, noise=noise, rng=rng) if isinstance(world, Desk) and rng.random() < 0.75 else None
+    held = world.action_space.sample()
+    for step in range(gymnasium.spec(env_id).max_episode_steps or 100):
+        if isinstance(world, Desk) and act is not None:
+            action = act(world)
+        else:
+            if step % 5 == 0:  # held actions travel further than white noise
+                held = rng.uniform(-1, 1, held.shape)
+            action = held
+        world.step(action.astype(np.float32))
+        if rng.random() < 0.5:
+            keep()
