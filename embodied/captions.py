@@ -1,7 +1,8 @@
 """What can be said of a world: wordings of its facts, for training an encoder and for judging it.
 
-A captions file is YAML: `macros` (name -> pattern) and `facts` (fact -> {train, val, test} -> patterns). In a
-pattern `[a|b|]` is a choice and `{name}` a macro. A fact named "scene" holds in every frame of its world.
+A captions file is YAML: `macros` (name -> pattern), `facts` (fact -> {train, val, test} -> patterns) and `goals`
+(fact -> the sentence we offer for it). In a pattern `[a|b|]` is a choice and `{name}` a macro. A fact named "scene"
+holds in every frame of its world.
 """
 
 from __future__ import annotations
@@ -56,9 +57,10 @@ class Wordings:
 
 @dataclass(frozen=True)
 class Captions:
-    """All wordings of one world. `facts[fact][split]`."""
+    """All wordings of one world."""
 
-    facts: dict[str, dict[str, Wordings]]
+    facts: dict[str, dict[str, Wordings]]  # fact -> split -> wordings
+    goals: dict[str, str]  # fact -> the sentence we offer for it
 
     @classmethod
     def load(cls, path: Path) -> Captions:
@@ -83,7 +85,7 @@ class Captions:
             if missing:
                 raise ValueError(f"{path}: fact {fact!r} must have train, val and test wordings; got no {missing[0]}.")
             facts[fact] = {split: wordings(splits[split]) for split in SPLITS}
-        captions = cls(facts)
+        captions = cls(facts, content.get("goals", {}))
         captions._check_held_out(path)
         return captions
 
