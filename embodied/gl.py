@@ -1,8 +1,9 @@
-"""Which OpenGL a machine without a screen can render with; decided before MuJoCo is first imported."""
+"""Which OpenGL a machine without a screen can render with; decided when `embodied` is imported."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
 import sys
 
@@ -58,5 +59,7 @@ def choose() -> str | None:
         os.environ["MUJOCO_GL"] = "glfw"
     else:
         os.environ["MUJOCO_GL"] = "disable"  # physics still works; rendering says what to install
-        return None
-    return os.environ["MUJOCO_GL"]
+    chosen = os.environ["MUJOCO_GL"]
+    if "mujoco.gl_context" in sys.modules and chosen != "disable":
+        importlib.reload(sys.modules["mujoco.gl_context"])  # imported before us, it has settled on a screen
+    return None if chosen == "disable" else chosen

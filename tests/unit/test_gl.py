@@ -1,0 +1,103 @@
+import ctypes
+import os
+import subprocess
+import sys
+
+import mujoco
+import numpy as np
+import pytest
+
+from embodied import gl
+from embodied.envs import rendering
+
+
+@pytest.fixture
+def _linux_without_choice(monkeypatch):
+    monkeypatch.setattr(gl.importlib, "reload", lambda module: module)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("MUJOCO_GL", "")  # so that it is restored afterwards
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.delenv("DISPLAY", raising=False)
+
+
+@pytest.mark.parametrize(
+    ("egl", "osmesa", "display", "chosen"),
+    [(True, True, ":0", "egl"), (False, True, ":0", "osmesa"), (False, False, ":0", "glfw"), (False, False, "", None)],
+)
+@pytest.mark.usefixtures("_linux_without_choice")
+def test_best_that_works_is_chosen(monkeypatch, egl, osmesa, display, chosen):
+    monkeypatch.setattr(gl, "_egl_works", lambda: egl)
+    monkeypatch.setattr(gl, "_osmesa_works", lambda: osmesa)
+    monkeypatch.setenv("DISPLAY", display)
+    assert gl.choose() == chosen
+    assert os.environ["MUJOCO_GL"] == (chosen or "disable")
+
+
+def test_the_users_choice_stands(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    monkeypatch.setattr(gl, "_egl_works", lambda: pytest.fail("must not look"))
+    assert gl.choose() == "osmesa"
+
+
+@pytest.mark.parametrize("order", ["mujoco, embodied", "embodied, mujoco"])
+def test_it_does_not_matter_who_imports_mujoco_first(order):
+    code = f"import {order}; print(mujoco.gl_context.GLContext.__module__)"
+    env = {key: value for key, value in os.environ.items() if key not in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "DISPLAY")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    assert done.stdout.strip() in ("mujoco.egl", "mujoco.osmesa"), done.stderr
+
+
+def test_missing_libraries_do_not_work(monkeypatch):
+    def missing(name):
+        raise OSError(name)
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert not gl._egl_works()
+    assert not gl._osmesa_works()
+
+
+def test_without_opengl_rendering_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with pytest.raises(RuntimeError, match="apt-get install libegl1"):
+        rendering.FrameRenderer(model).frame(mujoco.MjData(model), "free", 8, 8)
+
+
+def test_frames_are_right_side_up_contiguous_and_follow_the_asked_size():
+    xml = """<mujoco><worldbody>
+      <light directional="true" dir="0 1 0"/>
+      <camera name="front" pos="0 -3 0" xyaxes="1 0 0 0 0 1"/>
+      <geom type="box" size=".3 .1 .3" pos="0 0 .6" rgba="1 0 0 1"/>
+      <geom type="box" size=".3 .1 .3" pos="-.6 0 -.6" rgba="0 0 1 1"/>
+    </worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(xml)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = rendering.FrameRenderer(model)
+    try:
+        frame = renderer.frame(data, "front", 60, 40)
+        assert frame.shape == (60, 40, 3)
+        assert frame.dtype == np.uint8
+        assert frame.flags.c_contiguous
+        red, blue = (np.argwhere(frame[..., c].astype(int) > frame.sum(-1) - frame[..., c] + 40) for c in (0, 2))
+        assert red[:, 0].mean() < 30 < blue[:, 0].mean()  # up is up
+        assert blue[:, 1].mean() < red[:, 1].mean()  # left is left
+        again = renderer.frame(
+            data,
+            rendering.free_camera(model, distance=3.0, lookat=(0.0, 0.0, 0.0), azimuth=90.0, elevation=0.0),
+            60,
+            40,
+        )
+        np.testing.assert_array_equal(frame, again)
+    finally:
+        renderer.close()
+        renderer.close()
+
+
+def test_leaving_without_closing_prints_nothing():
+    code = (
+        "import gymnasium, embodied.envs; w = gymnasium.make('embodied/cartpole-v0'); w.reset(seed=0); "
+        "w.unwrapped.frame(); w.unwrapped.frame(image_size=32)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
