@@ -163,7 +163,7 @@ class Desk(World):
         match fact.split("_"):
             case ["drawer", "open"]:
                 opened = self.drawer / DRAWER_OPEN
-                return 1.0 if opened >= 1 else 0.3 * near(self._distance("handle"), 0.15) + 0.55 * max(opened, 0)
+                return 1.0 if opened >= 1 else 0.25 * near(self._distance("handle"), 0.15) + 0.6 * max(opened, 0)
             case ["drawer", "closed"]:
                 left = (self.drawer - DRAWER_CLOSED) / (DRAWER_RANGE - DRAWER_CLOSED)
                 return 1.0 if left <= 0 else 0.25 * near(self._distance("handle"), 0.15) + 0.6 * max(1 - left, 0)
@@ -205,7 +205,7 @@ class Desk(World):
                 return 1.0 if self.opening >= 0.06 else 0.85 * max(self.opening / 0.06, 0)
             case ["at", place]:
                 away = self._distance(place)
-                return 1.0 if away <= 0.04 else 0.85 * near(away - 0.04, 0.12)
+                return 1.0 if away <= 0.045 else 0.85 * near(away - 0.045, 0.12)
             case ["arm", "raised"]:
                 return 1.0 if tip[2] >= 0.22 else 0.85 * max(float(tip[2]) / 0.22, 0)
         raise ValueError(f"Desk.degree: fact must be one of {', '.join(self.facts)}; got {fact!r}.")

@@ -119,7 +119,7 @@ def _press(world: Desk) -> Script:
 
 def _drawer(world: Desk) -> Script:
     """One finger behind the handle, one before it; shut them and pull."""
-    bar = -0.024 * LEFT
+    bar = -0.039 * LEFT
     yield from _go(world, lambda: world.site("handle") + bar + OVER, 0.045)
     yield from _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008, steps=10)
     for _ in range(3):
@@ -131,7 +131,7 @@ def _drawer(world: Desk) -> Script:
 
 
 def _close(world: Desk) -> Script:
-    before = -0.075 * LEFT
+    before = -0.09 * LEFT
     yield from _go(world, lambda: world.site("handle") + before + OVER, SHUT)
     yield from _go(world, lambda: world.site("handle") + before, SHUT)
     for _ in range(20):
