@@ -239,6 +239,8 @@ def explain(error: BaseException) -> str | None:
             file = f" while writing {chain.filename}" if chain.filename else ""
             return f"the disk is full{file}. Free some space, or write elsewhere with run=FOLDER."
         chain = chain.__cause__ or chain.__context__
+    if type(error).__name__ == "WorldError":  # of embodied.envs.worker; names the world and what happened in it
+        return " ".join(str(error).split())
     theirs = type(error).__module__.split(".")[0] in ("hydra", "omegaconf")
     if theirs or isinstance(error, UserError | ValueError | TypeError | OSError | FloatingPointError):
         return " ".join(str(error).split()) or type(error).__name__

@@ -205,7 +205,7 @@ def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
             pen.text((left + tile, top + tile + 5), step, SOFT, small, anchor="rt")
             if strip.scores:
                 value = float(strip.scores["reward"][i])
-                pen.text((left, top + tile + 5), f"{value:.3f}", INK, small)
+                pen.text((left, top + tile + 5), f"{value:.3f}", INK, small, anchor="lt")
                 pen.rectangle((left, top + tile + 21, left + tile - 1, top + tile + 23), fill=(227, 231, 236))
                 pen.rectangle(
                     (left, top + tile + 21, left + (value - low) / span * (tile - 1), top + tile + 23), fill=BAR

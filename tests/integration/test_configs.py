@@ -1,0 +1,147 @@
+"""Every config composes, names only what may be built, and builds with its own defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from embodied import cli, paths
+from embodied.build import TARGETS, build, locate
+from embodied.commands.train import env_maker
+from embodied.envs import WORLDS
+from embodied.envs.vector import WorldVecEnv
+
+CONFIGS = paths.configs()
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "experiment")
+MISSING = {"goal": "a text", "negative": "another", "negatives": ["another"], "threshold": 0.2}
+CHOICES = [(group, name) for group in GROUPS for name in cli.choices(group)]
+
+
+class RandomEncoder:
+    """Texts and images to random unit vectors."""
+
+    name, dim, image_size = "random", 16, (32, 32)
+
+    def encode_texts(self, texts):
+        import torch
+
+        vectors = torch.stack([torch.randn(16, generator=torch.Generator().manual_seed(len(t))) for t in texts])
+        return vectors / vectors.norm(dim=-1, keepdim=True)
+
+
+def targets(node) -> set[str]:
+    if isinstance(node, dict):
+        own = {node["_target_"]} if node.get("_target_") else set()
+        return own.union(*(targets(value) for value in node.values()))
+    return set().union(*(targets(value) for value in node)) if isinstance(node, list) else set()
+
+
+def compose(verb: str, *overrides: str):
+    return cli._compose(verb, list(overrides))[0]
+
+
+def test_targets_are_exactly_what_the_configs_name():
+    named = set().union(*(targets(yaml.safe_load(path.read_text("utf-8"))) for path in FILES))
+    assert named == set(TARGETS)
+    assert list(TARGETS) == sorted(TARGETS)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_exists(target):
+    assert callable(locate(target))
+
+
+@pytest.mark.parametrize("verb", cli.verbs())
+def test_every_verb_has_a_config_and_an_example(verb):
+    assert isinstance(OmegaConf.to_container(compose(verb)), dict)
+    first, *rest = cli.docstring(verb).splitlines()
+    assert first.endswith(".")
+    assert any(line.startswith(f"    embodied {verb}") for line in rest)
+    assert f"embodied {verb}" in cli.verb_help(verb)
+
+
+def test_every_root_config_is_a_verb():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(cli.verbs())
+
+
+@pytest.mark.parametrize(("group", "name"), CHOICES)
+def test_every_choice_composes_wherever_it_may_be_chosen(group, name):
+    users = [verb for verb in cli.verbs() if group in cli._compose(verb, [])[1]]
+    assert users
+    for verb in users:
+        config = compose(verb, f"{group}='{name}'")
+        assert group in config
+        assert not {"hydra", "_target_"} & set(config)
+
+
+@pytest.mark.parametrize("name", cli.choices("experiment"))
+def test_every_experiment_trains(name):
+    config = cli.compose("train", [f"experiment={name}"])
+    assert OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+@pytest.mark.parametrize("name", [n for n in cli.choices("reward") if n != "true"])
+def test_every_reward_builds_and_leaves_its_config_alone(name):
+    config = compose("train", f"reward='{name}'").reward
+    for key, value in MISSING.items():
+        if (key in config and OmegaConf.is_missing(config, key)) or (key == "goal" and config.get("goals") is None):
+            config[key] = value
+    before = OmegaConf.to_yaml(config)
+    scorer = build(config, encoder=RandomEncoder())
+    assert scorer.heads
+    assert OmegaConf.to_yaml(config) == before
+
+
+@pytest.mark.parametrize("name", cli.choices("encoder"))
+def test_every_encoder_takes_its_configs_keys(name):
+    """Weights are not at hand; a wrong key is told apart from them by its TypeError."""
+    config = OmegaConf.to_container(compose("train", f"encoder='{name}'").encoder)
+    assert isinstance(config, dict)
+    with pytest.raises((ValueError, OSError)):
+        build(config | {"precision": "no such precision"})
+    with pytest.raises(Exception, match="surprise"):
+        build(config | {"surprise": 1})
+
+
+@pytest.mark.parametrize("name", cli.choices("policy"))
+def test_every_policy_builds_and_acts(name):
+    world = ["env=gym", "env.id=CartPole-v1"] if name == "dqn" else ["env=cartpole"]
+    config = compose("train", f"policy='{name}'", *world)
+    if "buffer_size" in config.policy:
+        config.policy.buffer_size = 10
+    before = OmegaConf.to_yaml(config)
+    venv = WorldVecEnv(env_maker(config), 2)
+    model = build(config.policy, venv=venv, seed=0, device="cpu")
+    actions, _ = model.predict(venv.reset(), deterministic=True)
+    assert len(actions) == 2
+    venv.close()
+    assert OmegaConf.to_yaml(config) == before
+
+
+def test_every_world_has_a_config_and_the_other_way_round():
+    ours = {path.stem for path in (CONFIGS / "env").glob("*.yaml")} - {"gym"}
+    assert ours == set(WORLDS)
+    for name in ours:
+        assert compose("train", f"env={name}").env.id == f"embodied/{name}-v0"
+
+
+@pytest.mark.parametrize("scene", ["cartpole", "reacher-red", "desk-drawer", "humanoid-stand"])
+def test_a_world_is_made_from_its_config(scene):
+    env = env_maker(compose("train", f"env={scene}"))()
+    env.reset(seed=0)
+    frame = env.get_wrapper_attr("frame")()
+    assert frame.shape == (96, 96, 3)
+    assert frame.dtype == np.uint8
+    assert frame.std() > 5  # not an empty picture
+    env.close()
+
+
+def test_configs_say_what_they_are():
+    """Settings a person may want to change carry a comment somewhere in their file."""
+    silent = [str(p.relative_to(CONFIGS)) for p in FILES if "#" not in p.read_text("utf-8")]
+    assert silent == [], f"{Path('configs')}: {silent}"
