@@ -177,7 +177,8 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, labeller: Labeller | Non
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
-        model.save(part / "learner.zip")
+        with (part / "learner.zip").open("wb") as file:  # SB3 leaves its own open when the disk is full
+            model.save(file)
         tensors, values = _collect(model, labeller)
         save_file(tensors, part / "state.safetensors")
         (part / "state.json").write_text(json.dumps(values), "utf-8")
