@@ -108,10 +108,11 @@ class _Encoder:
 
     def _use_image_tower(self, tower: nn.Module, parts: Iterable[nn.Module], compile: bool) -> None:
         """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""
+        tower.eval().requires_grad_(False)
         for part in parts:
             _fold_batch_norms(part)
             part.to(PRECISIONS[self.precision])
-        tower.eval().requires_grad_(False).to(self.device)
+        tower.to(self.device)
         tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._image_tower = torch.compile(tower, dynamic=False) if compile else tower
         self._compiled = compile
@@ -444,7 +445,7 @@ def _check_name(where: str, name: str, choices: Sequence[str]) -> None:
 def _check_folder(where: str, folder: Path, *, weights: bool) -> None:
     """Refuse a folder without open_clip's config, or without weights where they are wanted."""
     missing = [] if (folder / "open_clip_config.json").is_file() else ["open_clip_config.json"]
-    if weights and not any(folder.glob(f"*.{kind}") for kind in ("safetensors", "bin", "pth")):
+    if weights and not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.glob("*")):
         missing.append("open_clip_model.safetensors")
     if missing:
         raise FileNotFoundError(f"{where}: folder {folder} must hold {' and '.join(missing)}; it does not.")

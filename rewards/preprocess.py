@@ -65,10 +65,17 @@ class Preprocess:
         return normal.to(dtype, memory_format=torch.channels_last)
 
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
-        if images.device.type == "cpu":  # torch rounds uint8 itself, in integer arithmetic like Pillow
+        if images.device.type == "cpu":  # torch resizes uint8 as Pillow does
             return functional.interpolate(images, size, mode=self.interpolation, antialias=True)
-        floats = functional.interpolate(images.float(), size, mode=self.interpolation, antialias=True)
-        return floats.round_().clamp_(0, 255)
+        return self._resize_floats(images, size)
+
+    def _resize_floats(self, images: Tensor, size: tuple[int, int]) -> Tensor:
+        """Where uint8 cannot be resized: width, then height, each rounded to 8 bits, as Pillow does."""
+        images = images.float()
+        for shape in ((images.shape[-2], size[1]), size):
+            images = functional.interpolate(images, shape, mode=self.interpolation, antialias=True)
+            images = images.round_().clamp_(0, 255)
+        return images
 
     def _crop(self, images: Tensor) -> Tensor:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop

@@ -8,6 +8,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook(["embodied", "rewards", "policies"], "beartype.beartype")  # before any of them is imported
 
+import embodied  # noqa: E402, F401  (chooses an OpenGL before a test imports MuJoCo)
+
 TINY_CLIP = {
     "model_cfg": {
         "embed_dim": 32,

@@ -1,0 +1,405 @@
+"""Encoders against the libraries' own transforms and models, on tiny random weights and real renders."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import cosine_similarity, interpolate
+from torch.testing import assert_close
+
+from embodied.envs.rendering import FrameRenderer
+from rewards import encoders
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip
+from rewards.preprocess import Preprocess
+from tests.conftest import TINY_CLIP, save_open_clip
+
+HUMANOID = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "humanoid.xml"
+SIZES = [(480, 480), (96, 96), (96, 160), (101, 75), (32, 32)]
+RESNET = TINY_CLIP | {
+    "model_cfg": {
+        **TINY_CLIP["model_cfg"],
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "patch_size": None},
+    },
+    "preprocess_cfg": {**TINY_CLIP["preprocess_cfg"], "interpolation": "bilinear", "resize_mode": "squash"},
+}
+
+
+@pytest.fixture(scope="module")
+def renders() -> dict[tuple[int, int], torch.Tensor]:
+    """(H, W) -> (4, H, W, 3) uint8 frames of a falling humanoid."""
+    model = mujoco.MjModel.from_xml_path(str(HUMANOID))
+    data = mujoco.MjData(model)
+    renderer = FrameRenderer(model)
+    frames = {size: [] for size in SIZES}
+    for _ in range(4):
+        mujoco.mj_step(model, data, 40)
+        for size in SIZES:
+            frames[size].append(renderer.frame(data, "track", *size))
+    renderer.close()
+    return {size: torch.from_numpy(np.stack(each)) for size, each in frames.items()}
+
+
+@pytest.fixture(scope="module")
+def tiny_resnet(tmp_path_factory) -> str:
+    return save_open_clip(tmp_path_factory.mktemp("tiny_resnet"), RESNET)
+
+
+def pil_transform(size: int, mode: str, interpolation: str):
+    open_clip = import_open_clip()
+    config = open_clip.transform.PreprocessCfg(size=size, resize_mode=mode, interpolation=interpolation)
+    return open_clip.transform.image_transform_v2(config, is_train=False)
+
+
+# Preprocessing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("target", [32, 224])
+@pytest.mark.parametrize(
+    ("mode", "interpolation"), [("shortest", "bicubic"), ("squash", "bilinear"), ("longest", "bicubic")]
+)
+def test_fused_preprocessing_is_the_models_own_transform(renders, size, target, mode, interpolation):
+    own = pil_transform(target, mode, interpolation)
+    expected = torch.stack([own(Image.fromarray(frame.numpy())) for frame in renders[size]])
+    std = (0.26862954, 0.26130258, 0.27577711)
+    fused = Preprocess(
+        mode=mode, resize=(target, target), crop=(target, target), interpolation=interpolation,
+        mean=(0.48145466, 0.4578275, 0.40821073), std=std,
+    )  # fmt: skip
+    images = fused(renders[size], torch.device("cpu"), torch.float32)
+    levels = (images - expected).abs() * torch.tensor(std).view(3, 1, 1) * 255
+    assert images.shape == expected.shape
+    assert levels.max() < 2.01  # grey levels of 255: rounding alone
+    assert levels.mean() < 0.05
+
+
+def test_without_antialias_the_same_comparison_fails(renders):
+    frames = renders[480, 480].permute(0, 3, 1, 2)
+    sharp = interpolate(frames, (32, 32), mode="bicubic", antialias=False).float()
+    smooth = interpolate(frames, (32, 32), mode="bicubic", antialias=True).float()
+    assert (sharp - smooth).abs().mean() > 2
+
+
+def test_the_float_resize_of_other_devices_agrees_with_the_cpu_s(renders):
+    options = {"mode": "squash", "resize": (32, 32), "crop": (32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    fused = Preprocess(**options, interpolation="bicubic")
+    for size in ((480, 480), (101, 75)):
+        images = renders[size].permute(0, 3, 1, 2)
+        floats = fused._resize_floats(images, (32, 32))
+        assert (floats - fused._resize(images, (32, 32)).float()).abs().max() < 1.01
+
+
+def test_frames_of_the_right_size_are_not_resized(renders, monkeypatch):
+    monkeypatch.setattr(Preprocess, "_resize", None)  # calling it would raise
+    fused = Preprocess(
+        mode="shortest", resize=(96, 96), crop=(80, 80), interpolation="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3
+    )
+    images = fused(renders[96, 96], torch.device("cpu"), torch.float32)
+    assert_close(images * 255, renders[96, 96].permute(0, 3, 1, 2)[..., 8:88, 8:88].float())
+
+
+# open_clip --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("kind", ["tiny_clip", "tiny_resnet"])
+def test_embeddings_are_open_clip_s(request, renders, kind, size):
+    """Against open_clip's own model and PIL transform: batch norms folded here, not there."""
+    name = request.getfixturevalue(kind)
+    open_clip = import_open_clip()
+    model, own = open_clip.create_model_from_pretrained(name)
+    images = torch.stack([own(Image.fromarray(frame.numpy())) for frame in renders[size]])
+    with torch.no_grad():
+        expected = model.eval().encode_image(images, normalize=True)
+        texts = model.encode_text(open_clip.get_tokenizer(name)(["a robot", "a fallen robot"]), normalize=True)
+    encoder = OpenCLIPEncoder(name, precision="fp32", batch_size=3)  # 4 frames: a full batch and a rest
+    embeddings = encoder.encode_images(renders[size])
+    assert cosine_similarity(embeddings, expected).min() >= 0.999
+    assert cosine_similarity(embeddings - expected.mean(0), expected - expected.mean(0)).min() > 0.97
+    assert_close(encoder.encode_texts(["a robot", "a fallen robot"]), texts, atol=1e-5, rtol=0)
+    assert encoder.dim == 32
+    assert encoder.encode_images(renders[size][:0]).shape == (0, 32)
+
+
+@pytest.mark.parametrize("kind", ["tiny_clip", "tiny_resnet"])
+def test_bf16_is_close_to_fp32(request, renders, kind):
+    name = request.getfixturevalue(kind)
+    exact = OpenCLIPEncoder(name, precision="fp32").encode_images(renders[96, 96])
+    fast = OpenCLIPEncoder(name, precision="bf16").encode_images(renders[96, 96])
+    assert fast.dtype == torch.float32
+    assert_close(fast.norm(dim=-1), torch.ones(4), atol=1e-5, rtol=0)
+    assert cosine_similarity(exact, fast).min() > 0.999
+    assert not torch.equal(exact, fast)
+
+
+def test_auto_precision_follows_the_hardware(tiny_clip, monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == "fp32"
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == "bf16"
+
+
+def test_batch_equals_one_by_one_and_compiled_batches_keep_one_shape(tiny_clip, renders, monkeypatch):
+    encoder = OpenCLIPEncoder(tiny_clip, precision="fp32")
+    together = encoder.encode_images(renders[96, 96])
+    alone = torch.cat([encoder.encode_images(frame[None]) for frame in renders[96, 96]])
+    assert_close(together, alone, atol=1e-5, rtol=0)
+
+    shapes = []
+
+    def compile_nothing(tower, dynamic):
+        return lambda images: (shapes.append(len(images)), tower(images))[1]
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    compiled = OpenCLIPEncoder(tiny_clip, precision="fp32", batch_size=3, compile=True)
+    assert_close(compiled.encode_images(renders[96, 96]), together, atol=1e-5, rtol=0)
+    assert shapes == [3, 3]
+
+
+def test_texts_are_embedded_once(tiny_clip, monkeypatch):
+    encoder = OpenCLIPEncoder(tiny_clip)
+    first = encoder.encode_texts(["a robot", "a cup", "a robot"])
+    assert_close(first[0], first[2])
+    monkeypatch.setattr(encoder, "_embed_texts", None)  # calling it would raise
+    assert_close(encoder.encode_texts(["a cup"]), first[1:2])
+
+
+def test_random_weights_are_the_same_each_time(tiny_clip, renders):
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first, second = (OpenCLIPEncoder(tiny_clip, pretrained="random") for _ in range(2))
+    assert_close(first.encode_images(renders[96, 96]), second.encode_images(renders[96, 96]))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_embedded_encoder_reads_the_folder_that_ships(tmp_path, monkeypatch, renders):
+    monkeypatch.setattr(encoders, "__file__", str(tmp_path / "rewards" / "encoders.py"))
+    with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold open_clip_config\.json"):
+        embedded_encoder()
+    for folder in (tmp_path / "embodied" / "sim_assets" / "encoder", tmp_path / "sim_assets" / "encoder"):
+        save_open_clip(folder, TINY_CLIP)  # a wheel, then a checkout, which goes first
+        encoder = embedded_encoder(precision="fp32")
+        assert encoder.name == "embedded"
+        assert encoder.encode_images(renders[96, 96]).shape == (4, 32)
+
+
+# Bad input --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("frames", "error", "got"),
+    [
+        (torch.zeros(8, 3, 32, 32), TypeError, r"float32 \(8, 3, 32, 32\)"),
+        (torch.zeros(8, 3, 32, 32, dtype=torch.uint8), ValueError, r"uint8 \(8, 3, 32, 32\)"),
+        (torch.zeros(32, 32, 3, dtype=torch.uint8), ValueError, r"uint8 \(32, 32, 3\)"),
+        (torch.zeros(2, 0, 32, 3, dtype=torch.uint8), ValueError, r"uint8 \(2, 0, 32, 3\)"),
+    ],
+)
+def test_wrong_frames_are_refused(tiny_clip, frames, error, got):
+    message = rf"OpenCLIPEncoder.encode_images: frames must be uint8 \(B, H, W, 3\); got {got}\. Pass unresized"
+    with pytest.raises(error, match=message):
+        OpenCLIPEncoder(tiny_clip).encode_images(frames)
+
+
+def test_long_and_empty_texts_are_refused_not_cut(tiny_clip):
+    encoder = OpenCLIPEncoder(tiny_clip)
+    assert encoder.encode_texts(["open " * 22]).shape == (1, 32)  # 22 and two marks: exactly the context
+    with pytest.raises(ValueError, match=r"at most 24 tokens, the context of local-dir:.*; got 25 for 'open open"):
+        encoder.encode_texts(["a robot", "open " * 23])
+    with pytest.raises(ValueError, match=r"every text must say something; got '  '"):
+        encoder.encode_texts(["  "])
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "error", "message"),
+    [
+        ("ViT-B-33", {}, ValueError, r"model must be one that open_clip knows; got 'ViT-B-33'\. Nearest: ViT-B-32"),
+        ("ViT-B-32:laion2b", {}, ValueError, r"weights of ViT-B-32 must be .*; got 'laion2b'\. Nearest: laion2b_e16"),
+        ("ViT-B-32", {}, ValueError, r"weights of ViT-B-32 must be .*; got ''\. Nearest: openai"),
+        ("ViT-B-32:random", {"precision": "fp8"}, ValueError, "precision must be auto, fp32, bf16, fp16; got 'fp8'"),
+        ("ViT-B-32:random", {"batch_size": 0}, ValueError, "batch_size must be ≥ 1; got 0"),
+        ("local-dir:/nowhere", {}, FileNotFoundError, "folder /nowhere must hold open_clip_config.json"),
+    ],
+)
+def test_unknown_models_are_named(model, options, error, message):
+    with pytest.raises(error, match=message):
+        OpenCLIPEncoder(model, **options)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(TINY_CLIP))
+    with pytest.raises(FileNotFoundError, match=r"must hold open_clip_model\.safetensors; it does not"):
+        OpenCLIPEncoder(f"local-dir:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("make", "advice"),
+    [
+        (
+            lambda: OpenCLIPEncoder("ViT-B-32:laion2b_s34b_b79k"),
+            r"hf download laion/CLIP-ViT-B-32-laion2B-s34B-b79K --local-dir FOLDER.*model=local-dir:FOLDER",
+        ),
+        (lambda: OpenCLIPEncoder("hf-hub:owner/name"), "hf download owner/name .*model=local-dir:FOLDER"),
+        (lambda: TransformersEncoder("owner/name"), "hf download owner/name .*model=FOLDER"),
+    ],
+)
+def test_missing_weights_offline_say_what_to_put_where(make, advice, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(encoders, "_reachable", lambda url: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=rf"is not on this machine and was not fetched\. .*{advice}"):
+        make()
+    assert not constants.HF_HUB_OFFLINE
+
+
+# The torchvision cure ---------------------------------------------------------------------------------------
+
+
+def test_torchvision_is_cured_only_where_its_operators_do_not_load():
+    """In a fresh process: the cure declares exactly what is missing, twice over, and then the import works."""
+    code = """
+import torch, rewards.encoders as encoders
+def declared(): return torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
+encoders.cure_torchvision()
+encoders.cure_torchvision()
+broken = bool(encoders._TORCHVISION)
+import torchvision
+assert torchvision.extension._has_ops() is not broken
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=120)
+
+
+def test_the_cure_declares_schemas_when_loading_fails_and_nothing_otherwise():
+    code = """
+import sys, torch, rewards.encoders as encoders
+loads = sys.argv[1] == "loads"
+def load_library(path):
+    if not loads: raise OSError("no such symbol")
+torch.ops.load_library = load_library
+encoders.cure_torchvision()
+assert bool(encoders._TORCHVISION) is not loads
+if not loads: torch.library.register_fake("torchvision::nms", lambda dets, scores, iou_threshold: dets)
+"""
+    for case in ("loads", "fails"):
+        subprocess.run([sys.executable, "-c", code, case], check=True, timeout=120)
+
+
+# transformers -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def transformers_models(tmp_path_factory) -> dict[str, str]:
+    """kind -> folder of a tiny model of random weights, its processor, and a tokenizer of ten words."""
+    encoders.cure_torchvision()
+    import transformers as tf
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<pad>", "<s>", "</s>", "<unk>", "the", "drawer", "is", "open", "a", "robot"]
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    ids = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0}
+    text = {**small, **ids, "vocab_size": 10, "max_position_embeddings": 12}
+    square, crop = {"height": 32, "width": 32}, {"crop_size": {"height": 32, "width": 32}}
+    torch.manual_seed(0)
+    made = {
+        "clip": (
+            tf.CLIPModel(tf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)),
+            tf.CLIPImageProcessor(size={"shortest_edge": 32}, **crop),
+        ),
+        "siglip": (
+            tf.SiglipModel(tf.SiglipConfig(text_config=text, vision_config=vision)),
+            tf.SiglipImageProcessor(size=square),
+        ),
+        "dinov2": (
+            tf.Dinov2Model(tf.Dinov2Config(**vision)),
+            tf.BitImageProcessor(size={"shortest_edge": 40}, **crop),
+        ),
+        "dinov3": (tf.DINOv3ViTModel(tf.DINOv3ViTConfig(**vision)), tf.DINOv3ViTImageProcessor(size=square)),
+        "siglip2": (
+            tf.Siglip2Model(
+                tf.Siglip2Config(text_config=text, vision_config={**small, "num_patches": 16, "patch_size": 8})
+            ),
+            tf.Siglip2ImageProcessor(patch_size=8, max_num_patches=16),
+        ),
+    }
+    folders = {}
+    for kind, (model, processor) in made.items():
+        folder = tmp_path_factory.mktemp(kind)
+        for part in (model, tokenizer, processor):
+            part.save_pretrained(folder)
+        folders[kind] = str(folder)
+    return folders
+
+
+@pytest.mark.parametrize("size", [(480, 480), (96, 96), (96, 160)], ids=str)
+@pytest.mark.parametrize("kind", ["clip", "siglip", "dinov2", "dinov3"])
+def test_transformers_embeddings_are_its_own(transformers_models, renders, kind, size):
+    import transformers as tf
+
+    folder = transformers_models[kind]
+    model, processor = tf.AutoModel.from_pretrained(folder), tf.AutoImageProcessor.from_pretrained(folder)
+    inputs = processor([Image.fromarray(frame.numpy()) for frame in renders[size]], return_tensors="pt")
+    with torch.no_grad():
+        features = model.get_image_features if kind in ("clip", "siglip") else model
+        expected = torch.nn.functional.normalize(features(**inputs).pooler_output, dim=-1)
+    encoder = TransformersEncoder(folder, precision="fp32")
+    embeddings = encoder.encode_images(renders[size])
+    assert cosine_similarity(embeddings, expected).min() >= 0.999
+    assert cosine_similarity(embeddings - expected.mean(0), expected - expected.mean(0)).min() > 0.97
+    assert encoder.dim == expected.shape[1]
+    fast = TransformersEncoder(folder, precision="bf16").encode_images(renders[size])
+    assert cosine_similarity(embeddings, fast).min() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_transformers_scores_are_its_own(transformers_models, renders, kind):
+    """Cosines against the whole model's logits, which hold both towers' projections."""
+    import transformers as tf
+
+    folder = transformers_models[kind]
+    model, processor = tf.AutoModel.from_pretrained(folder), tf.AutoImageProcessor.from_pretrained(folder)
+    tokens = tf.AutoTokenizer.from_pretrained(folder)(
+        ["the drawer is open", "a robot"], padding="max_length", max_length=12, return_tensors="pt"
+    )
+    if kind == "siglip":
+        tokens.pop("attention_mask")
+    images = processor([Image.fromarray(frame.numpy()) for frame in renders[96, 96]], return_tensors="pt")
+    with torch.no_grad():
+        output = model(**tokens, **images)
+    encoder = TransformersEncoder(folder, precision="fp32")
+    texts = encoder.encode_texts(["the drawer is open", "a robot"])
+    assert_close(texts, torch.nn.functional.normalize(output.text_embeds, dim=-1), atol=1e-5, rtol=0)
+    cosines = encoder.encode_images(renders[96, 96]) @ texts.T
+    logits = (output.logits_per_image - (model.logit_bias if kind == "siglip" else 0)) / model.logit_scale.exp()
+    assert_close(cosines, logits.detach(), atol=2e-3, rtol=0)
+
+
+def test_transformers_texts_that_do_not_fit(transformers_models):
+    with pytest.raises(
+        ValueError, match=r"TransformersEncoder.encode_texts: model must have a text tower; got .*dinov2"
+    ):
+        TransformersEncoder(transformers_models["dinov2"]).encode_texts(["a robot"])
+    clip = TransformersEncoder(transformers_models["clip"])
+    assert clip.encode_texts(["robot " * 10]).shape == (1, 16)
+    with pytest.raises(ValueError, match=r"at most 12 tokens, .*; got 13"):
+        clip.encode_texts(["robot " * 11])
+
+
+def test_naflex_models_are_refused(transformers_models):
+    with pytest.raises(ValueError, match=r"model must take images of one size; got .*siglip2.*NaFlex"):
+        TransformersEncoder(transformers_models["siglip2"])
