@@ -30,6 +30,11 @@ DEFAULT_STEPS = 1000  # an episode, where neither the caller nor the suite says
 
 _CLASSIC = {"CartPole-v1": (FixedCartPole, 200), "MountainCarContinuous-v0": (FixedMountainCar, 999)}
 _ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # how Gymnasium-Robotics' ids begin
+# What suites change of the model from episode to episode: where things stand, what shows the goal.
+_MODEL = (
+    "body_pos", "body_quat", "geom_pos", "geom_quat", "geom_size", "geom_rgba", "mat_rgba", "site_pos", "site_quat",
+    "site_rgba", "cam_pos", "cam_quat",
+)  # fmt: skip
 # After a step these are one physics step old, and some suites (Fetch) act on them as they are.
 _POSES = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat")
 _FREE = ("distance", "lookat", "elevation", "azimuth")  # keys of a free camera
@@ -193,7 +198,9 @@ class Bridged(gymnasium.Env):
         physics = _physics(self.inner)
         if physics is None:
             raise UserError("make: a free camera needs a MuJoCo environment. Leave `camera` out.")
-        return free_camera(physics[0], **{k: v for k, v in usual.items() if k in _FREE} | given)
+        view = {key: value for key, value in usual.items() if key in _FREE} | given
+        lookat = tuple(float(x) for x in view.pop("lookat", ())) or None
+        return free_camera(physics[0], lookat=lookat, **{key: float(value) for key, value in view.items()})
 
     def _usual_camera(self) -> str:
         if self._found.camera in self.cameras:
@@ -219,7 +226,9 @@ class Bridged(gymnasium.Env):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         state["mujoco"] = np.empty(mujoco.mj_stateSize(physics[0], kind))
         mujoco.mj_getState(*physics, state["mujoco"], kind)
-        return state | {f"mujoco/{key}": np.array(getattr(physics[1], key)) for key in _POSES}
+        for part, keys in zip(physics, (_MODEL, _POSES), strict=True):
+            state |= {f"mujoco/{key}": np.array(getattr(part, key)) for key in keys}
+        return state
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         for i, part in enumerate(self._parts()):
@@ -231,6 +240,8 @@ class Bridged(gymnasium.Env):
         if physics is not None:
             model, data = physics
             kind = mujoco.mjtState.mjSTATE_INTEGRATION
+            for key in _MODEL:
+                getattr(model, key)[:] = state[f"mujoco/{key}"]
             mujoco.mj_setState(model, data, state["mujoco"], kind)
             mujoco.mj_forward(model, data)  # it also touches the solver's warm start, hence once more
             mujoco.mj_setState(model, data, state["mujoco"], kind)
@@ -305,6 +316,7 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> _Found:
         raise UserError(f"make: no environment {id!r}. {nearest(id, [f'metaworld/{t}' for t in tasks])}")
     env: Any = metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[tasks[task]](seed=0, **kwargs)
     env._freeze_rand_vec, env.seeded_rand_vec = False, True  # a new start and goal each episode, drawn from its seed
+    env.observation_space = env.sawyer_observation_space  # what it was made with gives the goal no room
     steps, env.max_path_length = int(env.max_path_length), 10**9  # ours cuts instead
     return _Found(
         env,

@@ -1,0 +1,260 @@
+import math
+import subprocess
+import sys
+
+import gymnasium
+import mujoco
+import numpy as np
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from embodied.envs import WORLDS, world_id
+from embodied.envs.humanoid import AZIMUTH, DISTANCE, ELEVATION, LOOK_AT, Humanoid
+from embodied.envs.reacher import _joints
+from embodied.envs.rendering import free_camera
+from embodied.envs.world import World, graded
+
+LIMITS = {
+    "desk-reach": 50, "desk-push": 80, "desk-press": 50, "desk-drawer": 50, "desk-close": 50, "desk-lift": 80,
+    "desk-place": 120, "desk-stack": 150, "cartpole": 100, "reacher-red": 50, "reacher-green": 50, "reacher-blue": 50,
+    "reacher-yellow": 50, "humanoid-stand": 100, "humanoid-kneel": 100,
+}  # fmt: skip
+OURS = ("cartpole", "reacher-red", "humanoid-stand")
+
+
+@pytest.fixture
+def make():
+    made = []
+
+    def _make(name, **kwargs) -> World:
+        made.append(gymnasium.make(world_id(name), disable_env_checker=True, **kwargs))
+        return made[-1].unwrapped
+
+    yield _make
+    for env in made:
+        env.close()
+
+
+def test_every_world_is_registered_with_its_time_limit():
+    assert {name: gymnasium.spec(world_id(name)).max_episode_steps for name in WORLDS} == LIMITS
+
+
+def test_importing_the_worlds_does_not_load_mujoco():
+    code = "import sys, embodied.envs; sys.exit('mujoco' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*infinity. This is probably too")
+@pytest.mark.parametrize("obs", ["state", "pixels", "mixed"])
+@pytest.mark.parametrize("name", WORLDS)
+def test_check_env(make, name, obs):
+    check_env(make(name, obs=obs, image_size=24), skip_render_check=True)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_episodes_have_a_fixed_length_and_tell_success_at_every_step(name):
+    env = gymnasium.make(world_id(name))
+    env.action_space.seed(0)
+    _, info = env.reset(seed=0)
+    for step in range(LIMITS[name]):
+        assert isinstance(info["is_success"], bool)
+        _, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        assert not terminated
+        assert truncated == (step == LIMITS[name] - 1)
+        assert 0 <= reward <= 1
+    env.close()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_degrees_are_one_exactly_when_a_fact_holds_and_every_fact_is_shown_both_ways(make, name):
+    world = make(name)
+    world.reset(seed=0)
+    rng = np.random.default_rng(0)
+    truth = []
+    for _ in range(150):
+        world.sample_state(rng)
+        degrees = world.degrees()
+        assert tuple(degrees) == world.facts
+        assert all(value == 1.0 or 0 <= value < 0.9 for value in degrees.values())
+        assert world.success() == (world.env_reward() == 1.0)
+        truth.append([value == 1.0 for value in degrees.values()])
+    shown = np.mean(truth, axis=0)
+    assert (shown > 0.03).all(), dict(zip(world.facts, shown, strict=True))
+    assert (shown < 0.7).all(), dict(zip(world.facts, shown, strict=True))
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_degrees_do_not_read_what_a_frame_cannot_show(make, name):
+    world = make(name)
+    world.reset(seed=0)
+    world.sample_state(np.random.default_rng(1))
+    before, frame = world.degrees(), world.frame()
+    world.data.qvel[:] += 3.0
+    world._refresh()
+    assert world.degrees() == before
+    np.testing.assert_array_equal(world.frame(), frame)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_frames_have_the_asked_size_and_change_with_the_camera(make, name):
+    world = make(name, image_size=40)
+    world.reset(seed=0)
+    frame = world.frame()
+    assert frame.shape == (40, 40, 3)
+    assert frame.dtype == np.uint8
+    assert frame.flags.c_contiguous
+    assert world.frame(image_size=96).shape == (96, 96, 3)
+    assert (world.frame(world.cameras[1]) != frame).mean() > 0.05
+    assert world.render().shape == (480, 480, 3)
+    assert 40 < frame.mean() < 220  # lit, not glaring
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_new_look_changes_the_frame_not_the_truth_and_can_be_undone(make, name):
+    world = make(name)
+    world.reset(seed=0)
+    degrees, frame = world.degrees(), world.frame()
+    rng = np.random.default_rng(0)
+    looks = []
+    for _ in range(3):
+        world.randomize_look(rng)
+        assert world.degrees() == degrees
+        looks.append(world.frame())
+        assert (looks[-1] != frame).mean() > 0.3
+    assert (looks[0] != looks[1]).any()
+    world.restore_look()
+    world._refresh()
+    np.testing.assert_array_equal(world.frame(), frame)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_saved_state_goes_on_exactly(make, name):
+    world = make(name)
+    world.reset(seed=3)
+    actions = [world.np_random.uniform(-1, 1, world.action_space.shape) for _ in range(8)]
+    world.step(actions[0])
+    saved = world.get_state()
+    first = [world.step(a)[:2] for a in actions]
+    last = world.frame()
+    world.reset(seed=4)
+    world.set_state(saved)
+    for (obs, reward), action in zip(first, actions, strict=True):
+        again, reward_again, *_ = world.step(action)
+        np.testing.assert_array_equal(obs, again)
+        assert reward == reward_again
+    np.testing.assert_array_equal(world.frame(), last)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "words"),
+    [
+        ("cartpole", {"camera": "back"}, "camera must be one of front, angle; got 'back'"),
+        ("cartpole", {"obs": "image"}, "obs must be one of state, pixels, mixed; got 'image'"),
+        ("reacher-red", {"task": "pink"}, "task must be one of red, green, blue, yellow; got 'pink'"),
+        ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel; got 'fly'"),
+    ],
+)
+def test_bad_arguments_are_named(make, name, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        make(name, **kwargs)
+
+
+def test_graded_falls_smoothly_below_the_threshold():
+    values = [graded(d, 0.1, 0.5) for d in np.linspace(0, 3, 100)]
+    assert values[0] == graded(0.1, 0.1, 0.5) == 1.0
+    assert graded(0.1001, 0.1, 0.5) == pytest.approx(0.88, abs=1e-3)
+    assert np.all(np.diff(values) <= 0)
+
+
+def test_cartpole_by_hand(make):
+    world = make("cartpole")
+    world.reset(seed=0)
+    for x, angle, facts in [
+        (0.0, 0.1, {"pole_up", "cart_centre"}),
+        (-0.5, math.pi, {"pole_down", "cart_left"}),
+        (0.5, 2 * math.pi, {"pole_up", "cart_right"}),
+        (0.2, math.pi / 2, set()),
+    ]:
+        world.data.qpos[:] = x, angle
+        assert {fact for fact, value in world.degrees().items() if value == 1.0} == facts
+        assert world.success() == ("pole_up" in facts)
+
+
+@pytest.mark.parametrize("angle", [-0.5, 0.5])
+def test_cartpole_is_balanced_by_simple_feedback(make, angle):
+    world = make("cartpole")
+    world.reset(seed=0)
+    world.data.qpos[:], world.data.qvel[:] = (0, angle), 0
+    held = 0
+    for _ in range(100):
+        x, cos, sin, speed, spin = world._state()
+        world.step([4 * math.atan2(sin, cos) + 0.4 * spin + 0.3 * x + 0.3 * speed])
+        held += world.success()
+    assert held > 90
+
+
+def test_reacher_joints_put_the_tip_where_asked(make):
+    world = make("reacher-blue")
+    world.reset(seed=0)
+    for sign in (-1.0, 1.0):
+        spot = world._ball("blue").copy()
+        world.data.qpos[:2] = _joints(spot, sign)
+        world._refresh()
+        np.testing.assert_allclose(world._tip(), spot, atol=1e-6)
+        assert world.success()
+        assert world.degrees()["tip_blue"] == 1.0
+        assert max(world.degrees()[f"tip_{c}"] for c in ("red", "green", "yellow")) < 0.9
+
+
+def test_reacher_turns_as_told(make):
+    world = make("reacher-red")
+    world.reset(seed=0)
+    start = world.data.qpos[0]
+    for _ in range(10):
+        world.step([0.5, 0.0])
+    assert world.data.qpos[0] - start == pytest.approx(0.5 * 4.0 * 10 * world.ctrl_dt, rel=0.2)
+
+
+def test_humanoid_moves_as_gymnasiums(make):
+    ours = make("humanoid-stand")
+    theirs = gymnasium.make("Humanoid-v5", disable_env_checker=True).unwrapped
+    ours.reset(seed=0)
+    theirs.reset(seed=0)
+    theirs.set_state(ours.data.qpos.copy(), ours.data.qvel.copy())
+    rng = np.random.default_rng(0)
+    for _ in range(25):
+        action = rng.uniform(-1, 1, 17)
+        ours.step(action)
+        theirs.step(0.4 * action)
+    np.testing.assert_allclose(ours.data.qpos, theirs.data.qpos, atol=1e-6)
+    theirs.close()
+
+
+def test_humanoid_is_seen_as_in_vlm_rm(make):
+    world = make("humanoid-stand")
+    world.reset(seed=0)
+    model = world.model
+    free = free_camera(model, distance=DISTANCE, lookat=LOOK_AT, elevation=ELEVATION, azimuth=AZIMUTH)
+    assert (free.distance, free.elevation, free.azimuth) == (3.5, -10, 180)
+    difference = world.frame().astype(int) - world._frames().frame(world.data, free, 96, 96)
+    assert (np.abs(difference) > 30).mean() < 0.01
+
+
+@pytest.mark.parametrize("posture", ["standing", "kneeling", "sitting", "lying", "upside_down"])
+def test_humanoid_postures_are_what_they_are_called(make, posture):
+    world = make("humanoid-stand")
+    assert isinstance(world, Humanoid)
+    world.reset(seed=0)
+    rng = np.random.default_rng(0)
+    held = []
+    for _ in range(25):
+        mujoco.mj_resetData(world.model, world.data)
+        world._pose(posture, rng)
+        world._refresh()
+        degrees = world.degrees()
+        held.append(degrees[posture] == 1.0)
+        others = {"standing", "kneeling", "sitting", "lying", "upside_down"} - {posture}
+        assert all(degrees[other] < 1.0 for other in others) or not held[-1]
+        mujoco.mj_collision(world.model, world.data)
+        assert any(world.model.geom("floor").id in pair for pair in world.data.contact.geom)  # it rests on the floor
+    assert np.mean(held) > 0.75
