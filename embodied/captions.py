@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +26,41 @@ _PREFIXES = (
 _NOT = re.compile(r"\b(is now|is|stands|stays)\b(?! not)")
 
 
-def _parts(pattern: str) -> list[list[str]]:
-    """The choices of a pattern, in order: literal text is a choice of one."""
-    return [
-        piece[1:-1].split("|") if piece.startswith("[") else [piece]
-        for piece in re.findall(r"\[[^]]*\]|[^[]+", pattern)
-    ]
+# A parsed pattern: its parts in order, each literal text or the alternatives to choose from.
+Pattern = tuple["str | tuple[Pattern, ...]", ...]
+
+
+def _parse(text: str) -> Pattern:
+    """A pattern of literal text and, nested at will, `[…|…]` choices."""
+    words = iter([*re.split(r"([][|])", text), "]"])
+    alternatives = _alternatives(words)
+    if len(alternatives) > 1 or next(words, None) is not None:
+        raise ValueError(f"captions: a pattern must have its brackets in pairs and | inside them; got {text!r}.")
+    return alternatives[0]
+
+
+def _alternatives(words: Iterator[str]) -> tuple[Pattern, ...]:
+    """The alternatives up to the `]` that closes them."""
+    alternatives: list[list[str | tuple[Pattern, ...]]] = [[]]
+    for word in words:
+        if word == "]":
+            break
+        if word == "|":
+            alternatives.append([])
+        else:
+            alternatives[-1].append(_alternatives(words) if word == "[" else word)
+    else:
+        raise ValueError("captions: a pattern must have its brackets in pairs; one is left open.")
+    return tuple(tuple(parts) for parts in alternatives)
+
+
+def _expand(pattern: Pattern) -> list[str]:
+    choices = ([part] if isinstance(part, str) else [t for each in part for t in _expand(each)] for part in pattern)
+    return ["".join(parts) for parts in itertools.product(*choices)]
+
+
+def _draw(pattern: Pattern, rng: np.random.Generator) -> str:
+    return "".join(part if isinstance(part, str) else _draw(part[rng.integers(len(part))], rng) for part in pattern)
 
 
 def _tidy(text: str) -> str:
@@ -42,17 +71,15 @@ def _tidy(text: str) -> str:
 class Wordings:
     """The wordings of one fact in one split."""
 
-    patterns: tuple[tuple[tuple[str, ...], ...], ...]  # pattern -> part -> choices
+    patterns: tuple[Pattern, ...]
 
     def all(self) -> list[str]:
         """Every sentence, each once, in file order."""
-        sentences = (_tidy("".join(parts)) for pattern in self.patterns for parts in itertools.product(*pattern))
-        return list(dict.fromkeys(sentences))
+        return list(dict.fromkeys(_tidy(text) for pattern in self.patterns for text in _expand(pattern)))
 
     def draw(self, rng: np.random.Generator) -> str:
         """One sentence: a pattern uniformly, then each choice uniformly."""
-        pattern = self.patterns[rng.integers(len(self.patterns))]
-        return _tidy("".join(part[rng.integers(len(part))] for part in pattern))
+        return _tidy(_draw(self.patterns[rng.integers(len(self.patterns))], rng))
 
 
 @dataclass(frozen=True)
@@ -77,7 +104,7 @@ class Captions:
                 filled = [re.sub(r"\{(\w+)\}", lambda found: macros[found[1]], pattern) for pattern in patterns]
             except KeyError as missing:
                 raise ValueError(f"{path}: macro must be one of {', '.join(macros)}; got {missing}.") from None
-            return Wordings(tuple(tuple(tuple(choices) for choices in _parts(text)) for text in filled))
+            return Wordings(tuple(_parse(text) for text in filled))
 
         facts = {}
         for fact, splits in content["facts"].items():
@@ -88,6 +115,15 @@ class Captions:
         captions = cls(facts, content.get("goals", {}))
         captions._check_held_out(path)
         return captions
+
+    def describe(self, degrees: Mapping[str, float], rng: np.random.Generator) -> list[str]:
+        """A state in words: one training sentence for the scene and for every fact that holds in it.
+
+        Args:
+            degrees: fact -> how far it holds; it holds at 1.
+        """
+        true = [SCENE, *(fact for fact in self.facts if degrees.get(fact) == 1 and fact != SCENE)]
+        return [self.facts[fact]["train"].draw(rng) for fact in true]
 
     def _check_held_out(self, path: Path) -> None:
         train = {text for splits in self.facts.values() for text in splits["train"].all()}

@@ -1,0 +1,96 @@
+"""Alignment learns what sentences mean from graded truth, resumes to the same weights, and leaves nothing behind."""
+
+import numpy as np
+import pytest
+import torch
+
+from rewards.alignment import AlignmentRecipe, Examples, align
+from rewards.metrics import auroc, spearman
+from rewards.towers import Towers
+
+SENTENCES = ("the square is red", "the square is bright")
+
+
+def squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (N, 32, 32, 3) of one colour, and how red and how bright they are, (N, 2) in [0, 1]."""
+    degrees = np.random.default_rng(seed).random((count, 2)).astype(np.float32)
+    colour = np.stack([degrees[:, 0], 1 - degrees[:, 0], np.zeros(count)], -1) * (0.3 + 0.7 * degrees[:, 1:])
+    return np.broadcast_to((255 * colour).astype(np.uint8)[:, None, None], (count, 32, 32, 3)).copy(), degrees
+
+
+def examples(degrees: np.ndarray, frames: np.ndarray) -> Examples:
+    return Examples(frames=frames, degrees=degrees, worlds=np.zeros(len(frames), int), fact_worlds=np.zeros(2, int))
+
+
+def trained(tiny_clip: str, data: Examples, recipe: AlignmentRecipe, **options) -> Towers:
+    towers = Towers(tiny_clip, device="cpu")
+    align(
+        towers.model, towers.preprocess, towers.tokenize, data, lambda fact, rng: (SENTENCES[fact], False), recipe,
+        device=towers.device, **options,
+    )  # fmt: skip
+    return towers
+
+
+def similarity(towers: Towers, frames: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        images = towers.model.encode_image(towers.preprocess(torch.from_numpy(frames)), normalize=True)
+        return (images @ towers.model.encode_text(towers.tokenize(SENTENCES), normalize=True).T).numpy()
+
+
+RECIPE = AlignmentRecipe(epochs=4, batch_size=16, lr=2e-3, max_shift_px=1)
+
+
+def test_sentences_come_to_rank_frames_by_their_truth(tiny_clip):
+    frames, degrees = squares(320, seed=0)
+    towers = trained(tiny_clip, examples(degrees, frames), RECIPE)
+    unseen, truth = squares(100, seed=1)
+    scores = similarity(towers, unseen)
+    assert not towers.model.training
+    for fact in (0, 1):
+        assert spearman(scores[:, fact], truth[:, fact]) > 0.8
+        assert auroc(scores[:, fact], truth[:, fact] > 0.5) > 0.9
+
+
+def test_shuffled_truth_teaches_nothing(tiny_clip):
+    frames, degrees = squares(320, seed=0)
+    shuffled = np.random.default_rng(3).permutation(degrees)
+    scores = similarity(trained(tiny_clip, examples(shuffled, frames), RECIPE), squares(100, seed=1)[0])
+    truth = squares(100, seed=1)[1]
+    assert max(spearman(scores[:, fact], truth[:, fact]) for fact in (0, 1)) < 0.7
+
+
+def test_resume_gives_the_same_weights(tiny_clip):
+    frames, degrees = squares(64, seed=0)
+    data, states = examples(degrees, frames), []
+    recipe = AlignmentRecipe(epochs=2, batch_size=16)
+    keep = lambda epoch, state: states.append({key: _clone(value) for key, value in state.items()})  # noqa: E731
+    straight = trained(tiny_clip, data, recipe, on_epoch=keep)
+    resumed = trained(tiny_clip, data, recipe, resume=states[0])
+    for name, value in straight.model.state_dict().items():
+        torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=0, atol=0)
+
+
+def _clone(value):
+    import copy
+
+    return copy.deepcopy(value)
+
+
+def test_saved_towers_run_as_an_encoder(tiny_clip, tmp_path):
+    from rewards.encoders import OpenCLIPEncoder
+
+    frames, _ = squares(3, seed=0)
+    towers = Towers(tiny_clip, device="cpu")
+    towers.model.eval()
+    towers.save(tmp_path / "saved")
+    encoder = OpenCLIPEncoder(f"local-dir:{tmp_path / 'saved'}", precision="fp32", device="cpu")
+    with torch.no_grad():
+        expected = towers.model.encode_image(towers.preprocess(torch.from_numpy(frames)), normalize=True)
+    cosine = (encoder.encode_images(torch.from_numpy(frames)) * expected).sum(-1)
+    assert cosine.min() > 0.999  # half precision on disk
+
+
+def test_a_diverging_loss_is_an_error(tiny_clip):
+    frames, degrees = squares(32, seed=0)
+    with pytest.raises(FloatingPointError, match="loss must stay finite"):
+        trained(tiny_clip, examples(degrees * np.nan, frames), AlignmentRecipe(epochs=1, batch_size=16))

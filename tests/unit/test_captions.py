@@ -1,0 +1,101 @@
+"""Wordings: expansion, held-out sentences, variants, and descriptions of a state."""
+
+import numpy as np
+import pytest
+
+from embodied.captions import SPLITS, Captions, vary
+from embodied.paths import asset
+
+SCENES = ("desk", "reacher", "cartpole", "humanoid")
+
+
+def write(path, facts, macros=""):
+    path.write_text(f"macros: {{{macros}}}\nfacts:\n{facts}")
+    return path
+
+
+def test_patterns_expand_to_every_choice_once(tmp_path):
+    file = write(
+        tmp_path / "captions.yaml",
+        '  lit: {train: ["[the|a] {lamp} [glows|]", "the lamp"], val: [x], test: ["y"]}\n',
+        macros='lamp: "[lamp|light]"',
+    )
+    train = Captions.load(file).facts["lit"]["train"]
+    assert train.all() == [
+        "the lamp glows", "the lamp", "the light glows", "the light",
+        "a lamp glows", "a lamp", "a light glows", "a light",
+    ]  # fmt: skip
+    rng = np.random.default_rng(0)
+    assert {train.draw(rng) for _ in range(200)} == set(train.all())
+
+
+def test_choices_nest_through_macros(tmp_path):
+    file = write(
+        tmp_path / "captions.yaml", '  lit: {train: ["[on|off {lamp}|] now"], val: [x], test: ["y"]}\n', 'lamp: "[a|b]"'
+    )
+    assert Captions.load(file).facts["lit"]["train"].all() == ["on now", "off a now", "off b now", "now"]
+
+
+@pytest.mark.parametrize("pattern", ["[a", "a]", "a|b"])
+def test_brackets_must_pair(tmp_path, pattern):
+    file = write(tmp_path / "captions.yaml", f'  lit: {{train: ["{pattern}"], val: [x], test: ["y"]}}\n')
+    with pytest.raises(ValueError, match="brackets in pairs"):
+        Captions.load(file)
+
+
+def test_a_held_out_sentence_must_not_be_trained_on(tmp_path):
+    file = write(tmp_path / "captions.yaml", '  lit: {train: ["[it|that] glows"], val: [x], test: ["that glows"]}\n')
+    with pytest.raises(ValueError, match="held-out wordings of 'lit' must not be in train; got 'that glows'"):
+        Captions.load(file)
+
+
+def test_every_fact_needs_all_splits(tmp_path):
+    file = write(tmp_path / "captions.yaml", "  lit: {train: [a], val: [b]}\n")
+    with pytest.raises(ValueError, match="fact 'lit' must have train, val and test wordings; got no test"):
+        Captions.load(file)
+
+
+def test_an_unknown_macro_names_the_known(tmp_path):
+    file = write(tmp_path / "captions.yaml", '  lit: {train: ["{lmap} on"], val: [b], test: [c]}\n', 'lamp: "[lamp]"')
+    with pytest.raises(ValueError, match="macro must be one of lamp; got 'lmap'"):
+        Captions.load(file)
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_our_captions_cover_every_fact_of_their_world(scene):
+    import gymnasium
+
+    import embodied.envs  # noqa: F401
+
+    worlds = {"desk": "desk-drawer", "reacher": "reacher-red", "cartpole": "cartpole", "humanoid": "humanoid-stand"}
+    world = gymnasium.make(f"embodied/{worlds[scene]}-v0").unwrapped
+    captions = Captions.load(asset(scene) / "captions.yaml")
+    assert set(world.facts) <= set(captions.facts)
+    for fact, sentence in captions.goals.items():
+        assert sentence in captions.facts[fact]["train"].all(), fact
+    sentences = [
+        (text, fact) for fact in captions.facts for split in SPLITS for text in captions.facts[fact][split].all()
+    ]
+    said = {}
+    for text, fact in sentences:  # one sentence never stands for two facts
+        assert said.setdefault(text, fact) == fact, text
+
+
+def test_variants_say_when_they_negate():
+    rng = np.random.default_rng(0)
+    variants = [vary("the drawer is now open", rng) for _ in range(400)]
+    negated = [text for text, flag in variants if flag]
+    assert 15 < len(negated) < 80
+    assert all("is now not open" in text for text in negated)
+    assert all("not" not in text for text, flag in variants if not flag)
+
+
+def test_descriptions_are_true():
+    captions = Captions.load(asset("desk") / "captions.yaml")
+    degrees = dict.fromkeys(captions.facts, 0.4) | {"drawer_open": 1.0}
+    rng = np.random.default_rng(0)
+    allowed = set(captions.facts["drawer_open"]["train"].all()) | set(captions.facts["scene"]["train"].all())
+    for _ in range(20):
+        sentences = captions.describe(degrees, rng)
+        assert len(sentences) == 2
+        assert set(sentences) <= allowed
