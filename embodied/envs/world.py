@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
+from embodied.captions import Captions
 from embodied.envs.rendering import FrameRenderer
 from embodied.paths import asset
 
@@ -182,6 +183,11 @@ class World(gymnasium.Env):
     def restore_look(self) -> None:
         for key, value in self._look.items():
             getattr(self.model, key)[:] = value
+
+    def describe(self, rng: np.random.Generator) -> list[str]:
+        """This state in words: a sentence for the scene and one for every fact that holds. Privileged, like `degrees`."""
+        captions = Captions.load(asset(Path(self.scene).parts[0]) / "captions.yaml")
+        return captions.describe(self.degrees(), rng)
 
     # Resume ---------------------------------------------------------------------------------------------
 
