@@ -185,7 +185,7 @@ class World(gymnasium.Env):
             getattr(self.model, key)[:] = value
 
     def describe(self, rng: np.random.Generator) -> list[str]:
-        """This state in words: a sentence for the scene and one for every fact that holds. Privileged, like `degrees`."""
+        """This state in words, privileged like `degrees`: a sentence for the scene and for every fact that holds."""
         captions = Captions.load(asset(Path(self.scene).parts[0]) / "captions.yaml")
         return captions.describe(self.degrees(), rng)
 
