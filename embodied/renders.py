@@ -31,16 +31,22 @@ class Renders:
 
 def open_world(env_id: str, image_size: int) -> World:
     """The bare world behind a registered id, for its privileged truth."""
-    world = gymnasium.make(env_id, image_size=image_size).unwrapped
+    world = gymnasium.make(env_id).unwrapped
     if not isinstance(world, World):
-        raise TypeError(
-            f"{env_id}: a world that tells facts must be an embodied.envs.world.World; got {type(world).__name__}."
-        )
+        kind = type(world).__name__
+        raise TypeError(f"{env_id}: a world that tells facts must be an embodied.envs.world.World; got {kind}.")
+    world.image_size = image_size
     return world
 
 
 def render(
-    env_ids: Sequence[str], count: int, *, seed: int, image_size: int, own_look: float = 0.25, workers: int = 2
+    env_ids: Sequence[str],
+    count: int,
+    *,
+    seed: tuple[int, ...],
+    image_size: int,
+    own_look: float = 0.25,
+    workers: int = 2,
 ) -> Renders:
     """`count` frames of worlds that share one scene, drawn evenly from them.
 
@@ -53,7 +59,7 @@ def render(
         seed: same seed, same frames, whatever `workers` is.
     """
     jobs = [
-        (env_ids[i % len(env_ids)], min(CHUNK, count - start), (seed, i), image_size, own_look)
+        (env_ids[i % len(env_ids)], min(CHUNK, count - start), (*seed, i), image_size, own_look)
         for i, start in enumerate(range(0, count, CHUNK))
     ]
     parts: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(jobs)
@@ -71,7 +77,7 @@ def render(
 
 
 def _render_job(
-    env_id: str, count: int, seed: tuple[int, int], image_size: int, own_look: float
+    env_id: str, count: int, seed: tuple[int, ...], image_size: int, own_look: float
 ) -> tuple[np.ndarray, np.ndarray]:
     world = open_world(env_id, image_size)
     rng = np.random.default_rng(seed)

@@ -6,6 +6,8 @@ folder that `encoder=open_clip encoder.model=local-dir:FOLDER` takes.
 
     embodied pretrain
     embodied pretrain model=ViT-B-32:laion2b_s34b_b79k recipe.lr=1e-5 recipe.epochs=2
+    embodied pretrain model=local-dir:FOLDER use=[mine] +scenes.mine.worlds=[my/World-v0] +scenes.mine.frames=20000 \\
+        +scenes.mine.captions=my_captions.yaml
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.captions import Captions, vary
+from embodied.errors import UserError, nearest
 from embodied.paths import asset
 from embodied.pretraining import judge_scene, order_along_expert, retrieval
 from embodied.renders import Renders, render
@@ -33,19 +36,24 @@ TRAIN_SEED, JUDGE_SEED = 1, 900_001  # streams of renders that never meet
 
 def run(config: DictConfig) -> None:
     """Render, align, judge, write. Every stage is kept in the run folder, so a killed run goes on from there."""
+    if unknown := [name for name in config.use if name not in config.scenes]:
+        raise UserError(
+            f"pretrain: use must name scenes of the config; got {unknown[0]!r}. {nearest(unknown[0], config.scenes)}"
+        )
+    scenes = {name: config.scenes[name] for name in config.use}
     folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
     if folder.exists() and not config.resume:
-        raise ValueError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
+        raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
 
     model = f"local-dir:{asset('encoder')}" if config.model == "embedded" else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device)
     size = towers.image_size[0]
-    captions = {name: Captions.load(_captions_file(name, scene)) for name, scene in config.scenes.items()}
+    captions = {name: Captions.load(_captions_file(name, scene)) for name, scene in scenes.items()}
     renders = {
         name: _rendered(folder, f"train-{name}", scene, scene.frames, (TRAIN_SEED, i), 0.25, size, config.workers)
-        for i, (name, scene) in enumerate(config.scenes.items())
+        for i, (name, scene) in enumerate(scenes.items())
     }
     examples, facts = _examples(renders)
 
@@ -80,7 +88,8 @@ def judge(
 ) -> dict[str, Any]:
     """The figures of the encoder's card, on looks, states and wordings kept for judging."""
     result: dict[str, Any] = {"wordings": config.judge_on, "scenes": {}}
-    for i, (name, scene) in enumerate(config.scenes.items()):
+    for i, name in enumerate(config.use):
+        scene = config.scenes[name]
         rows: dict[str, Any] = {}
         for look, share in (("own_look", 1.0), ("varied_look", 0.0)):
             seed = (JUDGE_SEED + (config.judge_on == "val"), i, int(share))
@@ -89,7 +98,7 @@ def judge(
             facts = judge_scene(encoder, captions[name], held, config.judge_on, np.random.default_rng(seed))
             rows[look] = {"facts": facts, "retrieval": retrieval(encoder, captions[name], held, config.judge_on)}
         result["scenes"][name] = rows
-    if "desk" in config.scenes:
+    if "desk" in config.use:
         goals = captions["desk"].goals
         result["order"] = {
             env: order_along_expert(encoder, f"embodied/{env}-v0", goals[fact], range(JUDGE_SEED, JUDGE_SEED + 10))

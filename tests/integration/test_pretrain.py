@@ -1,0 +1,58 @@
+"""`embodied pretrain` from renders to an encoder that runs, killed and resumed on the way."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from embodied import cli
+from embodied.renders import render
+from rewards.encoders import OpenCLIPEncoder
+
+SMALL = (
+    "use=[cartpole]",
+    "scenes.cartpole.frames=96",
+    "test_frames=80",
+    "recipe.epochs=2",
+    "recipe.batch_size=32",
+    "workers=1",
+    "judge_on=val",
+)
+
+
+def test_pretrain_adapts_a_model_and_resumes(tiny_clip, tmp_path, capsys):
+    run = tmp_path / "run"
+    words = ["pretrain", f"model={tiny_clip}", f"run={run}", *SMALL]
+    assert cli.main(words) == 0
+    assert "pole_down" in capsys.readouterr().out
+    judgement = json.loads((run / "encoder" / "judgement.json").read_text())
+    facts = judgement["scenes"]["cartpole"]["own_look"]["facts"]
+    assert all(0 <= facts["pole_down"]["unseen"][text] <= 1 for text in facts["pole_down"]["unseen"])
+    encoder = OpenCLIPEncoder(f"local-dir:{run / 'encoder'}", device="cpu")
+    before = encoder.encode_texts(["the pole is up"])
+
+    assert cli.main(words) == 2  # the folder is taken
+    assert "resume=true" in capsys.readouterr().err
+    assert cli.main([*words, "resume=true"]) == 0  # nothing left to do but judge
+    again = OpenCLIPEncoder(f"local-dir:{run / 'encoder'}", device="cpu").encode_texts(["the pole is up"])
+    torch.testing.assert_close(again, before, rtol=0, atol=0)
+    adapted = OpenCLIPEncoder(tiny_clip, device="cpu").encode_texts(["the pole is up"])
+    assert not torch.allclose(adapted, before)
+
+
+def test_renders_depend_on_the_seed_alone():
+    one, same, other = (
+        render(["embodied/reacher-red-v0"], 12, seed=seed, image_size=32, workers=1)
+        for seed in ((5, 0), (5, 0), (6, 0))
+    )
+    assert np.array_equal(one.frames, same.frames)
+    assert np.array_equal(one.degrees, same.degrees)
+    assert not np.array_equal(one.frames, other.frames)
+    assert one.degrees.shape == (12, len(one.facts))
+    assert ((one.degrees == 1) | (one.degrees < 0.9)).all()
+
+
+def test_a_world_without_facts_is_refused():
+    with pytest.raises(TypeError, match=r"must be an embodied\.envs\.world\.World; got"):
+        render(["CartPole-v1"], 4, seed=(0, 0), image_size=32, workers=1)
