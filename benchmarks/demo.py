@@ -6,12 +6,11 @@ Trains on the sentence alone, judges the policy over 50 episodes it never saw, a
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from datetime import datetime
 from pathlib import Path
-
-from embodied import cli
 
 BAR = 0.9
 EPISODES = 50
@@ -27,7 +26,7 @@ def main() -> int:
         ["evaluate", f"run={run}", f"episodes={EPISODES}"],
     ):
         print(f"==> embodied {' '.join(words)}", flush=True)
-        if status := cli.main(words):
+        if status := subprocess.run([sys.executable, "-m", "embodied.cli", *words]).returncode:
             return status
     result = json.loads((run / "evaluation.json").read_text("utf-8"))
     rate, low, high = result["success_rate"], result["ci_low"], result["ci_high"]

@@ -352,7 +352,7 @@ def _facts(about: Mapping[str, Any]) -> str:
         if isinstance(value, Mapping):
             value = ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, ""))
         elif isinstance(value, list):
-            value = shlex.join(str(v) for v in value)
+            value = shlex.join(["embodied", *map(str, value[1:])] if key == "command" else map(str, value))
         shown = escape(str(value))
         if key in ("command", "commit"):
             shown = f"<code>{shown}</code>"

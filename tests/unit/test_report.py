@@ -51,7 +51,10 @@ def run_folder(path, **about):
     }
     (path / "config.yaml").write_text(yaml.safe_dump(config))
     values = {"verb": "train", "status": "finished", "commit": "abc123", "versions": {"torch": "2.13.0"}}
-    values |= {"command": ["embodied", "train", "reward.goal=the drawer"], "hardware": {"cpu": "Some CPU", "gpu": None}}
+    values |= {
+        "command": ["/somewhere/bin/embodied", "train", "reward.goal=the drawer"],
+        "hardware": {"cpu": "Some CPU", "gpu": None},
+    }
     (path / "run.json").write_text(json.dumps(values | about))
     rows = [",".join(COLUMNS), "1000,1.5,2.5,0.25,0.01", "2000,,3.5,0.5,nan", "3000,4.5,3,0.75,0.02"]
     (path / "progress.csv").write_text("\n".join(rows) + "\n")
@@ -139,7 +142,7 @@ def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
     for text in (
         "the drawer is &lt;open&gt; &amp; bright", "<strong>90<small>%", "45 of 50", "80% to 95%", "<b>reward</b>clip<",
         "<b>encoder</b>embedded<", "policies.sb3.sac", "embodied/desk-drawer-v0", "abc123", "torch 2.13.0", "Some CPU",
-        "embodied train &#x27;reward.goal=the drawer&#x27;", "Reward learned from", "own reward",
+        "<code>embodied train &#x27;reward.goal=the drawer&#x27;", "Reward learned from", "own reward",
         "final episode0 success",
     ):  # fmt: skip
         assert text in page, text

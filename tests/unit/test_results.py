@@ -1,0 +1,56 @@
+"""Benchmark results are recorded whole, with where they come from, and the README's table is made of them."""
+
+import json
+
+import pytest
+
+from benchmarks.common import load, record
+from benchmarks.table import BEGIN, END, README, table, updated
+
+ROW = {
+    "claim": "ten goals | one",
+    "value": 1.0512,
+    "unit": "x",
+    "bar": "<= 1.1",
+    "met": True,
+    "n": 5,
+    "seeds": [0, 1, 2],
+}
+
+
+def test_a_record_says_where_it_comes_from(tmp_path):
+    file = record("goals", [ROW | {"interval": [1.01, 1.09], "note": "kept"}], folder=tmp_path)
+    (row,) = json.loads(file.read_text())
+    assert {"hardware", "versions", "commit", "command", "date", "note", "interval"} <= set(row)
+    assert row["hardware"]["cores"] >= 1
+    assert {"python", "torch", "mujoco", "gymnasium", "stable_baselines3", "open_clip_torch"} <= set(row["versions"])
+    assert [p.name for p in tmp_path.iterdir()] == ["goals.json"]
+
+
+@pytest.mark.parametrize("rows", [[], [{"claim": "x", "unit": "s"}], [ROW, {"value": 1}]])
+def test_an_incomplete_record_is_refused_and_nothing_written(tmp_path, rows):
+    with pytest.raises(ValueError, match="record: "):
+        record("goals", rows, folder=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missed_bar_stays_visible(tmp_path):
+    record("b", [ROW | {"met": False, "value": 1.3}], folder=tmp_path)
+    record("a", [ROW | {"interval": [1.01, 1.09]}], folder=tmp_path)
+    lines = table(load(tmp_path)).splitlines()
+    assert lines[2] == "| ten goals \\| one | 1.051 x (1.01 to 1.09) | <= 1.1 | yes | n = 5, 3 seeds | `a` |"
+    assert lines[3] == "| ten goals \\| one | 1.3 x | <= 1.1 | **no** | n = 5, 3 seeds | `b` |"
+    assert sum(line.startswith("- `") for line in lines) == 2
+
+
+def test_only_what_lies_between_the_markers_changes():
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert updated(text, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    assert updated(updated(text, "new"), "new") == updated(text, "new")
+    with pytest.raises(ValueError, match="once each"):
+        updated("no markers", "new")
+
+
+def test_the_readme_shows_what_was_measured():
+    text = README.read_text("utf-8")
+    assert updated(text, table(load())) == text, "run: python -m benchmarks.table"
