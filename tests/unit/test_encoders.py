@@ -226,6 +226,7 @@ def test_long_and_empty_texts_are_refused_not_cut(tiny_clip):
         ("ViT-B-32", {}, ValueError, r"weights of ViT-B-32 must be .*; got ''\. Nearest: openai"),
         ("ViT-B-32:random", {"precision": "fp8"}, ValueError, "precision must be auto, fp32, bf16, fp16; got 'fp8'"),
         ("ViT-B-32:random", {"batch_size": 0}, ValueError, "batch_size must be ≥ 1; got 0"),
+        ("ViT-B-32:random", {"device": "gpu"}, ValueError, "device must be auto, cpu, cuda or cuda:N; got 'gpu'"),
         ("local-dir:/nowhere", {}, FileNotFoundError, "folder /nowhere must hold open_clip_config.json"),
     ],
 )

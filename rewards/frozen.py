@@ -1,0 +1,146 @@
+"""What every encoder does alike, whichever library its towers come from: batches, precision, checks, caching.
+
+Shape letters: B batch, D feature width, M texts; H, W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rewards.core import check_frames
+from rewards.preprocess import Preprocess
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
+
+
+class FrozenEncoder:
+    """Batching, checks and caching; a subclass gives the towers.
+
+    Attributes:
+        name: the model as the user wrote it.
+        dim: D.
+        image_size: (H, W) at which frames need no resizing.
+        precision: what runs, "fp32", "bf16" or "fp16".
+    """
+
+    name: str
+    dim: int
+    precision: str
+    context_length: int
+    _preprocess: Preprocess
+    _image_tower: Callable[[Tensor], Tensor]
+
+    def __init__(self, name: str, precision: str, device: str, batch_size: int) -> None:
+        where = type(self).__name__
+        if precision != "auto" and precision not in PRECISIONS:
+            raise ValueError(f"{where}: precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}.")
+        if batch_size < 1:
+            raise ValueError(f"{where}: batch_size must be ≥ 1; got {batch_size}.")
+        self.name = name
+        self.device = _device(device, where)
+        self.precision = _fast_precision(self.device) if precision == "auto" else precision
+        self.batch_size = batch_size
+        self._compiled = False
+        self._texts: dict[str, Tensor] = {}
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self._preprocess.resize
+
+    def encode_images(self, frames: Tensor) -> Float[Tensor, "B D"]:
+        """Unit vectors of frames.
+
+        Args:
+            frames: (B, H, W, 3) uint8 RGB, any size: they are resized and cropped as the model's own transform does.
+        Returns:
+            (B, D) float32 on the device of `frames`, unit length.
+        Raises:
+            TypeError, ValueError: frames of another kind or shape.
+        """
+        check_frames(frames, f"{type(self).__name__}.encode_images")
+        parts = [self._encode_batch(batch) for batch in frames.split(self.batch_size)] if len(frames) else []
+        return torch.cat([torch.empty(0, self.dim, device=self.device), *parts]).to(frames.device)
+
+    @torch.no_grad()
+    def _encode_batch(self, frames: Tensor) -> Tensor:
+        count = len(frames)
+        if self._compiled and count < self.batch_size:  # a compiled tower keeps one shape
+            frames = torch.cat([frames, frames[-1:].expand(self.batch_size - count, -1, -1, -1)])
+        images = self._preprocess(frames, self.device, PRECISIONS[self.precision])
+        return nn.functional.normalize(self._image_tower(images)[:count].float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
+        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once in this encoder's life.
+
+        Raises:
+            ValueError: an empty text, or one longer than the model's context (nothing is cut silently).
+        """
+        where = f"{type(self).__name__}.encode_texts"
+        for text in texts:
+            if not text.strip():
+                raise ValueError(f"{where}: every text must say something; got {text!r}.")
+            if text not in self._texts and (length := self._count_tokens(text)) > self.context_length:
+                raise ValueError(
+                    f"{where}: a text must be at most {self.context_length} tokens, the context of {self.name}; "
+                    f"got {length} for {text[:60]!r}… Shorten it, or give several texts."
+                )
+        new = [text for text in dict.fromkeys(texts) if text not in self._texts]
+        if new:
+            vectors = nn.functional.normalize(self._embed_texts(new).float(), dim=-1).cpu()
+            self._texts.update(zip(new, vectors, strict=True))
+        return torch.stack([self._texts[text] for text in texts])
+
+    def _use_image_tower(self, tower: nn.Module, parts: Iterable[nn.Module], compile: bool) -> None:
+        """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""
+        tower.eval().requires_grad_(False)
+        for part in parts:
+            _fold_batch_norms(part)
+            part.to(PRECISIONS[self.precision])
+        tower.to(self.device)
+        tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._image_tower = torch.compile(tower, dynamic=False) if compile else tower
+        self._compiled = compile
+
+    def _count_tokens(self, text: str) -> int:
+        raise NotImplementedError
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        raise NotImplementedError
+
+
+def _device(name: str, where: str) -> torch.device:
+    cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"{where}: device must be auto, cpu, cuda or cuda:N; got {name!r}.") from error
+    if device.type == "cuda" and not cuda:
+        raise ValueError(f"{where}: device must be one this machine has; got {name!r}, and torch finds no CUDA here.")
+    return device
+
+
+def _fast_precision(device: torch.device) -> str:
+    """bf16 where the hardware multiplies in it; elsewhere it is slower than float32."""
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return "bf16" if fast else "fp32"
+
+
+def _fold_batch_norms(tower: nn.Module) -> None:
+    """Fold each batch norm of an open_clip ResNet into its convolution: the same numbers, fewer passes."""
+    for module in list(tower.modules()):
+        for conv, norm in BATCH_NORM_PAIRS:
+            if isinstance(getattr(module, norm, None), nn.BatchNorm2d):
+                fused = nn.utils.fusion.fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))
+                setattr(module, conv, fused)
+                setattr(module, norm, nn.Identity())
