@@ -20,6 +20,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
 from embodied import evaluation, runs
@@ -47,6 +48,7 @@ def run(config: DictConfig) -> None:
     venv = make_venv(config, scorer, num_worlds=config.num_worlds, workers=config.workers, seed=config.seed)
     labeller = Labeller(scorer, batch_size=config.encode_batch) if scorer is not None else None
     progress: Progress | None = None
+    log: Logger | None = None
     try:
         model: BaseAlgorithm = build(config.policy, venv=venv, seed=config.seed, device=config.device)
         if folder is None:  # nothing is written before everything could be built
@@ -55,7 +57,8 @@ def run(config: DictConfig) -> None:
             runs.write_run(folder, verb="train", seed=config.seed, command=sys.argv, **runs.facts())
         runs.write_run(folder, status="running")
         done = int(checkpoint.name) if checkpoint is not None else None
-        model.set_logger(runs.logger(folder, steps=done))
+        log = runs.logger(folder, steps=done)
+        model.set_logger(log)
         if checkpoint is not None and not runs.load_checkpoint(checkpoint, model, labeller):
             print("This world cannot save its state: its episodes begin anew.", file=sys.stderr)
         progress = Progress(config, folder, scorer, labeller)
@@ -81,6 +84,8 @@ def run(config: DictConfig) -> None:
     finally:
         if progress is not None:
             progress.close()
+        if log is not None:
+            log.close()
         if labeller is not None:
             labeller.close()
         venv.close()

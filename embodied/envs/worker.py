@@ -63,7 +63,7 @@ class Worlds:
     def step(self, actions: np.ndarray) -> list[tuple[bool, dict, dict]]:
         return [self._step(k, action) for k, action in enumerate(actions)]
 
-    def _step(self, k: int, action: np.ndarray) -> tuple[bool, dict, dict]:
+    def _step(self, k: int, action: Any) -> tuple[bool, dict, dict]:
         with _naming(self._part[k], "step"):
             obs, reward, terminated, truncated, info = self._envs[k].step(action)
             done = bool(terminated or truncated)

@@ -1,0 +1,191 @@
+"""`embodied train` and `embodied evaluate` from the command line, on real worlds with a tiny encoder."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from embodied import paths, runs
+from embodied.cli import compose, main
+from embodied.envs import WORLDS, world_id
+from embodied.labeller import Labeller
+
+SMALL = ["final_episodes=2", "videos=0", "eval_every=0", "num_worlds=2", "policy.network=[16]"]
+QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
+TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Runs land in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+
+
+def goal(tiny_clip):
+    return ["reward=clip", "reward.goal=the pole stands up", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+
+
+def progress(folder):
+    with (folder / "progress.csv").open() as stream:
+        return [{key: row[key] for key in sorted(row) if key not in TIMED} for row in csv.DictReader(stream)]
+
+
+def parameters(folder):
+    import torch
+    from stable_baselines3.common.save_util import load_from_zip_file
+
+    _, found, _ = load_from_zip_file(str(runs.latest_checkpoint(folder) / "learner.zip"), load_data=False)
+    leaves, _ = torch.utils._pytree.tree_flatten(found)
+    return [leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+
+
+def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
+    words = [
+        "train",
+        "env=cartpole",
+        *goal(tiny_clip),
+        "reward.baseline=a pole on a cart",
+        "steps=300",
+        "log_every=100",
+    ]
+    small = [*SMALL, "eval_every=150", "eval_episodes=2", "videos=1", *QUICK]
+    assert main([*words, *small]) == 0
+    (folder,) = Path("runs/train").iterdir()
+    assert folder.name.endswith("-cartpole-clip-s0")
+    told = capsys.readouterr().out
+    assert "of 2 episodes (95 % interval" in told
+    assert f"{folder}/report.html" in told
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["steps"] for line in lines] == [150, 300]
+    assert {"success_rate", "ci_low", "ci_high", "episodes", "mean_reward", "mean_env_reward"} <= set(lines[0])
+    rows = progress(folder)
+    wanted = {"rollout/ep_rew_mean", "rollout/ep_gt_rew_mean", "rollout/success_rate", "reward/clip_mean"}
+    assert wanted <= set(rows[-1])
+    assert rows[-1]["rollout/ep_rew_mean"] != rows[-1]["rollout/ep_gt_rew_mean"]
+    about = json.loads((folder / "run.json").read_text())
+    assert (about["status"], about["steps"], about["seed"]) == ("finished", 300, 0)
+    assert list(folder.glob("events.out.tfevents.*"))
+    assert len(list((folder / "videos").glob("final_0_*.mp4"))) == 1
+
+    assert main(["evaluate", "run=latest", "episodes=3", "num_worlds=2", "videos=1"]) == 0
+    judged = json.loads((folder / "evaluation.json").read_text())
+    assert (judged["episodes"], judged["steps"]) == (3, 300)
+    assert 0 <= judged["ci_low"] <= judged["success_rate"] <= judged["ci_high"] <= 1
+
+
+@pytest.mark.parametrize("policy", ["sac", "ppo"])
+def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
+    """600 steps straight, and 600 with a crash after 400 that goes back to the checkpoint at 300."""
+    more = QUICK if policy == "sac" else ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
+    words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=600", "log_every=100"]
+    words += [*SMALL, *more, "checkpoint_every=300", "eval_every=200", "eval_episodes=2"]
+    assert main([*words, "run=straight"]) == 0
+
+    label = Labeller._label
+
+    def crash(self):
+        if self.num_timesteps > 400:
+            raise MemoryError("crash")
+        label(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "_label", crash)
+        with pytest.raises(MemoryError):
+            main([*words, "run=stopped"])
+    assert json.loads(Path("stopped/run.json").read_text())["status"] == "failed"
+    assert "run=stopped resume=true" in capsys.readouterr().err
+    assert runs.latest_checkpoint(Path("stopped")).name == "0000000300"
+    assert main(["train", "run=stopped", "resume=true"]) == 0
+
+    straight, stopped = Path("straight"), Path("stopped")
+    assert len(progress(straight)) == 6
+    assert progress(straight) == progress(stopped)
+    assert (straight / "evaluations.jsonl").read_text() == (stopped / "evaluations.jsonl").read_text()
+    for one, two in zip(parameters(straight), parameters(stopped), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
+    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=600", "log_every=100", "checkpoint_every=200"]
+    words += [*SMALL, *QUICK, "workers=2"]
+    assert main([*words, "run=straight"]) == 0
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "embodied.cli", *words, "run=killed"]
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(Path("killed/checkpoints").glob("0*")):
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert json.loads(Path("killed/run.json").read_text())["status"] == "running"
+    assert main(["train", "run=killed", "resume=true"]) == 0
+    assert progress(Path("straight")) == progress(Path("killed"))
+    for one, two in zip(parameters(Path("straight")), parameters(Path("killed")), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(("policy", "env", "obs"), [
+    ("td3", "desk-reach", "state"), ("sac", "cartpole", "mixed"),
+    ("ppo", "cartpole", "pixels"), ("dqn", "gym", "state"),
+])  # fmt: skip
+def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
+    words = ["train", f"env={env}", f"env.obs={obs}", "env.image_size=40", f"policy={policy}", *goal(tiny_clip)]
+    words += [*SMALL, *(["env.id=CartPole-v1"] if env == "gym" else [])]
+    more = ["policy.rollout_steps=20", "policy.batch_size=20", "policy.n_epochs=1"] if policy == "ppo" else QUICK
+    if obs != "state":
+        more = [*more, "policy.buffer_size=200"] if policy != "ppo" else more
+    assert main([*words, *more, "steps=80", "run=here"]) == 0
+    assert main(["evaluate", "run=here", "episodes=1", "videos=0"]) == 0
+
+
+def test_the_true_reward_trains_without_frames(monkeypatch):
+    monkeypatch.setattr("embodied.envs.world.World.frame", None)  # a render would fail
+    assert main(["train", "env=cartpole", "reward=true", *SMALL, *QUICK, "steps=220", "log_every=100", "run=here"]) == 0
+    row = progress(Path("here"))[-1]
+    assert float(row["rollout/ep_rew_mean"]) == pytest.approx(float(row["rollout/ep_gt_rew_mean"]), rel=1e-4)
+
+
+def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
+    monkeypatch.setattr("rewards.clip_goal.ClipGoal.score", lambda self, features: features.main[..., 0] * float("nan"))
+    assert main(["train", "env=cartpole", *goal(tiny_clip), *SMALL, *QUICK, "steps=80"]) == 2
+    assert "head 'clip' must give finite numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["env=cartpol"], "did you mean cartpole"),
+    (["env=gym", "env.id=Hopper"], "no environment 'Hopper'"),
+    (["run=there"], "run must be a new folder; got there. Add resume=true"),
+    (["run=nowhere", "resume=true"], "run must be a run folder"),
+    (["num_worlds=0"], "num_worlds must be at least 1; got 0"),
+    (["workers=9"], "workers must be from 0 to num_worlds (2); got 9"),
+    (["policy=dqn"], "actions must be Discrete"),
+    (["reward=clip"], "one of goal and goals must be given"),
+])  # fmt: skip
+def test_mistakes_end_in_one_line_and_write_nothing(tiny_clip, words, message, capsys):
+    Path("there").mkdir()
+    encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}"]
+    common = ["train", "env=cartpole", "reward=true", *encoder, *SMALL, "steps=10"]
+    assert main([*common, *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert sorted(path.name for path in Path().iterdir()) == ["there"]
+
+
+def test_every_world_has_a_config_and_every_config_composes():
+    names = {path.stem for path in (paths.configs() / "env").glob("*.yaml")}
+    assert set(WORLDS) <= names
+    for name in WORLDS:
+        assert compose("train", [f"env={name}"]).env.id == world_id(name)
+    for policy in (paths.configs() / "policy").glob("*.yaml"):
+        assert OmegaConf.is_missing(compose("train", [f"policy={policy.stem}"]), "policy") is False
