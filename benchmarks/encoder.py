@@ -1,0 +1,111 @@
+"""The embedded encoder on states, looks and wordings kept for judging; writes the table of its card.
+
+python -m benchmarks.encoder
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+
+from benchmarks.common import record
+from embodied.captions import Captions
+from embodied.commands.pretrain import judge, summary
+from embodied.paths import asset, configs
+from rewards.encoders import embedded_encoder
+
+FOLDER = Path("runs", "benchmarks", "encoder")
+
+
+def main() -> None:
+    """Render, judge, record."""
+    with initialize_config_dir(str(configs()), version_base="1.3"):
+        config = compose("pretrain", overrides=["judge_on=test"])
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir(parents=True)
+    encoder = embedded_encoder()
+    captions = {name: Captions.load(asset(name) / "captions.yaml") for name in config.use}
+    judgement = judge(encoder, config, captions, FOLDER, encoder.image_size[0])
+    table = summary(judgement)
+    (asset("encoder") / "scores.txt").write_text(table + "\n")
+    print(table)
+    record("encoder", rows(judgement, config.test_frames))
+
+
+def rows(judgement: dict[str, Any], frames: int) -> list[dict[str, Any]]:
+    """The claims: offered goals, their unseen wordings, facts we offer no goal for, retrieval, order."""
+    found = []
+    for look in ("own_look", "varied_look"):
+        facts = {
+            f"{scene}/{fact}": row
+            for scene, looks in judgement["scenes"].items()
+            for fact, row in looks[look]["facts"].items()
+        }
+        offered = {name: row for name, row in facts.items() if row["goal"] is not None}
+        goals = {name: row["goal"] for name, row in offered.items()}
+        unseen = {text: area for row in offered.values() for text, area in row["unseen"].items()}
+        other = {name: row for name, row in facts.items() if row["goal"] is None}
+        view = look.replace("_", " ")
+        for claim, areas, bar in (
+            (f"embedded encoder, {view}: AUROC of an offered goal for its success, worst of all", goals, 0.95),
+            (f"embedded encoder, {view}: AUROC of wordings it never met, of offered goals, worst of all", unseen, 0.90),
+        ):
+            worst = min(areas, key=lambda name: areas[name])
+            below = {name: round(area, 3) for name, area in areas.items() if area < bar}
+            found.append(
+                {
+                    "claim": claim,
+                    "value": areas[worst],
+                    "unit": "AUROC",
+                    "bar": f">= {bar:.2f}",
+                    "met": areas[worst] >= bar,
+                    "n": frames,
+                    "mean": float(np.mean(list(areas.values()))),
+                    "worst": worst,
+                    "below_bar": below,
+                    "sentences": len(areas),
+                }
+            )
+        areas = [area for row in other.values() for area in row["unseen"].values()]
+        found.append(
+            {
+                "claim": f"embedded encoder, {view}: AUROC of unseen wordings of the other facts, mean",
+                "value": float(np.mean(areas)),
+                "unit": "AUROC",
+                "n": frames,
+                "sentences": len(areas),
+                "by_fact": {
+                    name: round(float(np.mean(list(row["unseen"].values()))), 3) for name, row in other.items()
+                },
+            }
+        )
+        found.extend(
+            {
+                "claim": f"embedded encoder, {view}, {scene}: the best of one unseen sentence per fact is true",
+                "value": looks[look]["retrieval"],
+                "unit": "share",
+                "n": frames,
+            }
+            for scene, looks in judgement["scenes"].items()
+        )
+    for against in ("time", "env_reward"):
+        order = {env: row[against] for env, row in judgement["order"].items()}
+        found.append(
+            {
+                "claim": f"embedded encoder: rank correlation of the goal's score with {against.replace('_', ' ')} "
+                "along the expert's episodes, mean of 8 desk tasks",
+                "value": float(np.mean(list(order.values()))),
+                "unit": "Spearman",
+                "n": 10 * len(order),
+                "by_task": order,
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main()
