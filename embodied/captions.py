@@ -23,6 +23,7 @@ SCENE = "scene"
 _PREFIXES = (
     "a photo of ", "a picture of ", "an image of ", "a render of ", "in this image ", "we see ", "now ",
 )  # fmt: skip
+_LETTERS = list("eeeaaiioouurrttnnssllccddmmppgghhbbyykwvf")
 _NOT = re.compile(r"\b(is now|is|stands|stays)\b(?! not)")
 
 
@@ -134,7 +135,9 @@ class Captions:
 
 
 def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
-    """A training variant of a caption: now and then a prefix, a negation, a lost article.
+    """A training variant of a caption: now and then a prefix, a negation, a lost article, a made-up word.
+
+    Made-up words stand for all that training does not say; an encoder learns to read past them.
 
     Returns:
         The text, and whether it now says the opposite.
@@ -146,4 +149,10 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
         text = _PREFIXES[rng.integers(len(_PREFIXES))] + text
     if rng.random() < 0.1:
         text = re.sub(r"\b(the|a|an) ", "", text)
+    if rng.random() < 0.2:
+        words = text.split(" ")
+        for _ in range(rng.integers(1, 4)):
+            made_up = "".join(rng.choice(_LETTERS, rng.integers(2, 8)))
+            words.insert(rng.integers(len(words) + 1), made_up)
+        text = " ".join(words)
     return text, negated

@@ -53,6 +53,7 @@ class AlignmentRecipe:
         wordings: sentences drawn per fact and step.
         cross_weight: weight of pairs whose sentence speaks of another world.
         max_shift_px: largest random translation of a training frame.
+        anchor_weight: of the loss against anchors; 0 when the towers already know the words.
     """
 
     epochs: int = 8
@@ -62,6 +63,7 @@ class AlignmentRecipe:
     wordings: int = 1
     cross_weight: float = 0.2
     max_shift_px: int = 4
+    anchor_weight: float = 1.0
     seed: int = 0
 
 
@@ -174,7 +176,7 @@ def _loss(
         logits = scale * images @ texts.T + bias
         return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum()
 
-    return loss(words, truth, weight) + loss(anchored, degrees[:, of_fact], weight[:, of_fact])
+    return loss(words, truth, weight) + recipe.anchor_weight * loss(anchored, degrees[:, of_fact], weight[:, of_fact])
 
 
 def _augment(frames: UInt8[Tensor, "B H W 3"], max_shift: int, rng: np.random.Generator) -> UInt8[Tensor, "B H W 3"]:
