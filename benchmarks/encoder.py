@@ -46,15 +46,15 @@ def rows(judgement: dict[str, Any], frames: int) -> list[dict[str, Any]]:
             for fact, row in looks[look]["facts"].items()
         }
         offered = {name: row for name, row in facts.items() if row["goal"] is not None}
-        goals = {name: row["goal"] for name, row in offered.items()}
-        unseen = {text: area for row in offered.values() for text, area in row["unseen"].items()}
+        goals: dict[str, float] = {name: row["goal"] for name, row in offered.items()}
+        unseen: dict[str, float] = {text: area for row in offered.values() for text, area in row["unseen"].items()}
         other = {name: row for name, row in facts.items() if row["goal"] is None}
         view = look.replace("_", " ")
         for claim, areas, bar in (
             (f"embedded encoder, {view}: AUROC of an offered goal for its success, worst of all", goals, 0.95),
             (f"embedded encoder, {view}: AUROC of wordings it never met, of offered goals, worst of all", unseen, 0.90),
         ):
-            worst = min(areas, key=lambda name: areas[name])
+            worst = min(areas, key=areas.__getitem__)
             below = {name: round(area, 3) for name, area in areas.items() if area < bar}
             found.append(
                 {

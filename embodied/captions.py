@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -28,7 +29,7 @@ _NOT = re.compile(r"\b(is now|is|stands|stays)\b(?! not)")
 
 
 # A parsed pattern: its parts in order, each literal text or the alternatives to choose from.
-Pattern = tuple["str | tuple[Pattern, ...]", ...]
+Pattern = tuple[Any, ...]
 
 
 def _parse(text: str) -> Pattern:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +69,7 @@ class AlignmentRecipe:
 
 
 def align(
-    model: nn.Module,
+    model: Any,
     preprocess: Callable[[UInt8[Tensor, "B H W 3"]], Float[Tensor, "B 3 h w"]],
     tokenize: Callable[[Sequence[str]], Tensor],
     examples: Examples,
@@ -144,7 +145,7 @@ def align(
 
 
 def _loss(
-    model: nn.Module,
+    model: Any,
     anchors: Tensor,
     preprocess: Callable[[Tensor], Tensor],
     tokenize: Callable[[Sequence[str]], Tensor],

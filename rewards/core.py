@@ -20,7 +20,11 @@ class Encoder(Protocol):
 
     name: str
     dim: int
-    image_size: tuple[int, int]  # (H, W) at which frames need no resizing
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) at which frames need no resizing."""
+        ...
 
     def encode_images(self, frames: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B D"]: ...
 

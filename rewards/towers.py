@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rewards.encoders import import_open_clip, load_open_clip, open_clip_preprocess, open_clip_source
 
@@ -31,7 +31,7 @@ class Towers:
     def __init__(self, model: str, *, weights: bool = True, device: str = "auto") -> None:
         open_clip = import_open_clip()
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-        self.model: nn.Module = load_open_clip(model, None if weights else "random")
+        self.model: Any = load_open_clip(model, None if weights else "random")
         self.model.to(self.device).requires_grad_(True)
         name = open_clip_source(model)
         self._model_config: dict[str, Any] = open_clip.get_model_config(name)
@@ -50,7 +50,7 @@ class Towers:
     def save(self, folder: Path) -> None:
         """Write an open_clip `local-dir` in half precision: config, safetensors, and the tokenizer if it has files."""
         folder.mkdir(parents=True, exist_ok=True)
-        preprocess: dict[str, Any] = dict(self.model.visual.preprocess_cfg)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        preprocess: dict[str, Any] = dict(self.model.visual.preprocess_cfg)
         config = {"model_cfg": self._model_config, "preprocess_cfg": preprocess}
         if getattr(self.model, "logit_bias", None) is not None:
             config["model_cfg"].setdefault("init_logit_bias", 0.0)
