@@ -36,7 +36,7 @@ def _parse(text: str) -> Pattern:
     """A pattern of literal text and, nested at will, `[…|…]` choices."""
     words = iter([*re.split(r"([][|])", text), "]"])
     alternatives = _alternatives(words)
-    if len(alternatives) > 1 or next(words, None) is not None:
+    if len(alternatives) != 1 or next(words, None) is not None:
         raise ValueError(f"captions: a pattern must have its brackets in pairs and | inside them; got {text!r}.")
     return alternatives[0]
 
