@@ -104,7 +104,7 @@ def test_clip_goal_head_is_the_paper_with_its_texts():
     state, goal, baseline = unit(2, 3, 16), unit(16, seed=1), unit(16, seed=2)
     head = ClipGoal("a", baseline="b", alpha=0.3, encoder=encoder(a=goal, b=baseline))
     assert_allclose(head.score(features(state)), paper(state, goal, baseline, 0.3), atol=1e-6)
-    assert ClipGoal("a", baseline="b", encoder=encoder()).alpha == 0.5
+    assert ClipGoal("a", baseline="b", encoder=encoder()).alpha == 0.1
     assert ClipGoal("a", encoder=encoder()).alpha == 0
 
 
