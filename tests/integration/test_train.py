@@ -120,7 +120,7 @@ def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "embodied.cli", *words, "run=killed"]
     running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not list(Path("killed/checkpoints").glob("0*")):
         assert running.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
