@@ -1,6 +1,6 @@
 """Rewards for a learner from a slow, batched reward model, written before any update reads them.
 
-Frames are queued as worlds step and encoded in batches on a thread of their own; at the end of a rollout the rewards
+Frames are queued as worlds step and encoded in batches on threads of their own; at the end of a rollout the rewards
 are added into the buffer's slots. Features stay beside the replay, so a new goal relabels it without encoding.
 
 Shape letters: E worlds, N frames, D feature width, S signals.
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.buffers import ReplayBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -42,14 +43,16 @@ class Labeller(BaseCallback):
     Args:
         scorer: frames to rewards.
         batch_size: frames per encoder call; the end of a rollout flushes what is left.
+        encode_threads: encoder calls at once. On the CPU, one a core beats one call on all cores: they wait for
+            nothing of each other while worlds step.
     """
 
-    def __init__(self, scorer: Scorer, *, batch_size: int = 32) -> None:
+    def __init__(self, scorer: Scorer, *, batch_size: int = 32, encode_threads: int = 1) -> None:
         super().__init__()
         self.scorer = scorer
         self.watch = DivergenceWatch()
         self.memory: FeatureMemory | None = None
-        self._frames = _EncodingQueue(scorer, batch_size)
+        self._frames = _EncodingQueue(scorer, batch_size, encode_threads)
         self._steps: list[_Step] = []
         self._episodes: list[_Episode] | None = None
         self._names: tuple[str, ...] = ()
@@ -203,7 +206,7 @@ class Labeller(BaseCallback):
                     self._potentials[name].extend(values[1:].tolist())
 
     def close(self) -> None:
-        """End the encoding thread."""
+        """End the encoding threads."""
         self._frames.close()
 
     # Resume ---------------------------------------------------------------------------------------------
@@ -295,14 +298,16 @@ class _Step:
 
 
 class _EncodingQueue:
-    """Frames in, features out in the same order, encoded in batches on one background thread."""
+    """Frames in, features out in the same order, encoded in batches on background threads."""
 
-    def __init__(self, scorer: Scorer, batch_size: int) -> None:
-        if batch_size < 1:
-            raise ValueError(f"Labeller: batch_size must be at least 1; got {batch_size}.")
+    def __init__(self, scorer: Scorer, batch_size: int, threads: int) -> None:
+        for name, value in {"batch_size": batch_size, "encode_threads": threads}.items():
+            if value < 1:
+                raise ValueError(f"Labeller: {name} must be at least 1; got {value}.")
         self.scorer, self._batch_size = scorer, batch_size
         self.seconds: deque[float] = deque(maxlen=STATS_WINDOW)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        share = max(1, torch.get_num_threads() // threads)  # torch counts threads for each caller apart
+        self._pool = ThreadPoolExecutor(threads, "encoder", torch.set_num_threads, (share,))
         self._waiting: list[np.ndarray] = []
         self._results: list[Future[np.ndarray]] = []
 
@@ -313,14 +318,14 @@ class _EncodingQueue:
             frames = np.concatenate(self._waiting)
             whole = len(frames) // self._batch_size * self._batch_size
             for i in range(0, whole, self._batch_size):
-                self._results.append(self._thread.submit(self._encode, frames[i : i + self._batch_size]))
+                self._results.append(self._pool.submit(self._encode, frames[i : i + self._batch_size]))
             self._waiting = [frames[whole:]]
 
     def collect(self) -> np.ndarray:
         """(N, D) float32 of every frame put since the last call."""
         rest = np.concatenate(self._waiting)
         if len(rest):
-            self._results.append(self._thread.submit(self._encode, rest))
+            self._results.append(self._pool.submit(self._encode, rest))
         results, self._results, self._waiting = self._results, [], []
         return np.concatenate([result.result() for result in results])
 
@@ -331,7 +336,7 @@ class _EncodingQueue:
         return features
 
     def close(self) -> None:
-        self._thread.shutdown(cancel_futures=True)
+        self._pool.shutdown(cancel_futures=True)
 
 
 def _truths(info: dict[str, Any]) -> dict[str, float]:

@@ -46,7 +46,9 @@ def run(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     scorer = make_scorer(config)
     venv = make_venv(config, scorer, num_worlds=config.num_worlds, workers=config.workers, seed=config.seed)
-    labeller = Labeller(scorer, batch_size=config.encode_batch) if scorer is not None else None
+    labeller: Labeller | None = None
+    if scorer is not None:
+        labeller = Labeller(scorer, batch_size=config.encode_batch, encode_threads=config.encode_threads)
     progress: Progress | None = None
     log: Logger | None = None
     try:

@@ -34,10 +34,10 @@ def learner(algorithm, venv, **kwargs):
     return algorithm("MlpPolicy", venv, **(common | kwargs))
 
 
-def train(algorithm, scorer, steps=90, make=FOUR_STEPS, num_worlds=3, batch=7, **kwargs):
+def train(algorithm, scorer, steps=90, make=FOUR_STEPS, num_worlds=3, batch=7, threads=1, **kwargs):
     venv = WorldVecEnv(make, num_worlds, frame_size=16)
     model = learner(algorithm, venv, **kwargs)
-    labeller = Labeller(scorer, batch_size=batch)
+    labeller = Labeller(scorer, batch_size=batch, encode_threads=threads)
     model.learn(steps, callback=labeller, log_interval=None)
     labeller.close()
     venv.close()
@@ -49,9 +49,9 @@ def spelled(episode, world, step):
     return 100 * episode + 10 * world + step
 
 
-@pytest.mark.parametrize("batch", [1, 7, 1000])
-def test_each_slot_gets_the_frame_after_its_step_over_the_rings_wrap(batch):
-    model, _ = train(SAC, spelling_scorer(), steps=90, batch=batch)  # 30 vector steps into 20 slots
+@pytest.mark.parametrize(("batch", "threads"), [(1, 1), (1, 3), (7, 1), (7, 2), (1000, 1)])
+def test_each_slot_gets_the_frame_after_its_step_over_the_rings_wrap(batch, threads):
+    model, _ = train(SAC, spelling_scorer(), steps=90, batch=batch, threads=threads)  # 30 vector steps into 20 slots
     rewards, slots = model.replay_buffer.rewards, model.replay_buffer.buffer_size
     assert (slots, model.replay_buffer.full) == (20, True)
     for t in range(30 - slots, 30):
