@@ -1,0 +1,104 @@
+"""What the speed benchmarks share: two cores, a child process per measurement, the memory of a tree of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+CORES = 2
+SAMPLE_S = 0.5  # between looks at the memory, which cost a little; a peak that is shorter may be missed
+
+
+def use_two_cores() -> None:
+    """Keep this process, and all it starts, on two cores."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+
+
+def in_child(module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Run `python -m MODULE --child JOB` and return the JSON of its last line, with what it held at most.
+
+    Returns:
+        The child's own numbers, and `pss_gb` (memory of all its processes, shared pages once) and `rss_gb` (shared
+        pages once per process), each the highest seen.
+
+    Raises:
+        RuntimeError: it failed; its errors went to stderr.
+
+    `environment` adds variables to the child's.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", module, "--child", json.dumps(job)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {}))
+    peaks = {"Pss": 0, "Rss": 0}
+    running = True
+    while running:
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(SAMPLE_S)
+            running = False
+        for key, value in tree_memory(child.pid).items():
+            peaks[key] = max(peaks[key], value)
+    assert child.stdout is not None
+    lines = child.stdout.read().splitlines()
+    if child.returncode or not lines:
+        raise RuntimeError(f"{module}: {dict(job)} ended with exit code {child.returncode}.")
+    return json.loads(lines[-1]) | {"pss_gb": peaks["Pss"] / 1e9, "rss_gb": peaks["Rss"] / 1e9}
+
+
+def tree_memory(pid: int) -> dict[str, int]:
+    """Bytes of a process and its descendants: Pss and Rss, summed."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):  # it ended meanwhile
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                parents.setdefault(parent, []).append(int(folder.name))
+    total, waiting = {"Pss": 0, "Rss": 0}, [pid]
+    while waiting:
+        each = waiting.pop()
+        waiting += parents.get(each, [])
+        with suppress(OSError):
+            for line in Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()[1:]:
+                key, value = line.split()[:2]
+                if (key := key.rstrip(":")) in total:
+                    total[key] += 1024 * int(value)
+    return total
+
+
+class Rounds(BaseCallback):
+    """When each round (collect, label, update) began, and what it collected; SB3's first rounds warm up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: list[float] = []
+        self.steps: list[int] = []
+
+    def _on_rollout_start(self) -> None:
+        self.began.append(time.perf_counter())
+        self.steps.append(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def rate(self, warm: int) -> float:
+        """Transitions per second after `warm` rounds, up to now; call right after `learn`."""
+        return (self.model.num_timesteps - self.steps[warm]) / (time.perf_counter() - self.began[warm])
+
+
+def medians(results: Sequence[Mapping[str, Any]], key: str) -> float:
+    """The median of one number of several runs."""
+    return float(np.median([result[key] for result in results]))
+
+
+def paired(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Ratio ours / theirs of runs made in turn: its median and its range."""
+    ratios = [a[key] / b[key] for a, b in zip(ours, theirs, strict=True)]
+    return {"value": float(np.median(ratios)), "n": len(ratios), "ratios": ratios}
