@@ -5,7 +5,6 @@ Shape letters: E worlds; T actions of an episode; H, W image.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from embodied.envs.wrappers import ScoredEnv
 from embodied.report import write_video
 from policies.core import Policy
 from rewards.core import Scorer
+from rewards.metrics import wilson_interval
 
 HELD_OUT = 1_000_000  # added to a run's seed for its periodic evaluations
 FINAL = 2_000_000  # and for its last one, which chooses nothing
@@ -50,7 +50,7 @@ class Evaluation:
         """`success_rate` with `ci_low` and `ci_high` (None where unknown), `episodes`, `mean_reward`,
         `mean_env_reward` (returns)."""
         known = [episode.success for episode in self.episodes if episode.success is not None]
-        low, high = wilson(sum(known), len(known)) if known else (None, None)
+        low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
         return {
             "success_rate": sum(known) / len(known) if known else None,
             "ci_low": low,
@@ -59,25 +59,6 @@ class Evaluation:
             "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
             "mean_env_reward": float(np.mean([episode.env_reward for episode in self.episodes])),
         }
-
-
-def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval for a rate, 95 % by default.
-
-    Args:
-        successes: from 0 to trials.
-        trials: at least 1.
-        z: normal quantile of the two-sided level.
-
-    Returns:
-        Low and high, in [0, 1].
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"wilson: successes must be from 0 to trials ≥ 1; got {successes} of {trials}.")
-    rate, share = successes / trials, z * z / trials
-    centre = (rate + share / 2) / (1 + share)
-    half = z * math.sqrt(rate * (1 - rate) / trials + share / (4 * trials)) / (1 + share)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(

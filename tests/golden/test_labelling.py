@@ -134,15 +134,3 @@ def test_evaluation_and_its_film_agree(tiny_clip):
         np.testing.assert_allclose(episode.rewards, result.episodes[0].rewards, atol=1e-5)
         assert (episode.success, episode.env_reward) == (result.episodes[0].success, result.episodes[0].env_reward)
         assert [ProbeWorld.read(picture)[2] for picture in pictures] == list(range(LIMIT + 1))
-
-
-def test_wilson_interval_matches_its_definition():
-    """Its ends are the rates p at which the observed rate is z standard errors away."""
-    z = 1.959964
-    for successes, trials in ((0, 10), (7, 10), (45, 50), (50, 50)):
-        for p in evaluation.wilson(successes, trials):
-            if 1e-9 < p < 1 - 1e-9:
-                assert abs(successes / trials - p) == pytest.approx(z * (p * (1 - p) / trials) ** 0.5, abs=1e-7)
-    assert evaluation.wilson(50, 50)[0] == pytest.approx(0.9286, abs=1e-4)
-    with pytest.raises(ValueError, match="successes"):
-        evaluation.wilson(3, 2)
