@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rewards.metrics import auroc, spearman
 
 from embodied.captions import SCENE, Captions
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.renders import Renders, open_world
 from rewards.core import Encoder
+from rewards.metrics import auroc, spearman
 
 MIN_EACH = 15  # frames with and without a fact, below which AUROC says nothing
 TRAIN_WORDINGS = 8  # drawn per fact, to compare seen with unseen wordings
