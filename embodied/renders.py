@@ -18,6 +18,7 @@ from embodied.envs.experts import expert
 from embodied.envs.world import World
 
 CHUNK = 400  # frames rendered by one job
+NEAR_MISS = 0.6  # share of single states, and of expert episodes, that wander off: solved and nearly solved lie close
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ def render(
 ) -> Renders:
     """`count` frames of worlds that share one scene, drawn evenly from them.
 
-    Half are single states from `sample_state`; the rest are steps of episodes by the scripted expert (with noise,
-    where there is one) and by random actions.
+    Half are single states from `sample_state`, most of them after a few random steps; the rest are steps of episodes
+    by the scripted expert (with noise, and wandering off, where there is one) and by random actions.
 
     Args:
         own_look: share of states and episodes that keep the world's own look; the rest draw light, camera pose,
@@ -97,11 +98,20 @@ def _render_job(
         if filled < count // 2:
             _draw_look(world, own_look, rng)
             world.sample_state(rng)
+            if rng.random() < NEAR_MISS:
+                _wander(world, rng)
             keep()
         else:
             _episode(world, env_id, own_look, rng, keep)
     world.close()
     return frames, degrees
+
+
+def _wander(world: World, rng: np.random.Generator) -> None:
+    """A few steps of one random action: from a solved state, to states that are just not."""
+    action = rng.uniform(-1, 1, world.action_space.shape or ()) * rng.uniform(0.1, 1)
+    for _ in range(rng.integers(1, 7)):
+        world.step(action.astype(np.float32))
 
 
 def _draw_look(world: World, own_look: float, rng: np.random.Generator) -> None:
@@ -116,13 +126,15 @@ def _episode(world: World, env_id: str, own_look: float, rng: np.random.Generato
     _draw_look(world, own_look, rng)
     noise = float(rng.choice([0.0, 0.3, 0.8]))
     act = expert(world, noise=noise, rng=rng) if isinstance(world, Desk) and rng.random() < 0.75 else None
-    held = world.action_space.sample()
-    for step in range(gymnasium.spec(env_id).max_episode_steps or 100):
-        if isinstance(world, Desk) and act is not None:
+    limit = gymnasium.spec(env_id).max_episode_steps or 100
+    held = np.zeros(world.action_space.shape or ())
+    leaves = rng.integers(5, limit) if rng.random() < NEAR_MISS else limit
+    for step in range(limit):
+        if isinstance(world, Desk) and act is not None and step < leaves:
             action = act(world)
         else:
             if step % 5 == 0:  # held actions travel further than white noise
-                held = rng.uniform(-1, 1, held.shape)
+                held = rng.uniform(-1, 1, held.shape) * rng.choice([0.3, 1.0])
             action = held
         world.step(action.astype(np.float32))
         if rng.random() < 0.5:

@@ -31,7 +31,7 @@ from rewards.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders import OpenCLIPEncoder
 from rewards.towers import Towers
 
-TRAIN_SEED, JUDGE_SEED = 1, 900_001  # streams of renders that never meet
+TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet
 
 
 def run(config: DictConfig) -> None:
