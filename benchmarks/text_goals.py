@@ -32,15 +32,15 @@ STEPS = {"cartpole": 6_000, "reacher-red": 8_000, "reacher-blue": 8_000}
 DESK_STEPS = 10_000
 SCENES = ("desk", "reacher", "cartpole", "humanoid")
 PAIRS = (
-    ("cartpole", "pole vertically upright on top of the cart"),
-    ("reacher-red", "the tip of the arm touches the red ball"),
-    ("reacher-blue", "bring the fingertip to the blue sphere"),
     ("desk-drawer", "the drawer is open"),
+    ("desk-press", "the button is pressed"),
+    ("desk-reach", "the gripper touches the red cube"),
+    ("reacher-blue", "bring the fingertip to the blue sphere"),
+    ("desk-press", "keep the button pressed down"),
     ("desk-drawer", "pull the drawer all the way open"),
     ("desk-close", "the drawer is closed"),
-    ("desk-press", "the button is pressed"),
-    ("desk-press", "keep the button pressed down"),
-    ("desk-reach", "the gripper touches the red cube"),
+    ("cartpole", "pole vertically upright on top of the cart"),
+    ("reacher-red", "the tip of the arm touches the red ball"),
 )
 
 
@@ -122,7 +122,7 @@ def main() -> None:
     """Run what is missing, two at a time, recording after every run."""
     jobs_at_once = int(dict(word.split("=") for word in sys.argv[1:]).get("jobs", 2))
     own = [Job(env, None, seed) for seed in SEEDS for env in dict.fromkeys(env for env, _ in PAIRS)]
-    text = [Job(env, goal, seed) for seed in SEEDS for env, goal in PAIRS]
+    text = [Job(env, goal, seed) for env, goal in PAIRS for seed in SEEDS]
     captions = [Captions.load(asset(scene) / "captions.yaml") for scene in SCENES]
     unseen = {text for one in captions for splits in one.facts.values() for text in splits["test"].all()}
     results: dict[Job, dict[str, Any]] = {}

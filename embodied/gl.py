@@ -9,7 +9,7 @@ import sys
 
 HELP = (
     "MuJoCo has no way to render here: neither EGL nor OSMesa works and there is no display. "
-    "Install one: `apt-get install libegl1` (Mesa or your GPU driver's EGL) or `apt-get install libosmesa6`."
+    "Install one: `apt-get install libegl1 libgl1-mesa-dri` (or your GPU driver's EGL) or `apt-get install libosmesa6`."
 )
 
 
