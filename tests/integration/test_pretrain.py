@@ -13,7 +13,7 @@ from rewards.encoders import OpenCLIPEncoder
 SMALL = (
     "use=[cartpole]",
     "scenes.cartpole.frames=96",
-    "test_frames=80",
+    "test_frames=120",
     "recipe.epochs=2",
     "recipe.batch_size=32",
     "workers=1",
@@ -25,10 +25,11 @@ def test_pretrain_adapts_a_model_and_resumes(tiny_clip, tmp_path, capsys):
     run = tmp_path / "run"
     words = ["pretrain", f"model={tiny_clip}", f"run={run}", *SMALL]
     assert cli.main(words) == 0
-    assert "pole_down" in capsys.readouterr().out
+    assert "retrieval at 1" in capsys.readouterr().out
     judgement = json.loads((run / "encoder" / "judgement.json").read_text())
     facts = judgement["scenes"]["cartpole"]["own_look"]["facts"]
-    assert all(0 <= facts["pole_down"]["unseen"][text] <= 1 for text in facts["pole_down"]["unseen"])
+    assert facts
+    assert all(0 <= area <= 1 for row in facts.values() for area in row["unseen"].values())
     encoder = OpenCLIPEncoder(f"local-dir:{run / 'encoder'}", device="cpu")
     before = encoder.encode_texts(["the pole is up"])
 
