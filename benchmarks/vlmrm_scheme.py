@@ -53,7 +53,7 @@ TEXTS = {
 }
 VIEW = {"distance": 3.5, "lookat": [0.0, 0.0, 1.0], "elevation": -10.0, "azimuth": 180.0}
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "repeats": 3, "theirs_rounds": 1, "ours_rounds": 2, "collect": 0, "workers": 2, "encode_threads": 2, "threads": 2,
     "batch": BATCH, "compile": False, "envs": "cartpole,humanoid", "environment": {},
     "record": True,
