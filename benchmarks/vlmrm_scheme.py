@@ -226,7 +226,7 @@ def main() -> None:
     use_two_cores()
     if sys.argv[1:2] == ["--child"]:
         return child(json.loads(sys.argv[2]))
-    options = OPTIONS | {
+    options: dict[str, Any] = OPTIONS | {
         key: value if key == "envs" else json.loads(value) for key, value in (arg.split("=") for arg in sys.argv[1:])
     }
     table: list[dict[str, Any]] = []
