@@ -33,14 +33,14 @@ DESK_STEPS = 10_000
 SCENES = ("desk", "reacher", "cartpole", "humanoid")
 PAIRS = (
     ("desk-drawer", "the drawer is open"),
-    ("desk-press", "the button is pressed"),
-    ("desk-reach", "the gripper touches the red cube"),
-    ("reacher-blue", "bring the fingertip to the blue sphere"),
-    ("desk-press", "keep the button pressed down"),
     ("desk-drawer", "pull the drawer all the way open"),
     ("desk-close", "the drawer is closed"),
     ("cartpole", "pole vertically upright on top of the cart"),
+    ("desk-press", "the button is pressed"),
+    ("desk-reach", "the gripper touches the red cube"),
+    ("reacher-blue", "bring the fingertip to the blue sphere"),
     ("reacher-red", "the tip of the arm touches the red ball"),
+    ("desk-press", "keep the button pressed down"),
 )
 
 
@@ -85,29 +85,30 @@ class Job:
 
 
 def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str, Any]]:
-    """One row per pair whose runs, and those on the task's own reward, are all there.
+    """One row per pair, over the seeds whose runs are there; the bar wants them all.
 
     Args:
         unseen: sentences the encoder never met.
     """
     table = []
     for env, goal in PAIRS:
-        text = [results[job]["success_rate"] for seed in SEEDS if (job := Job(env, goal, seed)) in results]
-        true = [results[job]["success_rate"] for seed in SEEDS if (job := Job(env, None, seed)) in results]
-        if len(text) < len(SEEDS) or len(true) < len(SEEDS):
+        seeds = [seed for seed in SEEDS if {Job(env, goal, seed), Job(env, None, seed)} <= results.keys()]
+        if not seeds:
             continue
+        text = [results[Job(env, goal, seed)]["success_rate"] for seed in seeds]
+        true = [results[Job(env, None, seed)]["success_rate"] for seed in seeds]
         ratio = float(np.mean(text) / np.mean(true)) if np.mean(true) else None
-        episodes = sum(results[Job(env, goal, seed)]["episodes"] for seed in SEEDS)
+        episodes = sum(results[Job(env, goal, seed)]["episodes"] for seed in seeds)
         table.append(
             {
                 "claim": f"{env}: “{goal}”{' (unseen)' if goal in unseen else ''}, success against the own reward's",
                 "value": ratio if ratio is not None else 0.0,
                 "unit": "ratio",
                 "bar": ">= 0.9",
-                "met": ratio is not None and ratio >= 0.9,
+                "met": ratio is not None and ratio >= 0.9 and len(seeds) == len(SEEDS),
                 "n": episodes,
-                "seeds": list(SEEDS),
-                "interval": wilson_interval(round(sum(rate * episodes / len(SEEDS) for rate in text)), episodes),
+                "seeds": seeds,
+                "interval": wilson_interval(round(sum(rate * episodes / len(seeds) for rate in text)), episodes),
                 "interval_of": "success on the text goal, all seeds together",
                 "success_text": text,
                 "success_true": true,
