@@ -108,8 +108,9 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
                 "met": ratio is not None and ratio >= 0.9 and len(seeds) == len(SEEDS),
                 "n": episodes,
                 "seeds": seeds,
-                "interval": wilson_interval(round(sum(rate * episodes / len(seeds) for rate in text)), episodes),
-                "interval_of": "success on the text goal, all seeds together",
+                "success_interval": wilson_interval(
+                    round(sum(rate * episodes / len(seeds) for rate in text)), episodes
+                ),
                 "success_text": text,
                 "success_true": true,
                 "steps": STEPS.get(env, DESK_STEPS),
