@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+FRAMES_READ = ("none", "first", "all")  # what a head may want of the images, least first
+
 
 @runtime_checkable
 class Encoder(Protocol):
@@ -39,10 +41,16 @@ class Features:
         views: camera name -> (B, T, D) float32, unit length.
         signals: sensor name -> (B, T) float32, readings a real robot would have (speed, force); heads
             that ask for none ignore them.
+        frames: camera name -> the images themselves, only where a head reads them (`Scorer.frames_read`): all T
+            of them, or the episode's first alone (N = 1).
+        depth: camera name -> distance along the optical axis in each episode's first frame, metres, where the
+            source measures it.
     """
 
     views: Mapping[str, Float[Tensor, "B T D"]]
     signals: Mapping[str, Float[Tensor, "B T"]] = field(default_factory=dict)
+    frames: Mapping[str, UInt8[Tensor, "B N H W 3"]] = field(default_factory=dict)
+    depth: Mapping[str, Float[Tensor, "B H W"]] = field(default_factory=dict)
 
     @property
     def main(self) -> Float[Tensor, "B T D"]:
@@ -50,9 +58,33 @@ class Features:
         return next(iter(self.views.values()))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """One recorded episode, encoded: what heads are fitted to and judged on.
+
+    Attributes:
+        features: of the whole episode, B = 1.
+        instruction: the task's text.
+        success: whether it ended well, where a person has said so.
+        steps: row at which each step of the task ends, ascending, where they are marked; the last row included.
+    """
+
+    features: Features
+    instruction: str = ""
+    success: bool | None = None
+    steps: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return self.features.main.shape[1]
+
+
 @runtime_checkable
 class Head(Protocol):
-    """Light: features in, one potential per step out; higher is better, units are the head's own."""
+    """Light: features in, one potential per step out; higher is better, units are the head's own.
+
+    Time starts at the reset, and the potential of a step reads nothing after it. A head that reads images too says
+    so by an attribute `frames_read`: "first" (of each episode) or "all"; without it, "none".
+    """
 
     name: str
 
@@ -95,6 +127,11 @@ class Scorer:
     heads: Mapping[str, Head]
     combine: Combine
     shaping: Shaping
+
+    @property
+    def frames_read(self) -> str:
+        """What `Features.frames` must hold: "none", "first" (of each episode) or "all"."""
+        return max((getattr(head, "frames_read", "none") for head in self.heads.values()), key=FRAMES_READ.index)
 
     def encode(self, frames: Tensor) -> Float[Tensor, "N D"]:
         """The features of any frames, (N, H, W, 3) uint8 -> (N, D) float32, unit length."""

@@ -1,0 +1,71 @@
+"""Fitted heads on disk: a folder of one safetensors file and one JSON file; nothing is unpickled or imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rewards.core import Encoder
+
+CONFIG, WEIGHTS = "head.json", "head.safetensors"
+
+
+def save_fitted(
+    folder: Path, *, kind: str, encoder: Encoder, config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> None:
+    """Write a fitted head into `folder`, whole or not at all.
+
+    Args:
+        folder: must not exist, or hold an older head, which is replaced.
+        kind: the family ("process", "success"…), checked on loading.
+        encoder: whose features it was fitted to; its name and width are checked on loading.
+        config: JSON values that make the head again.
+        tensors: its weights.
+
+    Raises:
+        FileExistsError: the folder holds something else.
+    """
+    if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
+        raise FileExistsError(f"save_fitted: {folder} must be new or hold a fitted head; it holds something else.")
+    part = folder.with_name(f".{folder.name}.part{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    about = {"kind": kind, "encoder": encoder.name, "dim": encoder.dim, "config": dict(config)}
+    (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / WEIGHTS)
+    if folder.exists():
+        shutil.rmtree(folder)
+    part.rename(folder)
+
+
+def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The config and weights that `save_fitted` wrote.
+
+    Raises:
+        FileNotFoundError: no such head.
+        ValueError: another family, another encoder, or a damaged file.
+    """
+    folder = Path(folder)
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"{kind}: model must be a folder with {CONFIG} and {WEIGHTS}; got {folder}.")
+    try:
+        about = json.loads((folder / CONFIG).read_text("utf-8"))
+        tensors = load_file(folder / WEIGHTS)
+        found = (about["kind"], about["encoder"], about["dim"])
+        config = dict(about["config"])
+    except (json.JSONDecodeError, SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{kind}: {folder} is damaged ({error}). Fit it again.") from error
+    if found != (kind, encoder.name, encoder.dim):
+        raise ValueError(
+            f"{kind}: model must be a {kind} head on {encoder.name} features of width {encoder.dim}; "
+            f"{folder} holds a {found[0]} head on {found[1]} features of width {found[2]}. Fit it again."
+        )
+    return config, tensors
