@@ -28,6 +28,7 @@ class CartPole(World):
     scene = "cartpole/scene.xml"
     cameras = ("front", "angle")
     facts = ("pole_up", "pole_down", "cart_left", "cart_right", "cart_centre")
+    instruction = "balance the pole upright"
     start_angle: ClassVar[float] = 1.0  # radians
 
     def _start(self) -> None:

@@ -26,6 +26,16 @@ TASK_FACTS = {
     "place": "{target}_in_tray",
     "stack": "red_on_{target}",
 }
+INSTRUCTIONS = {
+    "reach": "touch the {target} cube",
+    "push": "push the {target} cube onto the yellow mark",
+    "press": "press the button",
+    "drawer": "open the drawer",
+    "close": "close the drawer",
+    "lift": "lift the {target} cube",
+    "place": "put the {target} cube in the tray",
+    "stack": "put the red cube on the {target} cube",
+}
 
 # Metres. Where the tip may be sent, and how far one action moves it.
 BOX_LOW, BOX_HIGH = np.array([-0.17, -0.27, 0.012]), np.array([0.25, 0.27, 0.32])
@@ -98,6 +108,7 @@ class Desk(World):
             raise ValueError(f"Desk: action_dim must be 4 or 7; got {action_dim}.")
         self.task, self.target, self.action_dim = task, target, action_dim
         self.fact = TASK_FACTS[task].format(target=target)
+        self.instruction = INSTRUCTIONS[task].format(target=target)
         super().__init__(obs=obs, camera=camera, image_size=image_size, render_mode=render_mode)
 
     def _action_space(self) -> spaces.Space:
@@ -223,6 +234,17 @@ class Desk(World):
         return self.env_reward() == 1.0
 
     # Observing ------------------------------------------------------------------------------------------
+
+    def signals(self) -> dict[str, float]:
+        """The robot's own readings, which a real arm has from its joints: where the tip is (metres, in the world's
+        axes) and how wide the gripper stands (0 shut to 1 open)."""
+        x, y, z = self.site("tip").tolist()
+        return {
+            "gripper_x": x,
+            "gripper_y": y,
+            "gripper_z": z,
+            "gripper_opening": min(max(self.opening / OPENING, 0), 1),
+        }
 
     def _proprio(self) -> np.ndarray:
         velocity = np.empty(6)

@@ -14,6 +14,7 @@ from embodied.envs.looks import look_at, muted, orbit, relight, tint
 from embodied.envs.world import World, graded
 
 TASKS = {"stand": "standing", "kneel": "kneeling"}  # task -> the fact that solves it
+INSTRUCTIONS = {"stand": "stand upright", "kneel": "kneel down"}
 FORCE = 0.4  # control at action 1: Gymnasium's limit
 
 # VLM-RM's camera (arXiv 2310.12921, section 4.3): a free camera at this distance, elevation and azimuth.
@@ -53,7 +54,7 @@ class Humanoid(World):
     def __init__(self, *, task: str = "stand", **kwargs: Any) -> None:
         if task not in TASKS:
             raise ValueError(f"Humanoid: task must be one of {', '.join(TASKS)}; got {task!r}.")
-        self.task = task
+        self.task, self.instruction = task, INSTRUCTIONS[task]
         super().__init__(**kwargs)
 
     def _load(self, path: Path) -> mujoco.MjModel:

@@ -38,7 +38,7 @@ class Reacher(World):
     def __init__(self, *, task: str = "red", **kwargs: Any) -> None:
         if task not in COLOURS:
             raise ValueError(f"Reacher: task must be one of {', '.join(COLOURS)}; got {task!r}.")
-        self.task = task
+        self.task, self.instruction = task, f"touch the {task} ball"
         super().__init__(**kwargs)
 
     def _setup(self) -> None:

@@ -59,6 +59,16 @@ class FrameRenderer:
         """(H, W, 3) uint8 RGB, contiguous."""
         return self._render(data, camera, height, width, fast=True)
 
+    def depth(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
+        """(H, W) float32, metres along the optical axis, contiguous."""
+        renderer = self._renderer(height, width, fast=True)
+        renderer.enable_depth_rendering()
+        try:
+            renderer.update_scene(data, camera)
+            return np.ascontiguousarray(renderer.render())
+        finally:
+            renderer.disable_depth_rendering()
+
     def picture(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, size: int = PICTURE_SIZE) -> np.ndarray:
         """(size, size, 3) uint8 RGB, contiguous."""
         return self._render(data, camera, size, size, fast=False)
@@ -66,12 +76,15 @@ class FrameRenderer:
     def _render(
         self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int, *, fast: bool
     ) -> np.ndarray:
+        renderer = self._renderer(height, width, fast=fast)
+        renderer.update_scene(data, camera)
+        return np.ascontiguousarray(renderer.render())
+
+    def _renderer(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
         key = (height, width, fast)
         if key not in self._renderers:
             self._renderers[key] = self._make(height, width, fast=fast)
-        renderer = self._renderers[key]
-        renderer.update_scene(data, camera)
-        return np.ascontiguousarray(renderer.render())
+        return self._renderers[key]
 
     def _make(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
         if os.environ.get("MUJOCO_GL") == "disable":

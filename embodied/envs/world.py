@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,14 +19,15 @@ from embodied.paths import asset
 OBS_FORMS = ("state", "pixels", "mixed")
 
 
-class World(gymnasium.Env):
+class World(gymnasium.Env, ABC):
     """One scene, one task, fixed-length episodes.
 
     An episode never ends on success or failure: an early end would tell the learner what the reward should
     (the time limit is the registered `max_episode_steps`). `step` returns the task's own reward, which the
     reward wrappers replace, and `info["is_success"]`, which only judges read.
 
-    A subclass gives `scene`, `cameras`, `facts`, `ctrl_dt`, `sim_dt` and the methods that raise below.
+    A subclass gives `scene`, `cameras`, `facts`, `instruction`, `ctrl_dt`, `sim_dt` and the abstract methods below; one
+    whose robot has readings that a reward may use also a `signals()`, name -> number.
 
     Args:
         obs: "state" (S,) float32; "pixels" (H, W, 3) uint8; or "mixed", a dict of `pixels` and `agent_pos`.
@@ -37,6 +39,7 @@ class World(gymnasium.Env):
     scene: ClassVar[str]  # file below sim_assets/
     cameras: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]  # what `degrees` tells
+    instruction: str  # the task in words, for policies and for rewards that want one
     ctrl_dt: ClassVar[float] = 0.05  # seconds per action
     sim_dt: ClassVar[float] = 0.005  # seconds per physics step
 
@@ -89,38 +92,38 @@ class World(gymnasium.Env):
     def _setup(self) -> None:
         """Look up ids once, after loading."""
 
+    @abstractmethod
     def _start(self) -> None:
         """Put `data` into a start state drawn from `self.np_random`."""
-        raise NotImplementedError(f"{type(self).__name__}._start")
 
     def _apply(self, action: np.ndarray) -> None:
         """Write controls for one action in the action space; called before every physics step."""
         self.data.ctrl[:] = action
 
+    @abstractmethod
     def _state(self) -> np.ndarray:
         """(S,) float32: everything the task needs, poses included."""
-        raise NotImplementedError(f"{type(self).__name__}._state")
 
+    @abstractmethod
     def _proprio(self) -> np.ndarray:
         """(P,) float32: the robot's own readings."""
-        raise NotImplementedError(f"{type(self).__name__}._proprio")
 
+    @abstractmethod
     def degrees(self) -> dict[str, float]:
         """How far each of `facts` holds now, in [0, 1]: exactly 1 when it holds, below 0.9 when it does not,
         rising as the state comes closer to making it true. Privileged: trains encoders, judges, never learns."""
-        raise NotImplementedError(f"{type(self).__name__}.degrees")
 
+    @abstractmethod
     def env_reward(self) -> float:
         """The task's own reward in this state."""
-        raise NotImplementedError(f"{type(self).__name__}.env_reward")
 
+    @abstractmethod
     def success(self) -> bool:
         """Whether the task is solved in this state."""
-        raise NotImplementedError(f"{type(self).__name__}.success")
 
+    @abstractmethod
     def sample_state(self, rng: np.random.Generator) -> None:
         """Put `data` into any plausible state, solved ones included: pretraining data, not episode starts."""
-        raise NotImplementedError(f"{type(self).__name__}.sample_state")
 
     # Gymnasium ------------------------------------------------------------------------------------------
 
@@ -176,9 +179,41 @@ class World(gymnasium.Env):
         size = image_size or self.image_size
         return self._frames().frame(self.data, camera or self.camera, size, size)
 
+    def calibration(self, camera: str | None = None, image_size: int | None = None) -> dict[str, Any]:
+        """Where a camera stands and how it projects, as one would measure it; of one on the robot, as it is now.
+
+        Args:
+            camera: one of `cameras`; None: the world's own.
+            image_size: of the frames it is for, pixels; None: the world's own.
+
+        Returns:
+            `intrinsics` (3 x 3): metres in the camera's axes -> pixels, the middle of the first pixel being (0, 0).
+            `extrinsics` (4 x 4): world -> camera, metres, OpenCV's axes: x right, y down, z forward.
+            `size` [H, W], pixels. All lists, as in a config.
+        """
+        size = image_size or self.image_size
+        index = self.model.camera(camera or self.camera).id
+        focal = size / 2 / math.tan(math.radians(self.model.cam_fovy[index]) / 2)
+        middle = (size - 1) / 2
+        turn = self.data.cam_xmat[index].reshape(3, 3) * [1, -1, -1]  # MuJoCo: y up, looking along -z
+        extrinsics = np.eye(4)
+        extrinsics[:3, :3] = turn.T
+        extrinsics[:3, 3] = -turn.T @ self.data.cam_xpos[index]
+        intrinsics = [[focal, 0.0, middle], [0.0, focal, middle], [0.0, 0.0, 1.0]]
+        return {"intrinsics": intrinsics, "extrinsics": extrinsics.tolist(), "size": [size, size]}
+
+    def moves(self, camera: str) -> bool:
+        """Whether a camera hangs on the robot, so that its calibration holds for one moment only."""
+        return bool(self.model.camera(camera).bodyid[0])
+
+    def depth(self, camera: str | None = None, image_size: int | None = None) -> np.ndarray:
+        """(H, W) float32: metres along the optical axis to what each pixel of `frame` shows."""
+        size = image_size or self.image_size
+        return self._frames().depth(self.data, camera or self.camera, size, size)
+
+    @abstractmethod
     def randomize_look(self, rng: np.random.Generator) -> None:
         """Draw light, camera pose, surface colours and distractors; call `restore_look` to undo."""
-        raise NotImplementedError(f"{type(self).__name__}.randomize_look")
 
     def restore_look(self) -> None:
         for key, value in self._look.items():

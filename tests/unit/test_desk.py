@@ -47,6 +47,29 @@ def test_a_seed_decides_the_start():
     assert not np.array_equal(first, other)
 
 
+def test_a_gripper_reads_itself(desk):
+    desk.reset(seed=0)
+    for tip, opening in ((np.array([-0.05, 0.1, 0.2]), 0.02), (np.array([0.05, -0.1, 0.1]), 0.07)):
+        desk.put_arm(tip, opening)
+        desk.settle()
+        told = desk.signals()
+        np.testing.assert_allclose([told[f"gripper_{axis}"] for axis in "xyz"], tip, atol=5e-3)
+        assert told["gripper_opening"] == pytest.approx(opening / OPENING, abs=1e-3)
+        assert list(told) == ["gripper_x", "gripper_y", "gripper_z", "gripper_opening"]
+
+
+@pytest.mark.parametrize(("kwargs", "instruction"), [
+    ({"task": "reach"}, "touch the red cube"),
+    ({"task": "push"}, "push the red cube onto the yellow mark"),
+    ({"task": "place", "target": "blue"}, "put the blue cube in the tray"),
+    ({"task": "stack"}, "put the red cube on the green cube"),
+])  # fmt: skip
+def test_an_instruction_names_its_cube(kwargs, instruction):
+    world = Desk(**kwargs)
+    assert world.instruction == instruction
+    world.close()
+
+
 def test_degrees_are_one_or_well_below_and_every_fact_is_sampled(desk):
     rng = np.random.default_rng(0)
     rows = []

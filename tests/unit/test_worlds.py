@@ -161,6 +161,64 @@ def test_bad_arguments_are_named(make, name, kwargs, words):
         make(name, **kwargs)
 
 
+def test_every_world_says_what_to_do(make):
+    told = {name: make(name).instruction for name in WORLDS}
+    assert told["cartpole"] == "balance the pole upright"
+    assert (told["reacher-blue"], told["humanoid-kneel"]) == ("touch the blue ball", "kneel down")
+    assert len(set(told.values())) == len(WORLDS)
+
+
+def test_a_world_must_be_whole():
+    class Half(World):
+        def success(self):
+            return True
+
+    with pytest.raises(TypeError, match="abstract methods"):
+        Half()
+
+
+@pytest.mark.parametrize("name", ["desk-lift", "reacher-red"])
+def test_a_calibration_projects_the_tip_onto_its_pixel(make, name):
+    """The tip's mark is recoloured; the pixels that change are where the calibration says."""
+    world = make(name)
+    world.reset(seed=0)
+    tip = world.model.site("tip").id
+    world.model.site_group[tip], world.model.site_size[tip] = 0, 0.03
+    for camera in world.cameras:
+        given = world.calibration(camera, 96)
+        assert given["size"] == [96, 96]
+        intrinsics, extrinsics = np.array(given["intrinsics"]), np.array(given["extrinsics"])
+        np.testing.assert_allclose(extrinsics[:3, :3] @ extrinsics[:3, :3].T, np.eye(3), atol=1e-9)
+        assert np.linalg.det(extrinsics[:3, :3]) == pytest.approx(1)
+        frames = []
+        for colour in ([1, 0, 1, 1], [0, 1, 0, 1]):
+            world.model.site_rgba[tip] = colour
+            frames.append(world.frame(camera, 96).astype(int))
+        seen = np.argwhere(np.abs(frames[0] - frames[1]).sum(-1) > 30)[:, ::-1].mean(0)
+        u, v, z = intrinsics @ (extrinsics @ [*world.data.site_xpos[tip], 1])[:3]
+        np.testing.assert_allclose([u / z, v / z], seen, atol=1.5)
+
+
+def test_depth_is_metres_along_the_optical_axis(make):
+    world = make("desk-lift")
+    world.reset(seed=0)
+    found = 0
+    for camera in ("front", "side"):
+        given, depth = world.calibration(camera, 96), world.depth(camera, 96)
+        assert (depth.shape, depth.dtype) == ((96, 96), np.float32)
+        for cube in ("red", "green", "blue"):
+            top = [*(world.cube(cube) + [0, 0, 0.02]), 1]
+            u, v, z = np.array(given["intrinsics"]) @ (np.array(given["extrinsics"]) @ top)[:3]
+            found += abs(depth[round(v / z), round(u / z)] - z) < 0.01
+    assert found >= 5  # the gripper may hide one
+    assert world.frame("front", 96).dtype == np.uint8  # pictures again
+
+
+def test_a_camera_on_the_robot_is_told_apart(make):
+    world = make("desk-lift")
+    assert [world.moves(camera) for camera in world.cameras] == [False, False, True]
+
+
 def test_graded_falls_smoothly_below_the_threshold():
     values = [graded(d, 0.1, 0.5) for d in np.linspace(0, 3, 100)]
     assert values[0] == graded(0.1, 0.1, 0.5) == 1.0
