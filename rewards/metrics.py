@@ -20,7 +20,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
         scores: (N,) any order-preserving numbers.
         labels: (N,) bool.
     """
-    scores, labels = _paired(scores, labels, "auroc", "scores", "labels")
+    scores, labels = paired(scores, labels, "auroc", "scores", "labels")
     positive = labels.astype(bool)
     count = positive.sum()
     if count in (0, len(labels)):
@@ -29,27 +29,55 @@ def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     return float((rank_sum - count * (count + 1) / 2) / (count * (len(labels) - count)))
 
 
-def epic_distance(rewards: ArrayLike, labels: ArrayLike) -> float:
-    """VLM-RM's EPIC distance to a binary goal label, √(1−ρ)/√2 with ρ Pearson's correlation; 0 best, 1 inverted.
+def average_precision(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Σ (Rₙ − Rₙ₋₁) Pₙ over thresholds from high to low, tied scores being one threshold; in [0, 1].
 
-    Source: arXiv 2310.12921 §4.4. For rewards of a state alone EPIC's canonical shaping only shifts them.
+    Args:
+        scores: (N,) any order-preserving numbers.
+        labels: (N,) bool; without a positive the result is NaN. A constant score gives their share.
     """
-    rewards, labels = _paired(rewards, labels, "epic_distance", "rewards", "labels")
-    return math.sqrt(max(0.0, 1 - _pearson(rewards, labels)) / 2)
+    scores, labels = paired(scores, labels, "average_precision", "scores", "labels")
+    positive = labels.astype(bool)
+    if not positive.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # of each run of tied scores
+    hits = np.cumsum(positive[order])[last]
+    fired = np.arange(1, len(scores) + 1)[last]
+    return float((np.diff(hits, prepend=0) * hits / fired).sum() / positive.sum())
+
+
+def epic_distance(first: ArrayLike, second: ArrayLike) -> float:
+    """EPIC's Pearson distance √((1−ρ)/2) of two rewards of the same transitions; 0 equivalent, 1 opposite.
+
+    NaN if one is constant. Rewards of a state alone need nothing else (VLM-RM, arXiv 2310.12921 §4.4): canonical
+    shaping only shifts them. Others go through `rewards.audit.canonical_reward` first.
+
+    Source: Gleave et al., arXiv 2006.13900, Definition 4.5.
+    """
+    first, second = paired(first, second, "epic_distance", "first", "second")
+    correlation = _pearson(first, second)
+    return math.sqrt((1 - correlation) / 2)
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
     """Pearson's correlation of the ranks, ties sharing their mean rank; in [-1, 1]."""
-    first, second = _paired(first, second, "spearman", "first", "second")
+    first, second = paired(first, second, "spearman", "first", "second")
     return _pearson(_ranks(first), _ranks(second))
 
 
 def value_order_correlation(scores: ArrayLike, *, rewound: bool = False) -> float:
     """GVL's VOC: Spearman's correlation of an episode's scores with time; 0 if the scores are constant.
 
+        forward   ρ(φ(o₁ … o_T), 1 … T)          reversed  −ρ(φ(o_T … o₁), 1 … T)
+
+    The forward figure alone is a trap: whatever only counts time has 1, without looking. Reversed, the scorer is
+    shown the frames last to first *as an episode of its own*. A score of what is seen falls, and has +1 again; one
+    that counts time rises, and has −1; one that can only ever rise stays constant, and has 0. Report both.
+
     Args:
         scores: (T,) in the order in which the frames were shown.
-        rewound: whether they were shown last to first; a good score then falls, and the result is +1 again.
+        rewound: whether they were shown last to first.
     Source: arXiv 2411.04549; constant scores give 0 as in budzianowski/opengvl. It measures order, not calibration.
     """
     scores = np.asarray(scores, np.float64)
@@ -62,10 +90,26 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
 
     Compares all pairs, N² of them: for some thousands of values.
     """
-    first, second = _paired(first, second, "kendall_tau", "first", "second")
+    first, second = paired(first, second, "kendall_tau", "first", "second")
     signs = [np.sign(np.subtract.outer(values, values)) for values in (first, second)]
     untied = math.sqrt(np.abs(signs[0]).sum() * np.abs(signs[1]).sum())
     return float((signs[0] * signs[1]).sum() / untied) if untied else math.nan
+
+
+def kendall_tau_a(scores: ArrayLike, quality: ArrayLike) -> float:
+    """Kendall's τ_a across episodes of different quality: (concordant − discordant) / pairs of unequal quality.
+
+    A pair that the scores tie counts below the line only, so a constant score has 0. Pairs of equal quality have no
+    order to find and do not count; where no two are equal this is τ_a itself, else it is also called Somers' D.
+
+    Args:
+        scores: (N,) one per episode.
+        quality: (N,) higher is better; NaN if all are equal.
+    """
+    scores, quality = paired(scores, quality, "kendall_tau_a", "scores", "quality")
+    truth = np.sign(np.subtract.outer(quality, quality))
+    pairs = np.abs(truth).sum()
+    return float((truth * np.sign(np.subtract.outer(scores, scores))).sum() / pairs) if pairs else math.nan
 
 
 def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
@@ -109,8 +153,11 @@ def bootstrap_interval(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    strata: ArrayLike | None = None,
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of a statistic.
+
+    It is too narrow for few rows, and has no width where every draw gives the same (an AUROC of 1, say).
 
     Args:
         values: (N, …) one row per independent thing: an episode, a seed.
@@ -118,12 +165,20 @@ def bootstrap_interval(
         confidence: in (0, 1).
         resamples: how many times rows are drawn with replacement.
         seed: of the drawing; the same gives the same interval.
+        strata: (N,) groups that keep their size in every draw, such as successes and failures; None: one group.
     """
     rows = np.asarray(values)
     if rows.ndim == 0 or len(rows) == 0:
         raise ValueError(f"bootstrap_interval: values must hold at least one row; got shape {rows.shape}.")
+    labels = np.zeros(len(rows)) if strata is None else np.asarray(strata)
+    if labels.shape != (len(rows),):
+        raise ValueError(f"bootstrap_interval: strata must be ({len(rows)},), one per row; got shape {labels.shape}.")
     rng = np.random.default_rng(seed)
-    draws = [statistic(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(resamples)]
+    groups = [np.flatnonzero(labels == group) for group in np.unique(labels)]
+    draws = [
+        statistic(rows[np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])])
+        for _ in range(resamples)
+    ]
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
@@ -141,7 +196,7 @@ def _pearson(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.clip(first @ second / scale, -1, 1)) if scale > 0 else math.nan
 
 
-def _paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tuple[np.ndarray, np.ndarray]:
+def paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tuple[np.ndarray, np.ndarray]:
     """Two finite (N,) float64 arrays, N ≥ 1."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:

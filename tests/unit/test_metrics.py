@@ -110,3 +110,12 @@ def test_bad_input_is_named():
         auroc([1, 2], [0, 1, 1])
     with pytest.raises(ValueError, match="spearman: first and second must be finite"):
         spearman([1, math.nan], [0, 1])
+
+
+def test_strata_keep_their_size_in_every_draw():
+    labels = np.array([0] * 30 + [1] * 2)
+    seen = set()
+    bootstrap_interval(np.arange(32), lambda rows: seen.add(int(labels[rows].sum())) or 0.0, strata=labels)
+    assert seen == {2}
+    with pytest.raises(ValueError, match=r"strata must be \(3,\)"):
+        bootstrap_interval([1, 2, 3], strata=[0, 1])
