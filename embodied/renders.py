@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -16,8 +17,10 @@ import embodied.envs  # noqa: F401  (registers the worlds)
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
+from embodied.runs import load_policy
 
 CHUNK = 400  # frames rendered by one job
+POLICY_SHARE = 0.7  # of the episodes of a world with policies
 NEAR_MISS = 0.6  # share of single states, and of expert episodes, that wander off: solved and nearly solved lie close
 
 
@@ -48,20 +51,25 @@ def render(
     image_size: int,
     own_look: float = 0.25,
     workers: int = 2,
+    policies: Mapping[str, Sequence[Path]] | None = None,
 ) -> Renders:
     """`count` frames of worlds that share one scene, drawn evenly from them.
 
     Half are single states from `sample_state`, most of them after a few random steps; the rest are steps of episodes
-    by the scripted expert (with noise, and wandering off, where there is one) and by random actions.
+    by the scripted expert (with noise, and wandering off, where there is one), by random actions, and by trained
+    policies, which go where an encoder that they were rewarded by is easily fooled.
 
     Args:
         own_look: share of states and episodes that keep the world's own look; the rest draw light, camera pose,
             colours and distractors.
         seed: same seed, same frames, whatever `workers` is.
+        policies: world id -> run folders of policies trained there on state observations; they act in
+            `POLICY_SHARE` of its episodes.
     """
     jobs = [
-        (env_ids[i % len(env_ids)], min(CHUNK, count - start), (*seed, i), image_size, own_look)
+        (env, min(CHUNK, count - start), (*seed, i), image_size, own_look, tuple((policies or {}).get(env, ())))
         for i, start in enumerate(range(0, count, CHUNK))
+        for env in [env_ids[i % len(env_ids)]]
     ]
     parts: list[tuple[np.ndarray, np.ndarray] | None] = [None] * len(jobs)
     with (
@@ -78,13 +86,14 @@ def render(
 
 
 def _render_job(
-    env_id: str, count: int, seed: tuple[int, ...], image_size: int, own_look: float
+    env_id: str, count: int, seed: tuple[int, ...], image_size: int, own_look: float, runs: tuple[Path, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
     world = open_world(env_id, image_size)
     rng = np.random.default_rng(seed)
     frames = np.empty((count, image_size, image_size, 3), np.uint8)
     degrees = np.empty((count, len(world.facts)), np.float32)
     filled = 0
+    models = [load_policy(run) for run in runs]
 
     def keep() -> None:
         nonlocal filled
@@ -102,7 +111,7 @@ def _render_job(
                 _wander(world, rng)
             keep()
         else:
-            _episode(world, env_id, own_look, rng, keep)
+            _episode(world, env_id, own_look, rng, keep, models)
     world.close()
     return frames, degrees
 
@@ -120,17 +129,27 @@ def _draw_look(world: World, own_look: float, rng: np.random.Generator) -> None:
         world.randomize_look(rng)
 
 
-def _episode(world: World, env_id: str, own_look: float, rng: np.random.Generator, keep: Callable[[], None]) -> None:
-    """One episode of the noisy expert or of random actions; every second step on average is kept."""
+def _episode(
+    world: World,
+    env_id: str,
+    own_look: float,
+    rng: np.random.Generator,
+    keep: Callable[[], None],
+    models: Sequence[Any],
+) -> None:
+    """One episode of a policy, the noisy expert or random actions; every second step on average is kept."""
     world.reset(seed=int(rng.integers(2**31)))
     _draw_look(world, own_look, rng)
-    noise = float(rng.choice([0.0, 0.3, 0.8]))
-    act = expert(world, noise=noise, rng=rng) if isinstance(world, Desk) and rng.random() < 0.75 else None
+    act: Callable[[Any], np.ndarray] | None = None
+    if models and rng.random() < POLICY_SHARE:
+        act = _acting(models[int(rng.integers(len(models)))], rng)
+    elif isinstance(world, Desk) and rng.random() < 0.75:
+        act = expert(world, noise=float(rng.choice([0.0, 0.3, 0.8])), rng=rng)
     limit = gymnasium.spec(env_id).max_episode_steps or 100
     held = np.zeros(world.action_space.shape or ())
     leaves = rng.integers(5, limit) if rng.random() < NEAR_MISS else limit
     for step in range(limit):
-        if isinstance(world, Desk) and act is not None and step < leaves:
+        if act is not None and step < leaves:
             action = act(world)
         else:
             if step % 5 == 0:  # held actions travel further than white noise
@@ -139,3 +158,14 @@ def _episode(world: World, env_id: str, own_look: float, rng: np.random.Generato
         world.step(action.astype(np.float32))
         if rng.random() < 0.5:
             keep()
+
+
+def _acting(model: Any, rng: np.random.Generator) -> Callable[[World], np.ndarray]:
+    """A trained policy on its state observation, at times with noise: it shall also be seen beside its habits."""
+    noise = float(rng.choice([0.0, 0.0, 0.2, 0.5]))
+
+    def act(world: World) -> np.ndarray:
+        action, _ = model.predict(world._state(), deterministic=True)
+        return np.clip(action + noise * rng.normal(size=action.shape), -1, 1)
+
+    return act

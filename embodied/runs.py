@@ -19,12 +19,14 @@ import subprocess
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -32,6 +34,8 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.save_util import load_from_zip_file
 
+from embodied.build import build
+from embodied.envs.bridge import make
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import FeatureMemory, Labeller
@@ -214,6 +218,26 @@ def load_parameters(checkpoint: Path, model: BaseAlgorithm) -> None:
     for name, value in (variables or {}).items():
         if value is not None:  # SAC: log_ent_coef where the temperature is learned
             getattr(model, name).data.copy_(value.data)
+
+
+def load_policy(folder: Path) -> BaseAlgorithm:
+    """The newest policy of a run, to act with; it has a world of its own, which nobody steps.
+
+    Raises:
+        UserError: no such run, or one that stopped before its first checkpoint.
+    """
+    checkpoint = latest_checkpoint(find(str(folder), folder.parent))
+    if checkpoint is None:
+        raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
+    config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    env = {str(key): value for key, value in config.env.items() if value is not None}
+    kwargs = env.pop("kwargs", None) or {}
+    venv = WorldVecEnv(partial(make, **env, **kwargs), 1)
+    if "buffer_size" in config.policy:
+        config.policy.buffer_size = 1  # nothing is learned here
+    model: BaseAlgorithm = build(config.policy, venv=venv, seed=0, device="cpu")
+    load_parameters(checkpoint, model)
+    return model
 
 
 def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller | None) -> bool:

@@ -5,6 +5,7 @@ true each sentence is in each frame, judges the result on frames and wordings ke
 folder that `encoder=open_clip encoder.model=local-dir:FOLDER` takes.
 
     embodied pretrain
+    embodied pretrain scenes.desk.policies=[runs/train/FOLDER]
     embodied pretrain model=ViT-B-32:laion2b_s34b_b79k recipe.lr=1e-5 recipe.epochs=2
     embodied pretrain model=local-dir:FOLDER use=[mine] +scenes.mine.worlds=[my/World-v0] +scenes.mine.frames=20000 \\
         +scenes.mine.captions=my_captions.yaml
@@ -155,13 +156,24 @@ def _rendered(
     file = folder / "renders" / f"{name}.npz"
     if not file.exists():
         ids = [world if "/" in world else f"embodied/{world}-v0" for world in scene.worlds]
-        made = render(ids, count, seed=seed, image_size=size, own_look=own_look, workers=workers)
+        trained = _policies(scene) if name.startswith("train-") else None
+        made = render(ids, count, seed=seed, image_size=size, own_look=own_look, workers=workers, policies=trained)
         file.parent.mkdir(exist_ok=True)
         part = file.with_suffix(".part.npz")
         np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
         part.rename(file)
     with np.load(file) as kept:
         return Renders(kept["frames"], kept["degrees"], tuple(kept["facts"].tolist()))
+
+
+def _policies(scene: DictConfig) -> dict[str, list[Path]]:
+    """World id -> the run folders that were trained there."""
+    found: dict[str, list[Path]] = {}
+    for run in scene.get("policies") or ():
+        if not (Path(run) / "config.yaml").is_file():
+            raise UserError(f"pretrain: policies must be run folders of embodied train; got {run}.")
+        found.setdefault(str(OmegaConf.load(Path(run) / "config.yaml").env.id), []).append(Path(run))
+    return found
 
 
 def _examples(renders: dict[str, Renders]) -> tuple[Examples, list[tuple[str, str]]]:

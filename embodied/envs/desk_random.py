@@ -18,6 +18,7 @@ NEUTRAL = (
     "desk_edge", "wall", "floor", "arm", "joint", "accent", "cabinet", "drawer", "handle", "socket", "tray",
     "tray_rim", "distractor0", "distractor1", "distractor2",
 )  # fmt: skip
+BESIDE = 0.3  # share of states about the button in which the gripper is low beside it: near, and pressing nothing
 TOLD = ("red", "green", "blue", "mark", "button")  # colours that sentences name
 
 
@@ -152,6 +153,10 @@ def _reach(world: Desk, rng: np.random.Generator, doing: str) -> None:
     way = rng.uniform([-0.08, -0.08, 0.0], [0.08, 0.04, 0.12]) * (rng.random() < 0.2)
     if doing == "handle":
         world.put_arm(world.site("handle") + rng.uniform(-0.012, 0.012, 3) * [2, 0.3, 1] + way, opening)
+    elif doing == "button" and rng.random() < BESIDE:
+        angle, away = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.09)
+        tip = world.site("button") + away * np.array([np.cos(angle), np.sin(angle), 0])
+        world.put_arm(np.array([tip[0], tip[1], rng.uniform(0.012, 0.11)]), opening)
     elif doing == "button":
         down = rng.choice([0.027, rng.uniform(0, 0.02)], p=[0.85, 0.15]) * (not way.any())
         world.data.qpos[world.joint_address("button")] = down
