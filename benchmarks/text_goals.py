@@ -1,11 +1,12 @@
 """Text goals against the task's own reward: the same learner, the same steps, three seeds each.
 
-Two of eleven pairs were dropped for time before any text run. The recorded runs are not blind: the shipped encoder was
-trained once more, on near misses, after its predecessor had failed some of these pairs, and the pairs that worked were
-then run first (`text_goals_predecessor` keeps the predecessor's results). SAC was set on desk-drawer's own reward,
-training seeds 0 and 1. "Unseen" sentences are test wordings in sim_assets/*/captions.yaml, which
-the embedded encoder never met. Success is judged on 50 held-out episodes at the last step of training. Runs are kept
-in runs/benchmarks/text_goals and skipped when they are finished, so the script can be stopped and started again.
+"Unseen" sentences are test wordings in sim_assets/*/captions.yaml, which the embedded encoder never met; they were
+written after it was last trained on other words, and chosen here, with these training seeds, before any run. The tasks
+themselves are not blind: earlier encoders failed some of them (`text_goals_predecessor` keeps those results), and the
+present one was trained on states of policies that had fooled its predecessor there, with other seeds. SAC was set on
+desk-drawer's own reward, training seeds 0 and 1. Success is judged on 50 held-out episodes at the last step of
+training. Runs are kept in runs/benchmarks/text_goals and skipped when they are finished, so the script can be stopped
+and started again.
 
     python -m benchmarks.text_goals jobs=2
 """
@@ -30,20 +31,20 @@ from embodied.paths import asset
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "text_goals")
-SEEDS = (0, 1, 2)
-STEPS = {"cartpole": 6_000, "reacher-red": 8_000, "reacher-blue": 8_000}
+SEEDS = (10, 11, 12)
+STEPS = {"cartpole": 6_000, "reacher-red": 8_000}
 DESK_STEPS = 10_000
 SCENES = ("desk", "reacher", "cartpole", "humanoid")
 PAIRS = (
     ("desk-drawer", "the drawer is open"),
-    ("desk-drawer", "pull the drawer all the way open"),
+    ("desk-drawer", "leave the drawer hanging open"),
     ("desk-close", "the drawer is closed"),
-    ("cartpole", "pole vertically upright on top of the cart"),
     ("desk-press", "the button is pressed"),
+    ("desk-press", "give the button a push"),
     ("desk-reach", "the gripper touches the red cube"),
-    ("reacher-blue", "bring the fingertip to the blue sphere"),
+    ("cartpole", "pole vertically upright on top of the cart"),
+    ("cartpole", "hold the pole in balance"),
     ("reacher-red", "the tip of the arm touches the red ball"),
-    ("desk-press", "keep the button pressed down"),
 )
 
 
