@@ -1,0 +1,389 @@
+"""A chat endpoint over real HTTP on the loopback: what is sent, what comes back, and all that can go wrong."""
+
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from pydantic import BaseModel, Field
+
+from rewards import chat_endpoint
+from rewards.vlm import ChatEndpoint, Message, VLMError, ask_json, chat_model, token_logprob
+from tests.chat_server import chat_server, completion, images, probabilities, text
+
+RNG = np.random.default_rng(0)
+FRAMES = [RNG.integers(0, 256, (6, 9, 3), np.uint8), RNG.integers(0, 256, (5, 4, 3), np.uint8)]
+ASKED = [Message("system", "Be brief."), Message("user", "First <image>, then <image>?", FRAMES)]
+
+
+class Choice(BaseModel):
+    index: int = Field(ge=0, le=4)
+    why: str
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(chat_endpoint, "BACKOFF_S", 0.001)
+
+
+def endpoint(served, **options) -> ChatEndpoint:
+    return ChatEndpoint(served.url, "tiny", **options)
+
+
+def test_images_arrive_whole_and_in_their_places():
+    with chat_server(lambda _: "Both are noise.") as served:
+        flipped = [frame[:, ::-1] for frame in FRAMES]  # as MuJoCo gives them: negative strides
+        asked = [ASKED[0], Message("user", ASKED[1].text, flipped)]
+        assert endpoint(served).ask(asked) == "Both are noise."
+    (body,) = served.bodies
+    assert served.paths == ["/v1/chat/completions"]
+    assert body["model"] == "tiny"
+    assert body["temperature"] == 0
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    kinds = [part["type"] for part in body["messages"][1]["content"]]
+    assert kinds == ["text", "image_url", "text", "image_url", "text"]
+    for sent, frame in zip(images(body), flipped, strict=True):
+        assert np.array_equal(sent, frame)
+    assert "Authorization" not in served.headers[0]
+
+
+def test_jpeg_is_smaller_and_close():
+    smooth = np.tile(np.linspace(0, 255, 64).astype(np.uint8)[:, None, None], (1, 64, 3))
+    with chat_server(lambda _: "A ramp.") as served:
+        endpoint(served, image_format="jpeg", extra={"seed": 7, "max_tokens": None}).ask(
+            [Message("user", "", [smooth])]
+        )
+    (body,) = served.bodies
+    assert body["seed"] == 7
+    assert "max_tokens" not in body
+    assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
+    assert np.abs(images(body)[0].astype(int) - smooth).max() < 8
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_transient_failures_are_tried_again(status):
+    said = iter([(status, b"busy", {}), (status, b"busy", {}), "At last."])
+    with chat_server(lambda _: next(said)) as served:
+        assert endpoint(served).ask(ASKED) == "At last."
+    assert len(served.bodies) == 3
+
+
+def test_tries_are_bounded():
+    with (
+        chat_server(lambda _: (503, b"loading", {})) as served,
+        pytest.raises(VLMError, match=r"got HTTP 503 'loading', 3 times\. Try later"),
+    ):
+        endpoint(served, retries=2).ask(ASKED)
+    assert len(served.bodies) == 3
+
+
+def test_a_server_that_asks_for_patience_gets_it(monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    said = iter([(429, b"", {"Retry-After": "7"}), (429, b"", {"Retry-After": "3600"}), "Now."])
+    with chat_server(lambda _: next(said)) as served:
+        endpoint(served).ask(ASKED)
+    assert [wait for wait in waits if wait >= 1] == [7, 30]  # but not for an hour
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 422])
+def test_other_refusals_of_the_server_are_not_tried_again(status):
+    with chat_server(lambda _: (status, b'{"error": "no such model"}', {})) as served:
+        with pytest.raises(VLMError, match=rf"got HTTP {status} .*no such model.*Check url, model and key"):
+            endpoint(served).ask(ASKED)
+        assert len(served.bodies) == 1
+
+
+@pytest.mark.parametrize("drip", [False, True])
+def test_a_timeout_is_an_error_in_time(drip):
+    """Also of a server that sends a byte now and then for ever."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        model = ChatEndpoint(f"http://127.0.0.1:{server.getsockname()[1]}", "tiny", timeout_s=0.3, retries=0)
+        stop = threading.Event()
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                if drip:
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+                while not stop.wait(0.02):
+                    if drip:
+                        try:
+                            connection.sendall(b" ")
+                        except OSError:
+                            return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        start = time.monotonic()
+        with pytest.raises(VLMError, match=r"got no answer within 0\.3 s"):
+            model.ask(ASKED)
+        assert time.monotonic() - start < 5
+        stop.set()
+        thread.join()
+
+
+def test_a_timeout_is_tried_again():
+    asked = []
+
+    def slow(body):
+        asked.append(body)
+        time.sleep(1.0 if len(asked) == 1 else 0.0)
+        return "Here."
+
+    with chat_server(slow) as served:
+        assert endpoint(served, timeout_s=0.4).ask(ASKED) == "Here."
+
+
+def test_nobody_there_is_said_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    with pytest.raises(VLMError, match=r"ChatEndpoint: tiny at http://127.0.0.1:\d+/v1.* got .*refused"):
+        ChatEndpoint(f"http://127.0.0.1:{port}/v1", "tiny").ask(ASKED)
+
+
+def test_a_broken_answer_is_tried_again():
+    said = iter([(200, b"{", {"Content-Length": "50", "Connection": "close"}), "Whole."])
+    with chat_server(lambda _: next(said)) as served:
+        assert endpoint(served, timeout_s=1.0).ask(ASKED) == "Whole."
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        (b"<html>hello</html>", "must give a chat completion; got '<html>"),
+        ({"choices": []}, "must give a chat completion"),
+        ({"choices": [{"message": None}]}, "must give a chat completion"),
+        (completion(""), "an empty one"),
+        (completion(None), "an empty one"),
+        (completion('{"index": 1', finish_reason="length"), "one cut off: .*Raise max_tokens"),
+    ],
+)
+def test_no_answer_is_an_error(said, match):
+    with chat_server(lambda _: said) as served, pytest.raises(VLMError, match=match) as caught:
+        endpoint(served).ask(ASKED)
+    assert not caught.value.refused
+    assert len(served.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        completion(None, message={"content": None, "refusal": "I can't help with that."}),
+        completion("x", finish_reason="content_filter"),
+        completion("I'm sorry, but I can't identify what is in this image."),
+        completion("I cannot assist with this request."),
+    ],
+)
+def test_refusals_are_told_apart_and_not_asked_again(said):
+    with chat_server(lambda _: said) as served, pytest.raises(VLMError, match="a refusal") as caught:
+        ask_json(endpoint(served), ASKED, Choice)
+    assert caught.value.refused
+    assert len(served.bodies) == 1
+
+
+def test_sizes_are_bounded_both_ways():
+    with chat_server(lambda _: "y" * 200_000) as served:
+        with pytest.raises(VLMError, match=r"at most 0.01 MB; got a request of .* MB\. Send fewer or smaller images"):
+            endpoint(served, max_body_mb=0.01).ask(
+                [Message("user", "?", [RNG.integers(0, 256, (99, 99, 3), np.uint8)])]
+            )
+        assert not served.bodies
+        with pytest.raises(VLMError, match=r"at most 0\.1 MB; got more"):
+            endpoint(served, max_body_mb=0.1).ask(ASKED)
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, tmp_path):
+    monkeypatch.setenv("TEST_VLM_KEY", "sk-secret")
+    answer = '{"index": 1, "why": "red"}'
+    with chat_server(lambda _: answer) as served:
+        model = endpoint(served, api_key_env="TEST_VLM_KEY")
+        ask_json(model, ASKED, Choice, cache=tmp_path)
+    assert served.headers[0]["Authorization"] == "Bearer sk-secret"
+    assert "sk-secret" not in repr(vars(model)) + "".join(path.read_text() for path in tmp_path.iterdir())
+    with (
+        chat_server(lambda _: (401, b"Incorrect key: sk-secret", {})) as served,
+        pytest.raises(VLMError, match=r"Incorrect key: \[key\]") as caught,
+    ):
+        endpoint(served, api_key_env="TEST_VLM_KEY").ask(ASKED)
+    assert "sk-secret" not in str(caught.value)
+    monkeypatch.delenv("TEST_VLM_KEY")
+    with pytest.raises(VLMError, match="environment variable TEST_VLM_KEY is empty"):
+        model.ask(ASKED)
+
+
+def test_redirects_do_not_carry_the_key_away(monkeypatch):
+    monkeypatch.setenv("TEST_VLM_KEY", "sk-secret")
+    with chat_server(lambda _: "Mine now.") as elsewhere:
+        away = {"Location": elsewhere.url + "/chat/completions"}
+        with chat_server(lambda _: (302, b"", away)) as served, pytest.raises(VLMError, match="HTTP 302"):
+            endpoint(served, api_key_env="TEST_VLM_KEY").ask(ASKED)
+    assert not elsewhere.bodies
+
+
+# JSON ------------------------------------------------------------------------------------------------------------
+
+
+def test_an_answer_that_does_not_fit_is_told_why_and_asked_again():
+    said = iter(["I think P9.", '{"index": 9, "why": "red"}', 'It is {red}. ```json\n{"index": 2, "why": "red"}\n```'])
+    with chat_server(lambda _: next(said)) as served:
+        assert ask_json(endpoint(served), ASKED, Choice) == Choice(index=2, why="red")
+    assert '"maximum": 4' in text(served.bodies[0])  # the schema is told
+    assert [m["role"] for m in served.bodies[0]["messages"]] == ["system", "user"]
+    assert [m["role"] for m in served.bodies[2]["messages"]] == ["system", "user"] + ["assistant", "user"] * 2
+    assert "there is no JSON object in it" in text(served.bodies[1])
+    assert "index: Input should be less than or equal to 4" in text(served.bodies[2])
+    assert len(images(served.bodies[2])) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"),
+    [
+        ("P2", "no JSON object"),
+        ('{"index": 2, "why": ', "no JSON object"),
+        ('{"index": NaN, "why": "x"}', "no JSON object"),
+        ('{"index": 7, "why": "x"}', "index: Input should be less"),
+        ('{"index": 2}', "why: Field required"),
+        ("{" * 5000, "no JSON object"),
+        ("a fake <image> mark", "no JSON object"),
+    ],
+)
+def test_nonsense_ends_in_an_error_after_bounded_attempts(said, problem, tmp_path):
+    with (
+        chat_server(lambda _: said) as served,
+        pytest.raises(VLMError, match=rf"JSON of Choice within 2 attempts; got .*{problem}.* in ") as caught,
+    ):
+        ask_json(endpoint(served), ASKED, Choice, attempts=2, cache=tmp_path)
+    assert len(served.bodies) == 2
+    assert "First" in caught.value.asked
+    assert not list(tmp_path.iterdir())  # nonsense is never kept
+
+
+def test_a_check_beyond_the_schema_is_told_too():
+    def known(choice: Choice) -> None:
+        if choice.index > 2:
+            raise ValueError(f"index must be one of the 3 marks; got {choice.index}")
+
+    said = iter(['{"index": 4, "why": "x"}', '{"index": 1, "why": "x"}'])
+    with chat_server(lambda _: next(said)) as served:
+        assert ask_json(endpoint(served), ASKED, Choice, check=known).index == 1
+    assert "index must be one of the 3 marks; got 4" in text(served.bodies[1])
+
+
+def test_answers_are_kept_by_content(tmp_path):
+    with chat_server(lambda _: '{"index": 1, "why": "x"}') as served:
+        model = endpoint(served)
+
+        def ask(frames=FRAMES, schema=Choice, who=model, **options):
+            return ask_json(who, [Message("user", "Where <image><image>?", frames)], schema, cache=tmp_path, **options)
+
+        assert ask() == ask()
+        assert len(served.bodies) == 1
+        changed = [FRAMES[0], FRAMES[1] ^ np.uint8(1)]
+        ask(changed)
+        ask([FRAMES[1], FRAMES[0]])
+        ask(who=ChatEndpoint(served.url, "another"))
+
+        class Other(BaseModel):
+            index: int
+
+        ask(schema=Other)
+        assert len(served.bodies) == 5
+        for path in tmp_path.iterdir():
+            path.write_text(path.read_text()[:5])  # a damaged file is asked anew
+        ask()
+        assert len(served.bodies) == 6
+        ask()
+        assert len(served.bodies) == 6
+
+        def strict(_: Choice) -> None:
+            raise ValueError("never")
+
+        with pytest.raises(VLMError, match="never"):
+            ask(check=strict)  # what is kept is checked too
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
+
+
+# Probabilities ---------------------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_of_answers(tmp_path):
+    said = probabilities(True_=-0.7, _True=-2.0, False_=-1.2, The=-4.0)
+    with chat_server(lambda _: said) as served:
+        model = endpoint(served)
+        true, false, maybe = token_logprob(model, ASKED, ["True", "False", "Maybe"], cache=tmp_path)
+        assert true == pytest.approx(np.log(np.exp(-0.7) + np.exp(-2.0)))  # with and without a space
+        assert false == pytest.approx(-1.2)
+        assert maybe == -4.0  # no likelier than the least that is listed
+        token_logprob(model, ASKED, ["True", "False", "Maybe"], cache=tmp_path)
+    assert len(served.bodies) == 1
+    assert served.bodies[0]["logprobs"] is True
+    assert served.bodies[0]["max_tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "match"),
+    [
+        (completion("True"), "top_logprobs of its first token; got an answer without"),
+        (probabilities(Well=-0.1, The=-3.0), "'True', 'False' among its 20 most likely tokens; got 'Well', 'The'"),
+        (probabilities(True_=0.9), "must give log-probabilities"),
+        (probabilities(True_=float("nan")), "must give log-probabilities"),
+    ],
+)
+def test_no_probability_is_an_error(said, match):
+    with chat_server(lambda _: said) as served, pytest.raises(VLMError, match=match):
+        token_logprob(endpoint(served), ASKED, ["True", "False"])
+
+
+def test_a_model_that_only_talks_has_no_probabilities():
+    class Talks:
+        name = "talks"
+
+        def ask(self, messages):
+            return "True"
+
+    with pytest.raises(VLMError, match="only answers in text"):
+        token_logprob(Talks(), ASKED, ["True"])
+
+
+# Values ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"url": "localhost:8000"}, "url must be http"),
+        ({"url": "file:///etc/passwd"}, "url must be http"),
+        ({"url": "http://me:secret@host/v1"}, "url must be http"),
+        ({"timeout_s": 0.0}, "timeout_s must be > 0"),
+        ({"retries": -1}, "retries and temperature must be ≥ 0"),
+        ({"image_format": "gif"}, "image_format must be png or jpeg"),
+    ],
+)
+def test_bad_values(change, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        ChatEndpoint(**({"url": "http://localhost/v1", "model": "tiny"} | change))
+    assert "secret" not in str(caught.value)
+
+
+def test_chat_model_from_plain_values():
+    model = chat_model({"url": "http://localhost:1/v1", "model": "tiny", "api_key_env": None})
+    assert isinstance(model, ChatEndpoint)
+    assert chat_model(model) is model
+    with pytest.raises(ValueError, match=r"vlm\.model must name a model"):
+        chat_model({"url": "http://localhost:1/v1", "model": None})
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: Message("robot", "hi"), "role must be one of"),
+        (lambda: Message("user", "<image>", FRAMES), "must mark 2 images by <image>, or none; got 1"),
+        (lambda: Message("user", "?", [FRAMES[0].astype(np.float32)]), r"uint8 \(H, W, 3\); got float32"),
+        (lambda: Message("user", "?", [FRAMES[0][0]]), r"uint8 \(H, W, 3\); got uint8 \(9, 3\)"),
+    ],
+)
+def test_bad_messages(make, match):
+    with pytest.raises(ValueError, match=match):
+        make()
