@@ -1,0 +1,254 @@
+"""How good rewards are, before anyone trains on them: each is scored on the same labelled episodes and on canaries.
+
+What a reward *says* is the potential that it would shape. Of each episode it says T numbers; two rows are special:
+
+    the end    the last row that is solved (of a success), else the last row: what the outcome is read from
+    the clip   from the reset to the first solved row: the way to success, without the rest after it
+
+The figures (`FIGURES`), each with a 95 % interval, bootstrap over episodes unless said:
+
+    voc, voc_reversed   order along the clips of successes, shown forward and last to first (`value_order_correlation`)
+    tau                 Kendall's τ_a of the ends across episodes of different quality: success, near miss, the rest
+    auroc, ap           ends of successes against ends of all others
+    precision, recall   of the ends at or above the threshold that the fit split chose; Wilson's interval
+    frame_auroc         solved rows against all others, where the data says which rows are solved
+    epic                EPIC distance of the potential, paid as it is, to the task's own reward of the same transitions
+    ece                 calibration error of Platt's probabilities, fitted on the fit split
+    motionless          (still − random) / (success − random) in mean reward per step: 0 means that doing nothing pays
+                        like random behaviour, 1 like success. It does not change with a reward's scale and offset.
+
+Canaries are films that must not pay. Their gain, φ(last) − φ(first), is in units of the mean gain of a success:
+
+    frozen              the first frame for the length of the episode; ideal 0
+    reversed            the clip, last to first; ideal −1
+    wrong instruction   the clip, scored for another goal, where the reward takes one; ideal 0
+    near miss, random   recorded ones; ideal below 1, and 0
+
+A film fires where it reaches the threshold: reversed clips in their last row (they start solved), all others in any row
+that is not solved.
+
+A head that plans from an episode's first image keeps that image in the canaries: the plan is context, like the goal.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied.judge_figures import GROUPS, Canary, Case, Division, Figure, Sheet
+from rewards.audit import Reliability
+from rewards.combine import WeightedSum
+from rewards.core import Encoder, Features, Scorer
+from rewards.shaping import PotentialShaping
+
+FIGURES = (
+    "voc", "voc_reversed", "tau", "auroc", "ap", "precision", "recall", "frame_auroc", "epic", "ece", "motionless"
+)  # fmt: skip
+FLAT = 1e-9  # a spread of potentials below this, relative to their size, is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One reward's result.
+
+    Attributes:
+        name: of the reward.
+        control: whether it is one of the two controls that must fail.
+        figures: one per name in `FIGURES`.
+        canaries: one per name in `CANARIES`; without films where there were none.
+        gain: mean gain of a success, in the reward's own unit.
+        spread: standard deviation of all potentials, in the same unit; 0 for a constant.
+        threshold: in the same unit; NaN where it could not be chosen.
+        head_ms: per frame, of the heads alone; median over episodes.
+        potentials: episode index -> its potentials, of the judged episodes.
+        roc: (false, true) positive rates, or None.
+        calibration: predicted against observed, or None.
+    """
+
+    name: str
+    control: bool
+    figures: dict[str, Figure]
+    canaries: dict[str, Canary]
+    gain: float
+    spread: float
+    threshold: float
+    head_ms: float
+    potentials: dict[int, np.ndarray]
+    roc: tuple[np.ndarray, np.ndarray] | None = None
+    calibration: Reliability | None = None
+
+
+def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: int = 0) -> Division:
+    """Demonstrations to fit heads to, a split to fit thresholds on, and the rest to judge on.
+
+    Args:
+        cases: labelled ones.
+        demos: how many successes become demonstrations; half of the successes at most.
+        share: of each group that the thresholds are chosen on, in [0, 1); a group of one is judged.
+        seed: of the drawing.
+    """
+    rng = np.random.default_rng(seed)
+    division = Division()
+    for group in GROUPS:
+        members = [case for case in cases if case.group == group]
+        members = [members[i] for i in rng.permutation(len(members))]
+        taken = min(demos, len(members) // 2) if group == "success" else 0
+        rest = members[taken:]
+        fit = max(round(share * len(rest)), int(share > 0 and len(rest) > 1))
+        division.demos.extend(members[:taken])
+        division.fit.extend(rest[:fit])
+        division.judged.extend(rest[fit:])
+    return division
+
+
+def judge(
+    name: str,
+    scorer: Scorer,
+    division: Division,
+    *,
+    wrong: Sequence[Scorer] = (),
+    control: bool = False,
+    canary_films: int = 20,
+    discount: float = 0.99,
+    resamples: int = 1000,
+    seed: int = 0,
+    tick: Callable[[], object] = lambda: None,
+) -> Judged:
+    """Judge one reward.
+
+    Args:
+        name: of the reward.
+        scorer: its encoder is not called.
+        division: what to choose the threshold on and what to judge on.
+        wrong: the same reward with other tasks' goals.
+        control: whether it is one of `controls`.
+        canary_films: at most so many successes are frozen, reversed and scored for another goal.
+        discount: γ of EPIC's canonical shaping.
+        resamples: of the bootstrap.
+        seed: of the bootstrap and of EPIC's samples.
+        tick: called after each scored film, `films` times.
+
+    Raises:
+        FloatingPointError: the reward gave NaN or infinity.
+    """
+
+    def say(model: Scorer, features: Features) -> np.ndarray:
+        said = potential(model, features)
+        tick()
+        return said
+
+    fitted = [say(scorer, case.episode.features) for case in division.fit]
+    said, seconds = [], []
+    for case in division.judged:
+        start = time.perf_counter()
+        said.append(say(scorer, case.episode.features))
+        seconds.append((time.perf_counter() - start) / len(case.episode))
+    successes = [i for i, case in enumerate(division.judged) if case.group == "success"]
+    films: dict[str, list[np.ndarray]] = {"frozen": [], "reversed": [], "wrong instruction": []}
+    for i in successes[:canary_films]:
+        features, clip = division.judged[i].episode.features, division.judged[i].clip
+        films["frozen"].append(say(scorer, frozen(features)))
+        films["reversed"].append(say(scorer, reversed_film(features, clip)))
+        films["wrong instruction"] += [say(each, cut(features, clip)) for each in wrong]
+    sheet = Sheet(division, fitted, said, films, resamples, seed)
+    every = np.concatenate(said) if said else np.zeros(1)
+    spread = float(every.std())
+    calibration, ece = sheet.calibration()
+    figures = sheet.outcome() | sheet.order()
+    figures |= {"ece": ece, "epic": sheet.epic(discount), "motionless": sheet.motionless(scorer)}
+    return Judged(
+        name=name,
+        control=control,
+        figures={key: figures.get(key, Figure()) for key in FIGURES},
+        canaries=sheet.canaries(),
+        gain=sheet.gain,
+        spread=0.0 if spread <= FLAT * max(1.0, float(np.abs(every).max())) else spread,
+        threshold=sheet.threshold,
+        head_ms=1000 * float(np.median(seconds)) if seconds else math.nan,
+        potentials={case.index: each for case, each in zip(division.judged, said, strict=True)},
+        roc=sheet.roc(),
+        calibration=calibration,
+    )
+
+
+def films(division: Division, *, wrong: int = 0, canary_films: int = 20) -> int:
+    """How many films `judge` scores: what its progress bar counts."""
+    successes = sum(case.group == "success" for case in division.judged)
+    return len(division.fit) + len(division.judged) + (2 + wrong) * min(successes, canary_films)
+
+
+@torch.inference_mode()
+def potential(scorer: Scorer, features: Features) -> np.ndarray:
+    """(T,) float64: the potential that would be shaped, of one episode (B = 1)."""
+    return scorer.combined(scorer.potentials(features), features)[0].double().cpu().numpy()
+
+
+# Canaries -----------------------------------------------------------------------------------------------------
+
+
+def _film(features: Features, change: Callable[[Tensor], Tensor]) -> Features:
+    """The same change of time everywhere; images that only show the start stay."""
+    rows = features.main.shape[1]
+    return Features(
+        views={name: change(view) for name, view in features.views.items()},
+        signals={name: change(values) for name, values in features.signals.items()},
+        frames={name: change(each) if each.shape[1] == rows else each for name, each in features.frames.items()},
+        depth=features.depth,
+    )
+
+
+def cut(features: Features, rows: int) -> Features:
+    """The first rows."""
+    return _film(features, lambda each: each[:, :rows])
+
+
+def frozen(features: Features) -> Features:
+    """The first row, over and over."""
+    return _film(features, lambda each: each[:, :1].expand_as(each))
+
+
+def reversed_film(features: Features, rows: int) -> Features:
+    """The first rows, last to first."""
+    return _film(features, lambda each: each[:, :rows].flip(1))
+
+
+class _Constant:
+    name = "constant"
+
+    def score(self, features: Features) -> Tensor:
+        return torch.zeros(features.main.shape[:2])
+
+
+class _Clock:
+    name = "clock"
+
+    def score(self, features: Features) -> Tensor:
+        return torch.arange(features.main.shape[1], dtype=torch.float32).expand(features.main.shape[:2])
+
+
+def controls(encoder: Encoder) -> dict[str, Scorer]:
+    """A reward that says nothing and one that counts time: an instrument that trusts either is broken."""
+    heads = (_Constant(), _Clock())
+    return {head.name: Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping()) for head in heads}
+
+
+def to_json(value: Any) -> Any:
+    """Dataclasses, tuples and arrays as JSON values; NaN as null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    if isinstance(value, Reliability):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float | np.floating):
+        return round(float(value), 6) if math.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value

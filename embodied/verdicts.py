@@ -1,0 +1,125 @@
+"""From figures to one line a person can act on: what a reward may be trusted for, or why not to train on it.
+
+The rules are these and no others. A reward is *avoided* for any fault, *trusted* for each use whose bars it passes,
+and else to be taken *with care*. Bars are compared with the figures themselves; the intervals stand beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from embodied.judging import Judged
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The bars.
+
+    Attributes:
+        order: of VOC, forward and reversed, for a dense reward.
+        separation: of AUROC, for success detection.
+        precision: at the threshold, for success detection.
+        near_misses: at most this share of them may fire, for success detection.
+        ranking: of τ, for ranking episodes.
+        chance: an AUROC below this cannot tell success from failure.
+        still: a motionless policy, or a frozen film, that collects this share of a success's pay spoils a reward.
+        random: so does this share of random episodes that fire.
+        instruction: a wrong goal that earns this share of a success's gain is not told apart.
+    """
+
+    order: float = 0.8
+    separation: float = 0.95
+    precision: float = 0.9
+    near_misses: float = 0.2
+    ranking: float = 0.7
+    chance: float = 0.7
+    still: float = 0.25
+    random: float = 0.25
+    instruction: float = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Attributes:
+    level: "trust", "care", "avoid", or "unknown" where the data cannot tell.
+    text: the line.
+    """
+
+    level: str
+    text: str
+
+
+def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
+    """One reward's verdict, by the rules above."""
+    rules = rules or Rules()
+    if missing := _missing(judged):
+        return Verdict("unknown", f"Cannot be judged: the data hold no {missing}.")
+    if faults := _faults(judged, rules):
+        return Verdict("avoid", f"Do not train on it: {'; '.join(faults)}.")
+    uses, cautions = _uses(judged, rules), _cautions(judged, rules)
+    beware = f" Beware: it {' and '.join(cautions)}." if cautions else ""
+    if uses:
+        listed = " and ".join([", ".join(uses[:-1]), uses[-1]] if len(uses) > 1 else uses)
+        return Verdict("trust", f"Trust it for {listed}.{beware}")
+    f = judged.figures
+    return Verdict(
+        "care",
+        f"With care: it passes no bar (order {f['voc'].value:.2f} and reversed {f['voc_reversed'].value:.2f} of "
+        f"{rules.order}, AUROC {f['auroc'].value:.2f} of {rules.separation}).{beware}",
+    )
+
+
+def _missing(judged: Judged) -> str:
+    lacks = [
+        name
+        for name, key in (("successes", "voc"), ("failures beside successes", "auroc"))
+        if math.isnan(judged.figures[key].value)
+    ]
+    return lacks[0] if lacks else ""
+
+
+def _faults(judged: Judged, rules: Rules) -> list[str]:
+    """Worst first; the first three hide all others."""
+    f, canaries = {key: figure.value for key, figure in judged.figures.items()}, judged.canaries
+    if judged.spread == 0:
+        return ["it says the same of every frame"]
+    if f["voc"] < 0 or judged.gain <= 0:
+        return [f"it points the wrong way, falling as the task gets done (order {f['voc']:.2f})"]
+    if f["voc"] > 0 and f["voc_reversed"] <= 0:
+        return [
+            f"it counts time: it does not fall when the film runs backwards (order reversed {f['voc_reversed']:.2f})"
+        ]
+    faults = []
+    if f["auroc"] < rules.chance:
+        faults.append(f"it cannot tell success from failure (AUROC {f['auroc']:.2f})")
+    if f["motionless"] >= rules.still:
+        faults.append(f"it pays a motionless policy {f['motionless']:.0%} of what success earns over random behaviour")
+    if canaries["frozen"].gain.value >= rules.still:
+        faults.append(f"waiting earns: a frozen picture gains {canaries['frozen'].gain.value:.0%} of a success")
+    if canaries["random"].fires.value >= rules.random:
+        faults.append(f"{canaries['random'].fires.value:.0%} of random episodes pass for success")
+    return faults
+
+
+def _uses(judged: Judged, rules: Rules) -> list[str]:
+    f = {key: figure.value for key, figure in judged.figures.items()}
+    fires = judged.canaries["near miss"].fires.value
+    uses = []
+    if min(f["voc"], f["voc_reversed"]) >= rules.order:
+        uses.append("a dense reward")
+    if f["auroc"] >= rules.separation and f["precision"] >= rules.precision and not fires > rules.near_misses:
+        uses.append("detecting success")
+    if f["tau"] >= rules.ranking:
+        uses.append("ranking episodes")
+    return uses
+
+
+def _cautions(judged: Judged, rules: Rules) -> list[str]:
+    near, wrong = judged.canaries["near miss"].fires.value, judged.canaries["wrong instruction"].gain.value
+    cautions = []
+    if near > rules.near_misses:
+        cautions.append(f"takes {near:.0%} of near misses for success at its threshold")
+    if wrong >= rules.instruction:
+        cautions.append(f"hardly reads the instruction, and pays {wrong:.0%} for another")
+    return cautions

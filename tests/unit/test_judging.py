@@ -1,0 +1,292 @@
+"""Synthetic rewards of known worth get the figures and the verdicts they deserve."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from embodied.judge_figures import Case, Figure, Sheet
+from embodied.judging import (
+    Division,
+    controls,
+    cut,
+    divide,
+    films,
+    frozen,
+    judge,
+    potential,
+    reversed_film,
+    to_json,
+)
+from embodied.verdicts import verdict
+from rewards.combine import WeightedSum
+from rewards.core import Episode, Features, Scorer
+from rewards.shaping import PotentialShaping
+from tests.fakes import FakeEncoder
+
+T = 24
+ENDS = {"expert": 1.0, "near_miss": 0.7, "random": 0.1}
+
+
+def case(index: int, kind: str, *, rng: np.random.Generator, labelled: bool = True) -> Case:
+    """The truth (progress of the task) is the feature; noise beside it. Experts solve it at row 18 and rest."""
+    way = np.clip(np.arange(T) / 18, 0, 1)
+    progress = ENDS[kind] * way + (0 if kind == "expert" else 0.02 * rng.normal(size=T))
+    view = torch.tensor(np.stack([progress, rng.normal(size=T)], 1), dtype=torch.float32)[None]
+    solved = progress >= 1
+    return Case(
+        episode=Episode(features=Features(views={"main": view}), success=kind == "expert"),
+        index=index,
+        kind=kind,
+        solved=solved if labelled else None,
+        env_rewards=progress,
+    )
+
+
+def cases(each: int = 12, **values) -> list[Case]:
+    rng = np.random.default_rng(0)
+    kinds = [kind for kind in ENDS for _ in range(each)]
+    return [case(i, kind, rng=rng, **values) for i, kind in enumerate(kinds)]
+
+
+class Says:
+    """A head that is a function of the truth (T,) and the noise (T,)."""
+
+    name = "says"
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def score(self, features):
+        return self.function(features.main[..., 0], features.main[..., 1])
+
+
+def scorer(function, **shaping) -> Scorer:
+    return Scorer(FakeEncoder(), {"says": Says(function)}, WeightedSum(), PotentialShaping(**shaping))
+
+
+REWARDS = {
+    "perfect": lambda truth, noise: truth,
+    "inverted": lambda truth, noise: -truth,
+    "noise": lambda truth, noise: noise,
+    "noisy": lambda truth, noise: truth + 0.6 * noise,
+    "waits": lambda truth, noise: truth + 0.2 * torch.arange(truth.shape[1]),
+    "lingers": lambda truth, noise: truth + 0.6 * (truth.abs() < 0.005),  # a start looks like much
+    "detector": lambda truth, noise: (truth > 0.95).float() + 1e-3 * noise,
+    "lenient": lambda truth, noise: (truth - 0.6).clamp(min=0).sign() + 1e-3 * truth.round() * noise,
+}
+
+
+@pytest.fixture(scope="module")
+def judged():
+    division = divide(cases())
+    rewards = {name: scorer(function) for name, function in REWARDS.items()} | controls(FakeEncoder())
+    return {name: judge(name, each, division, resamples=40) for name, each in rewards.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "words"),
+    [
+        ("perfect", "trust", "a dense reward, detecting success and ranking episodes"),
+        ("inverted", "avoid", "points the wrong way"),
+        ("constant", "avoid", "the same of every frame"),
+        ("clock", "avoid", "counts time"),
+        ("noise", "avoid", "Do not train on it"),
+        ("waits", "avoid", "counts time"),
+        ("lingers", "avoid", "pays a motionless policy"),
+        ("detector", "trust", "Trust it for detecting success"),
+    ],
+)
+def test_each_reward_gets_the_verdict_it_deserves(judged, name, level, words):
+    given = verdict(judged[name])
+    assert given.level == level, given
+    assert words in given.text
+    assert ("a dense reward" in given.text) == (name == "perfect")
+
+
+def test_a_perfect_reward_has_perfect_figures(judged):
+    figures = {key: figure.value for key, figure in judged["perfect"].figures.items()}
+    best = dict.fromkeys(("voc", "voc_reversed", "tau", "auroc", "ap", "precision", "recall", "frame_auroc"), 1.0)
+    assert {key: figures[key] for key in best} == pytest.approx(best)
+    assert figures["epic"] == pytest.approx(0, abs=1e-6)
+    assert figures["motionless"] < 0.05
+    canaries = judged["perfect"].canaries
+    assert canaries["frozen"].gain.value == pytest.approx(0)
+    assert canaries["reversed"].gain.value == pytest.approx(-1)
+    assert canaries["near miss"].gain.value == pytest.approx(0.7, abs=0.05)
+    assert [canaries[name].fires.value for name in ("frozen", "reversed", "near miss", "random")] == [0, 0, 0, 0]
+    assert canaries["wrong instruction"].films == 0
+
+
+def test_controls_score_nothing(judged):
+    constant, clock = (judged[name].figures for name in ("constant", "clock"))
+    assert (constant["voc"].value, constant["voc_reversed"].value, constant["tau"].value) == (0, 0, 0)
+    assert constant["auroc"].value == 0.5
+    assert math.isnan(constant["epic"].value)
+    assert math.isnan(constant["motionless"].value)
+    assert math.isnan(judged["constant"].threshold)
+    assert (clock["voc"].value, clock["voc_reversed"].value) == (pytest.approx(1), pytest.approx(-1))
+    assert judged["clock"].canaries["frozen"].gain.value == pytest.approx(23 / 18)  # it waits longer
+
+
+def test_an_inverted_reward_is_opposite_in_every_figure(judged):
+    figures = judged["inverted"].figures
+    assert [figures[k].value for k in ("voc", "voc_reversed", "tau", "auroc")] == pytest.approx([-1, -1, -1, 0])
+    assert figures["epic"].value == pytest.approx(1)
+
+
+def test_a_lenient_reward_fires_on_near_misses(judged):
+    assert judged["lenient"].canaries["near miss"].fires.value > 0.5
+    given = verdict(judged["lenient"])
+    assert "near misses for success" in given.text or given.level == "avoid"
+
+
+def test_noise_widens_intervals_and_they_hold_the_figure(judged):
+    for name in ("auroc", "frame_auroc", "epic", "voc"):
+        noisy, perfect = judged["noisy"].figures[name], judged["perfect"].figures[name]
+        assert noisy.low <= noisy.value <= noisy.high
+        assert noisy.high - noisy.low > perfect.high - perfect.low
+
+
+def test_the_motionless_share_ignores_scale_and_offset_and_knows_shaping():
+    division = divide(cases())
+    lingers = REWARDS["lingers"]
+    plain = judge("plain", scorer(lingers), division, resamples=10).figures["motionless"].value
+    moved = judge("moved", scorer(lambda t, n: 7 * lingers(t, n) - 40), division, resamples=10)
+    assert moved.figures["motionless"].value == pytest.approx(plain, abs=1e-4)
+    by_hand = []
+    for group in ("still", "success", "random"):
+        rows = []
+        for each in division.judged:
+            if each.group == ("success" if group == "still" else group):
+                said = potential(scorer(lingers), each.episode.features)
+                rows.append(said[0] if group == "still" else said[1:].mean())
+        by_hand.append(np.mean(rows))
+    assert plain == pytest.approx((by_hand[0] - by_hand[2]) / (by_hand[1] - by_hand[2]), abs=1e-5)
+    shaped = judge("shaped", scorer(lingers, kind="difference", discount=1.0), division, resamples=10)
+    assert abs(shaped.figures["motionless"].value) < 0.6 < plain + 0.6  # standing still earns no difference
+
+
+def test_wrong_goals_are_paid_by_a_reward_that_does_not_read_them():
+    division = divide(cases())
+    perfect, deaf = scorer(REWARDS["perfect"]), scorer(lambda truth, noise: 0 * truth)
+    reads = judge("reads", perfect, division, wrong=[deaf], resamples=10)
+    assert reads.canaries["wrong instruction"].gain.value == 0
+    ignores = judge("ignores", perfect, division, wrong=[perfect, deaf], resamples=10)
+    assert ignores.canaries["wrong instruction"].gain.value == pytest.approx(0.5)
+    assert ignores.canaries["wrong instruction"].films == 2 * reads.canaries["wrong instruction"].films
+    assert "hardly reads the instruction" in verdict(ignores).text
+
+
+def test_progress_counts_every_film():
+    division, seen = divide(cases()), []
+    judge("r", scorer(REWARDS["perfect"]), division, wrong=[scorer(REWARDS["noise"])], resamples=5,
+          canary_films=3, tick=lambda: seen.append(1))  # fmt: skip
+    assert len(seen) == films(division, wrong=1, canary_films=3)
+
+
+def test_the_threshold_comes_from_other_episodes():
+    """A threshold chosen on the judged ends would be at 0.85; the fit split's is elsewhere."""
+    rng = np.random.default_rng(1)
+    fit = [case(i, kind, rng=rng) for i, kind in enumerate(["expert", "near_miss", "expert", "random"])]
+    low = [Case(episode=c.episode, index=10 + c.index, kind=c.kind, solved=c.solved) for c in fit]
+    division = Division(fit=fit[2:], judged=low)
+    ends = [float(potential(scorer(REWARDS["perfect"]), c.episode.features)[c.end]) for c in fit[2:]]
+    assert judge("r", scorer(REWARDS["perfect"]), division, resamples=5).threshold == pytest.approx(np.mean(ends))
+
+
+def test_the_parts_of_a_division_never_meet_and_keep_the_groups():
+    everything = cases(each=10)
+    division = divide(everything, demos=4, share=0.25, seed=3)
+    indices = [[c.index for c in part] for part in (division.demos, division.fit, division.judged)]
+    assert sorted(i for part in indices for i in part) == list(range(30))
+    assert [c.group for c in division.demos] == ["success"] * 4
+    assert sorted(c.group for c in division.fit) == ["near miss"] * 2 + ["random"] * 2 + ["success"] * 2
+    assert len(divide(everything[:3], demos=5).demos) == 1  # half at most
+    assert divide(everything[:1]).judged
+    drawn = [[c.index for c in divide(everything, seed=seed).judged] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "missing"),
+    [(("near_miss", "random"), "successes"), (("expert",), "failures beside successes"), ((), "successes")],
+)
+def test_figures_that_the_data_cannot_give_are_nan_and_the_verdict_says_why(kinds, missing):
+    division = divide([c for c in cases() if c.kind in kinds])
+    judged = judge("r", scorer(REWARDS["perfect"]), division, resamples=20)
+    assert math.isnan(judged.figures["auroc"].value)
+    assert math.isnan(judged.figures["tau"].value) or kinds == ("near_miss", "random")
+    given = verdict(judged)
+    assert given.level == "unknown"
+    assert given.text == f"Cannot be judged: the data hold no {missing}."
+    assert "NaN" not in json.dumps(to_json(judged), allow_nan=False)
+
+
+def test_without_labels_of_rows_the_ends_are_calibrated_and_whole_episodes_are_ordered():
+    division = divide(cases(labelled=False))
+    judged = judge("r", scorer(REWARDS["perfect"]), division, resamples=20)
+    assert math.isnan(judged.figures["frame_auroc"].value)
+    assert judged.calibration is not None
+    assert judged.calibration.counts.sum() == len(division.judged)
+    assert 0.9 < judged.figures["voc"].value < 1  # the rest at the end is tied
+
+
+def test_the_end_of_a_success_is_its_last_solved_row():
+    rng = np.random.default_rng(0)
+    expert = case(0, "expert", rng=rng)
+    assert (expert.end, expert.clip) == (T - 1, 19)
+    solved = np.zeros(T, bool)
+    solved[[10, 11, 12]] = True
+    undone = Case(episode=expert.episode, index=0, solved=solved)
+    assert (undone.end, undone.clip) == (12, 11)
+    miss = case(1, "near_miss", rng=rng)
+    assert (miss.end, miss.clip, miss.group) == (T - 1, T, "near miss")
+    assert case(2, "random", rng=rng).group == "random"
+
+
+def test_canaries_change_time_everywhere_but_keep_what_a_plan_was_made_from():
+    rng = torch.Generator().manual_seed(0)
+    features = Features(
+        views={"a": torch.rand(1, 5, 3, generator=rng), "b": torch.rand(1, 5, 3, generator=rng)},
+        signals={"x": torch.arange(5.0)[None]},
+        frames={"a": torch.arange(5, dtype=torch.uint8).view(1, 5, 1, 1, 1).expand(1, 5, 2, 2, 3),
+                "b": torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8)},
+    )  # fmt: skip
+    backward = reversed_film(features, 4)
+    assert backward.signals["x"].tolist() == [[3, 2, 1, 0]]
+    assert backward.frames["a"][0, :, 0, 0, 0].tolist() == [3, 2, 1, 0]
+    assert torch.equal(backward.views["b"], features.views["b"][:, :4].flip(1))
+    assert torch.equal(backward.frames["b"], features.frames["b"])
+    assert frozen(features).signals["x"].tolist() == [[0] * 5]
+    assert torch.equal(frozen(features).views["a"][0, 4], features.views["a"][0, 0])
+    assert cut(features, 2).views["a"].shape == (1, 2, 3)
+
+
+def test_a_reversed_success_may_fire_where_it_starts_but_not_where_it_ends():
+    rng = np.random.default_rng(0)
+    division = Division(judged=[case(0, "expert", rng=rng), case(1, "random", rng=rng)])
+    said = [np.linspace(0, 1, T), np.zeros(T)]
+    shown = {"frozen": [], "reversed": [np.array([1.0, 0.5, 0.0])], "wrong instruction": []}
+    sheet = Sheet(division, [], said, shown, 10, 0)
+    sheet.threshold = 0.4
+    assert sheet.canaries()["reversed"].fires.value == 0
+    sheet.films["reversed"] = [np.array([0.0, 0.5, 1.0])]
+    assert sheet.canaries()["reversed"].fires.value == 1
+
+
+def test_a_reward_that_gives_nan_is_named():
+    with pytest.raises(FloatingPointError, match="head 'says'"):
+        judge("r", scorer(lambda truth, noise: truth / 0), divide(cases(each=2)), resamples=5)
+
+
+def test_json_is_plain(judged):
+    plain = to_json(judged["perfect"])
+    assert plain["figures"]["auroc"]["value"] == 1
+    assert plain["calibration"]["error"] == plain["figures"]["ece"]["value"]
+    assert len(plain["potentials"][str(next(iter(judged["perfect"].potentials)))]) == T
+    assert to_json(Figure()) == {"value": None, "low": None, "high": None}
