@@ -148,17 +148,32 @@ def write_report(run_folder: Path | str) -> Path:
         _curves(progress, evaluations),
         _videos(sorted((folder / "videos").glob("*.mp4"), key=lambda p: p.stat().st_mtime)),
         _components(progress),
-        _facts(about),
-        _config(config),
+        facts_table(about),
+        config_card(config),
     )
     goal = _goal(config)
-    page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
-        title=escape(f"{goal} · embodied"),
-        eyebrow=escape(" · ".join(str(x) for x in ("embodied", about.get("verb", "run"), folder.resolve().name))),
-        heading=escape(goal),
+    return write_page(
+        folder,
+        heading=goal,
+        verb=str(about.get("verb", "run")),
         tags=_tags(config, about, progress),
         result=_result(judged),
         warnings=_warnings(about, progress),
+        sections=sections,
+    )
+
+
+def write_page(
+    folder: Path, *, heading: str, verb: str, tags: str, result: str, warnings: str, sections: Sequence[str]
+) -> Path:
+    """Write `report.html` into a folder, whole or not at all; the heading is text, the other parts are HTML."""
+    page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
+        title=escape(f"{heading} · embodied"),
+        eyebrow=escape(f"embodied · {verb} · {folder.resolve().name}"),
+        heading=escape(heading),
+        tags=tags,
+        result=result,
+        warnings=warnings,
         body="\n".join(section for section in sections if section),
     )
     part = folder / "report.html.part"
@@ -267,18 +282,18 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
     if points:
         note = "At fixed checkpoints, deterministic policy; the band is the 95 % interval."
         cards.append(
-            _card("Success", note, line_chart(lines, x_label="steps", percent=True, marks=True, colour=3, width=WIDE))
+            card("Success", note, line_chart(lines, x_label="steps", percent=True, marks=True, colour=3, width=WIDE))
         )
     elif rollout:
         chart = line_chart([Series("training", *rollout)], x_label="steps", percent=True, colour=3, width=WIDE)
-        cards.append(_card("Success", "Of training episodes, with exploration noise.", chart))
+        cards.append(card("Success", "Of training episodes, with exploration noise.", chart))
     for key, title, note, colour in (
         ("rollout/ep_rew_mean", "Reward learned from", "Mean return of training episodes.", 1),
         ("rollout/ep_gt_rew_mean", "The task's own reward", "Same episodes; never learned from, only watched.", 2),
     ):
         if key in progress:
             cards.append(
-                _card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour))
+                card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour))
             )
     return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
 
@@ -295,7 +310,7 @@ def _videos(paths: Sequence[Path]) -> str:
         )
     stills = "".join(f'<img alt="still {i + 1}" src="{src}">' for i, src in enumerate(_stills(paths[-1])))
     more = f" The newest {SHOWN_VIDEOS} of {len(paths)}." if len(paths) > SHOWN_VIDEOS else ""
-    return _card(
+    return card(
         "Episodes",
         f"With the reward drawn in.{more} Below, stills of the last one, from start to end.",
         f'<div class="videos">{"".join(figures)}</div><div class="stills">{stills}</div>',
@@ -336,14 +351,14 @@ def _components(progress: Mapping[str, tuple[list[float], list[float]]]) -> str:
     )
     titles = "".join(f'<th class="n">{t}</th>' for t in ("first", "last", "highest", "spread"))
     head = f"<thead><tr><th>head</th><th>over time</th>{titles}</tr></thead>"
-    return _card(
+    return card(
         "Reward components",
         f"Potential of each head, mean over recent steps.{speed}",
         f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>',
     )
 
 
-def _facts(about: Mapping[str, Any]) -> str:
+def facts_table(about: Mapping[str, Any]) -> str:
     """run.json as a table; inner mappings become one line."""
     rows = ""
     for key, value in about.items():
@@ -357,17 +372,19 @@ def _facts(about: Mapping[str, Any]) -> str:
         if key in ("command", "commit"):
             shown = f"<code>{shown}</code>"
         rows += f"<tr><th>{escape(key)}</th><td>{shown}</td></tr>"
-    return _card("Where this comes from", "", f'<table class="facts"><tbody>{rows}</tbody></table>') if rows else ""
+    return card("Where this comes from", "", f'<table class="facts"><tbody>{rows}</tbody></table>') if rows else ""
 
 
-def _config(config: Mapping[str, Any]) -> str:
+def config_card(config: Mapping[str, Any]) -> str:
+    """The config, folded away."""
     if not config:
         return ""
     text = escape(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     return f'<section class="card"><details><summary>Config</summary><pre>{text}</pre></details></section>'
 
 
-def _card(title: str, note: str, content: str) -> str:
+def card(title: str, note: str, content: str) -> str:
+    """A section of the page; the note is text, the content HTML."""
     note = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'<section class="card"><h2>{escape(title)}</h2>{note}{content}</section>'
 
