@@ -188,7 +188,8 @@ def scoring_speed(options: dict[str, Any]) -> dict[str, Any]:
 def score(scorer: Scorer, frames: torch.Tensor) -> np.ndarray:
     """The rewards of one episode's frames, as every door computes them."""
     rows = scoring.encode(scorer, frames.numpy())
-    return scoring.label(scorer, [rows], [np.zeros(len(rows) - 1, bool)])[0].rewards
+    episode = scoring.Track(list(rows), [False] * (len(rows) - 1))
+    return scoring.label(scorer, [episode], scoring.Layout())[0].rewards
 
 
 def memory(width: int) -> dict[str, float]:

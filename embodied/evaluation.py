@@ -1,11 +1,11 @@
 """How good a policy is: success over episodes with its 95 % interval, rewards, and episodes to look at.
 
-Shape letters: E worlds; T actions of an episode; H, W image.
+Shape letters: E worlds; V views; T actions of an episode; H, W image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from embodied import scoring
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.wrappers import ScoredEnv
 from embodied.report import write_video
+from embodied.scoring import Layout, Track
 from policies.core import Policy
 from rewards.core import Scorer
 from rewards.metrics import wilson_interval
@@ -87,42 +88,54 @@ def evaluate(
     shares = [len(part) for part in np.array_split(np.arange(episodes), venv.num_envs)]
     venv.seed(seed)
     obs = venv.reset()
-    names = tuple(sorted(venv.reset_infos[0].get("signals", {}))) if scorer else ()
+    layout = Layout(venv.views, tuple(sorted(venv.reset_infos[0].get("signals", {}))))
+    reads = "none" if scorer is None else scorer.frames_read
 
-    def rows(frames: np.ndarray, infos: list[dict[str, Any]]) -> list[np.ndarray]:
+    def rows(frames: np.ndarray, infos: Sequence[dict[str, Any]]) -> list[np.ndarray]:
         assert scorer is not None
-        signals = [info.get("signals", {}) for info in infos]
-        encoded = scoring.encode(scorer, frames)
-        return [scoring.row(one, other, names) for one, other in zip(encoded, signals, strict=True)]
+        encoded = scoring.encode(scorer, frames.reshape(-1, *frames.shape[-3:]))
+        return layout.rows(encoded, [info.get("signals", {}) for info in infos])
+
+    def begin(worlds: np.ndarray) -> list[_Running]:
+        if scorer is None:
+            return [_Running() for _ in worlds]
+        depth = venv.reset_depth
+        return [
+            _Running(
+                [row],
+                frames=[] if reads == "none" else [venv.reset_frames[e].copy()],
+                depth=None if depth is None else depth[e].copy(),
+            )
+            for e, row in zip(
+                worlds, rows(venv.reset_frames[worlds], [venv.reset_infos[e] for e in worlds]), strict=True
+            )
+        ]
 
     played: list[list[Episode]] = [[] for _ in shares]
-    running = [_Running() for _ in shares]
-    if scorer is not None:
-        for episode, row in zip(running, rows(venv.reset_frames, venv.reset_infos), strict=True):
-            episode.rows.append(row)
+    running = begin(np.arange(venv.num_envs))
     while any(len(done) < share for done, share in zip(played, shares, strict=True)):
         actions, _ = policy.predict(obs, deterministic=True)
         obs, _, dones, infos = venv.step(actions)
         new = rows(venv.frames, infos) if scorer is not None else []
         for e, (episode, info) in enumerate(zip(running, infos, strict=True)):
             episode.env_rewards.append(info["env_reward"])
-            episode.terminated.append(bool(dones[e] and not info["TimeLimit.truncated"]))
             if scorer is not None:
-                episode.rows.append(new[e])
-        for e in np.flatnonzero(dones):
+                ended = bool(dones[e] and not info["TimeLimit.truncated"])
+                episode.add(new[e], ended, venv.frames[e].copy() if reads == "all" else None)
+        chosen = np.flatnonzero(dones)
+        for e in chosen:
             if len(played[e]) < shares[e]:
-                played[e].append(_finish(running[e], infos[e], scorer, names))
+                played[e].append(_finish(running[e], infos[e], scorer, layout))
                 tick()
-            running[e] = _Running()
-        if scorer is not None and dones.any():
-            chosen = np.flatnonzero(dones)
-            starts = rows(venv.reset_frames[chosen], [venv.reset_infos[e] for e in chosen])
-            for e, row in zip(chosen, starts, strict=True):
-                running[e].rows.append(row)
+        if len(chosen):
+            for e, episode in zip(chosen, begin(chosen), strict=True):
+                running[e] = episode
     return Evaluation([episode for done in played for episode in done])
 
 
-def film(policy: Policy, env: gymnasium.Env, *, seed: int, scorer: Scorer | None = None) -> tuple[Episode, list]:
+def film(
+    policy: Policy, env: gymnasium.Env, *, seed: int, scorer: Scorer | None = None, cameras: Sequence[str] = ()
+) -> tuple[Episode, list]:
     """One episode, with a picture of every moment, the last one included.
 
     World i of `evaluate` plays the same first episode under `seed + i`.
@@ -132,12 +145,13 @@ def film(policy: Policy, env: gymnasium.Env, *, seed: int, scorer: Scorer | None
         env: one world; stays open.
         seed: of the episode.
         scorer: see `evaluate`.
+        cameras: see `WorldVecEnv`.
 
     Returns:
         The episode, and its T + 1 pictures, (H, W, 3) uint8 RGB.
     """
     if scorer is not None:
-        env = ScoredEnv(env, scorer)
+        env = ScoredEnv(env, scorer, cameras)
     obs, _ = env.reset(seed=seed)
     pictures, rewards, env_rewards, info, ended = [env.render()], [], [], {}, False
     while not ended:
@@ -152,12 +166,20 @@ def film(policy: Policy, env: gymnasium.Env, *, seed: int, scorer: Scorer | None
 
 
 def save_videos(
-    folder: Path, name: str, policy: Policy, env: gymnasium.Env, *, seed: int, count: int, scorer: Scorer | None
+    folder: Path,
+    name: str,
+    policy: Policy,
+    env: gymnasium.Env,
+    *,
+    seed: int,
+    count: int,
+    scorer: Scorer | None,
+    cameras: Sequence[str] = (),
 ) -> list[Path]:
     """Film the first episodes of an evaluation into `videos/`, with their reward curves; returns the files."""
     files = []
     for i in range(count):
-        episode, pictures = film(policy, env, seed=seed + i, scorer=scorer)
+        episode, pictures = film(policy, env, seed=seed + i, scorer=scorer, cameras=cameras)
         word = {True: "success", False: "failure", None: "episode"}[episode.success]
         files.append(folder / "videos" / f"{name}_{i}_{word}.mp4")
         write_video(files[-1], pictures, episode.rewards, title=f"{name} · {word}")
@@ -165,17 +187,14 @@ def save_videos(
 
 
 @dataclass
-class _Running:
-    rows: list[np.ndarray] = field(default_factory=list)
-    terminated: list[bool] = field(default_factory=list)
+class _Running(Track):
     env_rewards: list[float] = field(default_factory=list)
 
 
-def _finish(running: _Running, info: dict[str, Any], scorer: Scorer | None, names: tuple[str, ...]) -> Episode:
+def _finish(running: _Running, info: dict[str, Any], scorer: Scorer | None, layout: Layout) -> Episode:
     if scorer is None:
         rewards = np.array(running.env_rewards, np.float32)
     else:
-        (labels,) = scoring.label(scorer, [np.stack(running.rows)], [np.array(running.terminated)], names)
-        rewards = labels.rewards
+        rewards = scoring.label(scorer, [running], layout)[0].rewards
     success = bool(info["is_success"]) if "is_success" in info else None
     return Episode(success, info["env_episode"][0], rewards)

@@ -3,7 +3,7 @@
 Frames are queued as worlds step and encoded in batches on threads of their own; at the end of a rollout the rewards
 are added into the buffer's slots. Features stay beside the replay, so a new goal relabels it without encoding.
 
-Shape letters: E worlds, N frames, D feature width, S signals.
+Shape letters: E worlds, V views, N frames, D feature width, S signals.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from embodied import scoring
 from embodied.divergence import DivergenceWatch
 from embodied.envs.vector import WorldVecEnv
+from embodied.scoring import Layout, Track
 from rewards.core import Scorer
 
 STATS_WINDOW = 1000  # potentials per head, and encoder calls, behind the logged statistics
@@ -55,7 +56,7 @@ class Labeller(BaseCallback):
         self._frames = _EncodingQueue(scorer, batch_size, encode_threads)
         self._steps: list[_Step] = []
         self._episodes: list[_Episode] | None = None
-        self._names: tuple[str, ...] = ()
+        self._layout = Layout()
         self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
 
     @property
@@ -75,12 +76,12 @@ class Labeller(BaseCallback):
         if self.venv.frame_size is None:
             raise ValueError("Labeller: the worlds must render frames; got frame_size None. Set it to the encoder's.")
         if self._episodes is not None and not self.locals["reset_num_timesteps"]:
+            self._layout = Layout(self.venv.views, self._layout.signals)
             return  # goes on in the middle of episodes
-        reset_infos = self.venv.reset_infos
-        self._names = tuple(sorted(reset_infos[0].get("signals", {})))
+        self._layout = Layout(self.venv.views, tuple(sorted(self.venv.reset_infos[0].get("signals", {}))))
         self._frames.put(self.venv.reset_frames)
-        rows = self._rows(self._frames.collect(), [info.get("signals", {}) for info in reset_infos])
-        self._episodes = [_Episode([each]) for each in rows]
+        start = self._start(np.arange(self.venv.num_envs))
+        self._episodes = start.episodes(self._layout.rows(self._frames.collect(), start.signals))
 
     def _on_step(self) -> bool:
         dones, infos = self.locals["dones"], self.locals["infos"]
@@ -91,12 +92,21 @@ class Labeller(BaseCallback):
             truncated=np.array([info["TimeLimit.truncated"] for info in infos]),
             signals=[info.get("signals", {}) for info in infos],
             truths=[_truths(info) for info in infos],
+            frames=self.venv.frames.copy() if self.scorer.frames_read == "all" else None,
         )
         if dones.any():
             self._frames.put(self.venv.reset_frames[dones])
-            step.reset_signals = [self.venv.reset_infos[e].get("signals", {}) for e in np.flatnonzero(dones)]
+            step.start = self._start(np.flatnonzero(dones))
         self._steps.append(step)
         return True
+
+    def _start(self, worlds: np.ndarray) -> _Start:
+        """What begins the episodes that these worlds are in; called before they step again."""
+        signals = [self.venv.reset_infos[e].get("signals", {}) for e in worlds]
+        if self.scorer.frames_read == "none":
+            return _Start(signals)
+        depth = self.venv.reset_depth
+        return _Start(signals, self.venv.reset_frames[worlds], None if depth is None else depth[worlds])
 
     def _on_rollout_end(self) -> None:
         self._label()
@@ -120,40 +130,32 @@ class Labeller(BaseCallback):
     def _label(self) -> None:
         """Give every queued step its reward; afterwards nothing in the buffer is unlabelled."""
         assert self._episodes is not None
-        features, at = self._frames.collect(), 0
+        features, views, at = self._frames.collect(), len(self._layout.views), 0
         for step in self._steps:
-            rows = self._rows(features[at : at + len(step.dones)], step.signals)
-            at += len(rows)
+            end = at + len(step.dones) * views
+            rows, at = self._layout.rows(features[at:end], step.signals), end
             for e, (episode, new) in enumerate(zip(self._episodes, rows, strict=True)):
-                episode.rows.append(new)
-                episode.terminated.append(bool(step.dones[e] and not step.truncated[e]))
+                ended = bool(step.dones[e] and not step.truncated[e])
+                episode.add(new, ended, None if step.frames is None else step.frames[e])
                 episode.slots.append(step.slot)
-            ended = np.flatnonzero(step.dones)
-            if len(ended):
-                self._score(ended.tolist())
-                starts = self._rows(features[at : at + len(ended)], step.reset_signals)
-                at += len(ended)
-                for e, start in zip(ended, starts, strict=True):
+            if step.start is not None:
+                chosen = np.flatnonzero(step.dones).tolist()
+                self._score(chosen)
+                end = at + len(chosen) * views
+                starts, at = step.start.episodes(self._layout.rows(features[at:end], step.start.signals)), end
+                for e, start in zip(chosen, starts, strict=True):
                     self._finish(self._episodes[e], step.truths[e])
-                    self._episodes[e] = _Episode([start])
+                    self._episodes[e] = start
         assert at == len(features), "frames and steps must match"
         self._steps.clear()
         self._score(range(len(self._episodes)))
-
-    def _rows(self, features: np.ndarray, signals: list[dict[str, float]]) -> list[np.ndarray]:
-        return [scoring.row(one, other, self._names) for one, other in zip(features, signals, strict=True)]
 
     def _score(self, worlds: Iterable[int]) -> None:
         """Write the rewards of the new steps of these worlds' episodes into the buffer."""
         assert self._episodes is not None
         worlds = [e for e in worlds if self._episodes[e].slots]
         episodes = [self._episodes[e] for e in worlds]
-        labels = scoring.label(
-            self.scorer,
-            [np.stack(episode.rows) for episode in episodes],
-            [np.array(episode.terminated) for episode in episodes],
-            self._names,
-        )
+        labels = scoring.label(self.scorer, episodes, self._layout)
         buffer = self._buffer
         for e, episode, (rewards, potentials) in zip(worlds, episodes, labels, strict=True):
             new = len(episode.slots)
@@ -186,20 +188,25 @@ class Labeller(BaseCallback):
         learner; the new scorer must have the same encoder.
 
         Raises:
-            ValueError: there is no replay, or the worlds have stepped since the last label.
+            ValueError: there is no replay, the worlds have stepped since the last label, or the new scorer reads
+                images, which the replay does not keep.
         """
         buffer = self._buffer
         if self.memory is None or not isinstance(buffer, ReplayBuffer) or self._steps:
             raise ValueError("Labeller.relabel: there must be a labelled replay buffer. Call it between rollouts.")
+        if scorer.frames_read != "none":
+            raise ValueError(
+                "Labeller.relabel: the scorer's heads must read features alone; one reads images, which the replay "
+                "does not keep. Train anew with it."
+            )
         self.scorer = self._frames.scorer = scorer
         self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
         terminated = (buffer.dones * (1 - buffer.timeouts)).astype(bool)
         stretches = list(self.memory.stretches(buffer.pos, buffer.full))
         for first in range(0, len(stretches), RELABEL_BATCH):
             part = stretches[first : first + RELABEL_BATCH]
-            labels = scoring.label(
-                scorer, [rows for _, _, rows in part], [terminated[slots, e] for slots, e, _ in part], self._names
-            )
+            episodes = [Track(list(rows), terminated[slots, e].tolist()) for slots, e, rows in part]
+            labels = scoring.label(scorer, episodes, self._layout)
             for (slots, e, _), (rewards, potentials) in zip(part, labels, strict=True):
                 buffer.rewards[slots, e] = rewards
                 for name, values in potentials.items():
@@ -219,19 +226,31 @@ class Labeller(BaseCallback):
         for e, episode in enumerate(self._episodes):
             arrays[f"rows/{e}"] = np.stack(episode.rows)
             arrays[f"terminated/{e}"] = np.array(episode.terminated, dtype=bool)
+            if episode.frames:
+                arrays[f"frames/{e}"] = np.stack(episode.frames)
+            if episode.depth is not None:
+                arrays[f"depth/{e}"] = episode.depth
         learned = [episode.learned for episode in self._episodes]
-        return arrays, {"learned": learned, "names": self._names, "watch": self.watch.get_state()}
+        layout = {"views": self._layout.views, "names": self._layout.signals}
+        return arrays, {"learned": learned, "watch": self.watch.get_state()} | layout
 
     def set_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any], *, episodes: bool) -> None:
         """Undo of `get_state`, before training starts; without `episodes`, the worlds begin new ones."""
-        self._names = tuple(values["names"])
+        views = values.get("views", ("main",))  # old checkpoints have one view, without a name
+        self._layout = Layout(tuple(views), tuple(values["names"]))
         self.watch.set_state(values["watch"])
         for name in self._potentials:
             self._potentials[name].extend(arrays[f"potentials/{name}"].tolist())
         if not episodes:
             return
         self._episodes = [
-            _Episode(list(arrays[f"rows/{e}"]), arrays[f"terminated/{e}"].tolist(), learned=learned)
+            _Episode(
+                list(arrays[f"rows/{e}"]),
+                arrays[f"terminated/{e}"].tolist(),
+                list(arrays.get(f"frames/{e}", ())),
+                arrays.get(f"depth/{e}"),
+                learned=learned,
+            )
             for e, learned in enumerate(values["learned"])
         ]
 
@@ -245,7 +264,7 @@ class FeatureMemory:
     Args:
         capacity: slots per world.
         num_worlds: E.
-        width: D + S.
+        width: V·D + S.
     """
 
     def __init__(self, capacity: int, num_worlds: int, width: int) -> None:
@@ -262,7 +281,7 @@ class FeatureMemory:
             self.starts[slot, world] = start.astype(np.float16)
 
     def stretches(self, pos: int, full: bool) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Pieces of one episode each: slots (T,), world, rows (T + 1, D + S); oldest first within a world."""
+        """Pieces of one episode each: slots (T,), world, rows (T + 1, V·D + S); oldest first within a world."""
         capacity, num_worlds, _ = self.rows.shape
         order = (np.arange(capacity) + pos) % capacity if full else np.arange(pos)
         for e in range(num_worlds):
@@ -276,25 +295,43 @@ class FeatureMemory:
 
 
 @dataclass
-class _Episode:
-    """One world's running episode: T + 1 rows, T endings, and the buffer slots that still want a reward."""
+class _Episode(Track):
+    """One world's running episode, the buffer slots that still want a reward, and the reward so far."""
 
-    rows: list[np.ndarray]
-    terminated: list[bool] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     learned: float = 0.0
 
 
 @dataclass
+class _Start:
+    """What begins some episodes, beside their encoded frames: images and depth only where a head reads images."""
+
+    signals: list[dict[str, float]]
+    frames: np.ndarray | None = None
+    depth: np.ndarray | None = None
+
+    def episodes(self, rows: list[np.ndarray]) -> list[_Episode]:
+        return [
+            _Episode(
+                [row],
+                frames=[] if self.frames is None else [self.frames[k]],
+                depth=None if self.depth is None else self.depth[k],
+            )
+            for k, row in enumerate(rows)
+        ]
+
+
+@dataclass
 class _Step:
-    """What one vector step told, beside its frames."""
+    """What one vector step told, beside its encoded frames."""
 
     slot: int
     dones: np.ndarray
     truncated: np.ndarray
     signals: list[dict[str, float]]
     truths: list[dict[str, float]]
-    reset_signals: list[dict[str, float]] = field(default_factory=list)
+    frames: np.ndarray | None = None
+    start: _Start | None = None
 
 
 class _EncodingQueue:
@@ -312,8 +349,8 @@ class _EncodingQueue:
         self._results: list[Future[np.ndarray]] = []
 
     def put(self, frames: np.ndarray) -> None:
-        """(N, H, W, 3) uint8; copied, as the worlds will draw over it."""
-        self._waiting.append(frames.copy())
+        """(E, V, H, W, 3) uint8; copied, as the worlds will draw over it."""
+        self._waiting.append(frames.reshape(-1, *frames.shape[-3:]).copy())
         if sum(map(len, self._waiting)) >= self._batch_size:
             frames = np.concatenate(self._waiting)
             whole = len(frames) // self._batch_size * self._batch_size
@@ -322,7 +359,7 @@ class _EncodingQueue:
             self._waiting = [frames[whole:]]
 
     def collect(self) -> np.ndarray:
-        """(N, D) float32 of every frame put since the last call."""
+        """(N, D) float32 of every frame put since the last call, view by view within a world."""
         rest = np.concatenate(self._waiting)
         if len(rest):
             self._results.append(self._pool.submit(self._encode, rest))

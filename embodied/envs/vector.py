@@ -4,7 +4,7 @@ The frame of a step is rendered where the world lives, after the step and before
 an episode shows its end and not the next episode's start. Observations and frames lie in shared memory; only small
 dictionaries cross process borders.
 
-Shape letters: E worlds; H, W image.
+Shape letters: E worlds; V views; H, W image.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from embodied.envs.worker import Specs, WorldError, Worlds, block_size, views, work
+from embodied.envs.worker import Look, Specs, WorldError, Worlds, block_size, views, work
 
 STOP_S = 5.0  # how long a worker may take to close before it is killed
 
@@ -42,6 +42,8 @@ class WorldVecEnv(VecEnv):
         seed: world i starts from `seed + i`.
         frame_size: height and width of `frames`, pixels; None renders nothing, and `step` returns the task's own
             reward instead of zeros.
+        cameras: the views of `frames`, by name; none: one view, from the world's own camera.
+        depth: whether `reset_depth` is wanted; only some worlds measure it.
 
     Raises:
         WorldError: a world cannot be made, or fails later; every worker is stopped first.
@@ -55,6 +57,8 @@ class WorldVecEnv(VecEnv):
         workers: int = 0,
         seed: int = 0,
         frame_size: int | None = None,
+        cameras: Sequence[str] = (),
+        depth: bool = False,
     ) -> None:
         if num_worlds < 1:
             raise ValueError(f"WorldVecEnv: num_worlds must be at least 1; got {num_worlds}.")
@@ -67,9 +71,10 @@ class WorldVecEnv(VecEnv):
         self._closed = False
         try:
             group = _Remote if workers else _Local
-            self._groups = [group(make, part.tolist(), frame_size) for part in parts]
-            observation_space, action_space = self._gather("describe")[0]
-            specs = _specs(observation_space, num_worlds, frame_size)
+            look = None if frame_size is None else Look(frame_size, tuple(cameras), depth)
+            self._groups = [group(make, part.tolist(), look) for part in parts]
+            observation_space, action_space, self.views, measured = self._gather("describe")[0]
+            specs = _specs(observation_space, num_worlds, look, len(self.views), measured)
             if workers:
                 self._memory = SharedMemory(create=True, size=block_size(specs))
                 self._arrays = views(self._memory.buf, specs)
@@ -91,13 +96,18 @@ class WorldVecEnv(VecEnv):
 
     @property
     def frames(self) -> np.ndarray:
-        """(E, H, W, 3) uint8: what each world looked like after its last step; overwritten by the next step."""
+        """(E, V, H, W, 3) uint8: what each world looked like after its last step; overwritten by the next step."""
         return self._arrays["frames"]
 
     @property
     def reset_frames(self) -> np.ndarray:
-        """(E, H, W, 3) uint8: the first frame of the episode each world is in; overwritten by its next reset."""
+        """(E, V, H, W, 3) uint8: the first frames of the episode each world is in; overwritten by its next reset."""
         return self._arrays["reset_frames"]
+
+    @property
+    def reset_depth(self) -> np.ndarray | None:
+        """(E, V, H, W) float32, metres in the first frames; None where the worlds do not measure it."""
+        return self._arrays.get("reset_depth")
 
     def reset(self) -> Any:
         seeds, options = self._seeds, self._options
@@ -214,9 +224,9 @@ class WorldVecEnv(VecEnv):
 class _Local:
     """A group of worlds in this process."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
         self.part = part
-        self._worlds = Worlds(make, part, frame_size)
+        self._worlds = Worlds(make, part, look)
         self._answer: list[Any] = []
 
     def attach(self, arrays: dict[str, np.ndarray], name: str, specs: Specs) -> None:
@@ -235,12 +245,12 @@ class _Local:
 class _Remote:
     """A group of worlds in a process of its own."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
+    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
         self.part = part
         context = multiprocessing.get_context("spawn")  # fork copies locks and OpenGL contexts in unknown states
         self._pipe, theirs = context.Pipe()
         self.process: BaseProcess = context.Process(
-            target=work, args=(theirs, make, part, frame_size), daemon=True, name=f"worlds {part[0]}-{part[-1]}"
+            target=work, args=(theirs, make, part, look), daemon=True, name=f"worlds {part[0]}-{part[-1]}"
         )
         self.process.start()
         theirs.close()
@@ -294,7 +304,7 @@ def _release(processes: list[BaseProcess], memory: SharedMemory | None) -> None:
             memory.close()
 
 
-def _specs(space: spaces.Space, num_worlds: int, frame_size: int | None) -> Specs:
+def _specs(space: spaces.Space, num_worlds: int, look: Look | None, num_views: int, depth: bool) -> Specs:
     leaves = {f"/{key}": leaf for key, leaf in space.spaces.items()} if isinstance(space, spaces.Dict) else {"": space}
     specs: Specs = {}
     for suffix, leaf in leaves.items():
@@ -302,7 +312,10 @@ def _specs(space: spaces.Space, num_worlds: int, frame_size: int | None) -> Spec
             raise TypeError(f"WorldVecEnv: observations must be arrays or dicts of arrays; got {space}.")
         for kind in ("obs", "last"):  # the running episode's, and the last of an ended one
             specs[kind + suffix] = ((num_worlds, *leaf.shape), np.dtype(leaf.dtype))
-    if frame_size is not None:
+    if look is not None:
+        shape = (num_worlds, num_views, look.size, look.size)
         for name in ("frames", "reset_frames"):
-            specs[name] = ((num_worlds, frame_size, frame_size, 3), np.dtype(np.uint8))
+            specs[name] = ((*shape, 3), np.dtype(np.uint8))
+        if depth:
+            specs["reset_depth"] = (shape, np.dtype(np.float32))
     return specs

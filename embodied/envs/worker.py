@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
@@ -17,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
 
 Specs = dict[str, tuple[tuple[int, ...], np.dtype]]  # array name -> shape, dtype
 
@@ -26,11 +27,26 @@ class WorldError(RuntimeError):
     """A world failed; the text names it."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What is rendered at each step, for a reward model.
+
+    Attributes:
+        size: height and width of a frame, pixels.
+        cameras: one frame each; empty: the world's own camera.
+        depth: whether to measure it too, at resets, where a world can.
+    """
+
+    size: int
+    cameras: Sequence[str] = ()
+    depth: bool = False
+
+
 class Worlds:
     """The worlds of one process, each answer a list with one item a world."""
 
-    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
-        self._part, self._frame_size = part, frame_size
+    def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
+        self._part, self._look = part, look
         self._envs: list[gymnasium.Env] = []
         self._returns, self._lengths = [0.0] * len(part), [0] * len(part)
         for index in part:
@@ -38,15 +54,21 @@ class Worlds:
                 self._envs.append(make())
         env = self._envs[0]
         self._has_signals = env.has_wrapper_attr("signals")
-        if frame_size is not None and not env.has_wrapper_attr("frame"):
-            raise WorldError(f"{env} has no frame() to score. Make it with embodied.envs.bridge.make.")
+        if look is not None:
+            if not env.has_wrapper_attr("frame"):
+                raise WorldError(f"{env} has no frame() to score. Make it with embodied.envs.bridge.make.")
+            self._own = own_view(env)
+            self._views = view_names(env, look.cameras)
+            self._depth = look.depth and env.has_wrapper_attr("depth")
 
     def attach(self, arrays: dict[str, np.ndarray]) -> list[None]:
         self._arrays = arrays
         return [None] * len(self._part)
 
-    def describe(self) -> list[tuple[spaces.Space, spaces.Space]]:
-        return [(env.observation_space, env.action_space) for env in self._envs]
+    def describe(self) -> list[tuple[spaces.Space, spaces.Space, tuple[str, ...], bool]]:
+        """Both spaces, the names of the views, and whether depth is measured."""
+        views, depth = ((), False) if self._look is None else (self._views, self._depth)
+        return [(env.observation_space, env.action_space, views, depth) for env in self._envs]
 
     def reset(self, seeds: list[int | None], options: list[dict]) -> list[dict]:
         return [self._reset(k, seed, option) for k, (seed, option) in enumerate(zip(seeds, options, strict=True))]
@@ -56,8 +78,11 @@ class Worlds:
             obs, info = self._envs[k].reset(seed=seed, options=options or None)
             self._returns[k], self._lengths[k] = 0.0, 0
             self._write("obs", k, obs)
-            if self._frame_size is not None:
-                self._arrays["reset_frames"][self._part[k]] = self._frame(k, obs)
+            self._draw("reset_frames", k, obs)
+            if self._look is not None and self._depth:
+                for v, view in enumerate(self._views):
+                    depth = self._envs[k].get_wrapper_attr("depth")(camera=view, image_size=self._look.size)
+                    self._arrays["reset_depth"][self._part[k], v] = depth
             return self._small(k, info)
 
     def step(self, actions: np.ndarray) -> list[tuple[bool, dict, dict]]:
@@ -69,8 +94,7 @@ class Worlds:
             done = bool(terminated or truncated)
             self._returns[k] += float(reward)
             self._lengths[k] += 1
-            if self._frame_size is not None:
-                self._arrays["frames"][self._part[k]] = self._frame(k, obs)
+            self._draw("frames", k, obs)
             small = self._small(k, info)
             small["env_reward"] = float(reward)
             small["TimeLimit.truncated"] = bool(truncated and not terminated)
@@ -88,13 +112,20 @@ class Worlds:
         else:
             self._arrays[kind][self._part[k]] = obs
 
-    def _frame(self, k: int, obs: Any) -> np.ndarray:
-        """The frame; a pixel observation of that size is it, and is not rendered twice."""
+    def _draw(self, name: str, k: int, obs: Any) -> None:
+        """Every view of world k; a pixel observation of that size is one, and is not rendered twice."""
+        if self._look is None:
+            return
         pixels = obs.get("pixels") if isinstance(obs, dict) else obs
-        shape = (self._frame_size, self._frame_size, 3)
-        if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape:
-            return pixels
-        return self._envs[k].get_wrapper_attr("frame")(image_size=self._frame_size)
+        shape = (self._look.size, self._look.size, 3)
+        seen = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape
+        frame = self._envs[k].get_wrapper_attr("frame")
+        for v, view in enumerate(self._views):
+            if view == self._own:
+                picture = pixels if seen else frame(image_size=self._look.size)
+            else:
+                picture = frame(camera=view, image_size=self._look.size)
+            self._arrays[name][self._part[k], v] = picture
 
     def _small(self, k: int, info: dict) -> dict:
         """What of an info crosses to the learner's process: numbers, flags and words."""
@@ -152,13 +183,13 @@ class Worlds:
             env.close()
 
 
-def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], frame_size: int | None) -> None:
+def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
     """A worker's whole life: make the worlds, answer commands until told to close or the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
     worlds: Worlds | None = None
     memory: SharedMemory | None = None
     try:
-        worlds = Worlds(make, part, frame_size)
+        worlds = Worlds(make, part, look)
         while True:
             command, args = pipe.recv()
             if command == "close":
@@ -180,6 +211,31 @@ def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], f
         if memory is not None:
             memory.close()
         pipe.close()
+
+
+def own_view(env: gymnasium.Env) -> str:
+    """The name of the view that a world's `frame()` shows: its camera's; "free" or "main" where that has none."""
+    if not env.has_wrapper_attr("camera"):
+        return "main"
+    camera = env.get_wrapper_attr("camera")
+    return camera if isinstance(camera, str) else "free"
+
+
+def view_names(env: gymnasium.Env, cameras: Sequence[str]) -> tuple[str, ...]:
+    """The views a reward model gets: `cameras`, or the world's own.
+
+    Raises:
+        WorldError: a camera that the world lacks, or one twice.
+    """
+    if not cameras:
+        return (own_view(env),)
+    known = env.get_wrapper_attr("cameras") if env.has_wrapper_attr("cameras") else (own_view(env),)
+    for camera in cameras:
+        if camera not in known:
+            raise WorldError(f"cameras must be of this world; got {camera!r}. {nearest(str(camera), known)}")
+    if len(set(cameras)) < len(cameras):
+        raise WorldError(f"cameras must differ; got {', '.join(cameras)}.")
+    return tuple(cameras)
 
 
 def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:

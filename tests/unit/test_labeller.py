@@ -62,7 +62,7 @@ def test_each_slot_gets_the_frame_after_its_step_over_the_rings_wrap(batch, thre
 def test_scoring_frames_after_the_reset_would_be_noticed():
     """Negative control: what a vector environment's render shows after auto-reset gives other numbers."""
     venv = WorldVecEnv(partial(make_probe, limit=4), 3, frame_size=16)
-    type(venv).frames = property(lambda self: np.stack(self.env_method("frame", image_size=16)))
+    type(venv).frames = property(lambda self: np.stack(self.env_method("frame", image_size=16))[:, None])
     try:
         model = learner(SAC, venv)
         labeller = Labeller(spelling_scorer())

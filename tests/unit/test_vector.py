@@ -51,10 +51,10 @@ def test_workers_give_the_same_numbers_as_in_process():
 def test_frame_is_the_steps_own_and_not_the_next_episodes():
     venv = WorldVecEnv(partial(make_probe, limit=3), 2, frame_size=16)
     venv.reset()
-    assert [ProbeWorld.read(f) for f in venv.reset_frames] == [(0, 0, 0), (0, 1, 0)]
+    assert [ProbeWorld.read(f) for f in venv.reset_frames[:, 0]] == [(0, 0, 0), (0, 1, 0)]
     seen = []
     for _, _, dones, infos, frames, reset_frames in rollout(venv, 4):
-        seen.append((ProbeWorld.read(frames[0]), bool(dones[0]), ProbeWorld.read(reset_frames[0])))
+        seen.append((ProbeWorld.read(frames[0, 0]), bool(dones[0]), ProbeWorld.read(reset_frames[0, 0])))
         assert ("terminal_observation" in infos[0]) == bool(dones[0])
     assert seen == [
         ((0, 0, 1), False, (0, 0, 0)),
@@ -100,7 +100,7 @@ def test_pixel_observation_of_the_right_size_is_not_rendered_again():
     venv.reset()
     obs, *_ = venv.step(np.zeros((1, 1), np.float32))
     assert venv.get_attr("rendered") == [2]
-    np.testing.assert_array_equal(obs, venv.frames)
+    np.testing.assert_array_equal(obs, venv.frames[:, 0])
     venv.close()
 
 

@@ -207,7 +207,8 @@ def test_depth_is_metres_along_the_optical_axis(make):
         given, depth = world.calibration(camera, 96), world.depth(camera, 96)
         assert (depth.shape, depth.dtype) == ((96, 96), np.float32)
         for cube in ("red", "green", "blue"):
-            top = [*(world.cube(cube) + [0, 0, 0.02]), 1]
+            top = np.array([*world.cube(cube), 1])
+            top[2] += 0.02
             u, v, z = np.array(given["intrinsics"]) @ (np.array(given["extrinsics"]) @ top)[:3]
             found += abs(depth[round(v / z), round(u / z)] - z) < 0.01
     assert found >= 5  # the gripper may hide one
