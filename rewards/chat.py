@@ -89,11 +89,15 @@ class VLMError(RuntimeError):
         expected: what an answer had to be.
         got: what came instead.
         refused: whether the model declined to answer.
+        answered: whether it said anything at all; False where it was not reached.
     """
 
-    def __init__(self, asked: str, expected: str, got: str, advice: str = "", *, refused: bool = False) -> None:
+    def __init__(
+        self, asked: str, expected: str, got: str, advice: str = "", *, refused: bool = False, answered: bool = True
+    ) -> None:
         super().__init__(f"{asked} must give {expected}; got {got}.{' ' if advice else ''}{advice}")
-        self.asked, self.expected, self.got, self.refused = asked, expected, got, refused
+        self.asked, self.expected, self.got = asked, expected, got
+        self.refused, self.answered = refused, answered
 
 
 def excerpt(text: str, limit: int = 200) -> str:

@@ -101,7 +101,9 @@ class ChatEndpoint:
                 for each in choice["logprobs"]["content"][0]["top_logprobs"]
             ]
         except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise VLMError(self._asked, "top_logprobs of its first token", "an answer without", advice) from error
+            raise VLMError(
+                self._asked, "top_logprobs of its first token", "an answer without", advice, answered=False
+            ) from error
         if not all(value <= 1e-6 for _, value in top):
             raise VLMError(self._asked, "log-probabilities", f"{top[:3]}", advice)
         found = [[value for token, value in top if token == answer] for answer in answers]
@@ -129,6 +131,7 @@ class ChatEndpoint:
                 f"an answer to at most {self._max_body / 2**20:.3g} MB",
                 f"a request of {len(body) / 2**20:.3g} MB",
                 "Send fewer or smaller images, use image_format=jpeg, or raise max_body_mb.",
+                answered=False,
             )
         text = self._post(body)
         try:
@@ -136,7 +139,8 @@ class ChatEndpoint:
             refusal, reason = choice["message"].get("refusal"), choice.get("finish_reason")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             advice = "Is this an OpenAI-compatible endpoint?"
-            raise VLMError(self._asked, "a chat completion", excerpt(self._clean(text)), advice) from error
+            got = excerpt(self._clean(text))
+            raise VLMError(self._asked, "a chat completion", got, advice, answered=False) from error
         if refusal or reason == "content_filter":
             got = f"a refusal: {excerpt(str(refusal or reason))}"
             raise VLMError(self._asked, "an answer", got, "Nothing was scored.", refused=True)
@@ -174,7 +178,8 @@ class ChatEndpoint:
             if not transient or not left:
                 tries = self._retries + 1 - left
                 advice = "Check url, model and key." if not transient else "Try later, or raise timeout_s or retries."
-                raise VLMError(self._asked, "an answer", got + (f", {tries} times" if tries > 1 else ""), advice)
+                got += f", {tries} times" if tries > 1 else ""
+                raise VLMError(self._asked, "an answer", got, advice, answered=False)
             time.sleep(min(max(wait, asked_for), BACKOFF_MAX_S))
             wait *= 2
         raise AssertionError("unreachable: the last try returns or raises")
@@ -198,9 +203,8 @@ class ChatEndpoint:
             return None
         key = os.environ.get(self._api_key_env, "").strip()
         if not key:
-            raise VLMError(
-                self._asked, "an answer", f"no key: the environment variable {self._api_key_env} is empty", "Set it."
-            )
+            got = f"no key: the environment variable {self._api_key_env} is empty"
+            raise VLMError(self._asked, "an answer", got, "Set it.", answered=False)
         return key
 
     def _clean(self, text: str) -> str:

@@ -156,7 +156,8 @@ def token_logprob(
         VLMError: the model gives no probabilities, or none of these answers is among its most likely ones.
     """
     if not isinstance(model, LogprobModel):
-        raise VLMError(_asked(model, messages), "log-probabilities", "a model that only answers in text")
+        got = "a model that only answers in text"
+        raise VLMError(_asked(model, messages), "log-probabilities", got, answered=False)
     key = content_key(model, messages, f"logprobs {json.dumps(list(answers))}")
     kept = read_cache(cache, key)
     if isinstance(kept, list) and len(kept) == len(answers) and all(isinstance(each, float) for each in kept):

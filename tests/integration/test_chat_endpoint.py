@@ -117,9 +117,10 @@ def test_a_timeout_is_an_error_in_time(drip):
         thread = threading.Thread(target=serve)
         thread.start()
         start = time.monotonic()
-        with pytest.raises(VLMError, match=r"got no answer within 0\.3 s"):
+        with pytest.raises(VLMError, match=r"got no answer within 0\.3 s") as caught:
             model.ask(ASKED)
         assert time.monotonic() - start < 5
+        assert not caught.value.answered
         stop.set()
         thread.join()
 
