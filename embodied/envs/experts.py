@@ -3,51 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import numpy as np
 
 from embodied.envs.desk import HALF, OPENING, STEP, Desk
 
 Script = Iterator[np.ndarray]
+Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
 SHUT, WIDE, GRIP = 0.0, 0.072, 0.005  # openings sent, m; GRIP is narrower than a cube
 LEFT, UP = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 OVER = 0.09 * UP
 
 
-def expert(world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> Callable[[Desk], np.ndarray]:
+class Expert:
     """A function from the world, as it is now, to the next action; make a new one after every reset.
 
     Args:
         world: the world that will be acted in, just reset.
         noise: standard deviation of Gaussian noise on every entry of the action, in [-1, 1] units.
         rng: where the noise comes from; needed when `noise` is not zero.
-    """
-    if noise and rng is None:
-        raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
-    script = _forever(world, _SCRIPTS[world.task](world))
 
-    def act(current: Desk) -> np.ndarray:
-        if current is not world:
+    Attributes:
+        phase: how many of the task's phases (each a `yield` of its script below) are done; 0 again when a task that
+            came undone is started again.
+    """
+
+    def __init__(self, world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> None:
+        if noise and rng is None:
+            raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
+        self.phase = 0
+        self._world, self._noise, self._rng = world, noise, rng
+        self._script = self._forever()
+
+    def __call__(self, current: Desk) -> np.ndarray:
+        """(A,) float32, in [-1, 1]."""
+        if current is not self._world:
             raise ValueError("expert: act must get the world that the expert was made for. Make one for each world.")
-        action = next(script)
-        if noise and rng is not None:
-            action = action + noise * rng.normal(size=action.shape)
+        action = next(self._script)
+        if self._noise and self._rng is not None:
+            action = action + self._noise * self._rng.normal(size=action.shape)
         return np.clip(action, -1, 1).astype(np.float32)
 
-    return act
-
-
-def _forever(world: Desk, script: Script) -> Script:
-    """The script, then rest, with the gripper as it last was; a task that comes undone is started again."""
-    action = _action(world, world.site("tip"), SHUT)
-    while True:
-        for action in script:
-            yield action
-        place, opening = world.sent.copy(), (action[-1] + 1) * OPENING / 2
-        yield _action(world, place, opening)
-        while world.success():
+    def _forever(self) -> Script:
+        """The script, then rest, with the gripper as it last was; a task that comes undone is started again."""
+        world = self._world
+        action = _action(world, world.site("tip"), SHUT)
+        while True:
+            for self.phase, part in enumerate(_SCRIPTS[world.task](world)):
+                for action in part:
+                    yield action
+            self.phase += 1
+            place, opening = world.sent.copy(), (action[-1] + 1) * OPENING / 2
             yield _action(world, place, opening)
-        script = _SCRIPTS[world.task](world)
+            while world.success():
+                yield _action(world, place, opening)
+
+
+expert = Expert  # it is made to be called, and reads like a function where it is
 
 
 def _action(world: Desk, goal: np.ndarray, opening: float) -> np.ndarray:
@@ -100,69 +113,92 @@ def _release(world: Desk) -> Script:
     yield from _up(world, WIDE)
 
 
-def _reach(world: Desk) -> Script:
-    yield from _go(world, lambda: world.cube(world.target) + OVER, SHUT)
-    yield from _go(world, lambda: world.cube(world.target) + HALF * UP, SHUT, within=0.006)
+def _chain(*parts: Script) -> Script:
+    for part in parts:
+        yield from part
 
 
-def _push(world: Desk) -> Script:
+def _reach(world: Desk) -> Parts:
+    yield _go(world, lambda: world.cube(world.target) + OVER, SHUT)
+    yield _go(world, lambda: world.cube(world.target) + HALF * UP, SHUT, within=0.006)
+
+
+def _push(world: Desk) -> Parts:
     """Slide the red cube over the desk between the fingers."""
-    yield from _pick(world, "red")
-    yield from _carry(world, "red", lambda: world.site("mark") + HALF * UP)
-    yield from _release(world)
+    yield _pick(world, "red")
+    yield _carry(world, "red", lambda: world.site("mark") + HALF * UP)
+    yield _release(world)
 
 
-def _press(world: Desk) -> Script:
-    yield from _go(world, lambda: world.site("button") + 0.04 * UP, SHUT)
-    yield from _go(world, lambda: world.site("button") - 0.04 * UP, SHUT, steps=8)
+def _press(world: Desk) -> Parts:
+    yield _go(world, lambda: world.site("button") + 0.04 * UP, SHUT)
+    yield _go(world, lambda: world.site("button") - 0.04 * UP, SHUT, steps=8)
 
 
-def _drawer(world: Desk) -> Script:
+def _drawer(world: Desk) -> Parts:
     """One finger behind the handle, one before it; shut them and pull."""
     bar = -0.039 * LEFT
-    yield from _go(world, lambda: world.site("handle") + bar + OVER, 0.045)
-    yield from _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008, steps=10)
-    for _ in range(3):
-        yield _action(world, world.sent, 0.012)
+    yield _chain(
+        _go(world, lambda: world.site("handle") + bar + OVER, 0.045),
+        _go(world, lambda: world.site("handle") + bar, 0.045, within=0.008, steps=10),
+    )
+    yield _chain((_action(world, world.sent, 0.012) for _ in range(3)), _pull(world))
+
+
+def _pull(world: Desk) -> Script:
     for _ in range(20):
         if world.drawer > 0.12:
             return
         yield _action(world, world.sent - STEP * LEFT, 0.012)
 
 
-def _close(world: Desk) -> Script:
+def _close(world: Desk) -> Parts:
     before = -0.09 * LEFT
-    yield from _go(world, lambda: world.site("handle") + before + OVER, SHUT)
-    yield from _go(world, lambda: world.site("handle") + before, SHUT)
+    yield _chain(
+        _go(world, lambda: world.site("handle") + before + OVER, SHUT),
+        _go(world, lambda: world.site("handle") + before, SHUT),
+    )
+    yield _shut(world)
+
+
+def _shut(world: Desk) -> Script:
     for _ in range(20):
         if world.drawer < 0.004:
             return
         yield _action(world, world.sent + STEP * LEFT, SHUT)
 
 
-def _lift(world: Desk) -> Script:
-    yield from _pick(world, world.target)
-    yield from _up(world, GRIP, 0.16)
+def _lift(world: Desk) -> Parts:
+    yield _pick(world, world.target)
+    yield _up(world, GRIP, 0.16)
 
 
-def _place(world: Desk) -> Script:
-    yield from _pick(world, world.target)
-    yield from _up(world, GRIP, 0.1)
-    yield from _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.06) * UP, within=0.02)
-    yield from _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.004) * UP)
-    yield from _release(world)
+def _place(world: Desk) -> Parts:
+    yield _pick(world, world.target)
+    yield _chain(
+        _up(world, GRIP, 0.1),
+        _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.06) * UP, within=0.02),
+    )
+    yield _chain(
+        _carry(world, world.target, lambda: world.site("tray") + (HALF + 0.004) * UP),
+        _release(world),
+    )
 
 
-def _stack(world: Desk) -> Script:
+def _stack(world: Desk) -> Parts:
     below = world.target
-    yield from _pick(world, "red")
-    yield from _up(world, GRIP, 0.11)
-    yield from _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.05) * UP, within=0.01)
-    yield from _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.002) * UP, within=0.006)
-    yield from _release(world)
+    yield _pick(world, "red")
+    yield _chain(
+        _up(world, GRIP, 0.11),
+        _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.05) * UP, within=0.01),
+    )
+    yield _chain(
+        _carry(world, "red", lambda: world.cube(below) + (2 * HALF + 0.002) * UP, within=0.006),
+        _release(world),
+    )
 
 
-_SCRIPTS: dict[str, Callable[[Desk], Script]] = {
+_SCRIPTS: Final[dict[str, Callable[[Desk], Parts]]] = {
     "reach": _reach, "push": _push, "press": _press, "drawer": _drawer, "close": _close, "lift": _lift,
     "place": _place, "stack": _stack,
 }  # fmt: skip

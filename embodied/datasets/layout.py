@@ -1,0 +1,190 @@
+"""LeRobot's files by name, and the small ones among them: info, tasks, statistics.
+
+A feature is an entry of `info.json`: {"dtype", "shape", "names", optional "info"}. Rows are one per frame; row t holds
+what was seen before action t and what followed it (`next.…`). What LeRobot has no place for (which policy acted, where
+a task's steps end, which world it was) lies in `meta/embodied.json`, which its readers pass by: extra columns in
+`meta/episodes` would be read, but LeRobot takes the columns of the first file for those of all, so recording more
+episodes with its own tools would make such a dataset unreadable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embodied.errors import UserError
+
+VERSION = "v3.0"
+INFO, STATS, TASKS, EPISODES, OWN = "info.json", "stats.json", "tasks.parquet", "episodes", "embodied.json"
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK = 1000  # files of a folder
+DATA_MB, VIDEO_MB = 100, 200  # after which a new file begins
+STAGING = ".staging"  # below the root: whole episodes that no meta data names yet
+COUNTERS: dict[str, dict[str, Any]] = {
+    "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+    **{
+        name: {"dtype": "int64", "shape": [1], "names": None}
+        for name in ("frame_index", "episode_index", "index", "task_index")
+    },
+}
+IMAGES = ("video", "image")
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+STAT_FRAMES, STAT_STRIDE = 20, 4  # of an episode's images, the frames and pixels that statistics read
+
+Stats = dict[str, dict[str, Any]]  # feature -> statistic -> nested lists
+
+
+# Features -----------------------------------------------------------------------------------------------
+
+
+def short_name(key: str) -> str:
+    """A camera's own name: `observation.images.front` -> `front`."""
+    return key.removeprefix("observation.images.").removeprefix("observation.")
+
+
+def column_names(feature: Mapping[str, Any], prefix: str) -> list[str]:
+    """One name an entry of a flat feature; `prefix_0`… where the dataset does not tell.
+
+    `names` is a list, a dictionary of lists ({"motors": […]}) or a dictionary name -> position.
+    """
+    width = int(np.prod(feature["shape"]))
+    names: Any = feature.get("names")
+    if isinstance(names, Mapping):
+        values = list(names.values())
+        if all(isinstance(value, int) for value in values):
+            names = sorted(names, key=names.__getitem__)
+        else:
+            names = [str(each) for value in values if isinstance(value, list) for each in value]
+    if isinstance(names, Sequence) and len(names) == width and len(set(names)) == width:
+        return [str(name) for name in names]
+    return [f"{prefix}_{k}" for k in range(width)]
+
+
+def image_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
+    """(H, W) of an image feature, whose shape is HWC or CHW as its `names` tell."""
+    shape, names = list(feature["shape"]), feature.get("names")
+    if isinstance(names, Sequence) and "height" in names and "width" in names:
+        return int(shape[names.index("height")]), int(shape[names.index("width")])
+    if shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4):
+        return int(shape[1]), int(shape[2])
+    return int(shape[0]), int(shape[1])
+
+
+def video_feature(height: int, width: int, fps: int) -> dict[str, Any]:
+    """The entry of a camera that `embodied.datasets.video` encodes."""
+    about = {"height": height, "width": width, "channels": 3, "codec": "h264", "pix_fmt": "yuv420p", "fps": fps}
+    info = {f"video.{name}": value for name, value in about.items()}
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {**info, "video.is_depth_map": False, "has_audio": False},
+    }
+
+
+def arrow_type(feature: Mapping[str, Any]) -> pa.DataType:
+    """Of a column: a scalar for shape [1], else nested fixed-size lists."""
+    kind = pa.string() if feature["dtype"] == "string" else pa.from_numpy_dtype(np.dtype(feature["dtype"]))
+    if list(feature["shape"]) == [1]:
+        return kind
+    for size in reversed(feature["shape"]):
+        kind = pa.list_(kind, int(size))
+    return kind
+
+
+def arrow_column(values: np.ndarray, feature: Mapping[str, Any]) -> pa.Array:
+    """(T, *shape), or (T,) for shape [1], as a column."""
+    column = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(feature["shape"] if list(feature["shape"]) != [1] else ()):
+        column = pa.FixedSizeListArray.from_arrays(column, int(size))
+    return column
+
+
+# Files --------------------------------------------------------------------------------------------------
+
+
+def read_json(file: Path) -> Any:
+    """A JSON file; errors name it."""
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: must be JSON; {error}. The file is damaged or cut short.") from error
+
+
+def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
+    """A parquet file; errors name it, and `about` what was looked for in it."""
+    what = f"{file}{f' ({about})' if about else ''}"
+    if not file.is_file():
+        raise UserError(f"{what}: the file is missing.")
+    try:
+        return pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{what}: cannot be read ({reason}). The file is damaged or cut short.") from error
+
+
+def tasks_table(tasks: Sequence[str]) -> pa.Table:
+    """`tasks.parquet`, with the notes by which pandas takes `task` for the index: LeRobot looks tasks up by it."""
+    fields = {"task_index": ("int64", "int64"), "task": ("unicode", "object")}
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": kind, "numpy_type": numpy, "metadata": None}
+        for name, (kind, numpy) in fields.items()
+    ]
+    notes = {"index_columns": ["task"], "column_indexes": [], "columns": columns, "pandas_version": "2.2.3"}
+    table = pa.table({"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())})
+    return table.replace_schema_metadata({b"pandas": json.dumps(notes).encode()})
+
+
+def read_tasks(file: Path) -> dict[int, str]:
+    """task_index -> text, whatever the index column is called."""
+    table = read_parquet(file, "tasks")
+    texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
+    if "task_index" not in table.column_names or not texts:
+        raise UserError(f"{file}: must have a column task_index and one of texts; has {', '.join(table.column_names)}.")
+    return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+
+
+# Statistics ---------------------------------------------------------------------------------------------
+
+
+def statistics(values: np.ndarray) -> dict[str, Any]:
+    """min, max, mean, std, count and quantiles of one feature of one episode, as LeRobot's normalisation reads them.
+
+    Args:
+        values: (T, *shape) numbers, or (T, H, W, 3) uint8 images, of which a sample is read; those come out in
+            [0, 1] and shaped (3, 1, 1).
+    """
+    image = values.ndim == 4 and values.dtype == np.uint8
+    if image:
+        chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), STAT_FRAMES)).astype(int))
+        count = len(chosen)
+        sample = values[chosen, ::STAT_STRIDE, ::STAT_STRIDE].reshape(-1, values.shape[-1]) / 255
+    else:
+        count, sample = len(values), values.reshape(len(values), -1).astype(np.float64)
+    found = {"min": sample.min(0), "max": sample.max(0), "mean": sample.mean(0), "std": sample.std(0)}
+    found |= dict(zip(QUANTILES, np.quantile(sample, list(QUANTILES.values()), axis=0), strict=True))
+    shape = (-1, 1, 1) if image else values.shape[1:] or (1,)
+    return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [count]}
+
+
+def pooled(parts: Sequence[Stats]) -> Stats:
+    """Statistics of several episodes together; exact but for quantiles, which are averaged by count as LeRobot does."""
+    total: Stats = {}
+    for feature in parts[0]:
+        each = [part[feature] for part in parts]
+        counts = np.array([one["count"][0] for one in each], np.float64)
+        stacked = {name: np.stack([np.array(one[name], np.float64) for one in each]) for name in each[0]}
+        share = (counts / counts.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
+        mean = (share * stacked["mean"]).sum(0)
+        spread = (share * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0)
+        result = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": np.sqrt(spread)}
+        result |= {name: (share * stacked[name]).sum(0) for name in QUANTILES}
+        total[feature] = {name: value.tolist() for name, value in result.items()} | {"count": [int(counts.sum())]}
+    return total

@@ -1,0 +1,385 @@
+"""A LeRobot v3 dataset, written an episode at a time.
+
+An episode is first staged: encoded into a folder of its own below `.staging`, which gets its name when it is whole.
+When enough are staged, and on closing, they are packed: back to back into data and video files of limited size, then
+named by a new `meta` folder that takes the old one's place. So whoever kills the writer finds the dataset as it was
+after some episode, or none, and the next writer goes on from the staged episodes.
+
+Shape letters: T frames of an episode; H, W image.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from embodied.datasets import layout
+from embodied.datasets.video import concatenate, write_video
+from embodied.errors import UserError
+
+_ABOUT = "episode.json"
+
+
+class Writer:
+    """Appends episodes to a dataset, new or of our own making.
+
+    Args:
+        root: the folder; new, empty, or written by this class with the same features and fps.
+        fps: frames a second.
+        features: numeric ones by name (LeRobot's counters are added), as {"dtype", "shape", "names"}.
+        cameras: short name -> (H, W), both even.
+        env: the config of the world, for `Dataset.env`.
+        data_mb, video_mb: size after which a new file begins.
+
+    Raises:
+        UserError: the folder holds something else, or is being written by another process.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        fps: int,
+        features: Mapping[str, Mapping[str, Any]],
+        cameras: Mapping[str, tuple[int, int]],
+        env: Mapping[str, Any] | None = None,
+        data_mb: float = layout.DATA_MB,
+        video_mb: float = layout.VIDEO_MB,
+    ) -> None:
+        for name, (height, width) in cameras.items():
+            if height % 2 or width % 2:
+                raise UserError(f"Writer: images must have even sizes for H.264; got {height} x {width} of {name}.")
+        if bad := [name for name in (*features, *cameras) if "/" in name]:
+            raise UserError(f"Writer: names must have no '/'; got {bad[0]!r}.")
+        self.root, self.fps = Path(root), fps
+        self._limits = {"data": data_mb * 1e6, "video": video_mb * 1e6}
+        self._videos = {f"observation.images.{name}": size for name, size in cameras.items()}
+        shown = {key: layout.video_feature(*size, fps) for key, size in self._videos.items()}
+        plain = {name: {**feature, "shape": list(feature["shape"])} for name, feature in features.items()}
+        self.features: dict[str, dict[str, Any]] = {**plain, **shown, **layout.COUNTERS}
+        self._env = dict(env or {})
+        self._meta, self._staging = self.root / "meta", self.root / layout.STAGING
+        self._recover()
+        self._check_folder()
+        self._staging.mkdir(parents=True, exist_ok=True)
+        self._lock = (self._staging / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise UserError(
+                f"{self.root}: another process is writing here. Wait for it, or write elsewhere."
+            ) from error
+        self._info, self._tasks, self._own = self._former()
+        self._staged = self._kept()
+
+    def __len__(self) -> int:
+        """Episodes that are whole, staged ones included."""
+        return self._info["total_episodes"] + len(self._staged)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:  # what is staged stays; the next writer goes on from there
+            self._lock.close()
+
+    def add(
+        self,
+        columns: Mapping[str, np.ndarray],
+        frames: Mapping[str, np.ndarray],
+        *,
+        instruction: str,
+        **own: Any,
+    ) -> None:
+        """One whole episode; it survives a kill from the moment this returns.
+
+        Args:
+            columns: every feature but the cameras and the counters -> (T, *shape), or (T,) for shape [1].
+            frames: camera -> (T, H, W, 3) uint8 RGB.
+            instruction: the task in words.
+            own: JSON values that LeRobot has no place for: `kind`, `steps`, `seed`.
+
+        Raises:
+            UserError: a feature left out or unknown, of another shape or length, or not finite.
+        """
+        length = self._check_episode(columns, frames)
+        index, start = len(self), self._info["total_frames"] + sum(about["length"] for about in self._staged)
+        if instruction not in self._tasks:
+            self._tasks.append(instruction)
+        rows = np.arange(length)
+        everything = {
+            **columns,
+            "timestamp": (rows / self.fps).astype(np.float32),
+            "frame_index": rows,
+            "episode_index": np.full(length, index),
+            "index": start + rows,
+            "task_index": np.full(length, self._tasks.index(instruction)),
+        }
+        table, stats = {}, {}
+        for name, feature in self.features.items():
+            if feature["dtype"] == "video":
+                stats[name] = layout.statistics(np.asarray(frames[layout.short_name(name)]))
+                continue
+            values = np.asarray(everything[name]).astype(feature["dtype"]).reshape(_shape(length, feature))
+            table[name] = layout.arrow_column(values, feature)
+            stats[name] = layout.statistics(values)
+        about = {"length": length, "instruction": instruction, "own": own, "stats": stats}
+        part, final = self._staging / f".part-{index:06d}", self._staging / f"episode-{index:06d}"
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        for key in self._videos:
+            write_video(part / f"{key}.mp4", np.asarray(frames[layout.short_name(key)]), self.fps)
+        pq.write_table(pa.table(table), part / "data.parquet", compression="snappy")
+        (part / _ABOUT).write_text(json.dumps(about), "utf-8")
+        part.rename(final)
+        self._staged.append(about | {"folder": final})
+        held = [sum(_size(each["folder"] / f"{key}.mp4") for each in self._staged) for key in self._videos]
+        if max(held, default=0) >= self._limits["video"]:
+            self._pack()
+
+    def close(self) -> None:
+        """Pack what is staged; then the dataset is whole."""
+        if self._staged:
+            self._pack()
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._lock.close()
+        if not any(self.root.iterdir()):
+            self.root.rmdir()
+
+    # Opening --------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Undo a kill between the two renames of `_swap_meta`."""
+        old = self.root / ".meta.old"
+        if old.is_dir() and not self._meta.is_dir():
+            old.rename(self._meta)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _check_folder(self) -> None:
+        if not self.root.exists():
+            return
+        if not self.root.is_dir():
+            raise UserError(f"{self.root}: must be a folder; it is a file.")
+        ours = (self._meta / layout.OWN).is_file() or self._staging.is_dir()
+        if any(self.root.iterdir()) and not ours:
+            raise UserError(f"{self.root}: must be a new folder or a dataset written here; it holds something else.")
+
+    def _former(self) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+        """info.json, tasks and our own notes, as they stand or fresh."""
+        if not self._meta.is_dir():
+            info = {
+                "codebase_version": layout.VERSION, "robot_type": None, "total_episodes": 0, "total_frames": 0,
+                "total_tasks": 0, "chunks_size": layout.CHUNK, "data_files_size_in_mb": layout.DATA_MB,
+                "video_files_size_in_mb": layout.VIDEO_MB, "fps": self.fps, "splits": {},
+                "data_path": layout.DATA_PATH, "video_path": layout.VIDEO_PATH if self._videos else None,
+                "features": self.features,
+            }  # fmt: skip
+            return info, [], {"env": self._env, "episodes": {}}
+        info, own = layout.read_json(self._meta / layout.INFO), layout.read_json(self._meta / layout.OWN)
+        theirs = {"fps": info["fps"], "features": info["features"], "env": own.get("env")}
+        mine = json.loads(json.dumps({"fps": self.fps, "features": self.features, "env": self._env}))
+        if changed := [key for key in mine if mine[key] != theirs[key]]:
+            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        tasks = layout.read_tasks(self._meta / layout.TASKS)
+        return info, [tasks[i] for i in range(len(tasks))], own
+
+    def _kept(self) -> list[dict[str, Any]]:
+        """Staged episodes that no meta data names yet, in order; others are cleared away."""
+        staged: list[dict[str, Any]] = []
+        for folder in sorted(self._staging.glob("episode-*")):
+            if int(folder.name.removeprefix("episode-")) < self._info["total_episodes"]:
+                shutil.rmtree(folder)
+                continue
+            about = layout.read_json(folder / _ABOUT) | {"folder": folder}
+            if sorted(about["stats"]) != sorted(self.features):
+                raise UserError(f"{self.root}: new episodes must have the features of those there. Write elsewhere.")
+            if about["instruction"] not in self._tasks:
+                self._tasks.append(about["instruction"])
+            staged.append(about)
+        return staged
+
+    def _check_episode(self, columns: Mapping[str, np.ndarray], frames: Mapping[str, np.ndarray]) -> int:
+        wanted = [name for name in self.features if name not in layout.COUNTERS and name not in self._videos]
+        if sorted(columns) != sorted(wanted):
+            raise UserError(f"Writer.add: columns must be {', '.join(wanted)}; got {', '.join(columns)}.")
+        cameras = [layout.short_name(key) for key in self._videos]
+        if sorted(frames) != sorted(cameras):
+            raise UserError(f"Writer.add: frames must be of {', '.join(cameras)}; got {', '.join(frames)}.")
+        lengths = {name: len(values) for name, values in (*columns.items(), *frames.items())}
+        length = next(iter(lengths.values()), 0)
+        if not length or set(lengths.values()) != {length}:
+            raise UserError(f"Writer.add: all must have one length, 1 or more; got {lengths}.")
+        for key, (height, width) in self._videos.items():
+            images = frames[layout.short_name(key)]
+            if images.dtype != np.uint8 or images.shape != (length, height, width, 3):
+                expected = f"uint8 {(length, height, width, 3)}"
+                raise UserError(f"Writer.add: {key} must be {expected}; got {images.dtype} {images.shape}.")
+        for name, values in columns.items():
+            if np.asarray(values).size != np.prod(_shape(length, self.features[name])):
+                expected, got = _shape(length, self.features[name]), np.shape(values)
+                raise UserError(f"Writer.add: {name} must have the shape {expected}; got {got}.")
+            if not np.isfinite(np.asarray(values, np.float64)).all():
+                raise UserError(f"Writer.add: {name} must be finite.")
+        return length
+
+    # Packing --------------------------------------------------------------------------------------------
+
+    def _pack(self) -> None:
+        """Staged episodes into files, then into the meta data, then away."""
+        staged, first = self._staged, self._info["total_episodes"]
+        table = self._episodes()
+        rows: list[dict[str, Any]] = []
+        start = self._info["total_frames"]
+        for k, about in enumerate(staged):
+            end = start + about["length"]
+            rows.append({
+                "episode_index": first + k, "tasks": [about["instruction"]], "length": about["length"],
+                "dataset_from_index": start, "dataset_to_index": end,
+                "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
+                **{f"stats/{name}/{s}": v for name, stats in about["stats"].items() for s, v in stats.items()},
+            })  # fmt: skip
+            start = end
+        self._pack_files(staged, rows, table, "data", layout.DATA_PATH, "data.parquet", _join_tables)
+        for key in self._videos:
+            template = layout.VIDEO_PATH.replace("{video_key}", key)
+
+            def join(parts: list[Path], path: Path, group: list[int]) -> None:
+                concatenate(parts, path, [staged[k]["length"] for k in group], self.fps)
+
+            self._pack_files(staged, rows, table, f"videos/{key}", template, f"{key}.mp4", join)
+        new = pa.Table.from_pylist(rows, _episodes_schema(rows))
+        everything = new if table is None else pa.concat_tables([table, new])
+        former = [layout.read_json(self._meta / layout.STATS)] if table is not None else []
+        stats = layout.pooled([*former, *(about["stats"] for about in staged)])
+        count = first + len(staged)
+        info = self._info | {
+            "total_episodes": count, "total_frames": start, "total_tasks": len(self._tasks),
+            "splits": {"train": f"0:{count}"},
+        }  # fmt: skip
+        notes = {str(first + k): about["own"] for k, about in enumerate(staged)}
+        own = self._own | {"episodes": self._own["episodes"] | notes}
+        self._swap_meta(info, stats, own, everything)
+        self._info, self._own, self._staged = info, own, []
+        for about in staged:
+            shutil.rmtree(about["folder"])
+
+    def _pack_files(
+        self,
+        staged: list[dict[str, Any]],
+        rows: list[dict[str, Any]],
+        table: pa.Table | None,
+        prefix: str,
+        template: str,
+        name: str,
+        join: Callable[[list[Path], Path, list[int]], None],
+    ) -> None:
+        """Join one kind of staged file into files of limited size, after those there; notes where each episode went."""
+        number = 0
+        if table is not None:
+            chunks, files = (np.asarray(table[f"{prefix}/{part}_index"]) for part in ("chunk", "file"))
+            number = int((chunks * layout.CHUNK + files).max()) + 1
+        limit = self._limits["data" if prefix == "data" else "video"]
+        for group in _groups([_size(about["folder"] / name) for about in staged], limit):
+            place = {"chunk_index": number // layout.CHUNK, "file_index": number % layout.CHUNK}
+            path = self.root / template.format(**place)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.part")
+            join([staged[k]["folder"] / name for k in group], part, group)
+            part.replace(path)
+            begin = 0
+            for k in group:
+                rows[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
+                if prefix != "data":
+                    end = begin + staged[k]["length"]
+                    rows[k] |= {f"{prefix}/from_timestamp": begin / self.fps, f"{prefix}/to_timestamp": end / self.fps}
+                    begin = end
+            number += 1
+
+    def _episodes(self) -> pa.Table | None:
+        """The rows of meta/episodes as they stand."""
+        if not self._meta.is_dir():
+            return None
+        return layout.read_parquet(self._meta / layout.EPISODES / "chunk-000" / "file-000.parquet", "episodes")
+
+    def _swap_meta(self, info: dict[str, Any], stats: layout.Stats, own: dict[str, Any], episodes: pa.Table) -> None:
+        part, old = self.root / ".meta.part", self.root / ".meta.old"
+        shutil.rmtree(part, ignore_errors=True)
+        folder = part / layout.EPISODES / "chunk-000"
+        folder.mkdir(parents=True)
+        pq.write_table(episodes, folder / "file-000.parquet", compression="snappy")
+        pq.write_table(layout.tasks_table(self._tasks), part / layout.TASKS)
+        for name, value in ((layout.INFO, info), (layout.STATS, stats), (layout.OWN, own)):
+            (part / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+        for path in part.rglob("*"):
+            _sync(path)
+        if self._meta.is_dir():
+            self._meta.rename(old)
+        part.rename(self._meta)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _shape(length: int, feature: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of a column of numbers: shape [1] is a scalar per row."""
+    return (length, *(() if list(feature["shape"]) == [1] else feature["shape"]))
+
+
+def _size(file: Path) -> int:
+    return file.stat().st_size
+
+
+def _groups(sizes: Sequence[int], limit: float) -> list[list[int]]:
+    """Neighbours together, as many as stay within the limit; at least one."""
+    groups: list[list[int]] = []
+    total = 0.0
+    for k, size in enumerate(sizes):
+        if not groups or total + size > limit:
+            groups.append([])
+            total = 0.0
+        groups[-1].append(k)
+        total += size
+    return groups
+
+
+def _join_tables(parts: list[Path], path: Path, group: list[int]) -> None:
+    """One row group an episode."""
+    tables = [layout.read_parquet(part) for part in parts]
+    with pq.ParquetWriter(path, tables[0].schema, compression="snappy") as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=len(table))
+
+
+def _episodes_schema(rows: list[dict[str, Any]]) -> pa.Schema:
+    """Types by value, so that a statistic of whole numbers is a float like any other."""
+
+    def kind(name: str, value: Any) -> pa.DataType:
+        if isinstance(value, list):
+            return pa.list_(kind(name, value[0]))
+        if isinstance(value, str):
+            return pa.string()
+        whole = not name.startswith("stats/") or name.endswith("/count")
+        return pa.int64() if whole and isinstance(value, int) else pa.float64()
+
+    return pa.schema([(name, kind(name, value)) for name, value in rows[0].items()])
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
