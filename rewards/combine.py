@@ -1,16 +1,20 @@
-"""Several rewards into one: weighted sum, product, and VLM-RL's synthesis with the robot's own readings."""
+"""Several rewards into one: sums, products, soft conjunctions, constraints, and VLM-RL's synthesis."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from rewards.core import Features
+from rewards.core import Combine, Features
+
+EDGE = 1e-3  # progress is kept this far from 0 and 1 where its logit is taken
+SENSES = {"reach": (-1.0, 1.0), "at_least": (0.0, 1.0), "at_most": (-1.0, 0.0)}  # sense -> range of μ / bound
 
 
 @dataclass(frozen=True)
@@ -35,10 +39,18 @@ class WeightedSum:
 
 @dataclass(frozen=True)
 class Product:
-    """Π φᵢ, over all heads."""
+    """Π φᵢ, over all heads, or over chosen ones.
+
+    Args:
+        names: the factors; None takes every head.
+    """
+
+    names: Sequence[str] | None = None
 
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        return torch.stack(list(potentials.values())).prod(0)
+        names = list(potentials) if self.names is None else self.names
+        _check_names("Product: names", names, potentials)
+        return torch.stack([potentials[name] for name in names]).prod(0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,3 +106,212 @@ class Synthesis:
             penalty = signal(self.penalty)
             reward = torch.where(penalty < 0, penalty.to(reward), reward)
         return reward
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSigmoidConjunction:
+    """Soft "all of them": the log-probability that every property holds.
+
+        uᵢ = log σ(rᵢ − refᵢ),   R = Σ uᵢ ≤ 0
+
+    The slope of uᵢ fades above the reference, so no one head can be farmed to make up for another.
+
+    Args:
+        references: head -> ref, in the unit of r; None: 0 for all. `fit` takes them from a base policy.
+        logit: whether heads give probabilities or progress in [0, 1], of which r is the logit: the rule is derived
+            for Bradley-Terry scores. They are first clipped to [0.001, 0.999].
+
+    Raises:
+        ValueError: (call) references that do not name exactly the heads.
+    Source: arXiv 2402.00742 (Wang et al.). Which quantile to refer to is unverified here.
+    """
+
+    references: Mapping[str, float] | None = None
+    logit: bool = False
+
+    @classmethod
+    def fit(
+        cls, scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False
+    ) -> LogSigmoidConjunction:
+        """With a high quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
+        return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
+
+    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        return nn.functional.logsigmoid(_centred(self, potentials)).sum(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceAsReward:
+    """Bounded, quick at first and saturating: R = mean of σ(rᵢ − refᵢ), in (0, 1).
+
+    σ(r − ref) is the Bradley-Terry probability of being preferred to the reference.
+
+    Args:
+        references, logit: as of `LogSigmoidConjunction`.
+
+    Raises:
+        ValueError: (call) references that do not name exactly the heads.
+    Source: arXiv 2502.18770 (PAR), which has one score and the mean over several reference answers; here one
+        reference, and the mean over heads.
+    """
+
+    references: Mapping[str, float] | None = None
+    logit: bool = False
+
+    @classmethod
+    def fit(
+        cls, scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False
+    ) -> PreferenceAsReward:
+        """With a quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
+        return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
+
+    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        return _centred(self, potentials).sigmoid().mean(0)
+
+
+def quantiles(scores: Mapping[str, Sequence[float]], quantile: float, *, logit: bool = False) -> dict[str, float]:
+    """One quantile of each head's scores, of their logits with `logit`.
+
+    Raises:
+        ValueError: a quantile outside [0, 1], or no scores of a head.
+    """
+    if not 0 <= quantile <= 1:
+        raise ValueError(f"quantiles: quantile must be in [0, 1]; got {quantile}.")
+    if empty := [name for name, values in scores.items() if len(values) == 0]:
+        raise ValueError(f"quantiles: scores must hold some of every head; got none of {', '.join(empty)}.")
+    found = {name: torch.as_tensor(values, dtype=torch.float64).flatten() for name, values in scores.items()}
+    return {name: float(_logit(each, logit).quantile(quantile)) for name, each in found.items()}
+
+
+class LagrangianConstraints:
+    """Heads held at points beyond which they no longer mean what they measure, by multipliers that learn.
+
+        R = Σ φᵢ (free heads) + Σ μᵢ φᵢ (constrained heads),   μᵢ ← clip(μᵢ − η·(Jᵢ − θᵢ)), after every episode
+
+    L = Σ μᵢ·(Jᵢ − θᵢ) is maximised by the policy and minimised by μ: a head below its point weighs ever more, one
+    above it ever less, and with "reach" it is at last held back. θᵢ is where true success stops rising with Jᵢ, as
+    labelled episodes tell. Rewards change with μ: use shaping of kind "potential".
+
+    Args:
+        thresholds: head -> θ, in the unit of the returns that `update` is given; other heads are free, with weight 1.
+        sense: "reach" (J = θ, μ of either sign), "at_least" (J ≥ θ, μ ≥ 0) or "at_most" (J ≤ θ, μ ≤ 0).
+        rate: η > 0.
+        bound: |μ| is at most this, > 0.
+        start: μ before the first update.
+
+    Raises:
+        ValueError: no thresholds, an unknown sense, or a number out of range.
+    Source: arXiv 2310.04373 (Moskovitz et al.), where a squashed μ is shown on dialogue. Departs: clipped instead, as
+        the note's secondary source has it; no search over θ.
+    """
+
+    def __init__(
+        self,
+        thresholds: Mapping[str, float],
+        *,
+        sense: str = "reach",
+        rate: float = 0.01,
+        bound: float = 1.0,
+        start: float = 0.0,
+    ) -> None:
+        where = "LagrangianConstraints"
+        if not thresholds:
+            raise ValueError(f"{where}: thresholds must name at least one head; got none.")
+        if sense not in SENSES:
+            raise ValueError(f"{where}: sense must be one of {', '.join(SENSES)}; got {sense!r}.")
+        if not (rate > 0 and 0 < bound < math.inf):
+            raise ValueError(f"{where}: rate and bound must be > 0; got {rate} and {bound}.")
+        self.thresholds, self.rate = dict(thresholds), rate
+        self._low, self._high = (bound * side for side in SENSES[sense])
+        self.multipliers = dict.fromkeys(self.thresholds, self._clip(start))
+
+    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        _check_names("LagrangianConstraints: thresholds", self.thresholds, potentials)
+        return torch.stack([self.multipliers.get(name, 1.0) * score for name, score in potentials.items()]).sum(0)
+
+    def update(self, returns: Mapping[str, float]) -> dict[str, float]:
+        """One step of the multipliers, after an episode.
+
+        Args:
+            returns: J of each constrained head over that episode (or the mean of several); others are ignored.
+        Returns:
+            The multipliers, for the log.
+
+        Raises:
+            ValueError: the return of a constrained head is missing or not finite; no multiplier has moved then.
+        """
+        bad = [name for name in self.thresholds if not math.isfinite(returns.get(name, math.nan))]
+        if bad:
+            raise ValueError(
+                f"LagrangianConstraints.update: returns must hold a finite one of {', '.join(bad)}; "
+                f"got {[returns.get(name) for name in bad]}."
+            )
+        for name, point in self.thresholds.items():
+            self.multipliers[name] = self._clip(self.multipliers[name] - self.rate * (returns[name] - point))
+        return dict(self.multipliers)
+
+    def state_dict(self) -> dict[str, float]:
+        """What `load_state_dict` takes: the multipliers, JSON values."""
+        return dict(self.multipliers)
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Continue from saved multipliers.
+
+        Raises:
+            ValueError: those of other heads, or out of bounds.
+        """
+        if set(state) != set(self.thresholds) or any(self._clip(value) != value for value in state.values()):
+            raise ValueError(
+                f"LagrangianConstraints: state must hold multipliers of {', '.join(self.thresholds)} in "
+                f"[{self._low}, {self._high}]; got {dict(state)}."
+            )
+        self.multipliers = dict(state)
+
+    def _clip(self, value: float) -> float:
+        return min(max(value, self._low), self._high)
+
+
+KINDS: dict[str, Any] = {
+    "sum": WeightedSum,
+    "product": Product,
+    "synthesis": Synthesis,
+    "conjunction": LogSigmoidConjunction,
+    "preference": PreferenceAsReward,
+    "constraints": LagrangianConstraints,
+}
+
+
+def combination(config: Mapping[str, Any] | None = None) -> Combine:
+    """A combination from plain values: `kind`, one of `KINDS` (default "sum"), and that class's arguments.
+
+    Raises:
+        ValueError: an unknown kind.
+        TypeError: an argument that it does not take.
+    """
+    given = dict(config or {})
+    kind = given.pop("kind", "sum")
+    if kind not in KINDS:
+        raise ValueError(f"combination: kind must be one of {', '.join(KINDS)}; got {kind!r}.")
+    return KINDS[kind](**given)
+
+
+def _centred(
+    combine: LogSigmoidConjunction | PreferenceAsReward, potentials: Mapping[str, Float[Tensor, "B T"]]
+) -> Float[Tensor, "N B T"]:
+    """rᵢ − refᵢ of every head."""
+    references = dict.fromkeys(potentials, 0.0) if combine.references is None else combine.references
+    if set(references) != set(potentials):
+        raise ValueError(
+            f"{type(combine).__name__}: references must name exactly the heads {', '.join(sorted(potentials))}; "
+            f"got {', '.join(sorted(references))}."
+        )
+    return torch.stack([_logit(score, combine.logit) - references[name] for name, score in potentials.items()])
+
+
+def _logit(values: Tensor, wanted: bool) -> Tensor:
+    return values.clamp(EDGE, 1 - EDGE).logit() if wanted else values
+
+
+def _check_names(where: str, names: Sequence[str] | Mapping[str, Any], potentials: Mapping[str, Any]) -> None:
+    if not names or set(names) - set(potentials):
+        raise ValueError(f"{where} must be among the heads {', '.join(potentials)}; got {', '.join(names) or 'none'}.")
