@@ -113,6 +113,7 @@ def fuse(
     hops_fwd: Float[Tensor, "B T"],
     hops_bwd: Float[Tensor, "B T"] | None,
     *,
+    first: Float[Tensor, " B"] | None = None,
     fusion: str = "guarded",
     strength: float = STRENGTH,
     epsilon: float = EPSILON,
@@ -127,13 +128,17 @@ def fuse(
                      Φ_t = Φ_t−1 + (w/2)·(P − Φ_t−1 + d_t),  d_t the incremental step taken from Φ_t−1;  Φ_0 = 0
 
     Where a needed prediction is missing (NaN, or infinite), w is 0 and Φ keeps its last value; Φ before the first
-    prediction is 0. Other hops are clipped to [-1, 1].
+    prediction is Φ_0. Other hops are clipped to [-1, 1].
+
+    The paper's episodes start at Φ_0 = 0. One that starts half-way says so by `first`: then Φ_I,0 = Φ_0 = first, and
+    Φ_F is what h(start, t) makes of Φ_0, which is Φ_0 + (1 − Φ_0)·h or Φ_0 + Φ_0·h instead of h.
 
     Args:
         hops_inc: h(t−1, t); column 0 is not read.
         hops_fwd: h(start, t), start being the episode's first frame.
         hops_bwd: h(goal, t), goal being a reference and never the episode's own last frame; None where there is no
             reference goal: then P = Φ_F and w = 1, and the mean is of two.
+        first: Φ_0 in [0, 1], how far the task had come at the reset; None: 0.
         fusion: one of `FUSIONS`.
         strength: a ≥ 0. The paper's 20 is severe: (Φ_F, Φ_B) = (0.4, 0.5) gives w = 0.37 at ε = 0.
         epsilon: ε > 0. The paper names none; a tiny one freezes the start, where P is small.
@@ -148,31 +153,32 @@ def fuse(
     known["inc"] = torch.cat([torch.ones_like(known["inc"][:, :1]), known["inc"][:, 1:]], 1)
     clean = {name: torch.where(known[name], each, 0.0).clamp(-1, 1) for name, each in hops.items()}
     step = torch.cat([torch.zeros_like(hops_inc[:, :1]), clean["inc"][:, 1:]], 1)
-    anchored = [clean["fwd"].clamp(min=0)]
+    first = torch.zeros_like(hops_inc[:, 0]) if first is None else first
+    anchored = [apply_hop(first[:, None].expand_as(step), clean["fwd"]).clamp(0, 1)]
     if hops_bwd is not None:
         anchored.append((1 + clean["bwd"]).clamp(max=1))
 
     # each is Φ_t = keep·Φ_t−1 + add, since (1 − Φ)·h or Φ·h is h⁺ − |h|·Φ
-    summed = _recurrence(1 - step.abs(), step.clamp(min=0))
+    summed = _recurrence(first, 1 - step.abs(), step.clamp(min=0))
     if fusion == "incremental":
         return summed
     if fusion in ("forward", "backward"):
         value, seen = (anchored[0], known["fwd"]) if fusion == "forward" else (anchored[1], known["bwd"])
-        return _recurrence((~seen).to(value), value * seen)
+        return _recurrence(first, (~seen).to(value), value * seen)
     seen = torch.stack(list(known.values())).all(0)
     if fusion == "mean":
         mean = torch.stack([summed, *anchored]).mean(0)
-        return _recurrence((~seen).to(mean), mean * seen)
+        return _recurrence(first, (~seen).to(mean), mean * seen)
     middle = torch.stack(anchored).mean(0)
     apart = (anchored[-1] - anchored[0]).abs() / (middle + epsilon)
     trust = torch.exp(-strength * apart**2) * seen
     trust[:, 0] = 0.0
-    return _recurrence(1 - trust / 2 * (1 + step.abs()), trust / 2 * (middle + step.clamp(min=0)))
+    return _recurrence(first, 1 - trust / 2 * (1 + step.abs()), trust / 2 * (middle + step.clamp(min=0)))
 
 
-def _recurrence(keep: Tensor, add: Tensor) -> Tensor:
-    """Φ_t = keep_t·Φ_t−1 + add_t from Φ_−1 = 0, (B, T)."""
-    progress, columns = torch.zeros_like(add[:, 0]), []
+def _recurrence(progress: Tensor, keep: Tensor, add: Tensor) -> Tensor:
+    """Φ_t = keep_t·Φ_t−1 + add_t from Φ_−1 (B,), as (B, T)."""
+    columns = []
     for kept, added in zip(keep.unbind(1), add.unbind(1), strict=True):
         progress = kept * progress + added
         columns.append(progress)
