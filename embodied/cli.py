@@ -11,7 +11,7 @@ import errno
 import importlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 COMMANDS = Path(__file__).resolve().parent / "commands"
+GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
 EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
 
@@ -35,6 +36,14 @@ usage: embodied VERB [key=value …]
   embodied VERB … --debug  with tracebacks
   embodied --version
 """
+
+COMPOSED = "_composed"  # the config of several rewards
+COMPOSITION = """\
+Several rewards as one, each logged by its name:
+  reward=[clip,process] reward.goal="the drawer is open"   every part with a goal gets it
+  reward.clip.goal=…                                       that part alone
+  reward.combine=NAME                                      {combinations}
+  reward.shaping.kind=…                                    of the combined potential"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,14 +113,16 @@ def verb_help(verb: str) -> str:
     if chosen:
         parts.append("Groups, their default and their choices:")
         parts[-1] += "".join(f"\n  {group}={name}\n{_wrap(choices(group))}" for group, name in chosen.items())
+    if "reward" in chosen:
+        parts.append(COMPOSITION.format(combinations=" ".join(choices("reward/combine"))))
     settings = OmegaConf.to_yaml(config).rstrip().replace("\n", "\n  ")
     parts.append(f"Settings and their defaults (key=value; a.b=value inside a group):\n  {settings}")
     return "\n\n".join(parts)
 
 
 def choices(group: str) -> list[str]:
-    """The configs of a group."""
-    return sorted(path.stem for path in (paths.configs() / group).glob("*.yaml"))
+    """The configs of a group that a person may choose."""
+    return sorted(path.stem for path in (paths.configs() / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
 def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
@@ -131,35 +142,99 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     """
     from omegaconf import DictConfig, OmegaConf
 
-    groups, values = [], []
-    _, chosen = _compose(verb, [])
+    groups, values, plain = [], [], {}
+    parts: list[str] = []
+    base, chosen = _compose(verb, [])
     for word in map(_quote, overrides):
         key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"settings are written key=value; got {word!r}.")
         _check_grammar(word)
         is_group = "." not in key and (paths.configs() / key).is_dir()
-        if is_group and "=" in word and not word.startswith("~"):
+        if is_group and key in base and key not in chosen:  # a plain setting; Hydra would look for the group's file
+            plain[key] = word.split("=", 1)[1]
+        elif is_group and "=" in word and not word.startswith("~"):
             name = word.split("=", 1)[1]
-            if name != "null" and name not in choices(key):
+            if key == "reward":
+                parts = _parts(name)
+            if key == "reward" and parts:
+                name = COMPOSED
+            elif name != "null" and name not in choices(key):
                 raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key))}")
             name = name if name == "null" else f"'{name}'"  # a choice may be called true
             groups.append(f"{'' if key in chosen else '+'}{key}={name}")
         else:
             (groups if is_group else values).append(word)
+    if parts:
+        groups += [f"+reward@reward.parts.{part}={part}" for part in parts]
+        combined, values = _split(values, lambda word: word.startswith("reward.combine="))
+        for word in combined:
+            name = word.split("=", 1)[1]
+            if name not in choices("reward/combine"):
+                known = choices("reward/combine")
+                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {nearest(name, known)}")
+            groups.append(f"reward/combine={name}")
     base, _ = _compose(verb, groups)
+    if parts:
+        values = [each for word in values for each in _to_parts(word, base)]
     for word in values:
         key = word.split("=", 1)[0]
         if word[0] not in "+~":
             _check_key(key, base)
     config, _ = _compose(verb, groups + values)
+    config.merge_with(plain)
     for word in values:
         if word[0] not in "+~":
             _check_kind(word.split("=", 1)[0], base, config)
-    if missing := sorted(OmegaConf.missing_keys(config)):
+        if not word.startswith("~"):
+            key = word.split("=", 1)[0].lstrip("+")
+            node: Any = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+            node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
+    if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
         raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
     assert isinstance(config, DictConfig)
     return config
+
+
+def given(config: DictConfig, key: str) -> bool:
+    """Whether the user set a key of the verb's own on the command line, be it to its default."""
+    node: Any = config._get_node(key)
+    return node is not None and bool(node._get_flag(GIVEN))
+
+
+def _parts(value: str) -> list[str]:
+    """The names in `[clip,process]`; none where the value is not a list."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return []
+    names = [name.strip() for name in value[1:-1].split(",") if name.strip()]
+    known = [name for name in choices("reward") if name != "true"]
+    for name in names:
+        if name not in known:
+            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {nearest(name, known)}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"reward={value} must list rewards, each once. Several goals of one: reward.goals=[…].")
+    return names
+
+
+def _to_parts(word: str, base: DictConfig) -> list[str]:
+    """`reward.clip.goal=x` → `reward.parts.clip.goal=x`; `reward.goal=x` → the same for every part with a goal."""
+    found = re.fullmatch(r"([+~]*)reward\.(\w+)(.*)", word, re.DOTALL)
+    if found is None or found[2] in base.reward:
+        return [word]
+    sign, key, rest = found.groups()
+    if key in base.reward.parts:
+        return [f"{sign}reward.parts.{key}{rest}"]
+    having = [name for name, part in base.reward.parts.items() if key in set(part)]
+    if not having:
+        known = {f"reward.{inner}" for part in base.reward.parts.values() for inner in part if inner[0] != "_"}
+        known |= {f"reward.{inner}" for inner in (*base.reward.parts, "combine", "shaping")}
+        raise UserError(f"unknown setting 'reward.{key}'. {nearest(f'reward.{key}', known)}")
+    return [f"{sign}reward.parts.{name}.{key}{rest}" for name in having]
+
+
+def _split(words: list[str], chosen: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Those that are chosen, and the others."""
+    return [word for word in words if chosen(word)], [word for word in words if not chosen(word)]
 
 
 def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
@@ -176,6 +251,8 @@ def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str
     chosen = {k: str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]
+        for part in (config.get("reward") or {}).get("parts", {}).values():
+            part.pop("shaping", None)  # the whole is shaped, once
     return config, chosen
 
 
@@ -201,7 +278,8 @@ def _check_grammar(word: str) -> None:
 def _check_key(key: str, base: DictConfig) -> None:
     known = dict(_flatten(base))
     if key not in known:
-        raise UserError(f"unknown setting {key!r}. {nearest(key, known)}")
+        told = f"unknown setting {key!r}. {nearest(key, known)}"
+        raise UserError(told.replace("reward.parts.", "reward."))
 
 
 def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:

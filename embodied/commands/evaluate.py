@@ -12,14 +12,15 @@ from __future__ import annotations
 import json
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from embodied import evaluation, runs
 from embodied.build import build
-from embodied.commands.train import ROOT, env_maker, make_scorer, make_venv, told
+from embodied.commands.train import ROOT, saved_config, told
 from embodied.errors import UserError
 from embodied.report import write_report
+from embodied.scorers import env_maker, make_scorer, make_venv, reward_cameras
 
 
 def run(config: DictConfig) -> None:
@@ -28,8 +29,7 @@ def run(config: DictConfig) -> None:
     checkpoint = runs.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    trained = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(trained, DictConfig)
+    trained = saved_config(folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
     count = min(config.num_worlds, config.episodes)
@@ -42,7 +42,8 @@ def run(config: DictConfig) -> None:
         runs.load_parameters(checkpoint, model)
         with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
             result = evaluation.evaluate(model, venv, config.episodes, seed=config.seed, scorer=scorer, tick=bar.update)
-        evaluation.save_videos(folder, "evaluate", model, env, seed=config.seed, count=config.videos, scorer=scorer)
+        seen = {"scorer": scorer, "cameras": reward_cameras(trained)}
+        evaluation.save_videos(folder, "evaluate", model, env, seed=config.seed, count=config.videos, **seen)
     finally:
         venv.close()
         env.close()

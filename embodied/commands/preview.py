@@ -1,11 +1,13 @@
 """See what the reward model sees: a contact sheet of frames with their scores, before any training.
 
 One row each for starts of episodes, an episode of random actions and, where the world has a scripted expert, an
-episode of it; for every camera, at the encoder's size. The score is the potential that shaping turns into reward.
+episode of it; for every camera, at the encoder's size. The score is the potential that shaping turns into reward:
+each camera's own, in place of the chosen one's, or one of all the views in env.cameras.
 Frames in which the task is solved have a green border: a good reward model gives those the high scores, and a picture
 that is upside down, empty or too dark shows here.
 
     embodied preview env=desk-drawer reward=clip reward.goal="the drawer is open"
+    embodied preview env=desk-drawer env.cameras=[front,side] reward=clip reward.goal="the drawer is open"
     embodied preview env=cartpole reward=true out=frames.png
 """
 
@@ -22,11 +24,15 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from embodied.commands.train import env_maker, make_scorer
+from embodied import scoring
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
+from embodied.envs.worker import own_view, view_names
+from embodied.envs.world import World
 from embodied.errors import UserError
-from rewards.core import Features, Scorer
+from embodied.scorers import env_maker, make_scorer, reward_cameras, reward_name
+from embodied.scoring import Layout, Track
+from rewards.core import Scorer
 
 PLAIN_SIZE = 224  # pixels of a frame where no encoder asks for a size
 MIN_TILE = 128  # smaller frames are enlarged, without smoothing, to be seen
@@ -45,6 +51,7 @@ class Strip:
         solved: T, whether the task is solved there.
         signals: T readings of the robot's own sensors, by name.
         scores: head name, or "reward" for the combined potential -> (T,); empty without a reward model.
+        depth: of (H, W) float32, metres: of each episode's first frame, where the world measures it.
     """
 
     name: str
@@ -53,6 +60,7 @@ class Strip:
     solved: list[bool] = field(default_factory=list)
     signals: list[dict[str, float]] = field(default_factory=list)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
+    depth: list[np.ndarray] = field(default_factory=list)
 
 
 def run(config: DictConfig) -> None:
@@ -64,20 +72,29 @@ def run(config: DictConfig) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(f"out must end in .png; got {out}.")
     torch.set_num_threads(config.threads)
-    scorer = make_scorer(config)
     env = env_maker(config)()
     try:
+        world, together = env.unwrapped, reward_cameras(config)
+        scorer = make_scorer(config, world=world if isinstance(world, World) else None)
         size = PLAIN_SIZE if scorer is None else int(scorer.encoder.image_size[0])
-        strips = _starts(env, size, config.columns, config.seed)
-        strips += _episode(env, size, config, "random", lambda: lambda: env.action_space.sample())
-        world = env.unwrapped
+        cameras = list(view_names(env, together)) if together else _cameras(env)
+        rows = [_starts(env, cameras, size, config.columns, config.seed)]
+        rows.append(_episode(env, cameras, size, config, "random", lambda: lambda: env.action_space.sample()))
         if isinstance(world, Desk):
-            strips += _episode(env, size, config, "expert", lambda: _expert(world))
+            rows.append(_episode(env, cameras, size, config, "expert", lambda: _expert(world)))
+        own = own_view(env)
     finally:
         env.close()
     if scorer is not None:
-        for strip in strips:
-            strip.scores = _scores(scorer, strip)
+        for row in rows:
+            if together:
+                row[0].scores = _scores(scorer, row, tuple(cameras))
+                for strip in row[1:]:
+                    strip.scores = row[0].scores
+            else:
+                for strip in row:
+                    strip.scores = _scores(scorer, [strip], (own,))
+    strips = [strip for row in rows for strip in row]
     sheet = draw(strips, config.columns, _title(config))
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.part")
@@ -101,35 +118,42 @@ def _cameras(env: gymnasium.Env) -> list[str]:
     return [chosen, *others]
 
 
-def _look(env: gymnasium.Env, strips: list[Strip], size: int, info: dict[str, Any]) -> None:
-    """Add what every camera sees now."""
+def _look(env: gymnasium.Env, strips: list[Strip], size: int, info: dict[str, Any], *, first: bool) -> None:
+    """Add what every camera sees now, and how far it is where an episode begins."""
     signals = env.get_wrapper_attr("signals")() if env.has_wrapper_attr("signals") else {}
     for strip in strips:
+        if first and env.has_wrapper_attr("depth"):
+            strip.depth.append(env.get_wrapper_attr("depth")(camera=strip.camera, image_size=size))
         strip.frames.append(env.get_wrapper_attr("frame")(camera=strip.camera, image_size=size))
         strip.solved.append(bool(info.get("is_success", False)))
         strip.signals.append(signals)
 
 
-def _starts(env: gymnasium.Env, size: int, count: int, seed: int) -> list[Strip]:
-    strips = [Strip("start", camera) for camera in _cameras(env)]
+def _starts(env: gymnasium.Env, cameras: list[str], size: int, count: int, seed: int) -> list[Strip]:
+    strips = [Strip("start", camera) for camera in cameras]
     for i in range(count):
         _, info = env.reset(seed=seed + i)
-        _look(env, strips, size, info)
+        _look(env, strips, size, info, first=True)
     return strips
 
 
 def _episode(
-    env: gymnasium.Env, size: int, config: DictConfig, name: str, policy: Callable[[], Callable[[], Any]]
+    env: gymnasium.Env,
+    cameras: list[str],
+    size: int,
+    config: DictConfig,
+    name: str,
+    policy: Callable[[], Callable[[], Any]],
 ) -> list[Strip]:
     """One episode; `policy` is called after the reset and gives what makes the actions."""
-    strips = [Strip(name, camera) for camera in _cameras(env)]
+    strips = [Strip(name, camera) for camera in cameras]
     env.action_space.seed(config.seed)
     _, info = env.reset(seed=config.seed)
     act = policy()
-    _look(env, strips, size, info)
+    _look(env, strips, size, info, first=True)
     for _ in range(config.max_steps):
         _, _, terminated, truncated, info = env.step(act())
-        _look(env, strips, size, info)
+        _look(env, strips, size, info, first=False)
         if terminated or truncated:
             break
     return strips
@@ -141,15 +165,22 @@ def _expert(world: Desk) -> Callable[[], np.ndarray]:
 
 
 @torch.inference_mode()
-def _scores(scorer: Scorer, strip: Strip) -> dict[str, np.ndarray]:
-    """The potentials of a row; each start is an episode of its own."""
-    encoded = scorer.encode(torch.from_numpy(np.stack(strip.frames))).float().cpu()  # (T, D)
-    shape = (-1, 1) if strip.name == "start" else (1, -1)
-    signals = {
-        name: torch.tensor([each[name] for each in strip.signals], dtype=torch.float32).reshape(shape)
-        for name in strip.signals[0]
-    }
-    features = Features(views={"main": encoded.reshape(*shape, encoded.shape[-1])}, signals=signals)
+def _scores(scorer: Scorer, strips: list[Strip], views: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The potentials of a row, of one strip a view; each start is an episode of its own."""
+    frames = np.stack([strip.frames for strip in strips], axis=1)  # (T, V, H, W, 3)
+    layout = Layout(views, tuple(sorted(strips[0].signals[0])))
+    encoded = scoring.encode(scorer, frames.reshape(-1, *frames.shape[2:]))
+    rows, ended = layout.rows(encoded, strips[0].signals), strips[0].name == "start"
+    depth = np.stack([strip.depth for strip in strips], axis=1) if strips[0].depth else None  # (starts, V, H, W)
+    begins = range(len(rows)) if ended else (0,)
+    episodes = []
+    for k, first in enumerate(begins):
+        last = first + 1 if ended else len(rows)
+        episodes.append(Track(rows[first:last], frames=list(frames[first:last])))
+        if scorer.frames_read == "first":
+            episodes[-1].frames = episodes[-1].frames[:1]
+        episodes[-1].depth = None if depth is None else depth[k]
+    features = scoring.batch(scorer, episodes, layout)
     potentials = scorer.potentials(features)
     combined = scorer.combined(potentials, features)
     named = potentials if len(potentials) > 1 else {}
@@ -163,12 +194,12 @@ def table(strips: list[Strip]) -> str:
     """Lowest, mean, highest and last score of each row and head; and of solved frames, where there are any."""
     header = ("frames", "camera", "head", "lowest", "mean", "highest", "last", "solved", "mean if solved")
     rows: list[tuple[str, ...]] = [header]
-    for strip in strips:
+    for strip, camera in _scored(strips):
         solved = np.array(strip.solved)
         for head, values in strip.scores.items():
             shown = [f"{v:.3f}" for v in (values.min(), values.mean(), values.max(), values[-1])]
             inside = f"{values[solved].mean():.3f}" if solved.any() else ""
-            rows.append((strip.name, strip.camera, head, *shown, f"{solved.sum()}/{len(solved)}", inside))
+            rows.append((strip.name, camera, head, *shown, f"{solved.sum()}/{len(solved)}", inside))
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join(
         "  ".join(
@@ -176,6 +207,14 @@ def table(strips: list[Strip]) -> str:
         )
         for row in rows
     )
+
+
+def _scored(strips: list[Strip]) -> list[tuple[Strip, str]]:
+    """Strips with scores of their own, and whose they are; views scored together share theirs."""
+    groups: dict[int, list[Strip]] = {}
+    for strip in strips:
+        groups.setdefault(id(strip.scores), []).append(strip)
+    return [(group[0], "+".join(strip.camera for strip in group)) for group in groups.values()]
 
 
 def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
@@ -214,5 +253,7 @@ def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
 
 
 def _title(config: DictConfig) -> str:
-    goal = config.reward.get("goal") or config.reward.get("goals") or ""
-    return f"{config.env.id}   {goal}"
+    told = {}
+    for part in (config.reward.get("parts") or {"": config.reward}).values():
+        told[str(part.get("goal") or part.get("goals") or "")] = None  # each text once
+    return f"{config.env.id}   {reward_name(config.reward)}   {', '.join(told)}"

@@ -2,9 +2,11 @@
 
 Worlds step, the encoder turns frames into features, the reward's heads score them, and the policy climbs the score;
 success is only watched. Writes a run folder with curves, checkpoints, videos of a last evaluation and report.html.
-Ctrl-C or a crash loses nothing before the last checkpoint: resume=true continues the same curve.
+Ctrl-C or a crash loses nothing before the last checkpoint: resume=true continues the same curve, with steps=… beyond
+the number it was started with.
 
     embodied train env=desk-drawer reward=clip reward.goal="the drawer is open" reward.baseline="a robot arm at a desk"
+    embodied train env=desk-drawer reward=[clip,softmax] reward.goal="the drawer is open" reward.softmax.negatives=[…]
     embodied train env=cartpole reward=true policy=ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true
 """
@@ -12,7 +14,6 @@ Ctrl-C or a crash loses nothing before the last checkpoint: resume=true continue
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from embodied import evaluation, runs
+from embodied import cli, evaluation, runs
 from embodied.build import build
-from embodied.envs.bridge import make
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
 from embodied.report import write_report
+from embodied.scorers import env_maker, make_scorer, make_venv, reward_cameras, reward_name
 from rewards.core import Scorer
 
 ROOT = Path("runs")
@@ -55,7 +56,7 @@ def run(config: DictConfig) -> None:
         model: BaseAlgorithm = build(config.policy, venv=venv, seed=config.seed, device=config.device)
         if folder is None:  # nothing is written before everything could be built
             folder = made_folder(config)
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), "utf-8")
+            save_config(folder, config)
             runs.write_run(folder, verb="train", seed=config.seed, command=sys.argv, **runs.facts())
         runs.write_run(folder, status="running")
         done = int(checkpoint.name) if checkpoint is not None else None
@@ -93,41 +94,43 @@ def run(config: DictConfig) -> None:
         venv.close()
 
 
-# Parts, from a config; `evaluate` makes the same ---------------------------------------------------------------
-
-
-def make_scorer(config: DictConfig) -> Scorer | None:
-    """The reward model; None where the task's own reward is learned from."""
-    if config.reward.get("_target_") is None:
-        return None
-    return build(config.reward, encoder=build(config.encoder))
-
-
-def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, workers: int, seed: int) -> WorldVecEnv:
-    """The worlds; they render what the encoder reads, or nothing on the task's own reward."""
-    size = None if scorer is None else int(scorer.encoder.image_size[0])
-    return WorldVecEnv(env_maker(config), num_worlds, workers=workers, seed=seed, frame_size=size)
-
-
-def env_maker(config: DictConfig) -> Any:
-    """Makes one world, in any process."""
-    env: Any = OmegaConf.to_container(config.env, resolve=True)
-    kwargs = env.pop("kwargs", None) or {}
-    return partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
-
-
 def resumed(config: DictConfig) -> tuple[Path, DictConfig]:
-    """The folder to go on in, and the config it was started with.
+    """The folder to go on in, and the config it was started with; `steps`, where given, is the new number of them.
 
     Raises:
-        UserError: there is no such run, or it has no checkpoint.
+        UserError: there is no such run, it has no checkpoint, or it is beyond the steps given.
     """
     folder = runs.find(config.run or "latest", ROOT / "train")
-    if runs.latest_checkpoint(folder) is None:
+    checkpoint = runs.latest_checkpoint(folder)
+    if checkpoint is None:
         raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
-    old = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(old, DictConfig)
+    old = saved_config(folder)
+    if cli.given(config, "steps") and config.steps != old.steps:
+        if config.steps < int(checkpoint.name):
+            raise UserError(f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}.")
+        old.steps = config.steps
+        save_config(folder, old)
     return folder, old
+
+
+def saved_config(folder: Path) -> DictConfig:
+    """The config a run was started with; settings that came later have their defaults."""
+    saved, defaults = OmegaConf.load(folder / "config.yaml"), cli.compose("train", [])
+    assert isinstance(saved, DictConfig)
+    for key, default in defaults.items():
+        if key not in saved:
+            saved[key] = default
+    for key, default in defaults.env.items():
+        if key not in saved.env:
+            saved.env[key] = default
+    return saved
+
+
+def save_config(folder: Path, config: DictConfig) -> None:
+    """Write config.yaml, whole or not at all."""
+    part = folder / ".config.yaml.part"
+    part.write_text(OmegaConf.to_yaml(config), "utf-8")
+    part.replace(folder / "config.yaml")
 
 
 def made_folder(config: DictConfig) -> Path:
@@ -135,10 +138,8 @@ def made_folder(config: DictConfig) -> Path:
     if config.run:
         Path(config.run).mkdir(parents=True)
         return Path(config.run)
-    target = config.reward.get("_target_") or "true"
-    reward = str(target).rpartition(".")[2].removesuffix("_scorer")
     name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-    return runs.new_folder(ROOT / "train", name, reward, config.seed)
+    return runs.new_folder(ROOT / "train", name, reward_name(config.reward), config.seed)
 
 
 def finish(config: DictConfig, folder: Path, model: BaseAlgorithm, scorer: Scorer | None) -> dict[str, Any]:
@@ -152,7 +153,8 @@ def finish(config: DictConfig, folder: Path, model: BaseAlgorithm, scorer: Score
     summary = {"steps": model.num_timesteps} | result.summary() | {"final": True}
     runs.append_line(folder / "evaluations.jsonl", summary)
     env = env_maker(config)()
-    evaluation.save_videos(folder, "final", model, env, seed=seed, count=config.videos, scorer=scorer)
+    cameras = reward_cameras(config)
+    evaluation.save_videos(folder, "final", model, env, seed=seed, count=config.videos, scorer=scorer, cameras=cameras)
     env.close()
     return summary
 

@@ -71,4 +71,4 @@ def test_potentials_of_an_episode_see_its_past():
     frames = [np.zeros((8, 8, 3), np.uint8)] * 3
     for name, expected in (("random", [0, 1, 2]), ("start", [0, 0, 0])):
         strip = Strip(name, "front", frames, [False] * 3, [{}] * 3)
-        assert _scores(scorer, strip)["reward"].tolist() == expected
+        assert _scores(scorer, [strip], ("front",))["reward"].tolist() == expected

@@ -1,0 +1,174 @@
+"""The worlds and the reward model that a config describes, with what only the upper floor knows filled in.
+
+A reward's config leaves open what follows from the world: the encoder, demonstrations given as a number or a dataset's
+name, the cameras' calibration, and a goal that is the task's own instruction. Every verb makes its scorer here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from embodied.build import build, locate
+from embodied.envs import WORLDS
+from embodied.envs.bridge import make
+from embodied.envs.vector import WorldVecEnv
+from embodied.envs.world import World
+from embodied.errors import UserError
+from embodied.goal_images import simulated
+from rewards.core import Encoder, Episode, Scorer
+
+COMPOSED = "rewards.compose.composed_scorer"
+
+
+def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | None:
+    """The reward model; None where the task's own reward is learned from.
+
+    What a factory can take and its config leaves null is filled in: `goal`, by the world's instruction; `calibration`,
+    by that of the reward's cameras that stand still. Recorded episodes (`demos` and others of that type) given as a
+    number are so many expert episodes of the world, given as a name or folder a whole dataset; encoded here, once.
+
+    Args:
+        config: a verb's, with `reward` and `encoder`; without `env` there is no world to ask.
+        world: the world, where there is one already; else it is made and closed here, if it is needed.
+
+    Raises:
+        UserError: something in the config is unknown or cannot be had here.
+    """
+    if config.reward.get("_target_") is None:
+        return None
+    reward: Any = OmegaConf.to_container(config.reward, resolve=True, throw_on_missing=True)
+    filler = _Filler(config, build(config.encoder), world)
+    try:
+        if reward["_target_"] != COMPOSED:
+            return filler.scorer(reward)
+        parts = {name: filler.scorer(part) for name, part in reward.pop("parts").items()}
+        return build(reward, encoder=filler.encoder, parts=parts)
+    finally:
+        filler.close()
+
+
+def env_maker(config: DictConfig) -> Any:
+    """Makes one world, in any process."""
+    env: Any = OmegaConf.to_container(config.env, resolve=True)
+    kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
+    env.pop("cameras", None)
+    if cameras and env.get("camera") is None:
+        env["camera"] = cameras[0]
+    return partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+
+
+def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, workers: int, seed: int) -> WorldVecEnv:
+    """The worlds; they render what the scorer reads, or nothing on the task's own reward."""
+    return WorldVecEnv(
+        env_maker(config),
+        num_worlds,
+        workers=workers,
+        seed=seed,
+        frame_size=None if scorer is None else int(scorer.encoder.image_size[0]),
+        cameras=reward_cameras(config),
+        depth=scorer is not None and scorer.frames_read != "none",
+    )
+
+
+def reward_name(reward: Mapping[str, Any] | DictConfig) -> str:
+    """What to call a reward, in folders and titles: "clip", "clip+process", "true"."""
+    if reward.get("parts"):
+        return "+".join(reward["parts"])
+    return str(reward.get("_target_") or "true").rpartition(".")[2].removesuffix("_scorer")
+
+
+def reward_cameras(config: DictConfig) -> list[str]:
+    """The cameras that a config's reward reads, by name; empty: the world's own.
+
+    Raises:
+        UserError: not a list of names.
+    """
+    cameras = config.env.get("cameras") or []
+    if isinstance(cameras, str) or not all(isinstance(name, str) for name in cameras):
+        raise UserError(f"env.cameras must be a list of cameras, or null; got {cameras}. Try env.cameras=[front,side].")
+    return list(cameras)
+
+
+class _Filler:
+    """What a reward's factory wants of the world and its data, had only when one asks."""
+
+    def __init__(self, config: DictConfig, encoder: Encoder, world: World | None) -> None:
+        self.encoder = encoder
+        self._config, self._given, self._made = config, world, None
+        self._demos: dict[int | str, Sequence[Episode]] = {}
+
+    def scorer(self, reward: dict[str, Any]) -> Scorer:
+        reward = dict(reward)
+        parameters = inspect.signature(locate(reward.get("_target_"))).parameters
+        if "goal" in parameters and "goals" not in parameters and reward.get("goal") is None and self.world:
+            reward["goal"] = self.world.instruction
+        call_time: dict[str, Any] = {}
+        if isinstance(reward.get("goal_images"), int) and reward.get("model") is None and self.world:
+            size = int(self.encoder.image_size[0])
+            call_time["goal_images"] = simulated(
+                self.world, reward.pop("goal_images"), cameras=self._cameras(), image_size=size
+            )
+        if "calibration" in parameters and reward.get("calibration") is None and self.world:
+            call_time["calibration"] = self._calibration(self.world)
+        for name in (name for name, each in parameters.items() if "Sequence[Episode]" in str(each.annotation)):
+            wanted = reward.pop(name, None)
+            if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
+                call_time[name] = self._episodes(name, wanted)
+        return build(reward, encoder=self.encoder, **call_time)
+
+    @cached_property
+    def world(self) -> World | None:
+        """The config's world, if it is one of ours."""
+        if self._given is None and "env" in self._config:
+            self._made = env_maker(self._config)()
+        world = self._given or (self._made.unwrapped if self._made is not None else None)
+        return world if isinstance(world, World) else None
+
+    def _calibration(self, world: World) -> dict[str, Any]:
+        size = int(self.encoder.image_size[0])
+        return {name: world.calibration(name, size) for name in self._cameras() if not world.moves(name)}
+
+    def _episodes(self, name: str, wanted: Any) -> Sequence[Episode]:
+        """The recorded episodes a config asks for, encoded: the views to come, no others.
+
+        Raises:
+            UserError: neither a number nor a name, or more than there are.
+        """
+        if isinstance(wanted, bool) or not isinstance(wanted, int | str) or (isinstance(wanted, int) and wanted < 1):
+            raise UserError(
+                f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
+                f"Try {name}=5 or {name}=path/to/lerobot."
+            )
+        if wanted not in self._demos:
+            from embodied.datasets import encode, open_dataset  # pyarrow and PyAV, which few rewards need
+
+            dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
+            if isinstance(wanted, int) and len(dataset) < wanted:
+                raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
+            indices = range(wanted) if isinstance(wanted, int) else None
+            self._demos[wanted] = encode(dataset, self.encoder, cameras=self._cameras() or None, indices=indices)
+        return self._demos[wanted]
+
+    def _env_name(self, name: str, wanted: int) -> str:
+        env = str(self._config.env.id) if "env" in self._config else ""
+        world = env.removeprefix("embodied/").removesuffix("-v0")
+        if world not in WORLDS:
+            raise UserError(
+                f"reward.{name} must be a dataset where no world of ours has an expert; got {wanted}. "
+                f"Give a LeRobot folder: {name}=path/to/lerobot."
+            )
+        return world
+
+    def _cameras(self) -> list[str]:
+        """The views to come, where they are known."""
+        named = reward_cameras(self._config) if "env" in self._config else []
+        return named or ([self.world.camera] if self.world else [])
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()

@@ -1,0 +1,59 @@
+"""Several whole rewards as one: each becomes a head named after its part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from rewards.combine import WeightedSum
+from rewards.core import Combine, Encoder, Features, Scorer
+from rewards.shaping import PotentialShaping
+
+
+@dataclass
+class Part:
+    """A scorer as a head: its heads' potentials by its own combination; its shaping is not used."""
+
+    name: str
+    scorer: Scorer
+
+    @property
+    def frames_read(self) -> str:
+        return self.scorer.frames_read
+
+    def score(self, features: Features) -> Float[Tensor, "B T"]:
+        return self.scorer.combined(self.scorer.potentials(features), features)
+
+
+def composed_scorer(
+    *,
+    encoder: Encoder,
+    parts: Mapping[str, Scorer],
+    combine: Combine | None = None,
+    shaping: Mapping[str, Any] | None = None,
+) -> Scorer:
+    """One scorer of several, on one feature stream.
+
+    Args:
+        encoder: the one that every part was made with.
+        parts: name -> scorer; the names appear in logs and in the combination.
+        combine: the parts' potentials, in their own units, -> the potential that is shaped; None: their mean.
+        shaping: arguments of `PotentialShaping`.
+
+    Raises:
+        ValueError: no parts, or a part made with another encoder.
+    """
+    if not parts:
+        raise ValueError("composed_scorer: parts must hold at least one scorer; got none.")
+    for name, part in parts.items():
+        if part.encoder is not encoder:
+            raise ValueError(
+                f"composed_scorer: parts must read the features of {encoder.name}; {name} was made with "
+                f"{part.encoder.name}. Make every part with the same encoder."
+            )
+    heads = {name: Part(name, part) for name, part in parts.items()}
+    return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
