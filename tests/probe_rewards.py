@@ -62,3 +62,27 @@ class SpellHead:
         episode, world, step = features.main[..., :3].unbind(-1)
         spelled = 100 * episode + 10 * world + step
         return spelled if self.constant is None else torch.full_like(spelled, self.constant)
+
+
+class TwoEyedHead:
+    """Reads both views and a signal; each with a weight of its own, so that a mix-up gives other numbers."""
+
+    name = "two eyed"
+
+    def score(self, features):
+        left, right = (features.views[name] for name in ("left", "right"))
+        return left[..., 1] + 3 * right[..., 2] + 0.1 * features.signals["x"] - 0.2 * features.signals["clock"]
+
+
+class ImageHead:
+    """Brightness of the right images: of the first alone, less that camera's depth, or of each step's own."""
+
+    name = "image"
+
+    def __init__(self, frames_read):
+        self.frames_read = frames_read
+
+    def score(self, features):
+        bright = features.frames["right"].float().mean((2, 3, 4)) / 255  # (B, N)
+        distance = features.depth["right"].mean((1, 2))[:, None]
+        return (bright - distance).expand(-1, features.main.shape[1]) + features.main[..., 0]

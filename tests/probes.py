@@ -76,5 +76,27 @@ class ProbeWorld(gymnasium.Env):
         self.episode, self.seed, self.steps = int(episode), int(seed), int(steps)
 
 
+class TwoEyedWorld(ProbeWorld):
+    """Two cameras (the right one's picture is the negative of the left's), their depth, and a reading of x."""
+
+    camera, cameras = "left", ("left", "right")
+
+    def frame(self, camera=None, image_size=SIZE):
+        frame = super().frame(None, image_size)
+        if camera == "right":
+            frame[1:] = 255 - frame[1:]
+        return frame
+
+    def depth(self, camera=None, image_size=SIZE):
+        return np.full((image_size, image_size), self.x + (camera == "right"), np.float32)
+
+    def signals(self):
+        return {"x": self.x, "clock": self.steps / 10}
+
+
+def make_two_eyed(limit=5, **kwargs):
+    return TimeLimit(TwoEyedWorld(**kwargs), limit)
+
+
 def make_probe(limit=10, **kwargs):
     return TimeLimit(ProbeWorld(**kwargs), limit)
