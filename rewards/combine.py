@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rewards.core import Combine, Features
+from rewards.core import Features
 
 EDGE = 1e-3  # progress is kept this far from 0 and 1 where its logit is taken
 SENSES = {"reach": (-1.0, 1.0), "at_least": (0.0, 1.0), "at_most": (-1.0, 0.0)}  # sense -> range of μ / bound
@@ -269,30 +269,6 @@ class LagrangianConstraints:
 
     def _clip(self, value: float) -> float:
         return min(max(value, self._low), self._high)
-
-
-KINDS: dict[str, Any] = {
-    "sum": WeightedSum,
-    "product": Product,
-    "synthesis": Synthesis,
-    "conjunction": LogSigmoidConjunction,
-    "preference": PreferenceAsReward,
-    "constraints": LagrangianConstraints,
-}
-
-
-def combination(config: Mapping[str, Any] | None = None) -> Combine:
-    """A combination from plain values: `kind`, one of `KINDS` (default "sum"), and that class's arguments.
-
-    Raises:
-        ValueError: an unknown kind.
-        TypeError: an argument that it does not take.
-    """
-    given = dict(config or {})
-    kind = given.pop("kind", "sum")
-    if kind not in KINDS:
-        raise ValueError(f"combination: kind must be one of {', '.join(KINDS)}; got {kind!r}.")
-    return KINDS[kind](**given)
 
 
 def _centred(

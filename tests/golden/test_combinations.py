@@ -8,13 +8,11 @@ import torch
 from numpy.testing import assert_allclose
 
 from rewards.combine import (
-    KINDS,
     LagrangianConstraints,
     LogSigmoidConjunction,
     PreferenceAsReward,
     Product,
     WeightedSum,
-    combination,
     quantiles,
 )
 from rewards.core import Features
@@ -126,17 +124,6 @@ def test_a_bad_return_moves_nothing(returns):
     with pytest.raises(ValueError, match="returns must hold a finite one of b"):
         combine.update(returns)
     assert combine.multipliers == {"a": 0.0, "b": 0.0}
-
-
-def test_from_plain_values():
-    assert combination() == WeightedSum()
-    assert combination({"kind": "conjunction", "references": {"a": 1.0}}) == LogSigmoidConjunction(
-        references={"a": 1.0}
-    )
-    assert isinstance(combination({"kind": "constraints", "thresholds": {"a": 1.0}}), LagrangianConstraints)
-    assert set(KINDS) == {"sum", "product", "synthesis", "conjunction", "preference", "constraints"}
-    with pytest.raises(ValueError, match=r"kind must be one of sum, product, .*; got 'max'"):
-        combination({"kind": "max"})
 
 
 @pytest.mark.parametrize(
