@@ -79,7 +79,7 @@ class Dataset:
         fps: frames a second.
         features: the entries of `info.json`.
         cameras: short names of colour cameras, in the dataset's order; depth videos are left out.
-        env: the config of the world it was collected in, as `embodied.envs.bridge.make` takes it; {} elsewhere.
+        env: the `env` config of the world it was collected in; {} elsewhere.
         env_id: that world's id, or None.
 
     Raises:

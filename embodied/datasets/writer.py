@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -80,14 +80,18 @@ class Writer:
             raise UserError(
                 f"{self.root}: another process is writing here. Wait for it, or write elsewhere."
             ) from error
-        self._info, self._tasks, self._own = self._former()
-        self._staged = self._kept()
+        try:
+            self._info, self._tasks, self._own = self._former()
+            self._staged = self._kept()
+        except BaseException:
+            self._leave()
+            raise
 
     def __len__(self) -> int:
         """Episodes that are whole, staged ones included."""
         return self._info["total_episodes"] + len(self._staged)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Writer:
         return self
 
     def __exit__(
@@ -96,7 +100,7 @@ class Writer:
         if kind is None:
             self.close()
         else:  # what is staged stays; the next writer goes on from there
-            self._lock.close()
+            self._leave()
 
     def add(
         self,
@@ -156,7 +160,12 @@ class Writer:
         """Pack what is staged; then the dataset is whole."""
         if self._staged:
             self._pack()
-        shutil.rmtree(self._staging, ignore_errors=True)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Give the folder back, without traces where no episode is staged."""
+        if not any(self._staging.glob("episode-*")):
+            shutil.rmtree(self._staging, ignore_errors=True)
         self._lock.close()
         if not any(self.root.iterdir()):
             self.root.rmdir()

@@ -1,0 +1,304 @@
+"""Label a dataset: the progress and the reward of every frame, by any reward model.
+
+Writes LeRobot's sidecar (`<name>_progress.parquet`: what its reward-weighted training reads, and the raw potential and
+reward), or a copy of the dataset with the features `progress.<name>` and `reward.<name>`; `next.reward` stays what it
+was. Row t's potential is that of its frame; its reward is that of action t, which leads to the next frame, and the last
+frame, whose successor no dataset holds, is taken to stay. Killed, it goes on where it was when it is run again. The
+source is never touched, unless in_place=true says so.
+
+    embodied label data=path/to/lerobot reward=clip goal="put the cube in the tray"
+    embodied label data=desk-drawer-mixed reward=process columns=columns out=data/labelled
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from tqdm import tqdm
+
+from embodied import scorers
+from embodied.datasets import Dataset, encode, layout, open_dataset
+from embodied.datasets.encoding import fingerprint
+from embodied.errors import UserError, nearest
+from rewards.core import Episode, Features, Scorer
+
+ROOT = Path("runs", "label")
+Labels = dict[str, np.ndarray]  # "potential" and "reward" of an episode, (T,) float32
+
+
+def run(config: DictConfig) -> None:
+    """Score every episode, then write all at once."""
+    if config.columns not in ("sidecar", "columns"):
+        raise UserError(f"columns must be sidecar or columns; got {config.columns!r}.")
+    if config.batch < 1:
+        raise UserError(f"batch must be at least 1; got {config.batch}.")
+    if config.reward.get("_target_") is None:
+        raise UserError("reward=true labels nothing: it is the task's own. Choose a reward model.")
+    name = config.name or scorers.reward_name(config.reward)
+    if not re.fullmatch(r"[\w.+-]+", name):
+        raise UserError(f"name must be letters, digits and . _ + - alone; got {name!r}.")
+    torch.set_num_threads(config.threads)
+    dataset = open_dataset(config.data)
+    cameras = _cameras(dataset, config.cameras)
+    out = _out(config, dataset, name)
+    labels = _label_all(config, dataset, cameras, out)
+    progress, low, high = _progress([each["potential"] for each in labels])
+    if config.columns == "sidecar":
+        _write_sidecar(out, dataset, labels, progress, {"reward_model_path": name, "low": low, "high": high})
+    else:
+        _write_copy(out, dataset, labels, name, in_place=config.in_place)
+    if (low, high) != (0.0, 1.0):
+        print(f"Potentials from {low:.4g} to {high:.4g} over this dataset; the sidecar's progress is 0 to 1 of that.")
+    rows = sum(len(each["reward"]) for each in labels)
+    print(f"Labels: {out} ({len(labels)} episodes, {rows} rows, {name})")
+    shutil.rmtree(_parts(out), ignore_errors=True)
+
+
+# Scoring ------------------------------------------------------------------------------------------------
+
+
+def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out: Path) -> list[Labels]:
+    """The labels of every episode, those of a run that was killed not made again."""
+    labels: dict[int, Labels] = {}
+    with tqdm(total=len(dataset), desc="labelling", unit="episode") as bar:
+        for goal, indices in _by_goal(config, dataset).items():
+            scorer = _scorer(config, goal, dataset)
+            folder = _parts(out) / _key(config, goal, scorer, dataset)
+            for i in list(indices):
+                try:
+                    labels[i] = load_file(folder / f"{i:06d}.safetensors")
+                except (FileNotFoundError, SafetensorError):  # not made yet
+                    continue
+                indices.remove(i)
+                bar.update()
+            for start in range(0, len(indices), config.batch):
+                chosen = indices[start : start + config.batch]
+                episodes = encode(
+                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read
+                )
+                endings = [dataset.recording(i, cameras=()).terminated for i in chosen]
+                for i, made in zip(chosen, score(scorer, episodes, endings), strict=True):
+                    labels[i] = made
+                    folder.mkdir(parents=True, exist_ok=True)
+                    part = folder / f".{i:06d}.part"
+                    save_file(made, part)
+                    part.replace(folder / f"{i:06d}.safetensors")
+                    bar.update()
+    return [labels[i] for i in range(len(dataset))]
+
+
+@torch.inference_mode()
+def score(scorer: Scorer, episodes: Sequence[Episode], terminated: Sequence[np.ndarray]) -> list[Labels]:
+    """Potentials and rewards of encoded episodes; those of one length are scored together.
+
+    Args:
+        scorer: encodes nothing here.
+        episodes: T rows each, row t before action t.
+        terminated: per episode (T,) bool, whether the task itself ended after action t.
+    """
+    by_length: dict[int, list[int]] = {}
+    for k, episode in enumerate(episodes):
+        by_length.setdefault(len(episode), []).append(k)
+    labels: dict[int, Labels] = {}
+    for members in by_length.values():
+        features = _stack([episodes[k].features for k in members])
+        potential = scorer.combined(scorer.potentials(features), features)
+        following = torch.cat([potential[:, 1:], potential[:, -1:]], 1)
+        ended = torch.from_numpy(np.stack([terminated[k] for k in members]))
+        rewards = scorer.shaping(potential, following, ended)
+        for row, k in enumerate(members):
+            labels[k] = {"potential": _numbers(potential[row]), "reward": _numbers(rewards[row])}
+    return [labels[k] for k in range(len(episodes))]
+
+
+def _numbers(values: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(values.float().cpu().numpy())
+
+
+def _stack(parts: Sequence[Features]) -> Features:
+    """Features of episodes of one length as a batch."""
+
+    def join(name: str) -> dict[str, torch.Tensor]:
+        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+    return Features(views=join("views"), signals=join("signals"), frames=join("frames"), depth=join("depth"))
+
+
+def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:
+    """Which episodes are scored with which goal; None: as the reward's own config says."""
+    everything = list(range(len(dataset)))
+    if config.goal is not None:
+        return {str(config.goal): everything}
+    parts = [config.reward, *(config.reward.get("parts") or {}).values()]
+    if not any("goal" in part and part.goal is None and part.get("goals") is None for part in parts):
+        return {None: everything}
+    groups: dict[str | None, list[int]] = {}
+    for i in everything:
+        if not dataset.instruction(i):
+            raise UserError(f"goal must be given: episode {i} of {dataset.root} has no instruction. Add goal=…")
+        groups.setdefault(dataset.instruction(i), []).append(i)
+    return groups
+
+
+def _scorer(config: DictConfig, goal: str | None, dataset: Dataset) -> Scorer:
+    """The reward model, its open goals filled in, in the dataset's own world where it has one."""
+    config = config.copy()
+    OmegaConf.set_struct(config, False)
+    for part in (config.reward, *(config.reward.get("parts") or {}).values()):
+        if goal is not None and "goal" in part and (part.goal is None or config.goal is not None):
+            part.goal = goal
+    if dataset.env:
+        config.env = dataset.env
+    scorer = scorers.make_scorer(config)
+    assert scorer is not None
+    return scorer
+
+
+def _key(config: DictConfig, goal: str | None, scorer: Scorer, dataset: Dataset) -> str:
+    """What labels depend on, so that a changed reward, encoder or dataset never meets old ones."""
+    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
+    info = dataset.root / "meta" / layout.INFO
+    made_of = [reward, goal, list(config.cameras or []), fingerprint(scorer.encoder), str(info.resolve())]
+    made_of += [info.stat().st_mtime_ns, len(dataset)]
+    return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:24]
+
+
+def _progress(potentials: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
+    """Potentials as progress in [0, 1]: as they are where they all lie there, else between the dataset's extremes."""
+    low = min(float(each.min()) for each in potentials)
+    high = max(float(each.max()) for each in potentials)
+    if low >= 0 and high <= 1:
+        return list(potentials), 0.0, 1.0
+    return [(each - low) / ((high - low) or 1.0) for each in potentials], low, high
+
+
+# Writing ------------------------------------------------------------------------------------------------
+
+
+def _write_sidecar(
+    out: Path, dataset: Dataset, labels: Sequence[Labels], progress: Sequence[np.ndarray], about: dict[str, Any]
+) -> None:
+    """LeRobot's columns, both of its progress modes alike, then ours."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "episode_index", "frame_index")}
+    for i in range(len(dataset)):
+        for name, values in dataset.columns(i, columns).items():
+            columns[name].append(values)
+    table: dict[str, np.ndarray] = {name: np.concatenate(parts) for name, parts in columns.items()}
+    for mode in ("sparse", "dense"):
+        table[f"progress_{mode}"] = np.concatenate(progress).astype(np.float32)
+    for name in ("potential", "reward"):
+        table[name] = np.concatenate([each[name] for each in labels])
+    metadata = {key.encode(): str(value).encode() for key, value in about.items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.part{os.getpid()}")
+    pq.write_table(pa.table(table).replace_schema_metadata(metadata), part)
+    part.replace(out)
+
+
+def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str, *, in_place: bool) -> None:
+    """The dataset with two more features, as a whole: made beside its place and moved there."""
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    features = {f"progress.{name}": "potential", f"reward.{name}": "reward"}
+    if taken := [key for key in features if key in dataset.features]:
+        raise UserError(f"name must be new: {dataset.root} has {taken[0]} already. Add name=…")
+    for file in _files(dataset.root):
+        there = part / file.relative_to(dataset.root)
+        there.parent.mkdir(parents=True, exist_ok=True)
+        if file.suffix == ".parquet" and file.relative_to(dataset.root).parts[0] == "data":
+            _add_columns(file, there, {key: [each[value] for each in labels] for key, value in features.items()})
+        elif file.suffix == ".mp4":
+            _link(file, there)
+        else:
+            shutil.copy2(file, there)
+    info = layout.read_json(part / "meta" / layout.INFO)
+    info["features"] |= {key: {"dtype": "float32", "shape": [1], "names": None} for key in features}
+    (part / "meta" / layout.INFO).write_text(json.dumps(info, indent=2) + "\n", "utf-8")
+    stats = part / "meta" / layout.STATS
+    if stats.is_file():
+        whole = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
+        stats.write_text(json.dumps(layout.read_json(stats) | whole, indent=2) + "\n", "utf-8")
+    if in_place:
+        old = out.with_name(f".{out.name}.old")
+        out.rename(old)
+        part.rename(out)
+        shutil.rmtree(old)
+    else:
+        part.rename(out)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Of the dataset, but for what a killed writer left."""
+    for file in sorted(root.rglob("*")):
+        if file.is_file() and file.relative_to(root).parts[0] != layout.STAGING:
+            yield file
+
+
+def _add_columns(source: Path, target: Path, values: dict[str, list[np.ndarray]]) -> None:
+    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame."""
+    with pq.ParquetFile(source) as file:
+        schema = file.schema_arrow
+        # The Hugging Face notes name every column; without them they are read off the file itself.
+        notes = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
+        schema = pa.schema([*schema, *(pa.field(key, pa.float32()) for key in values)], metadata=notes)
+        with pq.ParquetWriter(target, schema, compression="snappy") as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                where = [pc.cast(table[name], pa.int64()).to_pylist() for name in ("episode_index", "frame_index")]
+                columns = list(table.columns)
+                for each in values.values():
+                    found = [each[i][t] for i, t in zip(*where, strict=True)]
+                    columns.append(pa.chunked_array([pa.array(np.array(found, np.float32))]))
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
+
+
+def _link(source: Path, target: Path) -> None:
+    """A video takes no more room in a copy: nobody changes one in place."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy2(source, target)
+
+
+def _cameras(dataset: Dataset, wanted: Any) -> list[str]:
+    names = list(dataset.cameras) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if name not in dataset.cameras:
+            raise UserError(f"cameras: {dataset.root} has no {name!r}. {nearest(str(name), dataset.cameras)}")
+    return names
+
+
+def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:
+    """Where the labels go, checked before anything is scored."""
+    if config.in_place and config.out:
+        raise UserError("out must be left out with in_place=true.")
+    if config.columns == "sidecar":
+        default = (dataset.root if config.in_place else ROOT / dataset.root.name) / f"{name}_progress.parquet"
+        out = Path(config.out or default)
+        if out.suffix != ".parquet":
+            raise UserError(f"out must end in .parquet; got {out}.")
+        return out
+    out = dataset.root if config.in_place else Path(config.out or ROOT / f"{dataset.root.name}-{name}")
+    if not config.in_place and out.exists():
+        raise UserError(f"out must be a new folder; got {out}.")
+    return out
+
+
+def _parts(out: Path) -> Path:
+    """Finished episodes of a run that is under way, beside what it will write."""
+    return out.with_name(f".{out.name}.labels")
