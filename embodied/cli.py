@@ -197,9 +197,9 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
 
 
 def given(config: DictConfig, key: str) -> bool:
-    """Whether the user set a key of the verb's own on the command line, be it to its default."""
+    """Whether the user set one of the verb's own keys on the command line, be it to its default."""
     node: Any = config._get_node(key)
-    return node is not None and bool(node._get_flag(GIVEN))
+    return bool(node._get_flag(GIVEN))
 
 
 def _parts(value: str) -> list[str]:

@@ -23,13 +23,14 @@ from embodied.goal_images import simulated
 from rewards.core import Encoder, Episode, Scorer
 
 COMPOSED = "rewards.compose.composed_scorer"
+EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
 
 def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | None:
     """The reward model; None where the task's own reward is learned from.
 
     What a factory can take and its config leaves null is filled in: `goal`, by the world's instruction; `calibration`,
-    by that of the reward's cameras that stand still. Recorded episodes (`demos` and others of that type) given as a
+    by that of the reward's cameras that stand still. Recorded episodes (`demos`, `adapt`) given as a
     number are so many expert episodes of the world, given as a name or folder a whole dataset; encoded here, once.
 
     Args:
@@ -115,7 +116,7 @@ class _Filler:
             )
         if "calibration" in parameters and reward.get("calibration") is None and self.world:
             call_time["calibration"] = self._calibration(self.world)
-        for name in (name for name, each in parameters.items() if "Sequence[Episode]" in str(each.annotation)):
+        for name in EPISODES:
             wanted = reward.pop(name, None)
             if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
                 call_time[name] = self._episodes(name, wanted)

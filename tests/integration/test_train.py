@@ -134,6 +134,37 @@ def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
+    words = ["train", "env=cartpole", *goal(tiny_clip), "log_every=100", *SMALL, *QUICK]
+    assert main([*words, "steps=400", "run=straight"]) == 0
+    assert main([*words, "steps=200", "run=longer"]) == 0
+    file = Path("longer/config.yaml")
+    old = OmegaConf.load(file)
+    del old["encode_threads"], old.env["cameras"]  # as if it were from before these settings
+    file.write_text(OmegaConf.to_yaml(old))
+    assert main(["train", "run=longer", "resume=true", "steps=100"]) == 2
+    assert "steps must be at least 200, where longer is; got 100" in capsys.readouterr().err
+    assert main(["train", "run=longer", "resume=true", "steps=400"]) == 0
+    assert json.loads(Path("longer/run.json").read_text())["steps"] == OmegaConf.load(file).steps == 400
+    assert progress(Path("straight")) == progress(Path("longer"))
+    for one, two in zip(parameters(Path("straight")), parameters(Path("longer")), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert main(["train", "run=longer", "resume=true"]) == 0  # done already: no step more
+    assert json.loads(Path("longer/run.json").read_text())["steps"] == 400
+
+
+def test_two_rewards_on_two_views_train_resume_and_are_logged_apart(tiny_clip):
+    words = ["train", "env=desk-reach", "env.cameras=[front,side]", "reward=[clip,softmax]", "reward.goal=it touches"]
+    words += ["reward.softmax.negatives=[it waits]", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    words += [*SMALL, *QUICK, "log_every=20"]
+    assert main([*words, "steps=120", "run=straight"]) == 0
+    assert main([*words, "steps=60", "run=longer"]) == 0
+    assert main(["train", "run=longer", "resume=true", "steps=120"]) == 0
+    assert progress(Path("straight")) == progress(Path("longer"))
+    assert {"reward/clip_mean", "reward/softmax_std"} <= set(progress(Path("straight"))[-1])
+    assert main(["evaluate", "run=longer", "episodes=1", "videos=1"]) == 0
+
+
 @pytest.mark.parametrize(("policy", "env", "obs"), [
     ("td3", "desk-reach", "state"), ("sac", "cartpole", "mixed"),
     ("ppo", "cartpole", "pixels"), ("dqn", "gym", "state"),

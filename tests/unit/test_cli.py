@@ -180,6 +180,52 @@ def test_ctrl_c(ran, capsys, monkeypatch):
     assert capsys.readouterr().err == "embodied go: stopped.\n"
 
 
+SEVERAL = ["reward=[clip,contrast]", "reward.goal=the robot's cup, upright", "reward.contrast.negative=tipped over"]
+
+
+def test_several_rewards_compose():
+    """On the real configs: one goal for all parts, another setting for one of them."""
+    config = cli.compose("train", [*SEVERAL, "reward.clip.alpha=0", "reward.combine=product", "reward.shaping.scale=2"])
+    reward = config.reward
+    assert reward._target_ == "rewards.compose.composed_scorer"
+    assert list(reward.parts) == ["clip", "contrast"]
+    assert {part.goal for part in reward.parts.values()} == {"the robot's cup, upright"}
+    assert (reward.parts.clip.alpha, reward.parts.contrast.negative) == (0, "tipped over")
+    assert (reward.combine._target_, reward.shaping.scale) == ("rewards.combine.Product", 2)
+    assert not any("shaping" in part for part in reward.parts.values())
+    apart = cli.compose("preview", [*SEVERAL, "reward.clip.goal=full", "reward.combine.weights={clip: 2, contrast: 1}"])
+    assert [part.goal for part in apart.reward.parts.values()] == ["full", "the robot's cup, upright"]
+    assert apart.reward.combine.weights == {"clip": 2, "contrast": 1}
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["reward=[clip,clap]"], "must list rewards to compose; got 'clap'. .*did you mean clip"),
+    (["reward=[clip,true]"], "must list rewards to compose; got 'true'"),
+    (["reward=[]"], "must list rewards, each once"),
+    (["reward=[clip,clip]"], "must list rewards, each once"),
+    (["reward=[clip,contrast]"], "reward.contrast.goal is missing: add reward.contrast.goal=…"),
+    ([*SEVERAL, "reward.gaol=x"], "unknown setting 'reward.gaol'. .*did you mean reward.goal"),
+    ([*SEVERAL, "reward.clip.gaol=x"], "unknown setting 'reward.clip.gaol'. Did you mean reward.clip.goal"),
+    ([*SEVERAL, "reward.clip.shaping.scale=2"], "unknown setting 'reward.clip.shaping.scale'"),
+    ([*SEVERAL, "reward.combine=produkt"], "reward.combine must be a way to combine.*did you mean product"),
+])  # fmt: skip
+def test_compositions_that_cannot_be_are_named(words, message):
+    with pytest.raises(UserError, match=message):
+        cli.compose("train", words)
+
+
+def test_what_the_user_set_is_known_even_where_it_is_the_default():
+    config = cli.compose("train", ["steps=30000", "reward=true"])
+    assert [cli.given(config, key) for key in ("steps", "seed")] == [True, False]
+
+
+def test_help_tells_how_to_compose():
+    told = cli.verb_help("train")
+    assert "reward=[clip,process]" in told
+    assert "weighted_sum" in told
+    assert "_composed" not in told
+
+
 def test_help(ran, capsys):
     assert cli.main(["--help"]) == 0
     assert "go        Go somewhere." in capsys.readouterr().out

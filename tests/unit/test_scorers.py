@@ -1,0 +1,151 @@
+"""From a config to a scorer: what the world and its data fill in."""
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from embodied import build, cli, datasets
+from embodied.envs.bridge import make
+from embodied.errors import UserError
+from embodied.scorers import env_maker, make_scorer, make_venv, reward_name
+from rewards.core import Episode, Features
+from tests.probe_factories import Given
+
+GIVEN = "tests.probe_factories.given_scorer"
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    monkeypatch.setattr(build, "TARGETS", (*build.TARGETS, GIVEN))
+
+
+def config(tiny_clip, reward, **env):
+    encoder = {"_target_": "rewards.encoders.OpenCLIPEncoder", "model": tiny_clip, "device": "cpu"}
+    world = {"id": "embodied/desk-drawer-v0", "obs": "state", "camera": None, "kwargs": {}} | env
+    return OmegaConf.create({"encoder": encoder, "env": world, "reward": reward})
+
+
+def given(config, **kwargs):
+    scorer = make_scorer(config, **kwargs)
+    head = scorer.heads["given"]
+    assert isinstance(head, Given)
+    return head.given
+
+
+def test_the_tasks_own_reward_needs_no_scorer(tiny_clip):
+    assert make_scorer(config(tiny_clip, {"_target_": None})) is None
+
+
+def test_an_open_goal_and_calibration_are_the_worlds(tiny_clip):
+    found = given(config(tiny_clip, {"_target_": GIVEN, "goal": None}))
+    assert (found["goal"], list(found["calibration"])) == ("open the drawer", ["front"])
+    world = make("desk-drawer").unwrapped
+    world.reset(seed=1)
+    assert found["calibration"]["front"] == world.calibration("front", 32)  # of frames as the encoder reads them
+    world.close()
+
+
+def test_what_the_user_gives_stays(tiny_clip):
+    mine = {"front": {"size": [1, 1]}}
+    found = given(config(tiny_clip, {"_target_": GIVEN, "goal": "mine", "calibration": mine}))
+    assert (found["goal"], found["calibration"], found["demos"]) == ("mine", mine, ())
+
+
+def test_cameras_on_the_robot_have_no_calibration(tiny_clip):
+    found = given(config(tiny_clip, {"_target_": GIVEN}, cameras=["side", "wrist"]))
+    assert list(found["calibration"]) == ["side"]
+
+
+def test_without_a_world_open_things_stay_open(tiny_clip):
+    settings = config(tiny_clip, {"_target_": GIVEN, "goal": None})
+    del settings["env"]
+    assert given(settings) == {"goal": None, "model": None, "demos": (), "calibration": None}
+
+
+class Seven:
+    """A dataset of seven episodes that tells what is asked of it."""
+
+    root, cameras = "seven", ("front", "side")
+
+    def __len__(self):
+        return 7
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    asked = []
+
+    def encode(dataset, encoder, *, cameras=None, indices=None, frames_read="none"):
+        features = Features(views={name: torch.zeros(1, 2, encoder.dim) for name in cameras or dataset.cameras})
+        chosen = indices or range(len(dataset))
+        return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
+
+    monkeypatch.setattr(datasets, "open_dataset", lambda source: asked.append(source) or Seven())
+    monkeypatch.setattr(datasets, "encode", encode)
+    return asked
+
+
+@pytest.mark.parametrize(("env", "cameras"), [({}, ("front",)), ({"cameras": ["front", "side"]}, ("front", "side"))])
+def test_a_number_of_demonstrations_is_of_the_worlds_expert(tiny_clip, opened, env, cameras):
+    found = given(config(tiny_clip, {"_target_": GIVEN, "demos": 3}, **env))
+    assert [each.instruction for each in found["demos"]] == [f"desk-drawer-expert {i}" for i in range(3)]
+    assert tuple(found["demos"][0].features.views) == cameras
+
+
+def test_a_dataset_of_demonstrations_is_taken_whole(tiny_clip, opened):
+    found = given(config(tiny_clip, {"_target_": GIVEN, "demos": "path/to/lerobot"}))
+    assert [each.instruction for each in found["demos"]] == [f"path/to/lerobot {i}" for i in range(7)]
+
+
+def test_a_fitted_model_needs_no_demonstrations(tiny_clip, opened):
+    found = given(config(tiny_clip, {"_target_": GIVEN, "demos": 3, "model": "folder"}))
+    assert (found["demos"], found["model"], opened) == ((), "folder", [])
+
+
+@pytest.mark.parametrize(("demos", "env", "message"), [
+    (0, {}, "reward.demos must be a number of expert episodes, at least 1"),
+    (2.5, {}, "or a dataset; got 2.5"),
+    (True, {}, "or a dataset; got True"),
+    (8, {}, "reward.demos must be at most 7"),
+    (2, {"id": "CartPole-v1"}, "must be a dataset where no world of ours has an expert"),
+    (2, {"cameras": "front"}, r"env.cameras must be a list of cameras.*Try env.cameras=\[front,side\]"),
+])  # fmt: skip
+def test_impossible_demonstrations_are_named(tiny_clip, opened, demos, env, message):
+    with pytest.raises(UserError, match=message):
+        make_scorer(config(tiny_clip, {"_target_": GIVEN, "demos": demos}, **env))
+
+
+def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):
+    words = ["reward=[clip,softmax]", "reward.goal=the drawer is open", "reward.softmax.negatives=[it is shut]"]
+    composed = cli.compose("train", [*words, "encoder=open_clip", f"encoder.model={tiny_clip}"])
+    scorer = make_scorer(composed)
+    assert list(scorer.heads) == ["clip", "softmax"]
+    assert all(part.scorer.encoder is scorer.encoder for part in scorer.heads.values())
+    assert reward_name(composed.reward) == "clip+softmax"
+    frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    apart = [
+        make_scorer(cli.compose("train", [f"reward={name}", *rest, "encoder=open_clip", f"encoder.model={tiny_clip}"]))
+        for name, rest in (
+            ("clip", ["reward.goal=the drawer is open"]),
+            ("softmax", ["reward.goal=the drawer is open", "reward.negatives=[it is shut]"]),
+        )
+    ]
+    mean = sum(each.score(torch.from_numpy(frames)) for each in apart) / 2
+    torch.testing.assert_close(scorer.score(torch.from_numpy(frames)), mean)
+
+
+def test_worlds_see_what_the_reward_reads(tiny_clip):
+    settings = config(tiny_clip, {"_target_": GIVEN}, cameras=["side", "front"])
+    scorer = make_scorer(settings)
+    venv = make_venv(settings, scorer, num_worlds=1, workers=0, seed=0)
+    venv.reset()
+    assert (venv.views, venv.frames.shape) == (("side", "front"), (1, 2, 32, 32, 3))
+    world = env_maker(settings)()
+    world.reset(seed=0)
+    assert world.get_wrapper_attr("camera") == "side"
+    for v, view in enumerate(venv.views):
+        np.testing.assert_array_equal(venv.reset_frames[0, v], world.get_wrapper_attr("frame")(view, 32))
+    assert sorted(venv.reset_infos[0]["signals"]) == ["gripper_opening", "gripper_x", "gripper_y", "gripper_z"]
+    world.close()
+    venv.close()
