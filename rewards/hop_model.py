@@ -284,7 +284,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, recipe.steps)
     model.train()
     errors = []
-    for _ in tqdm(range(recipe.steps), desc="fitting process reward", unit="step", delay=5, leave=False):
+    for _ in tqdm(range(recipe.steps), desc="fitting process reward", unit="step", delay=5, mininterval=1):
         given, target, bounded = pairs.draw()
         states, seen = model.states(**given)
         miss = model.hops(states[:, 0], states[:, 1]) - target

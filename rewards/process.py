@@ -75,7 +75,7 @@ class ProcessReward:
             )
         self.goal = goal if goal is not None else known[0]
         self.model, self.demos, self.views = model.eval().requires_grad_(False), list(demos), tuple(views)
-        self._encoder = encoder
+        self.encoder = encoder
         self._fusion: dict[str, Any] = {"fusion": fusion, "strength": strength, "epsilon": epsilon}
         self.text = encoder.encode_texts([self.goal])[0].cpu().float()  # (D,)
         ends = [demo.rows[-1] for demo in demos if demo.instruction == self.goal and not demo.failed]
@@ -90,7 +90,7 @@ class ProcessReward:
 
     def toward(self, goal: str) -> ProcessReward:
         """The same model, judging another task."""
-        return ProcessReward(self.model, self.demos, encoder=self._encoder, goal=goal, views=self.views, **self._fusion)
+        return ProcessReward(self.model, self.demos, encoder=self.encoder, goal=goal, views=self.views, **self._fusion)
 
     def hops(
         self, features: Features
@@ -186,13 +186,13 @@ class ProcessReward:
         train(
             model,
             demos,
-            _texts(demos, self._encoder),
+            _texts(demos, self.encoder),
             recipe or ADAPTATION,
             seed=seed,
             share={goal: float(max(known, 1))},
         )
         _round(model)
-        return ProcessReward(model, _thinned(demos), encoder=self._encoder, goal=goal, views=self.views, **self._fusion)
+        return ProcessReward(model, _thinned(demos), encoder=self.encoder, goal=goal, views=self.views, **self._fusion)
 
     # On disk ------------------------------------------------------------------------------------------------
 
@@ -202,9 +202,9 @@ class ProcessReward:
         tensors["rows"] = torch.cat([demo.rows for demo in self.demos]).half()
         tensors["progress"] = torch.cat([demo.progress for demo in self.demos])
         demos = [{"instruction": demo.instruction, "rows": len(demo.rows)} for demo in self.demos]
-        tensors["probe"] = self._encoder.encode_texts(_instructions(self.demos)).cpu().float()
+        tensors["probe"] = self.encoder.encode_texts(_instructions(self.demos)).cpu().float()
         config = {"views": self.views, "demos": demos}
-        save_fitted(folder, kind=self.name, encoder=self._encoder, config=config, tensors=tensors)
+        save_fitted(folder, kind=self.name, encoder=self.encoder, config=config, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder, **head: Any) -> ProcessReward:

@@ -1,0 +1,69 @@
+"""`embodied fit` keeps a reward fitted to datasets in a folder that other verbs take."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+
+from embodied import cli
+from embodied.datasets import Writer
+from rewards import process
+from rewards.encoders import OpenCLIPEncoder
+
+STATE = {"dtype": "float32", "shape": [1], "names": ["gripper_opening"]}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Two of two episodes each: a bright square that moves right, and one that moves down."""
+    folder = tmp_path_factory.mktemp("data")
+    for name, axis in (("right", 2), ("down", 1)):
+        features = {"observation.state": STATE, "action": STATE | {"names": None}}
+        writer = Writer(folder / name, fps=20, features=features, cameras={"front": (32, 32)}, env={"id": "w"})
+        with writer:
+            for shift in (0, 4):
+                frames = np.full((10, 32, 32, 3), 30, np.uint8)
+                frames[:, 8 + shift : 14 + shift, 2:8] = 220
+                moved = [np.roll(frame, 2 * t, axis - 1) for t, frame in enumerate(frames)]
+                columns = {key: np.zeros((10, 1), np.float32) for key in features}
+                writer.add(columns, {"front": np.stack(moved)}, instruction=f"move it {name}", steps=[9])
+    return folder
+
+
+def test_a_head_for_several_tasks_is_fitted_and_taken(datasets, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(process, "Recipe", partial(process.Recipe, steps=5))
+    out = tmp_path / "head"
+    words = ["fit", "reward=process", f"demos=[{datasets / 'right'},{datasets / 'down'}]", f"out={out}"]
+    assert cli.main([*words, "encoder=open_clip", f"encoder.model={tiny_clip}"]) == 0
+    told = capsys.readouterr().out
+    assert "fitted to 4 episodes of 2 tasks" in told
+    assert f"reward.model={out}" in told
+    encoder = OpenCLIPEncoder(tiny_clip)
+    head = process.ProcessReward.load(out, encoder, goal="move it down")
+    assert head.views == ("front",)
+    assert [len(demo.rows) for demo in head.demos] == [10] * 4
+    scorer = process.process_scorer(encoder=encoder, model=str(out), goal="move it right")
+    assert list(scorer.heads) == ["process"]
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["reward=clip", "reward.goal=a goal"], "must be one that is fitted to demonstrations"),
+        (["reward=process", "reward.model=here"], "reward.model must be null"),
+        (["reward=process", "demos=nowhere-at-all"], "must be a LeRobot folder or a name"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(words, match, tiny_clip, tmp_path, capsys):
+    settings = ["demos=nothing", f"out={tmp_path / 'head'}", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    assert cli.main(["fit", *settings, *words]) == 2
+    assert match in capsys.readouterr().err
+    assert not (tmp_path / "head").exists()
+
+
+def test_another_folder_is_never_overwritten(tiny_clip, tmp_path, capsys):
+    (tmp_path / "letters.txt").write_text("dear")
+    settings = ["demos=nothing", f"out={tmp_path}", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    assert cli.main(["fit", *settings]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
