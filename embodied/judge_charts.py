@@ -15,7 +15,7 @@ from embodied.charts import number, ticks
 
 WIDTH, HEIGHT = 330, 220  # of a panel, px
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 34
-FILM_FRAMES, TILE = 6, 104  # pictures of a film, and their height in px
+FILM_FRAMES, TILE, GAP = 6, 104, 3  # pictures of a film, their height and what is between them, px
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def panel(
     parts = []
     for tick in ticks(low, high, 4):
         if low - 1e-9 <= tick <= high + 1e-9:
-            y = point(0, tick).split(",")[1]
-            parts.append(line("grid", point(0, tick), point(1, tick)))
+            y = point(0.0, tick).split(",")[1]
+            parts.append(line("grid", point(0.0, tick), point(1.0, tick)))
             parts.append(
                 f'<text class="tick" x="{LEFT - 6}" y="{float(y) + 4:.1f}" text-anchor="end">{number(tick)}</text>'
             )
@@ -85,9 +85,9 @@ def panel(
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text class="tick" x="{middle}" y="{HEIGHT - 3}" text-anchor="middle">{escape(x_label)}</text>')
     if diagonal:
-        parts.append(line("axis dashed", point(0, 0), point(1, 1)))
+        parts.append(line("axis dashed", point(0.0, 0.0), point(1.0, 1.0)))
     if level is not None:
-        parts.append(line("axis dashed", point(0, level), point(1, level)))
+        parts.append(line("axis dashed", point(0.0, level), point(1.0, level)))
     for c in curves:
         if len(c.low):
             band = f"{path(c.x, c.high)} {path(c.x[::-1], c.low[::-1])}"
@@ -129,9 +129,9 @@ def dot_rows(rows: Sequence[tuple[str, int, Sequence[tuple[float, str]]]], level
     if level is not None:
         x = f"{px(level):.1f}"
         parts.append(f'<line class="axis dashed" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
-    for value, anchor in ((low, "start"), (high, "end")):
+    for value in (tick for tick in ticks(low, high, 4) if low <= tick <= high):
         parts.append(
-            f'<text class="tick" x="{px(value):.1f}" y="{bottom + 16}" text-anchor="{anchor}">{number(value)}</text>'
+            f'<text class="tick" x="{px(value):.1f}" y="{bottom + 16}" text-anchor="middle">{number(value)}</text>'
         )
     return _svg(WIDTH, height, "potential at the end, by group", parts)
 
@@ -148,9 +148,9 @@ def film(frames: np.ndarray, said: np.ndarray, level: float | None, colour: int)
     chosen = np.linspace(0, len(frames) - 1, min(FILM_FRAMES, len(frames))).round().astype(int)
     tiles = [Image.fromarray(frames[i]) for i in chosen]
     width = round(TILE * tiles[0].width / tiles[0].height)
-    sheet = Image.new("RGB", (len(tiles) * width, TILE))
+    sheet = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, TILE), "white")
     for k, tile in enumerate(tiles):
-        sheet.paste(tile.resize((width, TILE), Image.Resampling.LANCZOS), (k * width, 0))
+        sheet.paste(tile.resize((width, TILE), Image.Resampling.LANCZOS), (k * (width + GAP), 0))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     picture = base64.b64encode(buffer.getvalue()).decode()
@@ -167,7 +167,9 @@ def film(frames: np.ndarray, said: np.ndarray, level: float | None, colour: int)
     parts = [f'<polyline class="line c{colour}" points="{points}"/>']
     if level is not None:
         parts.insert(0, f'<line class="axis dashed" x1="0" x2="{long}" y1="{py(level)}" y2="{py(level)}"/>')
-        parts.append(f'<text class="tick" x="{long}" y="{float(py(level)) - 3:.1f}" text-anchor="end">threshold</text>')
+        above = float(py(level)) - 4
+        y = above if above > 10 else above + 18
+        parts.append(f'<text class="tick" x="2" y="{y:.1f}">threshold</text>')
     image = f'<img alt="frames from start to end" src="data:image/jpeg;base64,{picture}">'
     return image + _svg(long, tall, "potential under the frames", parts)
 

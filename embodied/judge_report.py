@@ -251,7 +251,7 @@ def _separation(rewards: Sequence[Judged]) -> str:
         if each.calibration is not None
     ]
     panels = [
-        (name, panel(curves, x_label=label, y_range=(0, 1), diagonal=True))
+        (name, panel(curves, x_label=label, y_range=(0.0, 1.0), diagonal=True))
         for name, label, curves in (
             ("ROC: found successes", "false alarms", rates),
             ("Reliability: observed share", "predicted probability of success", bins),

@@ -1,0 +1,346 @@
+"""Say how good rewards are, before anyone trains on them: which to trust, for what, and which would fool a learner.
+
+Scores every reward on the same labelled episodes (successes, near misses, failures, random behaviour) and on films that
+must not pay: frozen, reversed, with another instruction. Writes report.html and judgement.json into a run folder, and
+prints the table. The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is not
+there. Thresholds are chosen on a part of the episodes and reported on the rest; a reward that is fitted to
+demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
+
+    embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
+    embodied judge reward=clip reward.goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from embodied import runs
+from embodied.build import build
+from embodied.datasets import Dataset, encode, open_dataset
+from embodied.envs import WORLDS, world_id
+from embodied.errors import UserError
+from embodied.judge_figures import GROUPS, Case, Division
+from embodied.judge_report import table, write_judgement
+from embodied.judging import Judged, controls, divide, films, judge, to_json
+from embodied.scorers import COMPOSED, make_scorer, reward_name
+from embodied.verdicts import verdict
+from rewards.compose import Part
+from rewards.core import Encoder, Episode, Scorer
+
+ROOT = Path("runs", "judge")
+TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings
+FEW = 5  # episodes of a group below which its figures say little
+
+
+def run(config: DictConfig) -> None:
+    """Encode, score, report."""
+    _check(config)
+    torch.set_num_threads(config.threads)
+    dataset = open_dataset(config.data)
+    cameras = list(config.cameras or dataset.cameras)
+    encoder: Encoder = build(config.encoder)
+    cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled)
+    if not cases:
+        raise UserError(
+            f"data must hold labelled episodes; {dataset.root} does not tell of any whether it succeeded "
+            "(next.success). If all are good demonstrations, add unlabelled=success."
+        )
+    parts = reward_parts(config, dataset.instruction(cases[0].index))
+    _check_apart(parts, dataset)
+    ours = dataset.env_id in {world_id(name) for name in WORLDS}
+    wanted = 0 if ours else max(map(_demos, parts.values()))
+    division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
+    if wanted > len(division.demos):
+        raise UserError(
+            f"reward.demos must be at most half of the data's successes, {len(division.demos)}; got {wanted}. "
+            "Give demonstrations of their own: reward.demos=FOLDER."
+        )
+    env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
+    demos = [case.episode for case in division.demos]
+    scorers = make_scorers(parts, config, encoder, env, demos)
+    wrong = [make_scorers(_with_goal(parts, goal), config, encoder, env, ()) for goal in _other_goals(config, dataset)]
+    read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
+    if read != "none":
+        whole = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled, frames_read=read)
+        found = {case.index: case for case in whole}
+        division = replace(
+            division, fit=[found[c.index] for c in division.fit], judged=[found[c.index] for c in division.judged]
+        )
+
+    judged = judge_all(scorers, encoder, wrong, division, config)
+    verdicts = {each.name: verdict(each) for each in judged}
+    encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
+    folder = _folder(config, "-".join(parts))
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), "utf-8")
+    about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
+    about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
+    runs.write_run(folder, **about, command=sys.argv, **runs.facts())
+    result = {"encode_ms": encode_ms, "verdicts": verdicts, "rewards": {each.name: each for each in judged}}
+    _write(folder / "judgement.json", json.dumps(to_json(result), indent=1) + "\n")
+    page = write_judgement(
+        folder,
+        judged,
+        verdicts,
+        division,
+        lambda i: dataset.frames(i, cameras[0]),
+        heading=_heading(division, dataset),
+        about=json.loads((folder / "run.json").read_text("utf-8")),
+        config=_plain(config),
+        notes=_notes(division, dataset, len(cases)),
+        encode_ms=encode_ms,
+        worst=config.worst,
+    )
+    print(f"{table(judged, verdicts)}\n\nReport: {page}")
+
+
+def judge_all(
+    scorers: Mapping[str, Scorer],
+    encoder: Encoder,
+    wrong: Sequence[Mapping[str, Scorer]],
+    division: Division,
+    config: DictConfig,
+) -> list[Judged]:
+    """Every reward, then the controls.
+
+    Raises:
+        UserError: a reward that cannot score an episode, by its name.
+    """
+    control, result = controls(encoder), []
+    wrongs = {name: [each[name] for each in wrong if name in each] for name in (*scorers, *control)}
+    total = sum(films(division, wrong=len(each), canary_films=config.canaries) for each in wrongs.values())
+    with tqdm(total=total, desc="judging", unit="episode") as bar:
+        for name, scorer in {**scorers, **control}.items():
+            bar.set_postfix_str(name)
+            try:
+                result.append(
+                    judge(
+                        name,
+                        scorer,
+                        division,
+                        wrong=wrongs[name],
+                        control=name in control,
+                        canary_films=config.canaries,
+                        resamples=config.resamples,
+                        seed=config.seed,
+                        tick=bar.update,
+                    )
+                )
+            except (FloatingPointError, ValueError, KeyError) as error:
+                raise UserError(f"reward {name}: {error}") from error
+    return result
+
+
+# The data -----------------------------------------------------------------------------------------------------
+
+
+def read_cases(
+    dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none"
+) -> list[Case]:
+    """The labelled episodes.
+
+    LeRobot's row t holds what was seen before action t and what followed it; a case's row holds what is true of what is
+    seen there, so labels and rewards move one row on.
+
+    Args:
+        unlabelled: "skip" episodes without a label, or count them as a "success".
+    """
+    cases = []
+    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read)
+    for i, episode in enumerate(episodes):
+        recording = dataset.recording(i, cameras=())
+        if episode.success is None and unlabelled == "success":
+            episode = replace(episode, success=True)
+        if episode.success is None or len(episode) < 2:
+            continue
+        solved = None if recording.success is None else np.append(False, recording.success[:-1])
+        rewards = None if recording.env_rewards is None else np.append(np.nan, recording.env_rewards[:-1])
+        cases.append(Case(episode=episode, index=i, kind=recording.kind, solved=solved, env_rewards=rewards))
+    return cases
+
+
+def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
+    """Milliseconds a frame, in one batch; the median of a few."""
+    batch = torch.from_numpy(np.resize(frames, (TIMED, *frames.shape[1:])))
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        encoder.encode_images(batch)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds) / TIMED
+
+
+# The rewards --------------------------------------------------------------------------------------------------
+
+
+def reward_parts(config: DictConfig, instruction: str) -> dict[str, dict[str, Any]]:
+    """Name -> config of each reward, judged one by one; a goal that is left open is the data's instruction."""
+    reward = _plain(config.reward)
+    if reward.get("_target_") is None:
+        raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
+    parts = dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
+    for part in parts.values():
+        if "goal" in part and part["goal"] is None and part.get("goals") is None and instruction:
+            part["goal"] = instruction
+    return parts
+
+
+def make_scorers(
+    parts: Mapping[str, dict[str, Any]],
+    config: DictConfig,
+    encoder: Encoder,
+    env: Mapping[str, Any] | None,
+    demos: Sequence[Episode],
+) -> dict[str, Scorer]:
+    """Each part as a scorer of its own.
+
+    Args:
+        env: the world's config, which gives demonstrations and calibration; None: `demos` gives them.
+        demos: successes that are not judged; for parts that ask for a number of them.
+    """
+    given, rest = {}, dict(parts)
+    if env is None:
+        given = {name: part for name, part in parts.items() if _demos(part)}
+        rest = {name: part for name, part in parts.items() if name not in given}
+    made = {
+        name: build({k: v for k, v in part.items() if k != "demos"}, encoder=encoder, demos=demos[: _demos(part)])
+        for name, part in given.items()
+    }
+    if rest:
+        whole: dict[str, Any] = {"encoder": config.encoder, "reward": {"_target_": COMPOSED, "parts": rest}}
+        scorer = make_scorer(OmegaConf.create(whole | ({} if env is None else {"env": dict(env)})))
+        assert scorer is not None
+        made |= {name: head.scorer for name, head in scorer.heads.items() if isinstance(head, Part)}
+    return {name: made[name] for name in parts}
+
+
+def _demos(part: Mapping[str, Any]) -> int:
+    """How many demonstrations a part asks for by number."""
+    wanted = part.get("demos")
+    return wanted if isinstance(wanted, int) and part.get("model") is None else 0
+
+
+def _with_goal(parts: Mapping[str, dict[str, Any]], goal: str) -> dict[str, dict[str, Any]]:
+    """The parts that take one goal and were not shown what to do, with another goal."""
+    return {
+        name: part | {"goal": goal}
+        for name, part in parts.items()
+        if part.get("goal") is not None and part.get("demos") is None and part.get("model") is None
+    }
+
+
+def _other_goals(config: DictConfig, dataset: Dataset) -> list[str]:
+    return [str(goal) for goal in config.wrong or [] if goal != dataset.instruction(0)]
+
+
+# What is told -------------------------------------------------------------------------------------------------
+
+
+def _split(
+    division: Division, cases: Sequence[Case], ours: bool, parts: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
+    """Which episodes served what."""
+
+    def listed(part: Sequence[Case]) -> str:
+        return ", ".join(str(index) for index in sorted(case.index for case in part)) or "none"
+
+    told = {"judged on": f"episodes {listed(division.judged)}", "thresholds from": f"episodes {listed(division.fit)}"}
+    for name, part in parts.items():
+        if part.get("model") is not None:
+            told[f"{name} fitted"] = f"before, in {part['model']}"
+        elif isinstance(part.get("demos"), str):
+            told[f"{name} fitted"] = f"to {part['demos']}"
+        elif number := _demos(part):
+            fresh = f"to {number} fresh expert episodes of the world"
+            told[f"{name} fitted"] = fresh if ours else f"to episodes {listed(division.demos[:number])}"
+    return told
+
+
+def _notes(division: Division, dataset: Dataset, labelled: int) -> list[str]:
+    """What is undefined or weak for want of data."""
+    counts = {group: sum(case.group == group for case in division.judged) for group in GROUPS}
+    failures = sum(counts.values()) - counts["success"]
+    notes = []
+    if labelled < len(dataset):
+        notes.append(f"{len(dataset) - labelled} of {len(dataset)} episodes have no label and are left out.")
+    if not counts["success"]:
+        notes.append("There are no successes: only τ among failures is defined, and no reward can be recommended.")
+    if not failures:
+        notes.append("There are only successes: ranking, AUROC, precision and the motionless share are undefined.")
+    few = [f"{count} of {group}" for group, count in counts.items() if 0 < count < FEW]
+    if few:
+        notes.append(f"Few episodes ({', '.join(few)}): the intervals are wide, and narrower than they should be.")
+    if failures and not counts["near miss"]:
+        notes.append("There are no near misses, which fool rewards most: embodied collect policy=mixed makes some.")
+    if any(case.env_rewards is None for case in division.judged):
+        notes.append("The data hold no reward of the task's own: EPIC is undefined.")
+    if any(case.solved is None for case in division.judged):
+        notes.append("Rows are not labelled: the AUROC of frames is undefined, and order runs over whole episodes.")
+    return notes
+
+
+def _heading(division: Division, dataset: Dataset) -> str:
+    instruction = next((case.episode.instruction for case in division.judged), "")
+    return f"Which reward to trust for \u201c{instruction}\u201d" if instruction else f"Rewards on {dataset.root.name}"
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what cannot be, before anything is read.
+
+    Raises:
+        UserError: a value out of its range, or a run folder that exists.
+    """
+    for name, low in (("canaries", 1), ("resamples", 10), ("worst", 0), ("threads", 1)):
+        if config[name] < low:
+            raise UserError(f"{name} must be at least {low}; got {config[name]}.")
+    if not 0 < config.fit < 1:
+        raise UserError(f"fit must be between 0 and 1, a share of the episodes; got {config.fit}.")
+    if config.unlabelled not in ("skip", "success"):
+        raise UserError(f"unlabelled must be skip or success; got {config.unlabelled!r}.")
+    if config.run and Path(config.run).exists():
+        raise UserError(f"run must be a new folder; got {config.run}.")
+
+
+def _folder(config: DictConfig, rewards: str) -> Path:
+    if not config.run:
+        return runs.new_folder(ROOT, Path(config.data).name, rewards, config.seed)
+    Path(config.run).mkdir(parents=True)
+    return Path(config.run)
+
+
+def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:
+    """Refuse to judge a reward on what it is fitted to.
+
+    Raises:
+        UserError: a part's demonstrations are the judged data.
+    """
+    for name, part in parts.items():
+        for key in ("demos", "adapt"):
+            source = part.get(key)
+            if isinstance(source, str) and open_dataset(source).root.resolve() == dataset.root.resolve():
+                raise UserError(
+                    f"reward.{name}.{key} must be other episodes than the judged ones; got {source} for both. "
+                    "Collect some: embodied collect policy=mixed seed=1 out=FOLDER"
+                )
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    part = file.with_name(file.name + ".part")
+    part.write_text(text, "utf-8")
+    part.replace(file)
