@@ -205,7 +205,8 @@ def read_progress(path: Path) -> dict[str, tuple[list[float], list[float]]]:
 def _goal(config: Mapping[str, Any]) -> str:
     """The run in one sentence: the goal text, else the world's name."""
     reward = config.get("reward") or {}
-    goal = reward.get("goal") or reward.get("goals")
+    parts = (reward.get("parts") or {"": reward}).values()  # of several rewards, the first that has a goal
+    goal = next((goal for part in parts if (goal := part.get("goal") or part.get("goals"))), None)
     if isinstance(goal, Mapping):
         goal = list(goal.values())
     if isinstance(goal, list):
