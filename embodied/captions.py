@@ -92,14 +92,14 @@ class Captions:
     goals: dict[str, str]  # fact -> the sentence we offer for it
 
     @classmethod
-    def load(cls, path: Path) -> Captions:
-        """Read a captions file.
+    def load(cls, path: Path, macros: Mapping[str, str] | None = None) -> Captions:
+        """Read a captions file; `macros` are known besides its own.
 
         Raises:
             ValueError: a fact lacks a split, a macro is unknown, or a val or test sentence is also a train one.
         """
         content = yaml.safe_load(path.read_text())
-        macros = content.get("macros", {})
+        macros = dict(macros or {}) | content.get("macros", {})
 
         def wordings(patterns: Sequence[str]) -> Wordings:
             try:

@@ -1,0 +1,325 @@
+"""Keypoint affordance rewards: waypoints from the first frame, progress along them, KAGI's rule with a success model.
+
+Who answers where to go is in `rewards.keypoint_plan`; here its stops become a path, in metres where a calibration is
+known and in the image plane where not, and the robot's own position becomes progress on it.
+
+Shape letters: B batch, T time, N points, K waypoints; H, W image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from rewards.clip_goal import CalibratedThreshold, conformal_threshold
+from rewards.core import Encoder, Episode, Features, Head, Scorer
+from rewards.grounding import Grounder
+from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
+from rewards.keypoint_plan import Answerer, ChatAnswerer, GrammarAnswerer, Stop
+from rewards.shaping import KINDS
+from rewards.vlm import ChatModel, chat_model
+
+TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's axes
+OPENING = "gripper_opening"  # signal, 0 shut to 1 open
+KEPT_PLANS = 1024  # first frames whose plans are kept
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A text's place in each frame: a `Grounder`."""
+
+    def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
+
+
+class KeypointProgress:
+    """Progress of the gripper along the way that an answerer saw in the episode's first frame.
+
+    With a calibration the way is in the world: lifted by the first frame's depth where there is one, else onto the
+    level plane z = `plane`; with plane None it is in the image, and the gripper's position is projected. Without a
+    calibration, the gripper is found by the encoder's map in every frame (a second pass through its first layers).
+
+    Args:
+        answerer: says where to go; asked once per first frame.
+        grounder: finds the gripper where there is no calibration; may be None where there is one.
+        calibration: camera -> `intrinsics`, `extrinsics`, `size`.
+        camera: whose frames are read; None: the first that the calibration names, or the first there is.
+        plane: metres; height of things where there is no depth. None: plan in the image.
+        sigma: metres off the way at which progress falls to 1/e.
+        reach: metres from a waypoint that count as there.
+        scene_m: metres that an image's height stands for, where there is no calibration.
+        gripper: words for the robot's gripper.
+
+    Raises:
+        ValueError: a length that is not positive, a camera without calibration; (score) features without the camera's
+            frames or the signals gripper_x, _y, _z.
+    """
+
+    name = "keypoint"
+
+    def __init__(
+        self,
+        answerer: Answerer,
+        *,
+        grounder: Tracker | None = None,
+        calibration: Mapping[str, Mapping[str, Any]] | None = None,
+        camera: str | None = None,
+        plane: float | None = 0.03,
+        sigma: float = 0.1,
+        reach: float = 0.05,
+        scene_m: float = 1.0,
+        gripper: str = "the gripper",
+    ) -> None:
+        where = type(self).__name__
+        for name, value in {"sigma": sigma, "reach": reach, "scene_m": scene_m}.items():
+            if not value > 0:
+                raise ValueError(f"{where}: {name} must be > 0 metres; got {value}.")
+        cameras = {name: Camera.read(name, values) for name, values in (calibration or {}).items()}
+        camera = camera or next(iter(cameras), None)
+        if cameras and camera not in cameras:
+            raise ValueError(
+                f"{where}: camera must be one of {', '.join(cameras)}, the calibrated ones; got {camera!r}."
+            )
+        if not cameras and grounder is None:
+            raise ValueError(f"{where}: grounder must be given without a calibration, to find the gripper; got None.")
+        self._answerer, self._grounder, self._camera, self._gripper = answerer, grounder, camera, gripper
+        self._calibrated = cameras.get(camera) if camera else None
+        self._plane, self._sigma, self._reach, self._scene_m = plane, sigma, reach, scene_m
+        self._plans: dict[bytes, Way] = {}
+        self.frames_read = "first" if cameras else "all"
+
+    def score(self, features: Features) -> Float[Tensor, "B T"]:
+        """Φ of each frame, in [0, 1]."""
+        camera = self._camera or next(iter(features.frames), "")
+        if camera not in features.frames:
+            raise ValueError(
+                f"KeypointProgress.score: features must hold frames of camera {camera or 'any'!r}; "
+                f"got {', '.join(features.frames) or 'none'}."
+            )
+        frames = features.frames[camera].cpu()
+        depths = features.depth.get(camera)
+        steps = features.main.shape[1]
+        opening = features.signals.get(OPENING)
+        rows = []
+        for b in range(len(frames)):
+            path = self.path(frames[b, 0], None if depths is None else depths[b].cpu().numpy())
+            robot = self._robot(features, frames[b], b, path, steps)
+            wide = None if opening is None else opening[b].cpu().numpy().astype(np.float64)
+            rows.append(path_progress(path.points, path.gates, robot, wide, sigma=self._sigma, reach=self._reach))
+        return torch.from_numpy(np.stack(rows)).to(features.main)
+
+    def path(self, frame: Tensor, depth: np.ndarray | None = None) -> Way:
+        """The way from one first frame, (H, W, 3) uint8, and its depth, (H, W) metres; the same frame, the same way."""
+        content = hashlib.sha1(frame.numpy().tobytes(), usedforsecurity=False)
+        content.update(b"" if depth is None else depth.tobytes())
+        key = content.digest()
+        if key not in self._plans:
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = self._lifted(self._answerer.stops(frame), frame.shape[0], frame.shape[1], depth)
+        return self._plans[key]
+
+    def _lifted(self, stops: Sequence[Stop], height: int, width: int, depth: np.ndarray | None) -> Way:
+        if self._calibrated is None:
+            return flat_path(stops, self._scene_m / height)
+        camera = self._calibrated.at(height, width)
+        if depth is not None or self._plane is not None:
+            return lift_path(stops, camera, depth, self._plane or 0.0)
+        floor = np.mean([camera.on_plane(stop.at, 0.0) for stop in stops], 0)
+        away = float((camera.extrinsics[:3, :3] @ floor + camera.extrinsics[:3, 3])[2])
+        return flat_path(stops, away / float(camera.intrinsics[1, 1]), camera.extrinsics[:2, 2].tolist())
+
+    def _robot(self, features: Features, frames: Tensor, b: int, path: Way, steps: int) -> np.ndarray:
+        """x_t, in the axes of the path."""
+        if self._calibrated is None:
+            assert self._grounder is not None
+            if len(frames) != steps:
+                raise ValueError(
+                    f"KeypointProgress.score: frames must be all {steps}, to find the gripper; got {len(frames)}."
+                )
+            return self._grounder.track(frames, self._gripper).numpy().astype(np.float64) * (path.unit or 1.0)
+        if missing := [name for name in TIP if name not in features.signals]:
+            raise ValueError(
+                f"KeypointProgress.score: signals must hold {', '.join(TIP)}; {', '.join(missing)} missing. "
+                "Without a calibration the gripper is found in the frames instead."
+            )
+        tip = torch.stack([features.signals[name][b] for name in TIP], -1).cpu().numpy().astype(np.float64)
+        if path.unit is None:
+            return tip
+        return self._calibrated.at(frames.shape[1], frames.shape[2]).project(tip) * path.unit
+
+
+# KAGI's rule -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeypointRule:
+    """1 where the success model fires, else the dense progress, at most `dense`.
+
+        p = 1 if success ≥ 1 else dense · Φ
+
+    Args:
+        dense: κ in (0, 1): below 1, so that no progress is worth a success.
+
+    Source: KAGI's composition (arXiv 2407.10341): the dense reward where the classifier says 0, else the sparse one.
+    """
+
+    dense: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dense < 1:
+            raise ValueError(f"KeypointRule: dense must be in (0, 1); got {self.dense}.")
+
+    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        progress = self.dense * potentials[KeypointProgress.name]
+        if "success" not in potentials:
+            return progress
+        return torch.where(potentials["success"] >= 1, torch.ones_like(progress), progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeypointShaping:
+    """A reward from p of `KeypointRule`, before and after a step.
+
+        potential:   r = scale · p(s')                                              KAGI's rule, literally
+        difference:  r = scale · (1[p(s') = 1] + γ q(s') − q(s)),  q = min(p, κ)    sparse, and shaped by potentials
+
+    With "potential" a robot that waits beside its target earns κ a step; with "difference" the best policies are those
+    of the sparse reward alone. q(s') = 0 where the task terminated.
+
+    Args:
+        kind: "potential" or "difference".
+        discount: γ of the learner, in [0, 1]; only differences use it.
+        scale: factor on the reward.
+        dense: κ, the rule's.
+
+    Raises:
+        ValueError: an unknown kind or a discount outside [0, 1].
+    Source: "potential": KAGI (arXiv 2407.10341); "difference": ours. Departs from our stand-in's "1 on success, else
+        the difference": the sum of both keeps Ng's theorem (1999) true.
+    """
+
+    kind: str = "potential"
+    discount: float = 0.99
+    scale: float = 1.0
+    dense: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"KeypointShaping: kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
+        if not 0 <= self.discount <= 1:
+            raise ValueError(f"KeypointShaping: discount must be in [0, 1]; got {self.discount}.")
+
+    def __call__(
+        self,
+        potential: Float[Tensor, "*S"],
+        next_potential: Float[Tensor, "*S"],
+        terminated: Bool[Tensor, "*S"],
+    ) -> Float[Tensor, "*S"]:
+        """The reward of each step."""
+        if self.kind == "potential":
+            return self.scale * next_potential
+        success = (next_potential >= 1).to(next_potential)
+        after = next_potential.clamp(max=self.dense).masked_fill(terminated, 0.0)
+        return self.scale * (success + self.discount * after - potential.clamp(max=self.dense))
+
+
+def success_threshold(goal: str, encoder: Encoder, demos: Sequence[Episode]) -> float:
+    """The cosine with a goal text above which a frame counts as success, from recorded episodes.
+
+    At most a tenth of true successes, or as few as the demonstrations can tell, fall below it (split conformal on the
+    last frames of successful ones), and no frame of a failure or of a success's first tenth lies above.
+
+    Raises:
+        ValueError: no successful episode.
+    """
+    text = encoder.encode_texts([goal])[0]
+    cosines = [(episode.features.main[0] @ text.to(episode.features.main), bool(episode.success)) for episode in demos]
+    good = [each[-1] for each, success in cosines if success]
+    if not good:
+        raise ValueError(
+            f"success_threshold: demos must hold a successful episode; got {len(demos)}, none of them one."
+        )
+    floor = conformal_threshold(torch.stack(good), max(0.1, 1 / (len(good) + 1) + 1e-9))
+    bad = [each if not success else each[: max(1, len(each) // 10)] for each, success in cosines]
+    return max(floor, float(torch.cat(bad).max()))
+
+
+def keypoint_scorer(
+    *,
+    encoder: Encoder,
+    goal: str | None = None,
+    answerer: str | ChatModel | Mapping[str, Any] = "embedded",
+    calibration: Mapping[str, Mapping[str, Any]] | None = None,
+    camera: str | None = None,
+    path: Mapping[str, Any] | None = None,
+    success: Head | Mapping[str, Any] | None = None,
+    demos: Sequence[Episode] | None = None,
+    dense: float = 0.5,
+    shaping: Mapping[str, Any] | None = None,
+) -> Scorer:
+    """Progress along the keypoints of an instruction, and a success model beside it, by KAGI's rule.
+
+    Args:
+        encoder: an open_clip or transformers model with maps (see `Grounder`).
+        goal: an instruction: "open the drawer".
+        answerer: "embedded" (plan grammar and grounding), a chat model, or its arguments (`rewards.vlm.chat_model`) and
+            perhaps `cache`, a folder of answers.
+        calibration: camera -> `intrinsics`, `extrinsics`, `size`; None: plan and track in the image.
+        camera: see `KeypointProgress`.
+        path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
+        success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
+            `threshold` on its cosine (None: fitted to demos; without any, there is no success model).
+        demos: recorded episodes of which one knows whether they succeeded, for that threshold.
+        dense: see `KeypointRule`.
+        shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
+
+    Raises:
+        ValueError: no goal, one that the grammar does not understand, or an argument out of range.
+    """
+    if not goal:
+        raise ValueError('keypoint_scorer: goal must be given; got none. Try goal="open the drawer".')
+    grounder = Grounder(encoder)
+    if answerer == "embedded":
+        answers: Answerer = GrammarAnswerer(goal, grounder)
+    elif isinstance(answerer, str):
+        raise ValueError(
+            f"keypoint_scorer: answerer must be embedded or a chat model; got {answerer!r}. Give answerer.url."
+        )
+    else:
+        options = dict(answerer) if isinstance(answerer, Mapping) else {}
+        cache = options.pop("cache", None)
+        answers = ChatAnswerer(
+            goal, chat_model(options or answerer), grounder, cache=None if cache is None else Path(cache)
+        )
+    heads: dict[str, Head] = {
+        KeypointProgress.name: KeypointProgress(
+            answers, grounder=grounder, calibration=calibration, camera=camera, **(path or {})
+        )
+    }
+    if (judge := _success_head(success, goal, encoder, demos or ())) is not None:
+        heads["success"] = judge
+    return Scorer(encoder, heads, KeypointRule(dense), KeypointShaping(dense=dense, **(shaping or {})))
+
+
+def _success_head(
+    success: Head | Mapping[str, Any] | None, goal: str, encoder: Encoder, demos: Sequence[Episode]
+) -> Head | None:
+    if isinstance(success, Head):
+        return success
+    options = dict(success or {})
+    sentence, threshold = options.pop("goal", None) or goal, options.pop("threshold", None)
+    if options:
+        raise ValueError(f"keypoint_scorer: success must hold goal and threshold; got {', '.join(options)} besides.")
+    if threshold is None and demos:
+        threshold = success_threshold(sentence, encoder, demos)
+    return (
+        None if threshold is None else CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)
+    )

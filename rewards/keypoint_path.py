@@ -1,0 +1,229 @@
+"""A keypoint plan as a way through space: cameras, lifting to metres, and progress along the way.
+
+Shape letters: T time, N points, K waypoints, D 2 or 3 axes; H, W image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from rewards.keypoint_plan import Stop
+
+CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
+EMPTY = 0.1  # a gripper narrower than this holds nothing
+SLACK = 0.1  # how much wider than when it closed a gripper still holds
+GATE_M = 0.04  # metres of path that grasping or releasing counts for
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera.
+
+    Attributes:
+        intrinsics: (3, 3), metres in the camera's axes -> px; the middle of the first pixel is (0, 0).
+        extrinsics: (4, 4), world -> camera, metres; x right, y down, z forward (OpenCV).
+        size: (H, W) px of the images that the intrinsics are for.
+    """
+
+    intrinsics: np.ndarray
+    extrinsics: np.ndarray
+    size: tuple[int, int]
+
+    @classmethod
+    def read(cls, name: str, values: Mapping[str, Any]) -> Camera:
+        """From a config's `intrinsics`, `extrinsics` and `size`.
+
+        Raises:
+            ValueError: a part is missing or has another shape.
+        """
+        try:
+            made = cls(
+                np.array(values["intrinsics"], np.float64),
+                np.array(values["extrinsics"], np.float64),
+                (int(values["size"][0]), int(values["size"][1])),
+            )
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(
+                f"Camera.read: calibration of {name!r} must have intrinsics, extrinsics and size; got {values!r}."
+            ) from error
+        if made.intrinsics.shape != (3, 3) or made.extrinsics.shape != (4, 4):
+            raise ValueError(
+                f"Camera.read: calibration of {name!r} must have intrinsics (3, 3) and extrinsics (4, 4); "
+                f"got {made.intrinsics.shape} and {made.extrinsics.shape}."
+            )
+        return made
+
+    def at(self, height: int, width: int) -> Camera:
+        """The same camera for images of another size."""
+        scale = np.diag([width / self.size[1], height / self.size[0], 1.0])
+        half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+        return Camera(scale @ (self.intrinsics + half) - half, self.extrinsics, (height, width))
+
+    def project(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 2"]:
+        """World points, metres -> px."""
+        seen = points @ self.extrinsics[:3, :3].T + self.extrinsics[:3, 3]
+        image = seen @ self.intrinsics.T
+        return image[:, :2] / image[:, 2:]
+
+    def lift(self, pixel: Sequence[float] | np.ndarray, depth: float) -> Float[np.ndarray, " 3"]:
+        """The world point at a pixel, `depth` metres along the optical axis."""
+        return self._from_camera(depth * self._ray(pixel))
+
+    def on_plane(self, pixel: Sequence[float] | np.ndarray, height: float) -> Float[np.ndarray, " 3"]:
+        """The world point at a pixel, on the level plane z = `height` metres.
+
+        Raises:
+            ValueError: the pixel looks past the plane.
+        """
+        eye = self._from_camera(np.zeros(3))
+        ray = self._from_camera(self._ray(pixel)) - eye
+        steps = (height - eye[2]) / ray[2] if ray[2] else -1.0
+        if steps <= 0:
+            raise ValueError(
+                f"Camera.on_plane: pixel must see the plane at z = {height} m; got ({pixel[0]:.0f}, {pixel[1]:.0f}), "
+                "which looks past it. Give depth, or path.plane=null to plan in the image."
+            )
+        return eye + steps * ray
+
+    def _ray(self, pixel: Sequence[float] | np.ndarray) -> np.ndarray:
+        return np.linalg.solve(self.intrinsics, [pixel[0], pixel[1], 1.0])
+
+    def _from_camera(self, point: np.ndarray) -> np.ndarray:
+        return self.extrinsics[:3, :3].T @ (point - self.extrinsics[:3, 3])
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way in the world or, where `unit` is set, in the image plane.
+
+    Attributes:
+        points: (K, 3) metres; or (K, 2), px times `unit`.
+        gates: K of `keypoint_plan.GATES`.
+        unit: metres that a pixel stands for; None in the world.
+    """
+
+    points: np.ndarray
+    gates: tuple[str, ...]
+    unit: float | None = None
+
+
+def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, plane: float) -> Way:
+    """Stops in the world, by measured depth, or else on the level plane z = `plane` metres.
+
+    A stop's depth is the median of the 3 x 3 pixels about it.
+    """
+
+    def place(pixel: Sequence[float] | np.ndarray) -> np.ndarray:
+        if depth is None:
+            return camera.on_plane(pixel, plane)
+        u, v = (round(min(max(x, 1), n - 2)) for x, n in zip(pixel, depth.shape[::-1], strict=True))
+        return camera.lift(pixel, float(np.median(depth[v - 1 : v + 2, u - 1 : u + 2])))
+
+    points = []
+    for stop in stops:
+        point = place(stop.at) + np.array([0.0, 0.0, stop.up])
+        if stop.by and stop.tail is not None and stop.head is not None:
+            way = (place(stop.head) - place(stop.tail)) * [1.0, 1.0, 0.0]
+            point = point + stop.by * way / max(float(np.linalg.norm(way)), 1e-9)
+        points.append(point)
+    return Way(np.stack(points), tuple(stop.gate for stop in stops))
+
+
+def flat_path(stops: Sequence[Stop], unit: float, up: Sequence[float] = (0.0, -1.0)) -> Way:
+    """Stops in the image plane, scaled to metres by `unit` a pixel; `up` is how far a metre up moves them, metres."""
+    points = []
+    for stop in stops:
+        point = unit * np.array(stop.at) + stop.up * np.array(up)
+        if stop.by and stop.tail is not None and stop.head is not None:
+            way = np.array(stop.head) - np.array(stop.tail)
+            point = point + stop.by * way / max(float(np.linalg.norm(way)), 1e-9)
+        points.append(point)
+    return Way(np.stack(points), tuple(stop.gate for stop in stops), unit)
+
+
+# Progress ----------------------------------------------------------------------------------------------------
+
+
+def path_progress(
+    points: Float[np.ndarray, "K D"],
+    gates: Sequence[str],
+    robot: Float[np.ndarray, "T D"],
+    opening: Float[np.ndarray, " T"] | None = None,
+    *,
+    sigma: float,
+    reach: float,
+) -> Float[np.ndarray, " T"]:
+    """How far along its way a robot is.
+
+        Φ_t = ρ_t · exp(−d_t / σ)
+
+    with ρ_t the share of the way behind the point nearest to x_t on the section that is under way, and d_t the
+    distance to it. The way starts at x_0 and runs through the K waypoints; gates part it into sections, and a section
+    counts only after every gate before it, so nothing is won by going to the target first. A grasp or release adds
+    `GATE_M` to the way.
+
+    A "reach" gate opens within `reach` of its waypoint; "grasp" asks besides that the gripper has closed by `CLOSED` of
+    its stroke and is not empty; "release" that it then opens, where it still held something one step before. Without
+    an opening, both are "reach". A gripper that lost what it held falls back to the section before the grasp until it
+    holds again. After a last gate Φ = 1.
+
+    Args:
+        points: the waypoints, metres.
+        gates: of each waypoint, one of `GATES`.
+        robot: x_t, metres in the same axes.
+        opening: of the gripper, 0 shut to 1 open.
+        sigma: σ, metres.
+        reach: metres.
+    Returns:
+        (T,) in [0, 1]; reads nothing after t. With gates it depends on the past, not on x_t alone.
+    Source: ours [dense_rewards §2.1 stand-in, gates added]: KAGI's own formula (arXiv 2407.10341) was not obtainable.
+    """
+    way = np.concatenate([robot[:1], points]).astype(np.float64)
+    lengths = np.linalg.norm(np.diff(way, axis=0), axis=1)
+    total = max(float(lengths.sum()) + GATE_M * sum(gate in ("grasp", "release") for gate in gates), 1e-9)
+    passed = np.ones(len(robot), bool)
+    holding = np.ones(len(robot), bool)
+    progress = fallback = np.zeros(len(robot))
+    behind, first, grip = 0.0, 0, 1.0
+    ends = [k + 1 for k, gate in enumerate(gates) if gate or k == len(gates) - 1]
+    for last in ends:
+        arc, gap = nearest_on_polyline(way[first : last + 1], robot)
+        here = (behind + arc) / total * np.exp(-gap / sigma)
+        progress = np.where(passed, np.where(holding, here, fallback), progress)
+        gate = gates[last - 1]
+        if not gate:
+            return progress
+        behind += float(lengths[first:last].sum()) + (GATE_M if gate in ("grasp", "release") else 0.0)
+        event = passed & (np.linalg.norm(robot - way[last], axis=1) <= reach)
+        if gate == "grasp" and opening is not None:
+            event &= (opening <= np.maximum.accumulate(opening) - CLOSED) & (opening >= EMPTY)
+        elif gate == "release" and opening is not None:
+            event &= (opening > grip + SLACK) & np.concatenate([[False], (event & holding)[:-1]])
+        passed = np.maximum.accumulate(event)
+        if gate == "grasp" and opening is not None and passed.any():
+            grip, fallback = float(opening[passed.argmax()]), here
+            holding = (opening >= EMPTY) & (opening <= grip + SLACK)
+        elif gate == "release":
+            holding = np.ones(len(robot), bool)
+        first = last
+    return np.where(passed, np.where(holding, 1.0, fallback), progress)
+
+
+def nearest_on_polyline(
+    way: Float[np.ndarray, "K D"], points: Float[np.ndarray, "T D"]
+) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """Arc length to the polyline's nearest point, and the distance to it; of equally near ones the farthest on."""
+    starts, legs = way[:-1], np.diff(way, axis=0)  # (K-1, D)
+    squares = np.maximum((legs * legs).sum(1), 1e-18)
+    share = np.clip(((points[:, None] - starts) * legs).sum(-1) / squares, 0, 1)  # (T, K-1)
+    gaps = np.linalg.norm(points[:, None] - (starts + share[..., None] * legs), axis=-1)
+    lengths = np.sqrt(squares)
+    arcs = np.concatenate([[0.0], np.cumsum(lengths)[:-1]]) + share * lengths
+    best = gaps.shape[1] - 1 - gaps[:, ::-1].argmin(1)
+    rows = np.arange(len(points))
+    return arcs[rows, best], gaps[rows, best]
