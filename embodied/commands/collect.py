@@ -25,12 +25,13 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from embodied import runs
-from embodied.commands.train import ROOT, env_maker, make_venv
+from embodied.commands.train import ROOT
 from embodied.datasets import COLLECTED, Dataset, Writer
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
+from embodied.scorers import env_maker, make_venv
 
 KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
@@ -78,7 +79,7 @@ def collect(config: DictConfig) -> Dataset:
                 root,
                 fps=_fps(env),
                 features=features,
-                cameras={short: (size, size) for short in cameras},
+                cameras=dict.fromkeys(cameras, (size, size)),
                 env=description,
             ) as writer,
             tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
@@ -246,18 +247,22 @@ def _rehearse(
         leave = int(rng.integers(1, max(int(0.7 * first), 2)))
         actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
         return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
-    undo = rng.random() < 0.5
+    undoes = rng.random() < 0.5
     for cut in range(first, max(first - 8, 0), -1):  # as late as it may be without ever being solved
-        actions = _stopped(take.actions[:cut], length, undo)
-        if not any(_play(env, seed, _Replay(actions)).success):
-            return actions, []
+        for share in (0.75, 0.5, 0.25, 0.0):  # of one more action
+            partly = np.append(share * take.actions[cut][:-1], take.actions[cut][-1]).astype(np.float32)
+            phase = take.phases[cut]  # what went before it (the way down to a cube) would lift when undone
+            undo = sum(each == phase for each in take.phases[: cut + 1]) if undoes else 0
+            actions = _stopped([*take.actions[:cut], partly], length, undo)
+            if not any(_play(env, seed, _Replay(actions)).success):
+                return actions, []
     return None
 
 
-def _stopped(done: list[np.ndarray], length: int, undo: bool) -> list[np.ndarray]:
-    """What was done, then rest with the gripper as it is; or the last moves backwards first."""
+def _stopped(done: list[np.ndarray], length: int, undo: int) -> list[np.ndarray]:
+    """What was done, then the last `undo` moves backwards, then rest, with the gripper as it was last."""
     grip = done[-1][-1]
-    back = [np.append(-action[:-1], grip).astype(np.float32) for action in reversed(done[-12:])] if undo else []
+    back = [np.append(-action[:-1], grip).astype(np.float32) for action in reversed(done[len(done) - undo :])]
     rest = np.append(np.zeros(len(done[-1]) - 1), grip).astype(np.float32)
     return [*done, *back, *[rest] * length][:length]
 
@@ -363,7 +368,7 @@ def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
         raise UserError(f"policy: {folder} must hold a checkpoint; it stopped before its first.")
     trained = OmegaConf.load(folder / "config.yaml")
     assert isinstance(trained, DictConfig)
-    venv = make_venv(trained, None, num_worlds=1, workers=0, seed=0)
+    venv = make_venv(trained, None, num_worlds=trained.num_worlds, workers=0, seed=0)  # PPO checks their number
     try:
         if "buffer_size" in trained.policy:
             trained.policy.buffer_size = 1  # nothing is learned here

@@ -1,0 +1,157 @@
+"""`embodied collect`: kinds are what they say, frames are the simulator's, a killed run goes on to the same dataset."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embodied import cli
+from embodied.commands import collect
+from embodied.datasets import Dataset, open_dataset
+from embodied.envs.bridge import make
+
+SMALL = ["image_size=32", "env.image_size=32"]
+
+
+def seeds(root):
+    return {int(k): v["seed"] for k, v in json.loads((root / "meta/embodied.json").read_text())["episodes"].items()}
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    root = tmp_path_factory.mktemp("collect") / "mixed"
+    assert cli.main(["collect", "env=desk-press", "policy=mixed", "episodes=8", f"out={root}", "image_size=64"]) == 0
+    return Dataset(root)
+
+
+def test_kinds_are_what_they_say(mixed):
+    kinds = [mixed.kind(i) for i in range(len(mixed))]
+    assert set(kinds) == set(collect.KINDS)
+    assert kinds[:5] == ["expert", "noisy", "near_miss", "failure", "random"]
+    best = {}
+    for i, kind in enumerate(kinds):
+        got = mixed.recording(i, cameras=())
+        assert got.instruction == "press the button"
+        assert len(got) == 50
+        if kind == "expert":
+            assert got.success[-1]
+            reach, last = got.steps
+            assert last == 49
+            assert 5 < reach < int(got.success.argmax())
+        if kind in ("near_miss", "failure"):
+            assert not got.success.any()
+            assert got.steps == ()
+        best.setdefault(kind, []).append(got.env_rewards.max())
+    assert min(best["near_miss"]) > max(best["random"] + best["failure"]) - 0.25
+    assert min(best["near_miss"]) > 0.5
+
+
+def test_rows_are_the_simulators(mixed):
+    """Replayed from seeds and actions: readings and rewards exactly, frames but for compression, none of them late."""
+    env = make("desk-press")
+    for i in (0, 4):
+        got = mixed.recording(i)
+        state = mixed.columns(i, ["observation.environment_state"])["observation.environment_state"]
+        obs, _ = env.reset(seed=seeds(mixed.root)[i])
+        seen = {name: [] for name in ("front", "side")}
+        for t, action in enumerate(got.actions):
+            np.testing.assert_array_equal(state[t], obs)
+            for name, value in env.unwrapped.signals().items():
+                assert got.signals[name][t] == np.float32(value)
+            for name, frames in seen.items():
+                frames.append(env.unwrapped.frame(camera=name, image_size=64))
+            obs, reward, _, _, info = env.step(action)
+            assert got.env_rewards[t] == np.float32(reward)
+            assert got.success[t] == info["is_success"]
+        for name, frames in seen.items():
+            frames = np.stack(frames).astype(int)
+            assert np.abs(got.frames[name] - frames).mean() < 6
+            checked = 0
+            for t in range(1, len(frames)):  # where something moved, it shows what is there now, not before
+                moved = np.abs(frames[t] - frames[t - 1]).max(-1) > 60
+                if moved.sum() > 20:
+                    now, before = (np.abs(got.frames[name][t] - frames[u])[moved].mean() for u in (t, t - 1))
+                    assert now < 0.5 * before
+                    checked += 1
+            assert checked > 5
+
+
+def test_a_killed_run_goes_on_to_the_same_dataset(tmp_path, capsys):
+    words = ["collect", "env=cartpole", "policy=random", "episodes=6", *SMALL]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert cli.main([*words, f"out={whole}"]) == 0
+    process = subprocess.Popen([sys.executable, "-m", "embodied.cli", *words, f"out={cut}"], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (cut / ".staging" / "episode-000001").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.wait()
+    staged = sorted(path.name for path in (cut / ".staging").glob("episode-*"))
+    assert 2 <= len(staged) < 6
+    assert not (cut / "meta").exists()
+    assert cli.main([*words, f"out={cut}"]) == 0
+    assert seeds(cut) == seeds(whole)
+    file = "data/chunk-000/file-000.parquet"
+    assert pq.read_table(cut / file).equals(pq.read_table(whole / file))
+    for i in range(6):
+        np.testing.assert_array_equal(Dataset(cut).frames(i, Dataset(cut).cameras[0]),
+                                      Dataset(whole).frames(i, Dataset(whole).cameras[0]))  # fmt: skip
+    assert cli.main([*words, f"out={cut}", "episodes=7"]) == 0  # and a finished one grows
+    assert len(Dataset(cut)) == 7
+    assert "random        7 episodes" in capsys.readouterr().out
+
+
+def test_a_dataset_by_name_is_collected_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compose = cli.compose
+    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, "episodes=2", *SMALL]))
+    dataset = open_dataset("reacher-red-random")
+    assert (len(dataset), dataset.env_id) == (2, "embodied/reacher-red-v0")
+    stamp = (dataset.root / "meta" / "info.json").stat().st_mtime_ns
+    assert (open_dataset("reacher-red-random").root / "meta" / "info.json").stat().st_mtime_ns == stamp
+
+
+def test_a_trained_policy_acts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    train = [
+        "train",
+        "env=cartpole",
+        "reward=true",
+        "policy=ppo",
+        "steps=64",
+        "num_worlds=2",
+        "policy.rollout_steps=32",
+    ]
+    train += ["eval_every=0", "final_episodes=1", "videos=0", "run=runs/train/one"]
+    assert cli.main(train) == 0
+    assert cli.main(["collect", "policy=run:latest", "episodes=1", "image_size=32", "out=a"]) == 0
+    dataset = Dataset("a")
+    assert (dataset.kind(0), dataset.env_id) == ("policy", "embodied/cartpole-v0")
+    assert dataset.recording(0).actions.std() > 0 or len(dataset.recording(0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["env=cartpole", "policy=expert"], "needs a scripted expert, which embodied/cartpole-v0 lacks"),
+        (["policy=exprt"], "did you mean expert"),
+        (["image_size=33"], "image_size must be even"),
+        (["cameras=[front,top]"], "'top' is none of this world's"),
+        (["policy=mixed", "shares.random=0.9"], "sum to 1"),
+        (["episodes=0"], "episodes must be at least 1"),
+        (["policy=run:nowhere"], "run must be a run folder"),
+    ],
+)
+def test_bad_settings_write_nothing(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["collect", *words]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,155 @@
+"""`embodied label`: the numbers are the scorer's, the source stays as it was, a killed run goes on."""
+
+import hashlib
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from embodied import cli
+from embodied.commands import label
+from embodied.datasets import Dataset
+from embodied.scorers import make_scorer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("label") / "reacher"
+    words = ["collect", "env=reacher-red", "policy=random", "episodes=3", f"out={root}", "image_size=32"]
+    assert cli.main(words) == 0
+    return root
+
+
+def digest(root):
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob("*")) if path.is_file()
+    }  # fmt: skip
+
+
+def words(data, tiny_clip, *more):
+    return ["label", f"data={data}", "reward=clip", "encoder=open_clip", f"encoder.model={tiny_clip}",
+            "encoder.precision=fp32", *more]  # fmt: skip
+
+
+def expected(data, tiny_clip, goal):
+    """(potential, reward) of every row by the scorer itself, a frame after the other episode by episode."""
+    config = cli.compose("label", words(data, tiny_clip, f"reward.goal={goal}")[1:])
+    OmegaConf.set_struct(config, False)
+    scorer, dataset = make_scorer(config), Dataset(data)
+    potentials, rewards = [], []
+    for i in range(len(dataset)):
+        potential = scorer.score(torch.from_numpy(dataset.frames(i, dataset.cameras[0])))
+        following = torch.cat([potential[1:], potential[-1:]])
+        potentials.append(potential.numpy())
+        rewards.append(scorer.shaping(potential, following, torch.zeros(len(potential), dtype=torch.bool)).numpy())
+    return np.concatenate(potentials), np.concatenate(rewards)
+
+
+def test_sidecar(data, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = digest(data)
+    assert cli.main(words(data, tiny_clip, "goal=a red ball", "batch=2")) == 0
+    out = tmp_path / "runs/label/reacher/clip_progress.parquet"
+    table = pq.read_table(out)
+    assert table.column_names == [
+        "index", "episode_index", "frame_index", "progress_sparse", "progress_dense", "potential", "reward",
+    ]  # fmt: skip
+    potential, reward = expected(data, tiny_clip, "a red ball")
+    np.testing.assert_allclose(table["potential"], potential, atol=1e-5)
+    np.testing.assert_allclose(table["reward"], reward, atol=1e-5)
+    assert np.std(potential) > 1e-3
+    np.testing.assert_array_equal(table["index"], np.arange(150))
+    np.testing.assert_array_equal(table["frame_index"], np.tile(np.arange(50), 3))
+    low, high = (float(table.schema.metadata[key]) for key in (b"low", b"high"))
+    np.testing.assert_allclose(np.asarray(table["progress_sparse"]) * (high - low) + low, potential, atol=1e-5)
+    assert 0 <= min(table["progress_sparse"].to_pylist()) <= max(table["progress_sparse"].to_pylist()) <= 1
+    assert table.schema.metadata[b"reward_model_path"] == b"clip"
+    assert digest(data) == before
+    assert [path.name for path in out.parent.iterdir()] == [out.name]  # nothing left of the work
+
+
+def test_columns_go_into_a_copy(data, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = digest(data)
+    assert cli.main(words(data, tiny_clip, "columns=columns", "out=labelled", "name=mine")) == 0
+    old, new = Dataset(data), Dataset("labelled")
+    assert set(new.features) - set(old.features) == {"progress.mine", "reward.mine"}
+    potential, reward = expected(data, tiny_clip, old.instruction(0))  # no goal given: the episodes' instructions
+    got = [new.columns(i, ["progress.mine", "reward.mine", "next.reward"]) for i in range(3)]
+    np.testing.assert_allclose(np.concatenate([each["progress.mine"] for each in got]), potential, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([each["reward.mine"] for each in got]), reward, atol=1e-5)
+    for i in range(3):
+        np.testing.assert_array_equal(got[i]["next.reward"], old.columns(i, ["next.reward"])["next.reward"])
+        np.testing.assert_array_equal(new.frames(i, old.cameras[0]), old.frames(i, old.cameras[0]))
+    assert pq.ParquetFile("labelled/data/chunk-000/file-000.parquet").num_row_groups == 3
+    stats = json.loads((tmp_path / "labelled/meta/stats.json").read_text())
+    np.testing.assert_allclose(stats["reward.mine"]["mean"], [reward.mean()], atol=1e-5)
+    assert digest(data) == before
+    assert cli.main(words("labelled", tiny_clip, "columns=columns", "in_place=true", "name=other", "goal=x")) == 0
+    assert {"progress.mine", "progress.other"} <= set(Dataset("labelled").features)
+    assert cli.main(words("labelled", tiny_clip, "in_place=true", "goal=x")) == 0
+    assert (tmp_path / "labelled" / "clip_progress.parquet").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"labelled", "runs"}
+
+
+def test_a_killed_run_goes_on(data, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made, score = [], label.score
+
+    def killed_after_two(scorer, episodes, terminated):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(episodes))
+        return score(scorer, episodes, terminated)
+
+    monkeypatch.setattr(label, "score", killed_after_two)
+    assert cli.main(words(data, tiny_clip, "goal=a red ball", "batch=1")) == 130
+    assert not (tmp_path / "runs/label/reacher/clip_progress.parquet").exists()
+    made.clear()
+    assert cli.main(words(data, tiny_clip, "goal=a red ball", "batch=1")) == 0
+    assert made == [1]
+    table = pq.read_table("runs/label/reacher/clip_progress.parquet")
+    np.testing.assert_allclose(table["potential"], expected(data, tiny_clip, "a red ball")[0], atol=1e-5)
+
+
+def test_termination_and_length_decide_rewards():
+    """Two lengths in one call; a potential of one before a termination is taken back, before a cut it is not."""
+    from rewards.combine import WeightedSum
+    from rewards.core import Episode, Features, Scorer
+    from rewards.shaping import PotentialShaping
+    from tests.fakes import FakeEncoder
+
+    class Ones:
+        name = "ones"
+
+        def score(self, features):
+            return torch.ones(features.main.shape[:2])
+
+    shaping = PotentialShaping(kind="difference", discount=0.5)
+    scorer = Scorer(FakeEncoder(dim=2), {"ones": Ones()}, WeightedSum(), shaping)
+    episodes = [Episode(features=Features(views={"a": torch.zeros(1, n, 2)})) for n in (2, 3, 2)]
+    endings = [np.array([False, True]), np.zeros(3, bool), np.zeros(2, bool)]
+    rewards = [made["reward"].tolist() for made in label.score(scorer, episodes, endings)]
+    assert rewards == [[-0.5, -1.0], [-0.5, -0.5, -0.5], [-0.5, -0.5]]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["columns=both"], "columns must be sidecar or columns"),
+        (["cameras=[roof]"], "has no 'roof'"),
+        (["out=a.csv"], "out must end in .parquet"),
+        (["name=a/b"], "name must be letters"),
+        (["in_place=true", "out=a.parquet"], "out must be left out"),
+        (["batch=0"], "batch must be at least 1"),
+    ],
+)
+def test_bad_settings_write_nothing(more, message, data, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words(data, tiny_clip, *more)) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
