@@ -19,6 +19,7 @@ from rewards.hops import balanced_pairs, hop, segment_progress
 
 CAP = 0.8  # no moment of a failed episode has made more progress
 REST = 0.1  # of a large move (the 0.9 quantile): rows after the last one above it show a robot at rest
+RESTING = 5  # rows of that rest which are kept
 # A model that has demonstrations of one task only would learn that the text says nothing; these are the others.
 OTHER_TASKS = (
     "wave the arm", "pick up the cup", "open the door", "close the box", "push the plate to the left",
@@ -127,7 +128,8 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[De
             raise ValueError(f"{where} must show {' or '.join(views)}; got {', '.join(episode.features.views)}.")
         rows = stack_views(episode.features, views)[0]
         labels = torch.full((len(rows),), math.nan) if episode.success is False else _labels(rows, episode.steps)
-        demos.append(Demo(rows, labels, episode.instruction))
+        end = len(rows) if episode.success is False else int((labels < 1).sum()) + RESTING
+        demos.append(Demo(rows[:end], labels[:end], episode.instruction))
     return demos
 
 

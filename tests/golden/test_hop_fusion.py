@@ -23,10 +23,11 @@ def clip(x):
     return min(max(x, 0.0), 1.0)
 
 
-def by_hand(inc, fwd, bwd, fusion, a, eps):
-    """One episode, a line per line of the paper."""
-    forward, backward = [clip(h) for h in fwd], [clip(1 + h) for h in bwd]
-    summed = [0.0]
+def by_hand(inc, fwd, bwd, fusion, a, eps, first=0.0):
+    """One episode, a line per line of the paper, whose Φ_0 = first is 0."""
+    forward = [clip(first + ((1 - first) * h if h >= 0 else first * h)) for h in fwd]
+    backward = [clip(1 + h) for h in bwd]
+    summed = [first]
     for h in inc[1:]:
         last = summed[-1]
         summed.append(last + ((1 - last) * h if h >= 0 else last * h))
@@ -38,7 +39,7 @@ def by_hand(inc, fwd, bwd, fusion, a, eps):
         return backward
     if fusion == "mean":
         return [(i + f + b) / 3 for i, f, b in zip(summed, forward, backward, strict=True)]
-    phi = [0.0]
+    phi = [first]
     for step in range(1, len(inc)):
         last, h = phi[-1], inc[step]
         d = (1 - last) * h if h >= 0 else last * h
@@ -54,6 +55,28 @@ def test_fusions_are_the_papers(fusion, a):
     inc, fwd, bwd = hops(1)
     expected = [by_hand(*rows, fusion, a, 0.05) for rows in zip(inc, fwd, bwd, strict=True)]
     assert_allclose(fuse(t(inc), t(fwd), t(bwd), fusion=fusion, strength=a, epsilon=0.05).numpy(), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_an_episode_may_start_half_way(fusion):
+    inc, fwd, bwd = hops(5)
+    first = np.array([0.0, 0.4, 1.0])
+    expected = [by_hand(*rows, fusion, 20.0, 0.1, start) for *rows, start in zip(inc, fwd, bwd, first, strict=True)]
+    found = fuse(t(inc), t(fwd), t(bwd), first=t(first), fusion=fusion)
+    assert_allclose(found.numpy(), expected, atol=1e-12)
+    at_zero = fuse(t(inc), t(fwd), t(bwd), fusion=fusion)[0]
+    assert_allclose(found[0].numpy(), at_zero.numpy(), atol=1e-12)  # the paper's own, where Φ_0 = 0
+
+
+def test_an_episode_that_starts_solved_is_not_paid_for_the_way_back():
+    """Reversed episodes must fall: from Φ_0 = 0 they would rise instead, forward hops being clipped at 0."""
+    phi = segment_progress(20).double().flip(0)
+    inc = torch.cat([torch.zeros(1, dtype=torch.float64), hop(phi[:-1], phi[1:])])[None]
+    fwd, bwd = hop(phi[0].expand(20), phi)[None], hop(torch.ones_like(phi), phi)[None]
+    one = torch.ones(1, dtype=torch.float64)
+    for fusion in ("incremental", "forward", "backward", "mean"):
+        assert_allclose(fuse(inc, fwd, bwd, first=one, fusion=fusion)[0].numpy(), phi.numpy(), atol=1e-7)
+    assert (fuse(inc, fwd, bwd, first=one)[0].diff() <= 0).all()
 
 
 def test_full_trust_is_half_anchors_and_half_increment_and_not_the_mean():

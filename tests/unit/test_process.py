@@ -173,6 +173,7 @@ def test_rest_at_the_end_is_no_progress():
             [Episode(features=Features(views=resting), instruction="open it", steps=steps)], ("front", "side")
         )
         assert demo.progress[11:].eq(1).all()
+        assert len(demo.rows) == 16  # of the rest a little is kept
         assert demo.progress[10] < 1
         if middle is not None:
             assert demo.progress[middle] == 0.5
