@@ -122,7 +122,7 @@ class Sheet:
         self.groups = np.array([case.group for case in self.cases])
         self.success = self.groups == "success"
         self.ends = np.array([each[case.end] for case, each in zip(self.cases, said, strict=True)])
-        gains = [each[case.clip - 1] - each[0] for case, each in zip(self.cases, said, strict=True)]
+        gains = [each[case.end] - each[0] for case, each in zip(self.cases, said, strict=True)]
         self.gain = float(np.mean(np.array(gains)[self.success])) if self.success.any() else math.nan
         fit_ends = [each[case.end] for case, each in zip(division.fit, fitted, strict=True)]
         fit_labels = [case.group == "success" for case in division.fit]
@@ -134,7 +134,7 @@ class Sheet:
             for case, each in zip(self.cases, self.said, strict=True)
             if case.group == "success"
         ]
-        backward = [value_order_correlation(each, rewound=True) for each in self.films["reversed"]]
+        backward = [value_order_correlation(each, rewound=True) for each in self.films["rewound"]]
         return {"voc": self._mean(forward), "voc_reversed": self._mean(backward)}
 
     def outcome(self) -> dict[str, Figure]:
@@ -215,7 +215,11 @@ class Sheet:
         return self._figure(share, values, values[:, 0])
 
     def canaries(self) -> dict[str, Canary]:
-        films = {name: [(each, np.zeros(len(each), bool)) for each in said] for name, said in self.films.items()}
+        films = {
+            name: [(each, np.zeros(len(each), bool)) for each in said]
+            for name, said in self.films.items()
+            if name in CANARIES
+        }
         for name in ("near miss", "random"):
             members = np.flatnonzero(self.groups == name)
             films[name] = [(self.said[i], self.cases[i].rows_solved) for i in members]

@@ -20,6 +20,7 @@ from embodied.verdicts import Rules, Verdict
 Frames = Callable[[int], np.ndarray]  # episode -> (T, H, W, 3) uint8
 COLOURS = {"success": 3, "near miss": 2, "failure": 4, "random": 6}
 MARKS = {"trust": "trust", "care": "with care", "avoid": "do not use", "unknown": "unknown"}
+RARE = 0.005  # share of all predictions below which a bin is not drawn
 UNDEFINED = "\N{EN DASH}"
 GRID = np.linspace(0, 1, 25)
 COLUMNS: dict[str, tuple[str, str, int, str]] = {  # figure -> title, short title, which way is better, what it is
@@ -99,12 +100,13 @@ def write_judgement(
 
 
 def best(rewards: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> Judged | None:
-    """The one to take: trusted before taken with care, then the highest of order (the lower way) plus AUROC."""
+    """The one to take: trusted for the most uses, then the highest of order (the lower way) plus AUROC less EPIC."""
     usable = [each for each in rewards if verdicts[each.name].level in ("trust", "care")]
 
-    def merit(each: Judged) -> tuple[bool, float]:
-        f = each.figures
-        return verdicts[each.name].level == "trust", min(f["voc"].value, f["voc_reversed"].value) + f["auroc"].value
+    def merit(each: Judged) -> tuple[int, float]:
+        f = {key: figure.value for key, figure in each.figures.items()}
+        epic = 0.0 if math.isnan(f["epic"]) else f["epic"]
+        return len(verdicts[each.name].uses), min(f["voc"], f["voc_reversed"]) + f["auroc"] - epic
 
     return max(usable, key=merit, default=None)
 
@@ -128,8 +130,8 @@ def table(judged: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> str:
 # Sections -----------------------------------------------------------------------------------------------------
 
 _PROGRESS = (
-    "Mean potential along the episode, from its start (0) to its end (1), with the middle 80 % of episodes; the dashed "
-    "line is the threshold. A good reward climbs with successes only."
+    "Mean potential from an episode's start (0) to its end (1; of a success, to where it is first solved), with the "
+    "middle 80 % of episodes; the dashed line is the threshold. A good reward climbs with successes only."
 )
 _ENDS = "The potential at the end of each judged episode; right of the dashed line counts as success."
 GROUP_LEGEND = legend([(group, COLOURS[group]) for group in GROUPS])
@@ -183,21 +185,21 @@ def _canaries(judged: Sequence[Judged]) -> str:
         cells = ""
         for name in CANARIES:
             canary = each.canaries[name]
-            bar = {"frozen": rules.still, "random": rules.random, "wrong instruction": rules.instruction}.get(name)
-            bad = (
-                canary.gain.value > 0
-                if name == "reversed"
-                else canary.fires.value > rules.near_misses
-                if bar is None
-                else canary.gain.value >= bar
-            )
+            gain, fires = canary.gain.value, canary.fires.value
+            bad = {
+                "frozen": gain >= rules.still,
+                "reversed": gain > 0,
+                "wrong instruction": gain >= rules.instruction,
+                "near miss": fires > rules.near_misses or gain >= 1,
+                "random": fires >= rules.random or gain >= 1,
+            }[name]
             cells += f'<td class="n{" bad" if bad else ""}">{_canary(canary)}</td>'
         body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}</tr>"
     ideal = "".join(f'<td class="n"><i>{text}</i></td>' for text in ("0", "-1", "0", "below 1", "0"))
     body += f'<tr class="control"><th>ideal</th>{ideal}</tr>'
     note = (
         "What films that must not pay gain from first to last frame, as a share of what a success gains; below, the "
-        "share of films that reach the threshold. Red: a bar is broken."
+        "share of films that reach the threshold. Red: a bar is broken, or it pays like success."
     )
     page = f"<table><thead><tr><th>reward</th>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return card("Canaries", note, f'<div class="scroll figures">{page}</div>')
@@ -245,11 +247,12 @@ def _ends(judged: Judged, cases: Mapping[int, Case]) -> str:
 def _separation(rewards: Sequence[Judged]) -> str:
     colours = {each.name: k % 6 + 1 for k, each in enumerate(rewards)}
     rates = [Curve(each.name, *each.roc, colours[each.name]) for each in rewards if each.roc is not None]
-    bins = [
-        Curve(each.name, each.calibration.confidence, each.calibration.frequency, colours[each.name], dots=True)
-        for each in rewards
-        if each.calibration is not None
-    ]
+    bins = []
+    for each in rewards:
+        if each.calibration is not None:
+            drawn = each.calibration.counts >= RARE * each.calibration.counts.sum()
+            points = each.calibration.confidence[drawn], each.calibration.frequency[drawn]
+            bins.append(Curve(each.name, *points, colours[each.name], dots=True))
     panels = [
         (name, panel(curves, x_label=label, y_range=(0.0, 1.0), diagonal=True))
         for name, label, curves in (
@@ -258,7 +261,10 @@ def _separation(rewards: Sequence[Judged]) -> str:
         )
         if curves
     ]
-    note = "Left: the higher, the better. Right: on the diagonal, a predicted 70 % is right in 7 of 10 cases."
+    note = (
+        "Left: the higher, the better. Right: on the diagonal, a predicted 70 % is right in 7 of 10 cases; rare bins "
+        "are not drawn."
+    )
     return _grid("Success and failure apart", note, legend(list(colours.items())), panels)
 
 
@@ -335,7 +341,7 @@ def _cell(figure: Figure) -> str:
         return UNDEFINED
     if math.isnan(figure.low):
         return _number(figure.value)
-    return f"{_number(figure.value)}<small>{_number(figure.low)} to {_number(figure.high)}</small>"
+    return f"{_number(figure.value)}<small>{_number(figure.low)} … {_number(figure.high)}</small>"
 
 
 def _number(value: float) -> str:

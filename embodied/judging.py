@@ -17,14 +17,15 @@ The figures (`FIGURES`), each with a 95 % interval, bootstrap over episodes unle
     motionless          (still − random) / (success − random) in mean reward per step: 0 means that doing nothing pays
                         like random behaviour, 1 like success. It does not change with a reward's scale and offset.
 
-Canaries are films that must not pay. Their gain, φ(last) − φ(first), is in units of the mean gain of a success:
+Canaries are films that must not pay. Their gain, φ(last) − φ(first), is in units of the mean gain of a success, from
+its reset to its end:
 
     frozen              the first frame for the length of the episode; ideal 0
-    reversed            the clip, last to first; ideal −1
-    wrong instruction   the clip, scored for another goal, where the reward takes one; ideal 0
+    reversed            a success up to its end, last to first; ideal −1
+    wrong instruction   the same forward, scored for another goal, where the reward takes one; ideal 0
     near miss, random   recorded ones; ideal below 1, and 0
 
-A film fires where it reaches the threshold: reversed clips in their last row (they start solved), all others in any row
+A film fires where it reaches the threshold: reversed ones in their last row (they start solved), all others in any row
 that is not solved.
 
 A head that plans from an episode's first image keeps that image in the canaries: the plan is context, like the goal.
@@ -151,12 +152,14 @@ def judge(
         said.append(say(scorer, case.episode.features))
         seconds.append((time.perf_counter() - start) / len(case.episode))
     successes = [i for i, case in enumerate(division.judged) if case.group == "success"]
-    films: dict[str, list[np.ndarray]] = {"frozen": [], "reversed": [], "wrong instruction": []}
+    films: dict[str, list[np.ndarray]] = {"rewound": [], "frozen": [], "reversed": [], "wrong instruction": []}
     for i in successes[:canary_films]:
-        features, clip = division.judged[i].episode.features, division.judged[i].clip
+        case = division.judged[i]
+        features, whole = case.episode.features, case.end + 1
+        films["rewound"].append(say(scorer, reversed_film(features, case.clip)))
         films["frozen"].append(say(scorer, frozen(features)))
-        films["reversed"].append(say(scorer, reversed_film(features, clip)))
-        films["wrong instruction"] += [say(each, cut(features, clip)) for each in wrong]
+        films["reversed"].append(say(scorer, reversed_film(features, whole)))
+        films["wrong instruction"] += [say(each, cut(features, whole)) for each in wrong]
     sheet = Sheet(division, fitted, said, films, resamples, seed)
     every = np.concatenate(said) if said else np.zeros(1)
     spread = float(every.std())
@@ -181,7 +184,7 @@ def judge(
 def films(division: Division, *, wrong: int = 0, canary_films: int = 20) -> int:
     """How many films `judge` scores: what its progress bar counts."""
     successes = sum(case.group == "success" for case in division.judged)
-    return len(division.fit) + len(division.judged) + (2 + wrong) * min(successes, canary_films)
+    return len(division.fit) + len(division.judged) + (3 + wrong) * min(successes, canary_films)
 
 
 @torch.inference_mode()

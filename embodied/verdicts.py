@@ -1,7 +1,7 @@
 """From figures to one line a person can act on: what a reward may be trusted for, or why not to train on it.
 
-The rules are these and no others. A reward is *avoided* for any fault, *trusted* for each use whose bars it passes,
-and else to be taken *with care*. Bars are compared with the figures themselves; the intervals stand beside them.
+The rules are these and no others. A reward is *avoided* for any fault, *trusted* for each use whose bars it passes, and
+else, or where there is something to beware of, to be taken *with care*. Bars are compared with the figures themselves; the intervals stand beside them.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ class Rules:
         chance: an AUROC below this cannot tell success from failure.
         still: a motionless policy, or a frozen film, that collects this share of a success's pay spoils a reward.
         random: so does this share of random episodes that fire.
+        faint: a gain of a success below this, in the reward's own unit, drowns in a learner's noise.
         instruction: a wrong goal that earns this share of a success's gain is not told apart.
     """
 
@@ -36,6 +37,7 @@ class Rules:
     chance: float = 0.7
     still: float = 0.25
     random: float = 0.25
+    faint: float = 1e-4
     instruction: float = 0.5
 
 
@@ -44,10 +46,12 @@ class Verdict:
     """Attributes:
     level: "trust", "care", "avoid", or "unknown" where the data cannot tell.
     text: the line.
+    uses: what it is trusted for.
     """
 
     level: str
     text: str
+    uses: tuple[str, ...] = ()
 
 
 def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
@@ -61,7 +65,7 @@ def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
     beware = f" Beware: it {' and '.join(cautions)}." if cautions else ""
     if uses:
         listed = " and ".join([", ".join(uses[:-1]), uses[-1]] if len(uses) > 1 else uses)
-        return Verdict("trust", f"Trust it for {listed}.{beware}")
+        return Verdict("care" if cautions else "trust", f"Trust it for {listed}.{beware}", tuple(uses))
     f = judged.figures
     return Verdict(
         "care",
@@ -91,6 +95,8 @@ def _faults(judged: Judged, rules: Rules) -> list[str]:
             f"it counts time: it does not fall when the film runs backwards (order reversed {f['voc_reversed']:.2f})"
         ]
     faults = []
+    if judged.gain < rules.faint:
+        faults.append(f"it is faint: a success gains {judged.gain:.1g}, too little to learn from at this scale")
     if f["auroc"] < rules.chance:
         faults.append(f"it cannot tell success from failure (AUROC {f['auroc']:.2f})")
     if f["motionless"] >= rules.still:

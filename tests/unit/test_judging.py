@@ -77,6 +77,8 @@ REWARDS = {
     "waits": lambda truth, noise: truth + 0.2 * torch.arange(truth.shape[1]),
     "lingers": lambda truth, noise: truth + 0.6 * (truth.abs() < 0.005),  # a start looks like much
     "detector": lambda truth, noise: (truth > 0.95).float() + 1e-3 * noise,
+    "late": lambda truth, noise: torch.cat([0 * truth[:, :2], (truth > 0.95).float()[:, :-2]], 1),  # after two rows
+    "faint": lambda truth, noise: 1e-7 * truth,
     "lenient": lambda truth, noise: (truth - 0.6).clamp(min=0).sign() + 1e-3 * truth.round() * noise,
 }
 
@@ -99,6 +101,8 @@ def judged():
         ("waits", "avoid", "counts time"),
         ("lingers", "avoid", "pays a motionless policy"),
         ("detector", "trust", "Trust it for detecting success"),
+        ("late", "trust", "Trust it for detecting success"),
+        ("faint", "avoid", "it is faint"),
     ],
 )
 def test_each_reward_gets_the_verdict_it_deserves(judged, name, level, words):
@@ -130,7 +134,7 @@ def test_controls_score_nothing(judged):
     assert math.isnan(constant["motionless"].value)
     assert math.isnan(judged["constant"].threshold)
     assert (clock["voc"].value, clock["voc_reversed"].value) == (pytest.approx(1), pytest.approx(-1))
-    assert judged["clock"].canaries["frozen"].gain.value == pytest.approx(23 / 18)  # it waits longer
+    assert judged["clock"].canaries["frozen"].gain.value == pytest.approx(1)
 
 
 def test_an_inverted_reward_is_opposite_in_every_figure(judged):
@@ -179,7 +183,9 @@ def test_wrong_goals_are_paid_by_a_reward_that_does_not_read_them():
     ignores = judge("ignores", perfect, division, wrong=[perfect, deaf], resamples=10)
     assert ignores.canaries["wrong instruction"].gain.value == pytest.approx(0.5)
     assert ignores.canaries["wrong instruction"].films == 2 * reads.canaries["wrong instruction"].films
-    assert "hardly reads the instruction" in verdict(ignores).text
+    given = verdict(ignores)
+    assert (given.level, given.uses[0]) == ("care", "a dense reward")
+    assert "Beware: it hardly reads the instruction, and pays 50% for another" in given.text
 
 
 def test_progress_counts_every_film():
@@ -271,7 +277,7 @@ def test_a_reversed_success_may_fire_where_it_starts_but_not_where_it_ends():
     rng = np.random.default_rng(0)
     division = Division(judged=[case(0, "expert", rng=rng), case(1, "random", rng=rng)])
     said = [np.linspace(0, 1, T), np.zeros(T)]
-    shown = {"frozen": [], "reversed": [np.array([1.0, 0.5, 0.0])], "wrong instruction": []}
+    shown = {"frozen": [], "reversed": [np.array([1.0, 0.5, 0.0])], "rewound": [], "wrong instruction": []}
     sheet = Sheet(division, [], said, shown, 10, 0)
     sheet.threshold = 0.4
     assert sheet.canaries()["reversed"].fires.value == 0
