@@ -1,7 +1,8 @@
 """From figures to one line a person can act on: what a reward may be trusted for, or why not to train on it.
 
 The rules are these and no others. A reward is *avoided* for any fault, *trusted* for each use whose bars it passes, and
-else, or where there is something to beware of, to be taken *with care*. Bars are compared with the figures themselves; the intervals stand beside them.
+else, or where there is something to beware of, to be taken *with care*. Bars are compared with the figures themselves;
+the intervals stand beside them.
 """
 
 from __future__ import annotations
