@@ -25,6 +25,7 @@ _PREFIXES = (
     "a photo of ", "a picture of ", "an image of ", "a render of ", "in this image ", "we see ", "now ",
 )  # fmt: skip
 _LETTERS = list("eeeaaiioouurrttnnssllccddmmppgghhbbyykwvf")
+_NEGATIONS = ("is not", "isn't", "is no longer", "is never")  # of "is" and "is now"
 _NOT = re.compile(r"\b(is now|is|stands|stays)\b(?! not)")
 
 
@@ -144,8 +145,9 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
         The text, and whether it now says the opposite.
     """
     negated = False
-    if rng.random() < 0.1 and _NOT.search(text):
-        text, negated = _NOT.sub(r"\1 not", text, count=1), True
+    if rng.random() < 0.1 and (verb := _NOT.search(text)):
+        said = _NEGATIONS[rng.integers(len(_NEGATIONS))] if verb[1].startswith("is") else f"{verb[1]} not"
+        text, negated = text[: verb.start()] + said + text[verb.end() :], True
     if rng.random() < 0.15:
         text = _PREFIXES[rng.integers(len(_PREFIXES))] + text
     if rng.random() < 0.1:
