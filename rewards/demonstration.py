@@ -106,7 +106,7 @@ class Demonstration:
         """Find the steps of successful demonstrations, of the robot or of something else, and what tells them apart.
 
         Args:
-            demos: one or more that end when the task is done; rows after that become a step of their own.
+            demos: one or more that end with the task done; the rest after that is cut off (`rewards.views.trimmed`).
             encoder: whose features they hold.
             form: see the class.
             num_steps: K ≥ 2; None: `choose_num_steps`.

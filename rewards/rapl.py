@@ -178,7 +178,8 @@ class RAPL:
         stays what training starts from, the successes' principal components.
 
         Args:
-            demos: successes, at least one, which end when the task is done; and failures, if there are any.
+            demos: successes, at least one; and failures, if there are any. The rest at their end is cut off
+                (`rewards.views.trimmed`).
             encoder: whose features they hold.
             readout: see the class.
             updates: of Adam, 1e-3, 8 triplets each.

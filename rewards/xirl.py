@@ -121,7 +121,7 @@ class XIRL:
         between starts.
 
         Args:
-            demos: one or more, that end when the task is done.
+            demos: one or more that end with the task done; the rest after that is cut off (`rewards.views.trimmed`).
             encoder: whose features they hold.
             loss: "classification" or "regression", see `cycle_loss`.
             readout: see the class.
