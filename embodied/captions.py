@@ -146,7 +146,7 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
     """
     negated = False
     if rng.random() < 0.1 and (verb := _NOT.search(text)):
-        said = _NEGATIONS[rng.integers(len(_NEGATIONS))] if verb[1].startswith("is") else f"{verb[1]} not"
+        said = _NEGATIONS[int(rng.integers(len(_NEGATIONS)))] if verb[1].startswith("is") else f"{verb[1]} not"
         text, negated = text[: verb.start()] + said + text[verb.end() :], True
     if rng.random() < 0.15:
         text = _PREFIXES[rng.integers(len(_PREFIXES))] + text
