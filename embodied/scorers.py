@@ -101,7 +101,7 @@ class _Filler:
     def __init__(self, config: DictConfig, encoder: Encoder, world: World | None) -> None:
         self.encoder = encoder
         self._config, self._given, self._made = config, world, None
-        self._demos: dict[int | str, Sequence[Episode]] = {}
+        self._demos: dict[tuple[int | str, str], Sequence[Episode]] = {}
 
     def scorer(self, reward: dict[str, Any]) -> Scorer:
         reward = dict(reward)
@@ -119,7 +119,8 @@ class _Filler:
         for name in EPISODES:
             wanted = reward.pop(name, None)
             if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
-                call_time[name] = self._episodes(name, wanted)
+                frames_read = "all" if reward.get("vlm") else "none"  # a chat model that labels them sees images
+                call_time[name] = self._episodes(name, wanted, frames_read)
         return build(reward, encoder=self.encoder, **call_time)
 
     @cached_property
@@ -134,7 +135,7 @@ class _Filler:
         size = int(self.encoder.image_size[0])
         return {name: world.calibration(name, size) for name in self._cameras() if not world.moves(name)}
 
-    def _episodes(self, name: str, wanted: Any) -> Sequence[Episode]:
+    def _episodes(self, name: str, wanted: Any, frames_read: str) -> Sequence[Episode]:
         """The recorded episodes a config asks for, encoded: the views to come, no others.
 
         Raises:
@@ -145,15 +146,18 @@ class _Filler:
                 f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
                 f"Try {name}=5 or {name}=path/to/lerobot."
             )
-        if wanted not in self._demos:
+        key = (wanted, frames_read)
+        if key not in self._demos:
             from embodied.datasets import encode, open_dataset  # pyarrow and PyAV, which few rewards need
 
             dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
             if isinstance(wanted, int) and len(dataset) < wanted:
                 raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None
-            self._demos[wanted] = encode(dataset, self.encoder, cameras=self._cameras() or None, indices=indices)
-        return self._demos[wanted]
+            self._demos[key] = encode(
+                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read
+            )
+        return self._demos[key]
 
     def _env_name(self, name: str, wanted: int) -> str:
         env = str(self._config.env.id) if "env" in self._config else ""
