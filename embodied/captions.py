@@ -100,13 +100,13 @@ class Captions:
             ValueError: a fact lacks a split, a macro is unknown, or a val or test sentence is also a train one.
         """
         content = yaml.safe_load(path.read_text())
-        macros = dict(macros or {}) | content.get("macros", {})
+        known = {**(macros or {}), **content.get("macros", {})}
 
         def wordings(patterns: Sequence[str]) -> Wordings:
             try:
-                filled = [re.sub(r"\{(\w+)\}", lambda found: macros[found[1]], pattern) for pattern in patterns]
+                filled = [re.sub(r"\{(\w+)\}", lambda found: known[found[1]], pattern) for pattern in patterns]
             except KeyError as missing:
-                raise ValueError(f"{path}: macro must be one of {', '.join(macros)}; got {missing}.") from None
+                raise ValueError(f"{path}: macro must be one of {', '.join(known)}; got {missing}.") from None
             return Wordings(tuple(_parse(text) for text in filled))
 
         facts = {}
