@@ -172,12 +172,23 @@ def goal_image_rows(
     area = auroc(np.concatenate(scores), y)
     wrong = [score(each.episode.features) for each in others if not each.done[task].any()]
     return [
-        {"claim": f"{task}: 10 goal images, AUROC of frames", "value": area, "unit": "AUROC", "bar": ">= 0.95",
-         "met": area >= 0.95, "interval": area_interval(scores, truth), "n": len(y), "precision_at_half": None if math.isnan(at_half.precision) else at_half.precision, "precision_interval": at_half.precision_interval, "recall_at_half": at_half.recall,
-         "recall_interval": at_half.recall_interval, "base_rate": at_half.base_rate,
-         "frozen_first_frame_over_half": float(np.mean([score(frozen(e.episode)).max() > 0.5 for e in judged])),
-         "another_task_over_half": float(np.mean([each.max() > 0.5 for each in wrong]))},
-    ]  # fmt: skip
+        {
+            "claim": f"{task}: 10 goal images, AUROC of frames",
+            "value": area,
+            "unit": "AUROC",
+            "bar": ">= 0.95",
+            "met": area >= 0.95,
+            "interval": area_interval(scores, truth),
+            "n": len(y),
+            "precision_at_half": None if math.isnan(at_half.precision) else at_half.precision,
+            "precision_interval": at_half.precision_interval,
+            "recall_at_half": at_half.recall,
+            "recall_interval": at_half.recall_interval,
+            "base_rate": at_half.base_rate,
+            "frozen_first_frame_over_half": float(np.mean([score(frozen(e.episode)).max() > 0.5 for e in judged])),
+            "another_task_over_half": float(np.mean([each.max() > 0.5 for each in wrong])),
+        }
+    ]
 
 
 def main() -> None:
