@@ -32,7 +32,8 @@ RELABEL_BATCH = 256  # episodes scored at once when relabelling
 
 
 class Labeller(BaseCallback):
-    """The callback that gives SB3's algorithms their rewards; the worlds must return zeros (`frame_size` set).
+    """The callback that gives SB3's algorithms their rewards; the worlds return zeros, or the
+    part of their own reward that is to be learned from too (`env_weight`).
 
     Off-policy: rewards go to the ring slots of the rollout, over the wrap too; n-step returns are summed at sampling
     time, so they see them. On-policy: rewards are *added*, which keeps the time-limit bootstrap SB3 put there, and
@@ -92,6 +93,7 @@ class Labeller(BaseCallback):
             truncated=np.array([info["TimeLimit.truncated"] for info in infos]),
             signals=[info.get("signals", {}) for info in infos],
             truths=[_truths(info) for info in infos],
+            rewards=self.locals["rewards"].copy(),
             frames=self.venv.frames.copy() if self.scorer.frames_read == "all" else None,
         )
         if dones.any():
@@ -138,6 +140,7 @@ class Labeller(BaseCallback):
                 ended = bool(step.dones[e] and not step.truncated[e])
                 episode.add(new, ended, None if step.frames is None else step.frames[e])
                 episode.slots.append(step.slot)
+                episode.learned += float(step.rewards[e])
             if step.start is not None:
                 chosen = np.flatnonzero(step.dones).tolist()
                 self._score(chosen)
@@ -188,12 +191,17 @@ class Labeller(BaseCallback):
         learner; the new scorer must have the same encoder.
 
         Raises:
-            ValueError: there is no replay, the worlds have stepped since the last label, or the new scorer reads
-                images, which the replay does not keep.
+            ValueError: there is no replay, the worlds have stepped since the last label, the worlds' reward is part of
+                it, or the new scorer reads images, which the replay does not keep.
         """
         buffer = self._buffer
         if self.memory is None or not isinstance(buffer, ReplayBuffer) or self._steps:
             raise ValueError("Labeller.relabel: there must be a labelled replay buffer. Call it between rollouts.")
+        if self.venv.env_weight:
+            raise ValueError(
+                f"Labeller.relabel: env_weight must be 0; got {self.venv.env_weight}. The replay keeps only the sum of "
+                "the worlds' reward and the scorer's. Train anew."
+            )
         if scorer.frames_read != "none":
             raise ValueError(
                 "Labeller.relabel: the scorer's heads must read features alone; one reads images, which the replay "
@@ -330,6 +338,7 @@ class _Step:
     truncated: np.ndarray
     signals: list[dict[str, float]]
     truths: list[dict[str, float]]
+    rewards: np.ndarray  # the worlds' own, where they give any
     frames: np.ndarray | None = None
     start: _Start | None = None
 

@@ -7,10 +7,11 @@ name, the cameras' calibration, and a goal that is the task's own instruction. E
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.build import build, locate
@@ -18,6 +19,7 @@ from embodied.envs import WORLDS
 from embodied.envs.bridge import make
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.world import World
+from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 from embodied.goal_images import simulated
 from rewards.core import Encoder, Episode, Scorer
@@ -60,7 +62,12 @@ def env_maker(config: DictConfig) -> Any:
     env.pop("cameras", None)
     if cameras and env.get("camera") is None:
         env["camera"] = cameras[0]
-    return partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+    maker = partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+    return partial(_sparse, maker) if config.get("sparse") else maker
+
+
+def _sparse(maker: Callable[[], gymnasium.Env]) -> gymnasium.Env:
+    return SparseReward(maker())
 
 
 def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, workers: int, seed: int) -> WorldVecEnv:
@@ -72,6 +79,7 @@ def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, wor
         seed=seed,
         frame_size=None if scorer is None else int(scorer.encoder.image_size[0]),
         cameras=reward_cameras(config),
+        env_weight=float(config.get("env_weight", 0.0)),
         depth=scorer is not None and scorer.frames_read != "none",
     )
 

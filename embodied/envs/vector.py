@@ -41,7 +41,9 @@ class WorldVecEnv(VecEnv):
         workers: processes to spread the worlds over; 0 steps them in this process.
         seed: world i starts from `seed + i`.
         frame_size: height and width of `frames`, pixels; None renders nothing, and `step` returns the task's own
-            reward instead of zeros.
+            reward.
+        env_weight: with frames, `step` returns this times the task's own reward: zeros, unless a learner shall have
+            it beside a reward model's.
         cameras: the views of `frames`, by name; none: one view, from the world's own camera.
         depth: whether `reset_depth` is wanted; only some worlds measure it.
 
@@ -57,6 +59,7 @@ class WorldVecEnv(VecEnv):
         workers: int = 0,
         seed: int = 0,
         frame_size: int | None = None,
+        env_weight: float = 0.0,
         cameras: Sequence[str] = (),
         depth: bool = False,
     ) -> None:
@@ -64,7 +67,7 @@ class WorldVecEnv(VecEnv):
             raise ValueError(f"WorldVecEnv: num_worlds must be at least 1; got {num_worlds}.")
         if not 0 <= workers <= num_worlds:
             raise ValueError(f"WorldVecEnv: workers must be from 0 to num_worlds ({num_worlds}); got {workers}.")
-        self.frame_size = frame_size
+        self.frame_size, self.env_weight = frame_size, env_weight
         parts = np.array_split(np.arange(num_worlds), max(workers, 1))
         self._memory: SharedMemory | None = None
         self._groups: list[_Local | _Remote] = []
@@ -127,11 +130,10 @@ class WorldVecEnv(VecEnv):
             if done:
                 info["terminal_observation"] = self._obs(i, "last")
                 self.reset_infos[i] = reset_info
-            if self.frame_size is None:
-                rewards[i] = info["env_reward"]
-                if done:
-                    total, length = info["env_episode"]
-                    info["episode"] = {"r": total, "l": length, "t": round(time.monotonic() - self._start_s, 3)}
+            rewards[i] = info["env_reward"] * (1 if self.frame_size is None else self.env_weight)
+            if self.frame_size is None and done:
+                total, length = info["env_episode"]
+                info["episode"] = {"r": total, "l": length, "t": round(time.monotonic() - self._start_s, 3)}
             infos.append(info)
         return self._obs(), rewards, dones, infos
 

@@ -1,4 +1,4 @@
-"""A reward model as an ordinary Gymnasium wrapper: one frame, one reward, per step."""
+"""Rewards as ordinary Gymnasium wrappers: a model's, one frame and one number per step; and the sparse one of success."""
 
 from __future__ import annotations
 
@@ -68,3 +68,17 @@ class ScoredEnv(gymnasium.Wrapper):
 
     def _signals(self) -> dict[str, float]:
         return self.env.get_wrapper_attr("signals")() if self.env.has_wrapper_attr("signals") else {}
+
+
+class SparseReward(gymnasium.Wrapper):
+    """The task's reward as 1 where it is solved and 0 elsewhere: what shaping is compared with.
+
+    Raises:
+        ValueError: (step) the world does not tell success.
+    """
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        obs, _, terminated, truncated, info = self.env.step(action)
+        if "is_success" not in info:
+            raise ValueError(f"SparseReward: {self.env} must tell is_success; it does not. Use its own reward.")
+        return obs, float(info["is_success"]), terminated, truncated, info

@@ -59,6 +59,24 @@ def test_each_slot_gets_the_frame_after_its_step_over_the_rings_wrap(batch, thre
             assert rewards[t % slots, e] == spelled(t // 4, e, t % 4 + 1)
 
 
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_the_worlds_reward_is_added_by_its_weight(algorithm):
+    venv = WorldVecEnv(FOUR_STEPS, 3, frame_size=16, env_weight=0.5)
+    model = learner(algorithm, venv, gamma=0.0)  # no bootstrap to tell apart
+    labeller = Labeller(spelling_scorer())
+    model.learn(21, callback=labeller, log_interval=None)
+    rewards = (model.replay_buffer if algorithm is SAC else model.rollout_buffer).rewards
+    for t in range(7):
+        for e in range(3):
+            assert rewards[t, e] == spelled(t // 4, e, t % 4 + 1) + 0.5 * (t % 4 + 1)
+    assert [info["r"] for info in model.ep_info_buffer][:3] == [4 * 10 * e + 10 + 0.5 * 10 for e in range(3)]
+    if algorithm is SAC:
+        with pytest.raises(ValueError, match="env_weight must be 0"):
+            labeller.relabel(spelling_scorer())
+    labeller.close()
+    venv.close()
+
+
 def test_scoring_frames_after_the_reset_would_be_noticed():
     """Negative control: what a vector environment's render shows after auto-reset gives other numbers."""
     venv = WorldVecEnv(partial(make_probe, limit=4), 3, frame_size=16)

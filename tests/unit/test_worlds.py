@@ -13,6 +13,7 @@ from embodied.envs.humanoid import AZIMUTH, DISTANCE, ELEVATION, LOOK_AT, Humano
 from embodied.envs.reacher import _joints
 from embodied.envs.rendering import free_camera
 from embodied.envs.world import World, graded
+from embodied.envs.wrappers import SparseReward
 
 LIMITS = {
     "desk-reach": 50, "desk-push": 80, "desk-press": 50, "desk-drawer": 50, "desk-close": 50, "desk-lift": 80,
@@ -319,3 +320,18 @@ def test_humanoid_postures_are_what_they_are_called(make, posture):
         mujoco.mj_collision(world.model, world.data)
         assert any(world.model.geom("floor").id in pair for pair in world.data.contact.geom)  # it rests on the floor
     assert np.mean(held) > 0.75
+
+
+def test_sparse_reward_is_success():
+    world = SparseReward(gymnasium.make("embodied/cartpole-v0"))
+    world.reset(seed=0)
+    seen = set()
+    for _ in range(60):
+        *_, reward, _, _, info = world.step(np.array([1.0], np.float32))
+        assert reward == float(info["is_success"])
+        seen.add(reward)
+    assert seen == {0.0, 1.0}
+    with pytest.raises(ValueError, match="must tell is_success"):
+        blind = SparseReward(gymnasium.make("CartPole-v1"))
+        blind.reset(seed=0)
+        blind.step(0)
