@@ -1,7 +1,7 @@
 """Teaching an encoder to point: renders with the simulator's segmentation, a small projector, and its judge.
 
     python -m embodied.pointing                       # the embedded encoder: minutes on one core
-    python -m embodied.pointing encoder=FOLDER frames=20000 epochs=8 seed=1
+    python -m embodied.pointing encoder=FOLDER frames=8000 epochs=8 seed=1
 
 Writes `grounding.safetensors` beside the encoder's weights, for `rewards.grounding`. The encoder stays as it is. The
 simulator's truth is used here and never by a reward.
@@ -288,7 +288,7 @@ def judge(grounder: Grounder, data: Segmented, split: str) -> list[dict[str, flo
     return found
 
 
-def ground(encoder: OpenCLIPEncoder, *, frames: int = 8000, epochs: int = 5, seed: int = 0) -> Projector:
+def ground(encoder: OpenCLIPEncoder, *, frames: int = 4000, epochs: int = 5, seed: int = 0) -> Projector:
     """Render all scenes and train a projector for an encoder: what `python -m embodied.pointing` does."""
     size = encoder.image_size[0]
     data = [

@@ -180,19 +180,20 @@ class Grounder:
         grid = self._cells(frame.shape[0], frame.shape[1], heat.shape[1:])
         return [_region(each, grid) for each in heat]
 
-    def find(self, frame: UInt8[Tensor, "H W 3"], text: str) -> Region:
-        """Where one text is.
+    def find(self, frame: UInt8[Tensor, "H W 3"], texts: Sequence[str]) -> list[Region]:
+        """Where each text is in one frame.
 
         Raises:
-            ValueError: the frame does not show it, as far as the map tells.
+            ValueError: the frame does not show one of them, as far as the map tells.
         """
-        region = self.locate(frame, [text])[0]
-        if region.peak < FAINT:
-            raise ValueError(
-                f"Grounder.find: the frame must show {text!r}; its best match is {region.peak:.2f} likely, below "
-                f"{FAINT}. Name it otherwise, or check what the camera sees with: embodied preview"
-            )
-        return region
+        regions = self.locate(frame, texts)
+        for text, region in zip(texts, regions, strict=True):
+            if region.peak < FAINT:
+                raise ValueError(
+                    f"Grounder.find: the frame must show {text!r}; its best match is {region.peak:.2f} likely, below "
+                    f"{FAINT}. Name it otherwise, or check what the camera sees with: embodied preview"
+                )
+        return regions
 
     def track(self, frames: UInt8[Tensor, "B H W 3"], text: str) -> Float[Tensor, "B 2"]:
         """(u, v) px of one text in each of many frames."""

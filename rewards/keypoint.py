@@ -1,7 +1,7 @@
 """Keypoint affordance rewards: waypoints from the first frame, progress along them, KAGI's rule with a success model.
 
-Who answers where to go is in `rewards.keypoint_plan`; here its stops become a path, in metres where a calibration is
-known and in the image plane where not, and the robot's own position becomes progress on it.
+Where to go is answered in `rewards.keypoint_plan` and `rewards.keypoint_chat`; here the answer becomes a path, in
+metres where camera and depth are known and in the image plane where not, and the robot's position progress on it.
 
 Shape letters: B batch, T time, N points, K waypoints; H, W image.
 """
@@ -22,8 +22,9 @@ from torch import Tensor
 from rewards.clip_goal import CalibratedThreshold, conformal_threshold
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
+from rewards.keypoint_chat import ChatAnswerer
 from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
-from rewards.keypoint_plan import Answerer, ChatAnswerer, GrammarAnswerer, Stop
+from rewards.keypoint_plan import Answerer, GrammarAnswerer, Stop
 from rewards.shaping import KINDS
 from rewards.vlm import ChatModel, chat_model
 
@@ -42,16 +43,17 @@ class Tracker(Protocol):
 class KeypointProgress:
     """Progress of the gripper along the way that an answerer saw in the episode's first frame.
 
-    With a calibration the way is in the world: lifted by the first frame's depth where there is one, else onto the
-    level plane z = `plane`; with plane None it is in the image, and the gripper's position is projected. Without a
-    calibration, the gripper is found by the encoder's map in every frame (a second pass through its first layers).
+    With a calibration and the first frame's depth, the way is in the world. Without depth it is in the image, and the
+    gripper's position is projected; or, with `plane`, in the world on that level plane, which is worse wherever things
+    are not of one height. Without a calibration, the gripper is found by the encoder's map in every frame, which costs
+    as much again as encoding.
 
     Args:
         answerer: says where to go; asked once per first frame.
         grounder: finds the gripper where there is no calibration; may be None where there is one.
         calibration: camera -> `intrinsics`, `extrinsics`, `size`.
         camera: whose frames are read; None: the first that the calibration names, or the first there is.
-        plane: metres; height of things where there is no depth. None: plan in the image.
+        plane: metres; height of all things where there is no depth. None: plan in the image.
         sigma: metres off the way at which progress falls to 1/e.
         reach: metres from a waypoint that count as there.
         scene_m: metres that an image's height stands for, where there is no calibration.
@@ -71,7 +73,7 @@ class KeypointProgress:
         grounder: Tracker | None = None,
         calibration: Mapping[str, Mapping[str, Any]] | None = None,
         camera: str | None = None,
-        plane: float | None = 0.03,
+        plane: float | None = None,
         sigma: float = 0.1,
         reach: float = 0.05,
         scene_m: float = 1.0,

@@ -17,6 +17,7 @@ from rewards.keypoint_plan import Stop
 CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
 EMPTY = 0.1  # a gripper narrower than this holds nothing
 SLACK = 0.1  # how much wider than when it closed a gripper still holds
+THIN = 0.035  # metres that a thin thing reaches back from its nearest point
 GATE_M = 0.04  # metres of path that grasping or releasing counts for
 
 
@@ -115,20 +116,30 @@ class Way:
 def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, plane: float) -> Way:
     """Stops in the world, by measured depth, or else on the level plane z = `plane` metres.
 
-    A stop's depth is the median of the 3 x 3 pixels about it.
+    A stop's depth is the median of the 3 x 3 pixels about it. Of a thin thing it is that of what lies nearest within a
+    24th of the image, and its place the middle of all there that is no more than `THIN` farther.
     """
 
-    def place(pixel: Sequence[float] | np.ndarray) -> np.ndarray:
+    def place(pixel: Sequence[float], thin: bool = False) -> np.ndarray:
         if depth is None:
             return camera.on_plane(pixel, plane)
-        u, v = (round(min(max(x, 1), n - 2)) for x, n in zip(pixel, depth.shape[::-1], strict=True))
-        return camera.lift(pixel, float(np.median(depth[v - 1 : v + 2, u - 1 : u + 2])))
+        side = max(1, depth.shape[0] // 24) if thin else 1
+        u, v = (round(min(max(x, side), n - 1 - side)) for x, n in zip(pixel, depth.shape[::-1], strict=True))
+        patch = depth[v - side : v + side + 1, u - side : u + side + 1]
+        if not thin:
+            return camera.lift(pixel, float(np.median(patch)))
+        rows, columns = np.nonzero(patch <= patch.min() + THIN)
+        seen = [
+            camera.lift(np.array([u - side + x, v - side + y]), float(patch[y, x]))
+            for y, x in zip(rows, columns, strict=True)
+        ]
+        return np.mean(seen, axis=0)
 
     points = []
     for stop in stops:
-        point = place(stop.at) + np.array([0.0, 0.0, stop.up])
+        point = place(stop.at, stop.thin) + np.array([0.0, 0.0, stop.up])
         if stop.by and stop.tail is not None and stop.head is not None:
-            way = (place(stop.head) - place(stop.tail)) * [1.0, 1.0, 0.0]
+            way = (place(stop.head, stop.thin) - place(stop.tail)) * [1.0, 1.0, 0.0]
             point = point + stop.by * way / max(float(np.linalg.norm(way)), 1e-9)
         points.append(point)
     return Way(np.stack(points), tuple(stop.gate for stop in stops))

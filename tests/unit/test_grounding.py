@@ -171,9 +171,9 @@ def test_what_is_not_there_is_an_error(resnet, monkeypatch):
     faint = torch.full((1, 1, 4, 4), 0.01)
     monkeypatch.setattr(grounder, "heat", lambda frames, texts: faint)
     with pytest.raises(ValueError, match=r"must show 'a unicorn'; its best match is 0.01 likely"):
-        grounder.find(FRAMES[0], "a unicorn")
+        grounder.find(FRAMES[0], ["a unicorn"])
     faint[0, 0, 1, 2] = 0.9
-    found = grounder.find(FRAMES[0], "a unicorn")
+    (found,) = grounder.find(FRAMES[0], ["a unicorn"])
     np.testing.assert_allclose(found.centre, [39.5, 23.5])
     np.testing.assert_allclose(grounder.track(FRAMES[:1], "a unicorn"), [[39.5, 23.5]])
     assert math.isclose(found.peak, 0.9, rel_tol=1e-6)

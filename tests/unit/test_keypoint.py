@@ -140,7 +140,7 @@ def test_stops_move_up_and_along():
 
 def test_progress_in_the_world_by_depth_and_by_plane():
     robot = np.linspace([-0.1, 0, 0.2], TARGET, 6)
-    head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()})
+    head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()}, plane=0.03)
     assert head.frames_read == "first"
     np.testing.assert_allclose(head.score(features(robot))[0], np.linspace(0, 1, 6), atol=1e-5)
     away = (CAMERA.extrinsics @ [*TARGET, 1])[2]
@@ -149,14 +149,14 @@ def test_progress_in_the_world_by_depth_and_by_plane():
     depth = np.full((96, 96), float((CAMERA.extrinsics @ [*higher, 1])[2]))
     assert abs(depth[0, 0] - away) > 0.02
     robot = np.linspace([-0.1, 0, 0.2], higher, 6)
-    lifted = KeypointProgress(Answers(stop), calibration={"front": calibration()})
+    lifted = KeypointProgress(Answers(stop), calibration={"front": calibration()}, plane=0.03)
     np.testing.assert_allclose(lifted.score(features(robot, depth=depth))[0], np.linspace(0, 1, 6), atol=1e-5)
     assert lifted.score(features(robot))[0, -1] < 0.9
 
 
 def test_progress_in_the_image_of_a_calibrated_camera():
     robot = np.linspace([-0.1, 0, 0.2], TARGET, 6)
-    head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()}, plane=None)
+    head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()})
     score = head.score(features(robot))[0]
     assert score[0] == 0
     assert score[-1] == pytest.approx(1, abs=1e-5)
@@ -252,7 +252,7 @@ def test_the_scorer_from_its_config(tiny_clip):
     demos = [episode(encoder, "open the drawer", [0.1, 0.9], True)]
     scorer = keypoint_scorer(
         encoder=encoder, goal="open the drawer", calibration={"front": calibration()}, demos=demos, dense=0.3,
-        path={"plane": None, "sigma": 0.2}, shaping={"kind": "difference", "discount": 0.9},
+        path={"plane": 0.1, "sigma": 0.2}, shaping={"kind": "difference", "discount": 0.9},
     )  # fmt: skip
     assert list(scorer.heads) == ["keypoint", "success"]
     assert scorer.frames_read == "first"

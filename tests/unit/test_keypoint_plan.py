@@ -10,20 +10,15 @@ import pytest
 import torch
 
 from rewards.grounding import Region
-from rewards.keypoint_plan import (
-    RULES,
+from rewards.keypoint_chat import (
     ChatAnswerer,
-    GrammarAnswerer,
-    Move,
-    Rule,
-    Stop,
     annotate,
     farthest_points,
-    read_instruction,
     selected_stops,
     selection_schema,
     tile_centre,
 )
+from rewards.keypoint_plan import RULES, GrammarAnswerer, Move, Rule, Stop, read_instruction
 from rewards.vlm import ChatEndpoint, VLMError
 from tests import chat_server
 
@@ -38,10 +33,13 @@ class Places:
     def __init__(self, **places: tuple[float, float]) -> None:
         self.places = {name.replace("_", " "): np.array(at, float) for name, at in places.items()}
 
-    def find(self, frame, text: str) -> Region:
-        if text not in self.places:
-            raise ValueError(f"the frame must show {text!r}")
-        return Region(self.places[text], 0.9, GRID - GRID.mean(0) + self.places[text], np.ones(len(GRID)))
+    def find(self, frame, texts) -> list[Region]:
+        if unknown := [text for text in texts if text not in self.places]:
+            raise ValueError(f"the frame must show {unknown[0]!r}")
+        return [self.region(self.places[text]) for text in texts]
+
+    def region(self, at: np.ndarray) -> Region:
+        return Region(at, 0.9, GRID - GRID.mean(0) + at, np.ones(len(GRID)))
 
 
 @pytest.mark.parametrize(
@@ -93,10 +91,11 @@ def test_the_grammar_grows_by_a_row():
 
 
 def test_opening_grasps_the_handle_and_pulls_away_from_the_body():
-    places = Places(the_handle_of_the_drawer=(60, 20), the_cabinet_around_the_drawer=(70, 15))
+    places = Places(the_handle_of_the_drawer=(60, 20), the_cabinet=(70, 15))
     stops = GrammarAnswerer("open the drawer", places).stops(FRAME)
     assert [stop.gate for stop in stops] == ["", "grasp", ""]
     assert all(stop.at == (60, 20) and stop.head == (60, 20) and stop.tail == (70, 15) for stop in stops)
+    assert all(stop.thin for stop in stops)
     assert stops[-1].by > 0
     assert GrammarAnswerer("close the drawer", places).stops(FRAME)[-1].by < 0
 
@@ -107,7 +106,7 @@ def test_opening_grasps_the_handle_and_pulls_away_from_the_body():
 def test_a_handle_that_is_named_is_the_one_that_is_sought(goal):
     phrases = GrammarAnswerer(goal, Places()).phrases()
     assert phrases["object"] == goal.removeprefix("open ")
-    assert phrases["body"] == "the cabinet around the drawer"
+    assert phrases["body"] == "the cabinet"
 
 
 def test_an_object_that_is_not_there_is_an_error():
