@@ -36,15 +36,13 @@ TWO_STEPS = {  # task -> the fact whose first row begins the second step
 TASKS = ("reach", "push", "press", "drawer", "close", "lift", "place", "stack")
 SEED, GROUPS, DEMOS, HELD_OUT = 60_000, 3, 5, 10
 OVERRUN = 20  # rows that a demonstration runs on after success, as recordings do
-FITS: dict[str, Callable[[Sequence[Episode], Encoder], Head]] = {
-    "demonstration": lambda demos, encoder: Demonstration.fit(demos, encoder=encoder),
-    "demonstration, the paper's Gaussian steps": lambda demos, encoder: Demonstration.fit(
-        demos, encoder=encoder, form="gaussian"
-    ),
-    "demonstration, in sequence": lambda demos, encoder: Demonstration.fit(demos, encoder=encoder, sequenced=True),
-    "xirl": lambda demos, encoder: XIRL.fit(demos, encoder=encoder),
-    "xirl, the paper's distance": lambda demos, encoder: XIRL.fit(demos, encoder=encoder, readout="distance"),
-    "rapl": lambda demos, encoder: RAPL.fit(demos, encoder=encoder),
+FITS: dict[str, Callable[[Sequence[Episode]], Head]] = {
+    "demonstration": lambda demos: Demonstration.fit(demos),
+    "demonstration, the paper's Gaussian steps": lambda demos: Demonstration.fit(demos, form="gaussian"),
+    "demonstration, in sequence": lambda demos: Demonstration.fit(demos, sequenced=True),
+    "xirl": lambda demos: XIRL.fit(demos),
+    "xirl, the paper's distance": lambda demos: XIRL.fit(demos, readout="distance"),
+    "rapl": lambda demos: RAPL.fit(demos),
 }
 
 
@@ -68,7 +66,7 @@ def main() -> None:
     torch.set_num_threads(1)
     encoder = embedded_encoder()
     takes = {task: collect(task, encoder) for task in tqdm(TASKS, "episodes")}
-    print(record("perceptual", [*step_rows(takes, encoder), *order_rows(takes, encoder)]))
+    print(record("perceptual", [*step_rows(takes), *order_rows(takes)]))
 
 
 # Episodes -----------------------------------------------------------------------------------------------------
@@ -124,7 +122,7 @@ def play(world: Desk, task: str, kind: str, seed: int, encoder: Encoder) -> Take
 # The two known steps ------------------------------------------------------------------------------------------
 
 
-def step_rows(takes: Mapping[str, Mapping[str, list[Take]]], encoder: Encoder) -> list[dict[str, Any]]:
+def step_rows(takes: Mapping[str, Mapping[str, list[Take]]]) -> list[dict[str, Any]]:
     """Jaccard of the steps found in demonstrations and of step rewards on held-out episodes, beside baselines."""
     found: dict[str, dict[str, list[float]]] = {}
     for task in TWO_STEPS:
@@ -136,7 +134,7 @@ def step_rows(takes: Mapping[str, Mapping[str, list[Take]]], encoder: Encoder) -
             segmentation_scores(demos, scores)
             rng = np.random.default_rng(group)
             for form in ("gaussian", "logistic"):
-                head = Demonstration.fit([take.episode() for take in demos], encoder=encoder, form=form, num_steps=2)
+                head = Demonstration.fit([take.episode() for take in demos], form=form, num_steps=2)
                 for take in held_out:
                     truth = known(take, int(take.solved or 0) + 1)
                     on = head.steps(take.until_solved())["front"][0].numpy() > 0.5
@@ -208,13 +206,11 @@ def jaccard_row(
 # Order and outcome --------------------------------------------------------------------------------------------
 
 
-def order_rows(takes: Mapping[str, Mapping[str, list[Take]]], encoder: Encoder) -> list[dict[str, Any]]:
+def order_rows(takes: Mapping[str, Mapping[str, list[Take]]]) -> list[dict[str, Any]]:
     """VOC on held-out experts, forward and reversed, and AUROC of the last potential for success."""
     rows = []
     for name, fit in FITS.items():
-        scores = {
-            task: [judge(takes[task], group, fit, encoder) for group in range(GROUPS)] for task in tqdm(TASKS, name)
-        }
+        scores = {task: [judge(takes[task], group, fit) for group in range(GROUPS)] for task in tqdm(TASKS, name)}
         for k, what in enumerate(("VOC on held-out experts", "VOC on them reversed", "AUROC of the last potential")):
             means = {task: float(np.mean([each[k] for each in groups])) for task, groups in scores.items()}
             values = np.array([[each[k] for each in groups] for groups in scores.values()])
@@ -235,10 +231,10 @@ def order_rows(takes: Mapping[str, Mapping[str, list[Take]]], encoder: Encoder) 
 
 
 def judge(
-    takes: Mapping[str, list[Take]], group: int, fit: Callable[[Sequence[Episode], Encoder], Head], encoder: Encoder
+    takes: Mapping[str, list[Take]], group: int, fit: Callable[[Sequence[Episode]], Head]
 ) -> tuple[float, float, float]:
     experts = [take for take in takes["expert"] if take.solved is not None]
-    head = fit([take.episode() for take in experts[group * DEMOS : (group + 1) * DEMOS]], encoder)
+    head = fit([take.episode() for take in experts[group * DEMOS : (group + 1) * DEMOS]])
     held_out = [take.until_solved() for take in experts[-HELD_OUT:]]
     backwards = [Features(views={"front": each.main.flip(1)}) for each in held_out]
     failures = [take for kind in ("near_miss", "random") for take in takes[kind] if take.solved is None]

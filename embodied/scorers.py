@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -22,9 +23,11 @@ from embodied.envs.world import World
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 from embodied.goal_images import simulated
+from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 
 COMPOSED = "rewards.compose.composed_scorer"
+FITTED = "fitted"  # folder of a run
 EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
 
@@ -53,6 +56,32 @@ def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | N
         return build(reward, encoder=filler.encoder, parts=parts)
     finally:
         filler.close()
+
+
+def keep_fitted(scorer: Scorer, reward: DictConfig, folder: Path) -> None:
+    """Write every head that was fitted for a run into its folder, whence `kept` takes it."""
+    for name, config, part in _parts(scorer, reward):
+        if "model" in config and config.model is None:
+            for head in part.heads.values():
+                if hasattr(head, "save"):
+                    head.save(folder / FITTED / name, scorer.encoder)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def kept(reward: DictConfig, folder: Path) -> None:
+    """Let the config of a run's reward take the heads that were fitted for the run: it is not fitted again."""
+    for name, config in (reward.get("parts") or {reward_name(reward): reward}).items():
+        if (folder / FITTED / name).is_dir():
+            config.model = str(folder / FITTED / name)
+            if config.get("adapt") is not None:
+                config.adapt = None  # the kept head is adapted already
+
+
+def _parts(scorer: Scorer, reward: DictConfig) -> list[tuple[str, DictConfig, Scorer]]:
+    """Name, config and scorer of each part of a composition, or of the one reward."""
+    heads = scorer.heads
+    if reward.get("parts"):
+        return [(name, reward.parts[name], head.scorer) for name, head in heads.items() if isinstance(head, Part)]
+    return [(reward_name(reward), reward, scorer)]
 
 
 def env_maker(config: DictConfig) -> Any:

@@ -72,7 +72,6 @@ class Demonstration:
 
     Args:
         models: view -> its steps.
-        encoder: whose features they read.
         form: "onward", "gaussian", "literal" or "logistic".
         sequenced: whether a later step needs the earlier ones.
 
@@ -85,19 +84,16 @@ class Demonstration:
 
     name = "demonstration"
 
-    def __init__(
-        self, models: Mapping[str, StepModel], *, encoder: Encoder, form: str = "onward", sequenced: bool = False
-    ) -> None:
+    def __init__(self, models: Mapping[str, StepModel], *, form: str = "onward", sequenced: bool = False) -> None:
         if form not in FORMS:
             raise ValueError(f"Demonstration: form must be one of {', '.join(FORMS)}; got {form!r}.")
-        self.models, self.encoder, self.form, self.sequenced = dict(models), encoder, form, sequenced
+        self.models, self.form, self.sequenced = dict(models), form, sequenced
 
     @classmethod
     def fit(
         cls,
         demos: Sequence[Episode],
         *,
-        encoder: Encoder,
         form: str = "onward",
         num_steps: int | None = None,
         joint: bool = True,
@@ -107,7 +103,6 @@ class Demonstration:
 
         Args:
             demos: one or more that end with the task done; the rest after that is cut off (`rewards.views.trimmed`).
-            encoder: whose features they hold.
             form: see the class.
             num_steps: K ≥ 2; None: `choose_num_steps`.
             joint: whether steps must look alike in all demonstrations; False is the paper's way.
@@ -131,7 +126,7 @@ class Demonstration:
         steps = segment_jointly(together, count)[0] if joint else [segment(each, count) for each in together]
         labels = np.concatenate([row_steps(each) for each in steps])
         models = {name: _step_model(np.concatenate(rows), labels, form, *spread[name]) for name, rows in normal.items()}
-        return cls(models, encoder=encoder, form=form, sequenced=sequenced)
+        return cls(models, form=form, sequenced=sequenced)
 
     def steps(self, features: Features) -> dict[str, Float[Tensor, "B T K"]]:
         """R_k of each frame by view, in (0, 1), for the views that were fitted."""
@@ -149,11 +144,11 @@ class Demonstration:
         weights = weights.to(later)
         return later @ weights / weights.sum()
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
         tensors = {f"{view}/{key}": value for view, model in self.models.items() for key, value in vars(model).items()}
         config = {"form": self.form, "sequenced": self.sequenced, "views": list(self.models)}
-        save_fitted(folder, kind=self.name, encoder=self.encoder, config=config, tensors=tensors)
+        save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder) -> Demonstration:
@@ -161,7 +156,7 @@ class Demonstration:
         config, tensors = load_fitted(folder, kind=cls.name, encoder=encoder)
         names = list(StepModel.__dataclass_fields__)
         models = {view: StepModel(*(tensors[f"{view}/{key}"] for key in names)) for view in config.pop("views")}
-        return cls(models, encoder=encoder, **config)
+        return cls(models, **config)
 
 
 def in_sequence(rewards: Float[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:
@@ -198,9 +193,7 @@ def demonstration_scorer(
     if model is not None:
         head = Demonstration.load(model, encoder)
     else:
-        head = Demonstration.fit(
-            demos, encoder=encoder, form=form, num_steps=num_steps, joint=joint, sequenced=sequenced
-        )
+        head = Demonstration.fit(demos, form=form, num_steps=num_steps, joint=joint, sequenced=sequenced)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

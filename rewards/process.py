@@ -27,7 +27,6 @@ from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KEPT_DEMOS, KEPT_ROWS = 4, 16  # of each task, of each demonstration: rehearsed when a new task is learned
-SAME_TEXT = 0.99  # cosine of one text's embeddings by one encoder, on any machine
 REFERENCES = 3  # goals that an episode is held against
 ADAPTATION = Recipe(steps=150, lr=1e-3)  # longer, it unlearns what the new task shares with old ones
 
@@ -196,15 +195,14 @@ class ProcessReward:
 
     # On disk ------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, encoder: Encoder) -> None:
         """Weights and remembered demonstrations, in half precision; see `save_fitted`."""
         tensors = {f"model.{name}": value.half() for name, value in self.model.state_dict().items()}
         tensors["rows"] = torch.cat([demo.rows for demo in self.demos]).half()
         tensors["progress"] = torch.cat([demo.progress for demo in self.demos])
         demos = [{"instruction": demo.instruction, "rows": len(demo.rows)} for demo in self.demos]
-        tensors["probe"] = self.encoder.encode_texts(_instructions(self.demos)).cpu().float()
         config = {"views": self.views, "demos": demos}
-        save_fitted(folder, kind=self.name, encoder=self.encoder, config=config, tensors=tensors)
+        save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder, **head: Any) -> ProcessReward:
@@ -223,12 +221,6 @@ class ProcessReward:
         lengths = [int(each["rows"]) for each in config["demos"]]
         labelled = zip(tensors["rows"].float().split(lengths), tensors["progress"].split(lengths), texts, strict=True)
         demos = [Demo(rows, progress, text) for rows, progress, text in labelled]
-        probe = encoder.encode_texts(_instructions(demos)).cpu().float()
-        if torch.nn.functional.cosine_similarity(probe, tensors["probe"]).min() < SAME_TEXT:
-            raise ValueError(
-                f"process: model must have been fitted to this encoder's features; {folder} was fitted to those of "
-                f"{encoder.name!r} with other weights. Fit it again."
-            )
         model = HopModel(encoder.dim)
         model.load_state_dict(
             {name.removeprefix("model."): value.float() for name, value in tensors.items() if name.startswith("model.")}

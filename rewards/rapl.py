@@ -153,7 +153,6 @@ class RAPL:
 
     Args:
         models: view -> its f, with the demonstrations.
-        encoder: whose features they read.
         readout: "causal" or "episode".
 
     Source: arXiv 2310.07932; equations from memory, unverified. Departs: f is a linear map on centred frozen features;
@@ -162,16 +161,14 @@ class RAPL:
 
     name = "rapl"
 
-    def __init__(self, models: Mapping[str, Aligned], *, encoder: Encoder, readout: str = "causal") -> None:
+    def __init__(self, models: Mapping[str, Aligned], *, readout: str = "causal") -> None:
         if readout not in READOUTS:
             raise ValueError(f"RAPL: readout must be one of {', '.join(READOUTS)}; got {readout!r}.")
         self.models = {name: copy.deepcopy(each).eval().requires_grad_(False) for name, each in models.items()}
-        self.encoder, self.readout, self.causal = encoder, readout, readout == "causal"
+        self.readout, self.causal = readout, readout == "causal"
 
     @classmethod
-    def fit(
-        cls, demos: Sequence[Episode], *, encoder: Encoder, readout: str = "causal", updates: int = 20, seed: int = 0
-    ) -> RAPL:
+    def fit(cls, demos: Sequence[Episode], *, readout: str = "causal", updates: int = 20, seed: int = 0) -> RAPL:
         """Align f with preferences between episodes: an anchor is nearer to another success than to a failure.
 
         Episodes whose `success` is False are the ones not preferred. Without any there is nothing to align to, and f
@@ -180,7 +177,6 @@ class RAPL:
         Args:
             demos: successes, at least one; and failures, if there are any. The rest at their end is cut off
                 (`rewards.views.trimmed`).
-            encoder: whose features they hold.
             readout: see the class.
             updates: of Adam, 1e-3, 8 triplets each.
             seed: of the triplets.
@@ -198,7 +194,7 @@ class RAPL:
         for name in views[0]:
             rows = [resample(each[name].float(), ROWS) for each in views]
             models[name] = _align(rows[: len(preferred)], rows[len(preferred) :], updates, seed, f"RAPL, {name}")
-        return cls(models, encoder=encoder, readout=readout)
+        return cls(models, readout=readout)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ in [0, 1]; or, by "episode", r_t ≤ 0. A view that is missing gives 0 (causal), or is left out (episode)."""
@@ -207,7 +203,7 @@ class RAPL:
             return mean_over_views("RAPL", features, seen or self.models, _episode_rewards)
         return mean_over_views("RAPL", features, self.models, _causal_potential)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
         tensors = {
             f"{view}/{key}": value for view, each in self.models.items() for key, value in each.state_dict().items()
@@ -217,7 +213,7 @@ class RAPL:
             "num_demos": len(next(iter(self.models.values())).demos),
             "readout": self.readout,
         }
-        save_fitted(folder, kind=self.name, encoder=self.encoder, config=config, tensors=tensors)
+        save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder) -> RAPL:
@@ -228,7 +224,7 @@ class RAPL:
             models[view] = Aligned(encoder.dim, config["num_demos"])
             state = {key.removeprefix(f"{view}/"): each for key, each in tensors.items() if key.startswith(f"{view}/")}
             models[view].load_state_dict(state)
-        return cls(models, encoder=encoder, readout=config["readout"])
+        return cls(models, readout=config["readout"])
 
 
 def rapl_scorer(
@@ -257,7 +253,7 @@ def rapl_scorer(
     if model is not None:
         head = RAPL.load(model, encoder)
     else:
-        head = RAPL.fit(demos, encoder=encoder, readout=readout, updates=updates, seed=seed)
+        head = RAPL.fit(demos, readout=readout, updates=updates, seed=seed)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

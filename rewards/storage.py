@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from rewards.core import Encoder
 
 CONFIG, WEIGHTS = "head.json", "head.safetensors"
+PROBE = "probe"  # the features of one picture, which tell an encoder's weights apart
+SAME = 0.99  # cosine of one picture's features by the same weights, in any precision
 
 
 def save_fitted(
@@ -26,7 +29,7 @@ def save_fitted(
     Args:
         folder: must not exist, or hold an older head, which is replaced.
         kind: the family ("process", "success"…), checked on loading.
-        encoder: whose features it was fitted to; its name and width are checked on loading.
+        encoder: whose features it was fitted to; its name, width and weights are checked on loading.
         config: JSON values that make the head again.
         tensors: its weights.
 
@@ -40,7 +43,8 @@ def save_fitted(
     part.mkdir(parents=True)
     about = {"kind": kind, "encoder": encoder.name, "dim": encoder.dim, "config": dict(config)}
     (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / WEIGHTS)
+    kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(kept | {PROBE: _probe(encoder)}, part / WEIGHTS)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
@@ -51,7 +55,7 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
 
     Raises:
         FileNotFoundError: no such head.
-        ValueError: another family, another encoder, or a damaged file.
+        ValueError: another family, another encoder or other weights of it, or a damaged file.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -60,6 +64,7 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
         about = json.loads((folder / CONFIG).read_text("utf-8"))
         tensors = load_file(folder / WEIGHTS)
         found = (about["kind"], about["encoder"], about["dim"])
+        tensors[PROBE]
         config = dict(about["config"])
     except (json.JSONDecodeError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{kind}: {folder} is damaged ({error}). Fit it again.") from error
@@ -68,4 +73,18 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
             f"{kind}: model must be a {kind} head on {encoder.name} features of width {encoder.dim}; "
             f"{folder} holds a {found[0]} head on {found[1]} features of width {found[2]}. Fit it again."
         )
+    if float(tensors.pop(PROBE) @ _probe(encoder)) < SAME:
+        raise ValueError(
+            f"{kind}: model must be a head on this encoder's features; {folder} was fitted to those of {encoder.name} "
+            "with other weights. Fit it again."
+        )
     return config, tensors
+
+
+def _probe(encoder: Encoder) -> Tensor:
+    """(D,) float32, unit length: how the encoder sees a picture of smooth colours."""
+    height, width = encoder.image_size
+    down, across = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)[None]
+    picture = torch.stack([down.expand(height, width), across.expand(height, width), (down + across) / 2], -1)
+    features = encoder.encode_images(picture.to(torch.uint8)[None])[0].detach().float().cpu()
+    return features / features.norm()

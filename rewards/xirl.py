@@ -86,7 +86,6 @@ class XIRL:
 
     Args:
         embedders: view -> its f, with the demonstrations embedded.
-        encoder: whose features they read.
         readout: "time" or "distance".
 
     Source: google-research/xirl (arXiv 2106.03911). Departs: f is linear on frozen features, 8 wide, one per view,
@@ -96,19 +95,17 @@ class XIRL:
 
     name = "xirl"
 
-    def __init__(self, embedders: Mapping[str, Embedder], *, encoder: Encoder, readout: str = "time") -> None:
+    def __init__(self, embedders: Mapping[str, Embedder], *, readout: str = "time") -> None:
         if readout not in READOUTS:
             raise ValueError(f"XIRL: readout must be one of {', '.join(READOUTS)}; got {readout!r}.")
         self.readout = readout
         self.embedders = {name: copy.deepcopy(each).eval().requires_grad_(False) for name, each in embedders.items()}
-        self.encoder = encoder
 
     @classmethod
     def fit(
         cls,
         demos: Sequence[Episode],
         *,
-        encoder: Encoder,
         loss: str = "regression",
         readout: str = "time",
         updates: int = 100,
@@ -122,7 +119,6 @@ class XIRL:
 
         Args:
             demos: one or more that end with the task done; the rest after that is cut off (`rewards.views.trimmed`).
-            encoder: whose features they hold.
             loss: "classification" or "regression", see `cycle_loss`.
             readout: see the class.
             updates: of AdamW, 3e-3, weight decay 1.
@@ -143,7 +139,7 @@ class XIRL:
         for name in views[0]:
             rows = [each[name].float() for each in views]
             embedders[name] = _train(rows, loss, updates, seed, f"XIRL, {name}")
-        return cls(embedders, encoder=encoder, readout=readout)
+        return cls(embedders, readout=readout)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each frame, in [0, 1]; a view that is missing gives 0."""
@@ -155,14 +151,14 @@ class XIRL:
             return (1 + goal_reward(embedded, embedder.goal, embedder.start_distance)).clamp(0, 1)
         return soft_time(embedded, embedder.path, embedder.times, embedder.lengths.tolist())
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
         tensors = {
             f"{view}/{key}": value for view, each in self.embedders.items() for key, value in each.state_dict().items()
         }
         lengths = next(iter(self.embedders.values())).lengths.tolist()
         config = {"views": list(self.embedders), "lengths": lengths, "readout": self.readout}
-        save_fitted(folder, kind=self.name, encoder=self.encoder, config=config, tensors=tensors)
+        save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
     def load(cls, folder: str | Path, encoder: Encoder) -> XIRL:
@@ -173,7 +169,7 @@ class XIRL:
             embedders[view] = Embedder(encoder.dim, config["lengths"])
             state = {key.removeprefix(f"{view}/"): each for key, each in tensors.items() if key.startswith(f"{view}/")}
             embedders[view].load_state_dict(state)
-        return cls(embedders, encoder=encoder, readout=config["readout"])
+        return cls(embedders, readout=config["readout"])
 
 
 def goal_reward(
@@ -268,7 +264,7 @@ def xirl_scorer(
     if model is not None:
         head = XIRL.load(model, encoder)
     else:
-        head = XIRL.fit(demos, encoder=encoder, loss=loss, readout=readout, updates=updates, seed=seed)
+        head = XIRL.fit(demos, loss=loss, readout=readout, updates=updates, seed=seed)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

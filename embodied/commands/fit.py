@@ -35,7 +35,7 @@ def run(config: DictConfig) -> None:
     demos = _episodes(config, encoder)
     start = time.perf_counter()
     head = _fitted(reward, encoder, demos)
-    head.save(folder)
+    head.save(folder, encoder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     tasks = len({demo.instruction for demo in demos})
     print(

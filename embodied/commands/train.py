@@ -30,7 +30,7 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
 from embodied.report import write_report
-from embodied.scorers import env_maker, make_scorer, make_venv, reward_cameras, reward_name
+from embodied.scorers import env_maker, keep_fitted, kept, make_scorer, make_venv, reward_cameras, reward_name
 from rewards.core import Scorer
 
 ROOT = Path("runs")
@@ -57,6 +57,8 @@ def run(config: DictConfig) -> None:
         if folder is None:  # nothing is written before everything could be built
             folder = made_folder(config)
             save_config(folder, config)
+            if scorer is not None:
+                keep_fitted(scorer, config.reward, folder)
             runs.write_run(folder, verb="train", seed=config.seed, command=sys.argv, **runs.facts())
         runs.write_run(folder, status="running")
         done = int(checkpoint.name) if checkpoint is not None else None
@@ -114,7 +116,7 @@ def resumed(config: DictConfig) -> tuple[Path, DictConfig]:
 
 
 def saved_config(folder: Path) -> DictConfig:
-    """The config a run was started with; settings that came later have their defaults."""
+    """The config a run was started with, with what was fitted for it; settings that came later have their defaults."""
     saved, defaults = OmegaConf.load(folder / "config.yaml"), cli.compose("train", [])
     assert isinstance(saved, DictConfig)
     for key, default in defaults.items():
@@ -123,6 +125,7 @@ def saved_config(folder: Path) -> DictConfig:
     for key, default in defaults.env.items():
         if key not in saved.env:
             saved.env[key] = default
+    kept(saved.reward, folder)
     return saved
 
 

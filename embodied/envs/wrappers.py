@@ -1,4 +1,4 @@
-"""Rewards as ordinary Gymnasium wrappers: a model's, one frame and one number per step; and the sparse one of success."""
+"""Rewards as ordinary Gymnasium wrappers: a model's, one frame and one number a step; and success as a sparse one."""
 
 from __future__ import annotations
 

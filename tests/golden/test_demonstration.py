@@ -55,7 +55,7 @@ def test_step_rewards_are_the_papers(form):
         a, b = calibration(ell(z), labels == k)
         assert a > 0
         expected.append(sigmoid(a * ell(probe_z) + b))
-    head = Demonstration.fit(demos, encoder=ENCODER, form=form, num_steps=3)
+    head = Demonstration.fit(demos, form=form, num_steps=3)
     features = Features(views={"main": torch.from_numpy(probe)})
     assert_allclose(head.steps(features)["main"][0].numpy(), np.stack(expected, 1), atol=1e-7)
     combined = (2 * expected[1] + 4 * expected[2]) / 6  # Σ_{i≥2} R_i 2^(i−1), over its largest value
@@ -72,7 +72,7 @@ def test_onward_is_the_mean_of_classifiers_of_having_entered_each_step():
     for k in (1, 2):
         weights, intercept = classifier(np.concatenate(normal), labels >= k, ridge=1.0)
         expected.append(sigmoid(normal[0] @ weights + intercept))
-    head = Demonstration.fit(demos, encoder=ENCODER, num_steps=3)
+    head = Demonstration.fit(demos, num_steps=3)
     assert_allclose(head.score(demos[0].features)[0].numpy(), np.mean(expected, 0), atol=1e-7)
 
 

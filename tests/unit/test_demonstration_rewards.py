@@ -42,7 +42,7 @@ def demo(seed: int, *, success: bool | None = True, until: float = 1.0, views: t
 
 @functools.cache
 def fitted(family: str, count: int = 4, **options):
-    return HEADS[family].fit([demo(seed) for seed in range(count)], encoder=ENCODER, **options)
+    return HEADS[family].fit([demo(seed) for seed in range(count)], **options)
 
 
 @both
@@ -75,7 +75,7 @@ def test_nothing_after_a_step_is_read_and_a_batch_is_its_episodes(family):
 @both
 def test_a_lost_view_never_raises_progress(family):
     demos = [demo(seed, views=("front", "side")) for seed in range(4)]
-    head = HEADS[family].fit(demos, encoder=ENCODER)
+    head = HEADS[family].fit(demos)
     views = demo(70, views=("front", "side")).features.views
     whole = head.score(Features(views=views))
     for name in views:
@@ -99,7 +99,7 @@ def test_one_view_serves_under_any_name(family):
 def test_saved_and_loaded_it_scores_the_same(family, tmp_path):
     options = {"demonstration": {"form": "gaussian", "sequenced": True}, "xirl": {"readout": "distance"}}
     head = fitted(family, **options.get(family, {"readout": "episode"}))
-    head.save(tmp_path / "head")
+    head.save(tmp_path / "head", ENCODER)
     features = demo(60).features
     scorer = SCORERS[family](encoder=ENCODER, model=str(tmp_path / "head"))
     assert torch.equal(scorer.potentials(features)[family], head.score(features))
@@ -156,7 +156,7 @@ def test_the_rest_at_the_end_of_a_recording_teaches_nothing():
     paths = [path(20, seed) for seed in range(4)]
     views = [{"front": torch.cat([each, each[:, -1:].expand(-1, 30, -1)], 1)} for each in paths]
     overrun = [Episode(features=Features(views=each), success=True) for each in views]
-    score = XIRL.fit(overrun, encoder=ENCODER).score(demo(60).features)[0]
+    score = XIRL.fit(overrun).score(demo(60).features)[0]
     assert score[-1] > 0.85
 
 
@@ -192,7 +192,7 @@ def test_rapl_over_whole_episodes_prefers_what_went_the_demonstrations_way():
 def test_failures_align_the_representation():
     demos = [demo(seed) for seed in range(4)]
     failures = [demo(seed, success=False, until=0.6) for seed in range(10, 14)]
-    plain, aligned = RAPL.fit(demos, encoder=ENCODER), RAPL.fit([*demos, *failures], encoder=ENCODER, updates=40)
+    plain, aligned = RAPL.fit(demos), RAPL.fit([*demos, *failures], updates=40)
     assert not torch.equal(plain.models["front"].layer.weight, aligned.models["front"].layer.weight)
 
     def gap(head: RAPL) -> float:

@@ -8,8 +8,10 @@ from omegaconf import OmegaConf
 from embodied import build, cli, datasets
 from embodied.envs.bridge import make
 from embodied.errors import UserError
-from embodied.scorers import env_maker, make_scorer, make_venv, reward_name
+from embodied.scorers import COMPOSED, env_maker, keep_fitted, kept, make_scorer, make_venv, reward_name
+from rewards.compose import composed_scorer
 from rewards.core import Episode, Features
+from tests.fakes import FakeEncoder
 from tests.probe_factories import Given
 
 GIVEN = "tests.probe_factories.given_scorer"
@@ -149,3 +151,26 @@ def test_worlds_see_what_the_reward_reads(tiny_clip):
     assert sorted(venv.reset_infos[0]["signals"]) == ["gripper_opening", "gripper_x", "gripper_y", "gripper_z"]
     world.close()
     venv.close()
+
+
+def test_what_was_fitted_for_a_run_is_kept_with_it(tmp_path):
+    encoder, target = FakeEncoder(), "rewards.demonstration.demonstration_scorer"
+    rng = torch.Generator().manual_seed(0)
+    ends = torch.nn.functional.normalize(torch.randn(2, encoder.dim, generator=rng), dim=-1)
+    way = torch.linspace(0, 1, 30)[:, None]
+    demos = [
+        Episode(features=Features(views={"front": (ends[0] + way * (ends[1] - ends[0]) + noise)[None]}), success=True)
+        for noise in 0.01 * torch.randn(3, 30, encoder.dim, generator=rng)
+    ]
+    plain = OmegaConf.create({"_target_": target, "model": None, "demos": 3})
+    composed = OmegaConf.create({"_target_": COMPOSED, "parts": {"shown": plain}})
+    one = build.build({"_target_": target}, encoder=encoder, demos=demos)
+    whole = composed_scorer(encoder=encoder, parts={"shown": one})
+    for scorer, reward in ((one, plain), (whole, composed)):
+        folder = tmp_path / str(len(reward))
+        keep_fitted(scorer, reward, folder)
+        kept(reward, folder)
+    for config in (plain, composed.parts.shown):
+        again = build.build({"_target_": config["_target_"], "model": config.model}, encoder=encoder)
+        ours, theirs = (each.heads["demonstration"].score(demos[0].features) for each in (again, one))
+        assert torch.equal(ours, theirs)

@@ -331,7 +331,7 @@ def test_sparse_reward_is_success():
         assert reward == float(info["is_success"])
         seen.add(reward)
     assert seen == {0.0, 1.0}
+    blind = SparseReward(gymnasium.make("CartPole-v1"))
+    blind.reset(seed=0)
     with pytest.raises(ValueError, match="must tell is_success"):
-        blind = SparseReward(gymnasium.make("CartPole-v1"))
-        blind.reset(seed=0)
         blind.step(0)
