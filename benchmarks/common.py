@@ -1,11 +1,14 @@
-"""Results as files: every number with its bar, interval, hardware, versions and commit."""
+"""Results as files, each number with its bar, interval, hardware, versions and commit; and the training behind them."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
+import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,3 +67,26 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
         for file in sorted(folder.glob("*.json"))
         for row in json.loads(file.read_text("utf-8"))
     ]
+
+
+def train(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
+    """The last evaluation of `embodied train` with these settings; trained now, on one thread, unless it was before."""
+    if (done := trained(folder)) is not None:
+        return done
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".log").open("w") as log:
+        command = [sys.executable, "-m", "embodied.cli", "train", *settings, f"run={folder}"]
+        subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    result = trained(folder)
+    assert result is not None, f"{folder} must be finished"
+    return result
+
+
+def trained(folder: Path) -> dict[str, Any] | None:
+    """The last evaluation of a run that is finished."""
+    state = folder / "run.json"
+    if not state.exists() or json.loads(state.read_text())["status"] != "finished":
+        return None
+    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    return next(line for line in reversed(lines) if line.get("final"))

@@ -17,11 +17,17 @@ BEGIN, END = "<!-- results: python -m benchmarks.table -->", "<!-- end of result
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Markdown: one line per result, then on what machines and commits they were measured."""
-    rows = list(rows)
-    if not rows:
+    """Markdown: a summary line and a folded table per benchmark, with what it was measured on."""
+    by_benchmark: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_benchmark.setdefault(row["benchmark"], []).append(row)
+    if not by_benchmark:
         return "Nothing measured yet."
-    lines = ["| claim | measured | bar | met | how often | benchmark |", "|---|---|---|---|---|---|"]
+    return "\n\n".join(_section(name, part) for name, part in by_benchmark.items())
+
+
+def _section(name: str, rows: list[Mapping[str, Any]]) -> str:
+    lines = ["| claim | measured | bar | met | how often |", "|---|---|---|---|---|"]
     for row in rows:
         value = f"{_number(row['value'])} {row['unit']}".strip()
         if row.get("interval"):
@@ -30,10 +36,14 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
         often = ", ".join(
             part for part in (f"n = {row['n']}" if row.get("n") else "", _seeds(row.get("seeds"))) if part
         )
-        cells = (row["claim"], value, row.get("bar") or "", met, often, f"`{row['benchmark']}`")
+        cells = (row["claim"], value, row.get("bar") or "", met, often)
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    judged = [row["met"] for row in rows if row.get("met") is not None]
+    told = f"{sum(judged)} of {len(judged)} bars met" if judged else f"{len(rows)} figures, no bar"
     where = sorted({_where(row) for row in rows})
-    return "\n".join([*lines, "", "Measured on:", "", *(f"- {each}" for each in where)])
+    return "\n".join(
+        [f"<details><summary><code>{name}</code>: {told}</summary>", "", *lines, "", *where, "", "</details>"]
+    )
 
 
 def updated(readme: str, content: str) -> str:
@@ -60,11 +70,7 @@ def _where(row: Mapping[str, Any]) -> str:
     machine = f"{hardware['cpu']}, {hardware['cores']} cores" + (f", {hardware['gpu']}" if hardware.get("gpu") else "")
     names = ("python", "torch", "mujoco")
     commit = (row.get("commit") or "unknown")[:10]
-    return (
-        f"`{row['benchmark']}`: {machine}; "
-        + ", ".join(f"{n} {versions[n]}" for n in names)
-        + f"; {row['date']}, {commit}"
-    )
+    return f"{machine}; " + ", ".join(f"{n} {versions[n]}" for n in names) + f"; {row['date']}, {commit}"
 
 
 def _number(value: Any) -> str:

@@ -13,10 +13,6 @@ and started again.
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -25,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import record
+from benchmarks.common import record, train
 from embodied.captions import Captions
 from embodied.paths import asset
 from rewards.metrics import wilson_interval
@@ -61,31 +57,12 @@ class Job:
         words = "true" if self.goal is None else self.goal.replace(" ", "-")
         return ROOT / self.env / f"{words}-s{self.seed}"
 
-    def result(self) -> dict[str, Any] | None:
-        """The last evaluation, once the run is finished."""
-        state = self.folder / "run.json"
-        if not state.exists() or json.loads(state.read_text())["status"] != "finished":
-            return None
-        lines = [json.loads(line) for line in (self.folder / "evaluations.jsonl").read_text().splitlines()]
-        return next(line for line in reversed(lines) if line.get("final"))
-
     def run(self) -> dict[str, Any]:
-        """Train, unless it was done before."""
-        if (done := self.result()) is not None:
-            return done
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Train, unless it was done before; the last evaluation."""
         reward = ["reward=true"] if self.goal is None else ["reward=clip", f'reward.goal="{self.goal}"']
-        command = [
-            sys.executable, "-m", "embodied.cli", "train", f"env={self.env}", *reward, f"seed={self.seed}",
-            f"steps={STEPS.get(self.env, DESK_STEPS)}", f"run={self.folder}", "videos=1", "eval_every=4000",
-        ]  # fmt: skip
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self.folder.with_suffix(".log").open("w") as log:
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            subprocess.run(command, check=True, stdout=log, stderr=log, env=environment)
-        result = self.result()
-        assert result is not None, f"{self.folder} must be finished"
-        return result
+        steps = STEPS.get(self.env, DESK_STEPS)
+        settings = [f"env={self.env}", *reward, f"seed={self.seed}", f"steps={steps}", "videos=1", "eval_every=4000"]
+        return train(self.folder, settings)
 
 
 def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str, Any]]:
