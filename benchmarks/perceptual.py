@@ -34,7 +34,7 @@ TWO_STEPS = {  # task -> the fact whose first row begins the second step
     "stack": "red_lifted",
 }  # fmt: skip
 TASKS = ("reach", "push", "press", "drawer", "close", "lift", "place", "stack")
-SEED, GROUPS, DEMOS, HELD_OUT = 60_000, 3, 5, 10
+SEED, GROUPS, DEMOS, HELD_OUT = 70_000, 3, 5, 10
 OVERRUN = 20  # rows that a demonstration runs on after success, as recordings do
 FITS: dict[str, Callable[[Sequence[Episode]], Head]] = {
     "demonstration": lambda demos: Demonstration.fit(demos),

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+PACES = (0.6, 1.0, 1.6)  # of the starts of a joint segmentation: first steps long, alike, short
 FLOOR = 0.05  # least standard deviation of a normalised feature within a step: a demonstration is never that still
 
 
@@ -62,16 +63,17 @@ def spreads(values: np.ndarray) -> np.ndarray:
 def segment_jointly(
     demos: Sequence[np.ndarray], num_steps: int, *, min_length: int = 3, rounds: int = 20
 ) -> tuple[list[tuple[int, ...]], Gaussians]:
-    """Steps that look alike in all demonstrations, starting from those of `segment`.
+    """Steps that look alike in all demonstrations: the likeliest found from several starts.
 
-    In turn: one diagonal Gaussian per step, over all demonstrations; then each demonstration's exact best cuts under
-    them. No round lowers the likelihood, and rounds end when no cut moves.
+    From each start, in turn: one diagonal Gaussian per step, over all demonstrations; then each demonstration's exact
+    best cuts under them. No round lowers the likelihood, and rounds end when no cut moves. The starts are those of
+    `segment` and cuts at the shares (k/K)^p of every demonstration, p in `PACES`.
 
     Args:
         demos: (T, D) features each, normalised (standard deviation about 1), of one D.
         num_steps: K ≥ 1.
         min_length: of a step, rows, ≥ 1.
-        rounds: at most this many.
+        rounds: at most this many, from each start.
 
     Returns:
         The steps of each demonstration, and what the steps look like.
@@ -79,16 +81,23 @@ def segment_jointly(
     Raises:
         ValueError: a demonstration of fewer than K · min_length rows.
     Source: ours, for arXiv 1612.06699 segments each demonstration alone, and equal positions need not be equal steps
-        then; this is Viterbi training of a left-to-right model.
+        then; this is Viterbi training of a left-to-right model. `segment` alone is a poor start where a recording runs
+        on after the task: the still end is the step that varies least.
     """
-    steps = [segment(values, num_steps, min_length=min_length) for values in demos]
-    for _ in range(rounds):
+    starts = [[segment(values, num_steps, min_length=min_length) for values in demos]]
+    starts += [[_at_pace(len(values), num_steps, pace, min_length) for values in demos] for pace in PACES]
+    found = []
+    for steps in starts:
+        for _ in range(rounds):
+            model = gaussians(demos, steps)
+            moved = [follow(values, model, min_length=min_length)[0] for values in demos]
+            if moved == steps:
+                break
+            steps = moved
         model = gaussians(demos, steps)
-        moved = [follow(values, model, min_length=min_length)[0] for values in demos]
-        if moved == steps:
-            break
-        steps = moved
-    return steps, gaussians(demos, steps)
+        found.append((_total(demos, steps, model), steps, model))
+    _, steps, model = max(found, key=lambda each: each[0])
+    return steps, model
 
 
 def gaussians(demos: Sequence[np.ndarray], steps: Sequence[tuple[int, ...]]) -> Gaussians:
@@ -161,6 +170,19 @@ def ordered_random(length: int, num_steps: int, rng: np.random.Generator, *, min
     return (*(int(cut) - 1 for cut in cuts), length - 1)
 
 
+def _at_pace(length: int, num_steps: int, pace: float, min_length: int) -> tuple[int, ...]:
+    """Cuts at the shares (k/K)^pace of the rows that steps of `min_length` leave over."""
+    count = np.arange(1, num_steps + 1)
+    spare = length - num_steps * min_length
+    return tuple((min_length * count + np.rint(spare * (count / num_steps) ** pace).astype(int) - 1).tolist())
+
+
+def _total(demos: Sequence[np.ndarray], steps: Sequence[tuple[int, ...]], model: Gaussians) -> float:
+    """Log-likelihood of all rows in their steps."""
+    pairs = zip(demos, steps, strict=True)
+    return float(sum(log_likelihood(v, model)[np.arange(len(v)), row_steps(ends)].sum() for v, ends in pairs))
+
+
 def _best(costs: Sequence[np.ndarray], min_length: int) -> tuple[int, ...]:
     """The cuts of least total cost, `costs[k][a, b]` being that of step k over rows a … b−1."""
     size = len(costs[0])
@@ -213,9 +235,5 @@ def choose_num_steps(demos: Sequence[np.ndarray], *, most: int = 8, min_length: 
     scores = {}
     for count in range(2, most + 1):
         steps, model = segment_jointly(demos, count, min_length=min_length)
-        total = sum(
-            log_likelihood(values, model)[np.arange(len(values)), row_steps(ends)].sum()
-            for values, ends in zip(demos, steps, strict=True)
-        )
-        scores[count] = float(total) - count * math.log(rows)
+        scores[count] = _total(demos, steps, model) - count * math.log(rows)
     return max(scores, key=scores.__getitem__) if scores else 1

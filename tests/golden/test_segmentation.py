@@ -92,6 +92,26 @@ def test_joint_steps_never_lower_the_likelihood_and_align_what_looks_alike():
     assert scores[-1] > scores[0]
 
 
+def test_joint_steps_are_mostly_the_likeliest_of_brute_force():
+    """Over all pairs of cuts of two random walks: started from `segment` alone, 13 of 40 are; from every start, 30."""
+    found = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        both = np.cumsum(rng.normal(size=(2, 10, 4)), 1)
+        demos = list((both - both.mean((0, 1))) / both.std((0, 1)))
+
+        def total(steps: list[tuple[int, ...]], demos: list[np.ndarray] = demos) -> float:
+            model = gaussians(demos, steps)
+            pairs = zip(demos, steps, strict=True)
+            return sum(log_likelihood(v, model)[np.arange(10), row_steps(ends)].sum() for v, ends in pairs)
+
+        best = max(total([(one, 9), (other, 9)]) for one in range(2, 7) for other in range(2, 7))
+        steps, _ = segment_jointly(demos, 2)
+        assert total(steps) <= best + 1e-9
+        found += total(steps) > best - 1e-9
+    assert found >= 28
+
+
 def test_the_number_of_steps_is_found():
     rng = np.random.default_rng(1)
     for count in (2, 3, 5):
