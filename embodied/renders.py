@@ -150,7 +150,7 @@ def _episode(
     leaves = rng.integers(5, limit) if rng.random() < NEAR_MISS else limit
     for step in range(limit):
         if act is not None and step < leaves:
-            action = act(world)
+            action = act(world)  # pyright: ignore[reportArgumentType]  (an expert wants a Desk, and has one)
         else:
             if step % 5 == 0:  # held actions travel further than white noise
                 held = rng.uniform(-1, 1, held.shape) * rng.choice([0.3, 1.0])

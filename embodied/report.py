@@ -293,9 +293,7 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
         ("rollout/ep_gt_rew_mean", "The task's own reward", "Same episodes; never learned from, only watched.", 2),
     ):
         if key in progress:
-            cards.append(
-                card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour))
-            )
+            cards.append(card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour)))
     return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
 
 
