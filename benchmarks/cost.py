@@ -31,11 +31,11 @@ from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
 from embodied import labeller as labelling
 from embodied import scoring
 from embodied.build import build
-from embodied.commands.train import env_maker
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
 from embodied.labeller import FeatureMemory, Labeller
 from embodied.paths import asset, configs
+from embodied.worlds import env_maker
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer
 from rewards.encoders import OpenCLIPEncoder

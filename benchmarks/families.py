@@ -28,7 +28,6 @@ GOALS = {
     "desk-press": "the button is pressed",
     "desk-close": "the drawer is closed",
 }
-POTENTIAL = ["reward.shaping.kind=potential"]
 SPARSE = ["sparse=true", "env_weight=1"]
 REWARDS: dict[str, list[str]] = {
     "true": ["reward=true"],
@@ -36,8 +35,8 @@ REWARDS: dict[str, list[str]] = {
     "clip": ["reward=clip"],
     "keypoint": ["reward=keypoint"],
     "demonstration": ["reward=demonstration"],
-    "process": ["reward=process", *POTENTIAL],
-    "shaped": ["reward=process", "reward.shaping.success_bonus=0", *SPARSE],
+    "process": ["reward=process"],
+    "shaped": ["reward=process", "reward.shaping.kind=difference", "reward.shaping.success_bonus=0", *SPARSE],
 }
 FAMILIES = ("clip", "keypoint", "demonstration", "process")
 

@@ -19,7 +19,6 @@ import subprocess
 from collections import deque
 from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
@@ -35,11 +34,12 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from embodied.build import build
-from embodied.envs.bridge import make
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import FeatureMemory, Labeller
+from embodied.worlds import make_venv
 
+ROOT = Path("runs")  # of the folders that commands make
 KEPT = 2  # checkpoints
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 COUNTERS = (
@@ -221,7 +221,7 @@ def load_parameters(checkpoint: Path, model: BaseAlgorithm) -> None:
 
 
 def load_policy(folder: Path) -> BaseAlgorithm:
-    """The newest policy of a run, to act with; it has a world of its own, which nobody steps.
+    """The newest policy of a run, to act with; its worlds are closed.
 
     Raises:
         UserError: no such run, or one that stopped before its first checkpoint.
@@ -230,12 +230,13 @@ def load_policy(folder: Path) -> BaseAlgorithm:
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
     config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
-    env = {str(key): value for key, value in config.env.items() if value is not None}
-    kwargs = env.pop("kwargs", None) or {}
-    venv = WorldVecEnv(partial(make, **env, **kwargs), 1)
     if "buffer_size" in config.policy:
         config.policy.buffer_size = 1  # nothing is learned here
-    model: BaseAlgorithm = build(config.policy, venv=venv, seed=0, device="cpu")
+    venv = make_venv(config, None, num_worlds=config.num_worlds, workers=0, seed=0)  # PPO checks their number
+    try:
+        model: BaseAlgorithm = build(config.policy, venv=venv, seed=0, device="cpu")
+    finally:
+        venv.close()
     load_parameters(checkpoint, model)
     return model
 

@@ -1,4 +1,4 @@
-"""The worlds and the reward model that a config describes, with what only the upper floor knows filled in.
+"""The reward model that a config describes, with what only the upper floor knows filled in.
 
 A reward's config leaves open what follows from the world: the encoder, demonstrations given as a number or a dataset's
 name, the cameras' calibration, and a goal that is the task's own instruction. Every verb makes its scorer here.
@@ -7,22 +7,19 @@ name, the cameras' calibration, and a goal that is the task's own instruction. E
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.build import build, locate
 from embodied.envs import WORLDS
-from embodied.envs.bridge import make
-from embodied.envs.vector import WorldVecEnv
 from embodied.envs.world import World
-from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 from embodied.goal_images import simulated
+from embodied.worlds import env_maker, reward_cameras
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 
@@ -84,52 +81,11 @@ def _parts(scorer: Scorer, reward: DictConfig) -> list[tuple[str, DictConfig, Sc
     return [(reward_name(reward), reward, scorer)]
 
 
-def env_maker(config: DictConfig) -> Any:
-    """Makes one world, in any process."""
-    env: Any = OmegaConf.to_container(config.env, resolve=True)
-    kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
-    env.pop("cameras", None)
-    if cameras and env.get("camera") is None:
-        env["camera"] = cameras[0]
-    maker = partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
-    return partial(_sparse, maker) if config.get("sparse") else maker
-
-
-def _sparse(maker: Callable[[], gymnasium.Env]) -> gymnasium.Env:
-    return SparseReward(maker())
-
-
-def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, workers: int, seed: int) -> WorldVecEnv:
-    """The worlds; they render what the scorer reads, or nothing on the task's own reward."""
-    return WorldVecEnv(
-        env_maker(config),
-        num_worlds,
-        workers=workers,
-        seed=seed,
-        frame_size=None if scorer is None else int(scorer.encoder.image_size[0]),
-        cameras=reward_cameras(config),
-        env_weight=float(config.get("env_weight", 0.0)),
-        depth=scorer is not None and scorer.frames_read != "none",
-    )
-
-
 def reward_name(reward: Mapping[str, Any] | DictConfig) -> str:
     """What to call a reward, in folders and titles: "clip", "clip+process", "true"."""
     if reward.get("parts"):
         return "+".join(reward["parts"])
     return str(reward.get("_target_") or "true").rpartition(".")[2].removesuffix("_scorer")
-
-
-def reward_cameras(config: DictConfig) -> list[str]:
-    """The cameras that a config's reward reads, by name; empty: the world's own.
-
-    Raises:
-        UserError: not a list of names.
-    """
-    cameras = config.env.get("cameras") or []
-    if isinstance(cameras, str) or not all(isinstance(name, str) for name in cameras):
-        raise UserError(f"env.cameras must be a list of cameras, or null; got {cameras}. Try env.cameras=[front,side].")
-    return list(cameras)
 
 
 class _Filler:
@@ -185,7 +141,8 @@ class _Filler:
             )
         key = (wanted, frames_read)
         if key not in self._demos:
-            from embodied.datasets import encode, open_dataset  # pyarrow and PyAV, which few rewards need
+            from embodied.collecting import open_dataset
+            from embodied.datasets import encode  # pyarrow and PyAV, which few rewards need
 
             dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
             if isinstance(wanted, int) and len(dataset) < wanted:

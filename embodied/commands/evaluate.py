@@ -17,15 +17,16 @@ from tqdm import tqdm
 
 from embodied import evaluation, runs
 from embodied.build import build
-from embodied.commands.train import ROOT, saved_config, told
+from embodied.commands.train import saved_config, told
 from embodied.errors import UserError
 from embodied.report import write_report
-from embodied.scorers import env_maker, make_scorer, make_venv, reward_cameras
+from embodied.scorers import make_scorer
+from embodied.worlds import env_maker, make_venv, reward_cameras
 
 
 def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
-    folder = runs.find(config.run, ROOT / "train")
+    folder = runs.find(config.run, runs.ROOT / "train")
     checkpoint = runs.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")

@@ -19,7 +19,8 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from embodied.build import build, locate
-from embodied.datasets import encode, open_dataset
+from embodied.collecting import open_dataset
+from embodied.datasets import encode
 from embodied.errors import UserError
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from embodied import runs
 from embodied.build import build
-from embodied.datasets import Dataset, encode, open_dataset
+from embodied.collecting import open_dataset
+from embodied.datasets import Dataset, encode
 from embodied.envs import WORLDS, world_id
 from embodied.errors import UserError
 from embodied.judge_figures import GROUPS, Case, Division

@@ -32,7 +32,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from embodied import scorers
-from embodied.datasets import Dataset, encode, layout, open_dataset
+from embodied.collecting import open_dataset
+from embodied.datasets import Dataset, encode, layout
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError, nearest
 from rewards.core import Episode, Features, Scorer

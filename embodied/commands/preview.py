@@ -30,8 +30,9 @@ from embodied.envs.experts import expert
 from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
-from embodied.scorers import env_maker, make_scorer, reward_cameras, reward_name
+from embodied.scorers import make_scorer, reward_name
 from embodied.scoring import Layout, Track
+from embodied.worlds import env_maker, reward_cameras
 from rewards.core import Scorer
 
 PLAIN_SIZE = 224  # pixels of a frame where no encoder asks for a size

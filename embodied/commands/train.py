@@ -30,10 +30,9 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
 from embodied.report import write_report
-from embodied.scorers import env_maker, keep_fitted, kept, make_scorer, make_venv, reward_cameras, reward_name
+from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
+from embodied.worlds import env_maker, make_venv, reward_cameras
 from rewards.core import Scorer
-
-ROOT = Path("runs")
 
 
 def run(config: DictConfig) -> None:
@@ -102,7 +101,7 @@ def resumed(config: DictConfig) -> tuple[Path, DictConfig]:
     Raises:
         UserError: there is no such run, it has no checkpoint, or it is beyond the steps given.
     """
-    folder = runs.find(config.run or "latest", ROOT / "train")
+    folder = runs.find(config.run or "latest", runs.ROOT / "train")
     checkpoint = runs.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
@@ -142,7 +141,7 @@ def made_folder(config: DictConfig) -> Path:
         Path(config.run).mkdir(parents=True)
         return Path(config.run)
     name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-    return runs.new_folder(ROOT / "train", name, reward_name(config.reward), config.seed)
+    return runs.new_folder(runs.ROOT / "train", name, reward_name(config.reward), config.seed)
 
 
 def finish(config: DictConfig, folder: Path, model: BaseAlgorithm, scorer: Scorer | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 
 from rewards.core import Features
 from rewards.keypoint import KeypointRule, KeypointShaping
-from rewards.keypoint_path import CLOSED, EMPTY, GATE_M, SLACK, nearest_on_polyline, path_progress
+from rewards.keypoint_path import CLOSED, EMPTY, GATE_M, LEAD_M, SLACK, nearest_on_polyline, path_progress
 
 SIGMA, REACH = 0.1, 0.05
 NONE = Features(views={})
@@ -20,18 +20,17 @@ RNG = np.random.default_rng(0)
 
 def by_hand(points, gates, robot, opening):
     """The docstring's words as a loop over time that keeps what has happened so far."""
-    way = [robot[0], *points]
-    legs = [math.dist(a, b) for a, b in pairwise(way)]
+    legs = [math.dist(a, b) for a, b in pairwise(points)]
     bonus = [GATE_M if gate in ("grasp", "release") else 0.0 for gate in gates]
-    total = sum(legs) + sum(bonus)
+    total = LEAD_M + sum(legs) + sum(bonus)
     ends = [k for k, gate in enumerate(gates) if gate] + ([len(gates) - 1] if not gates[-1] else [])
 
     def section(number, x):
-        first = ends[number - 1] + 1 if number else 0
-        nearest = (math.inf, 0.0)
-        done = sum(legs[:first]) + sum(bonus[:first])
-        for k in range(first, ends[number] + 1):
-            a, b = np.array(way[k]), np.array(way[k + 1])
+        first = ends[number - 1] if number else 0  # a section starts at the gate before it
+        done = LEAD_M + sum(legs[:first]) + sum(bonus[: first + 1] if number else [])
+        nearest = (math.dist(x, points[first]), done)
+        for k in range(first, ends[number]):
+            a, b = np.array(points[k]), np.array(points[k + 1])
             share = min(max(((x - a) @ (b - a)) / max((b - a) @ (b - a), 1e-18), 0), 1)
             gap = float(np.linalg.norm(x - a - share * (b - a)))
             if gap <= nearest[0] + 1e-15:
@@ -47,7 +46,7 @@ def by_hand(points, gates, robot, opening):
         holding = grip is None or EMPTY <= wide <= grip + SLACK
         held_here = False
         while stage < len(ends) and gates[ends[stage]]:
-            gate, near = gates[ends[stage]], math.dist(x, way[ends[stage] + 1]) <= REACH
+            gate, near = gates[ends[stage]], math.dist(x, points[ends[stage]]) <= REACH
             if gate == "grasp":
                 near = near and wide <= widest - CLOSED and wide >= EMPTY
             elif gate == "release":
@@ -93,7 +92,9 @@ def test_an_ungated_way_is_share_times_falloff():
     points = np.array([[0.3, 0.0], [0.3, 0.4]])
     robot = np.array([[0.0, 0.0], [0.15, 0.05], [0.3, 0.2], [0.3, 0.4], [0.3, 0.5]])
     got = path_progress(points, ("", ""), robot, sigma=SIGMA, reach=REACH)
-    expected = [0, 0.15 / 0.7 * math.exp(-0.5), 0.5 / 0.7, 1, math.exp(-1)]
+    total = LEAD_M + 0.4
+    expected = [LEAD_M / total * math.exp(-3), LEAD_M / total * math.exp(-math.hypot(0.15, 0.05) / SIGMA),
+                (LEAD_M + 0.2) / total, 1, math.exp(-1)]  # fmt: skip
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
 
@@ -102,7 +103,7 @@ def test_placing_rises_to_one_and_stays_there():
     got = path_progress(PLACE, PLACE_GATES, robot, opening, sigma=SIGMA, reach=REACH)
     np.testing.assert_allclose(got, by_hand(PLACE, PLACE_GATES, robot, opening), atol=1e-9)
     assert (np.diff(got) >= -1e-9).all()
-    assert got[0] == 0
+    assert 0 < got[0] < 0.1
     assert (got[-8:] == 1).all()
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embodied import cli
-from embodied.commands import collect
-from embodied.datasets import Dataset, open_dataset
+from embodied import cli, collecting
+from embodied.collecting import open_dataset
+from embodied.datasets import Dataset
 from embodied.envs.bridge import make
 
 SMALL = ["image_size=32", "env.image_size=32"]
@@ -31,7 +31,7 @@ def mixed(tmp_path_factory):
 
 def test_kinds_are_what_they_say(mixed):
     kinds = [mixed.kind(i) for i in range(len(mixed))]
-    assert set(kinds) == set(collect.KINDS)
+    assert set(kinds) == set(collecting.KINDS)
     assert kinds[:5] == ["expert", "noisy", "near_miss", "failure", "random"]
     best = {}
     for i, kind in enumerate(kinds):

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from embodied import cli, paths
 from embodied.build import TARGETS, build, locate
-from embodied.commands.train import env_maker
 from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
+from embodied.worlds import env_maker
 
 CONFIGS = paths.configs()
 FILES = sorted(CONFIGS.rglob("*.yaml"))

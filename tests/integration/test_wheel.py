@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
 import json, embodied, rewards, policies
 from embodied import cli, paths
-from embodied.commands.train import env_maker
+from embodied.worlds import env_maker
 config = cli.compose("train", ["env=desk-drawer", "reward.goal=the drawer is open"])
 env = env_maker(config)()
 env.reset(seed=0)

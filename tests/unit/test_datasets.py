@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from embodied.datasets import Dataset, Writer, encode, layout, open_dataset
+from embodied.collecting import open_dataset
+from embodied.datasets import Dataset, Writer, encode, layout
 from embodied.datasets.encoding import fingerprint
 from embodied.datasets.video import VideoError, concatenate, read_frames, write_video
 from embodied.errors import UserError

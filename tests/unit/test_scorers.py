@@ -5,10 +5,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from embodied import build, cli, datasets
+from embodied import build, cli, collecting, datasets
 from embodied.envs.bridge import make
 from embodied.errors import UserError
-from embodied.scorers import COMPOSED, env_maker, keep_fitted, kept, make_scorer, make_venv, reward_name
+from embodied.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
+from embodied.worlds import env_maker, make_venv
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features
 from tests.fakes import FakeEncoder
@@ -83,7 +84,7 @@ def opened(monkeypatch):
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
-    monkeypatch.setattr(datasets, "open_dataset", lambda source: asked.append(source) or Seven())
+    monkeypatch.setattr(collecting, "open_dataset", lambda source: asked.append(source) or Seven())
     monkeypatch.setattr(datasets, "encode", encode)
     return asked
 

@@ -1,0 +1,370 @@
+"""Episodes of experts, near misses, failures, random actions and trained policies, written as datasets."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from embodied import runs
+from embodied.datasets import Dataset, Writer
+from embodied.envs import WORLDS
+from embodied.envs.desk import Desk
+from embodied.envs.experts import expert
+from embodied.envs.world import World
+from embodied.errors import UserError, nearest
+from embodied.worlds import env_maker
+
+COLLECTED = Path("runs", "collect")
+POLICIES = ("expert", "mixed", "random")  # of a dataset's name
+KINDS = ("expert", "noisy", "near_miss", "failure", "random")
+TRIES = 25  # starts drawn until an episode is what its kind says
+Act = Callable[[Any], Any]  # observation -> action
+
+
+def open_dataset(source: str | Path) -> Dataset:
+    """A dataset by folder or by name.
+
+    Args:
+        source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
+            is collected first if it is not there.
+
+    Raises:
+        UserError: neither; or a damaged dataset.
+    """
+    root, name = Path(source), str(source)
+    if root.exists() or len(root.parts) > 1:
+        return Dataset(root)
+    if (COLLECTED / name / "meta").is_dir():
+        return Dataset(COLLECTED / name)
+    world, _, policy = name.rpartition("-")
+    if world not in WORLDS or policy not in POLICIES:
+        known = [f"{each}-{kind}" for each in WORLDS for kind in POLICIES]
+        raise UserError(
+            f"data must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. {nearest(name, known)}"
+        )
+    from embodied.cli import compose
+
+    return collect(compose("collect", [f"env={world}", f"policy={policy}"]))
+
+
+def collect(config: DictConfig) -> Dataset:
+    """The dataset that a config describes, finished where it was left.
+
+    Raises:
+        UserError: a world without an expert for a policy that needs one, a wrong share, camera, size or folder.
+    """
+    _check(config)
+    learner: Any = None
+    if config.policy.startswith("run:"):
+        config, learner = _trained(config)
+    env = env_maker(config)()
+    try:
+        world = env.unwrapped
+        scripted = config.policy in ("expert", "mixed")
+        if scripted and not isinstance(world, Desk):
+            raise UserError(f"policy={config.policy} needs a scripted expert, which {config.env.id} lacks. Use random.")
+        cameras = _cameras(env, config.cameras)
+        first = _play(env, 0, lambda obs: env.action_space.sample(), stop=1).columns(env)
+        features = {name: _feature(name, values, env) for name, values in first.items()}
+        size = config.image_size
+        root = Path(config.out or COLLECTED / _name(config))
+        description: Any = OmegaConf.to_container(config.env, resolve=True)
+        with (
+            Writer(
+                root,
+                fps=_fps(env),
+                features=features,
+                cameras=dict.fromkeys(cameras, (size, size)),
+                env=description,
+            ) as writer,
+            tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
+        ):
+            for i in range(len(writer), config.episodes):
+                kind = _kind(i, config)
+                take = _episode(env, kind, config, i, learner, cameras)
+                writer.add(
+                    take.columns(env),
+                    {short: np.stack(images) for short, images in take.frames.items()},
+                    instruction=_instruction(env),
+                    kind=kind,
+                    steps=take.steps(),
+                    seed=take.seed,
+                )
+                bar.update()
+    finally:
+        env.close()
+    return Dataset(root)
+
+
+# One episode --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Take:
+    """One episode as it was played; every list has one entry an action.
+
+    Attributes:
+        seed: of the reset.
+        phases: the expert's phase when it was asked for each action; [] without an expert.
+    """
+
+    seed: int
+    frames: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    own: list[np.ndarray] = field(default_factory=list)
+    states: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    success: list[bool] = field(default_factory=list)
+    terminated: list[bool] = field(default_factory=list)
+    phases: list[int] = field(default_factory=list)
+
+    def columns(self, env: gymnasium.Env) -> dict[str, np.ndarray]:
+        """As the dataset's features."""
+        ended = np.zeros(len(self.actions), bool)
+        ended[-1] = True
+        found = {
+            "observation.state": np.array(self.own, np.float32),
+            "observation.environment_state": np.array(self.states, np.float32),
+            "action": np.array(self.actions, np.int64 if isinstance(env.action_space, spaces.Discrete) else np.float32),
+            "next.reward": np.array(self.rewards, np.float32),
+            "next.success": np.array(self.success),
+            "next.done": ended,
+            "next.truncated": ended & ~np.array(self.terminated),
+        }
+        return {name: values for name, values in found.items() if values.size}
+
+    def steps(self) -> list[int]:
+        """Rows at which the steps of the last, uninterrupted pass through the task end, the last row included."""
+        if not self.phases or not self.success[-1]:
+            return []
+        phases = np.array(self.phases)
+        begun = int(np.flatnonzero(np.diff(phases) < 0)[-1]) + 1 if (np.diff(phases) < 0).any() else 0
+        ends = [int(np.argmax(phases[begun:] >= k)) + begun for k in range(1, int(phases[-1]))]
+        return [*sorted({end for end in ends if 0 < end < len(phases) - 1}), len(phases) - 1]
+
+
+def _play(
+    env: gymnasium.Env, seed: int, act: Act, *, look: tuple[Mapping[str, str], int] | None = None, stop: int = 0
+) -> Take:
+    """An episode from its reset to its end (or `stop` steps), with frames of `look`'s cameras at its size."""
+    obs, _ = env.reset(seed=seed)
+    take, over = Take(seed), False
+    for short in look[0] if look else ():
+        take.frames[short] = []
+    while not over:
+        for short, images in take.frames.items():
+            assert look is not None
+            images.append(env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1]))
+        own, state = _readings(env, obs)
+        action = act(obs)
+        if hasattr(act, "phase"):
+            take.phases.append(act.phase)  # pyright: ignore[reportFunctionMemberAccess]
+        obs, reward, terminated, truncated, info = env.step(action)
+        take.own.append(own)
+        take.states.append(state)
+        take.actions.append(np.asarray(action))
+        take.rewards.append(float(reward))
+        take.success.append(bool(info.get("is_success", False)))
+        take.terminated.append(bool(terminated))
+        over = terminated or truncated or len(take.actions) == stop
+    return take
+
+
+def _episode(
+    env: gymnasium.Env, kind: str, config: DictConfig, i: int, learner: Any, cameras: Mapping[str, str]
+) -> Take:
+    """Episode i: rehearsed without frames until it is what its kind says, then played for the camera.
+
+    Its starts are drawn from the seed, the policy and i alone, so they do not depend on what was collected before.
+    """
+    look = (cameras, int(config.image_size))
+    for attempt in range(TRIES):
+        entropy = (config.seed, zlib.crc32(config.policy.encode()), i, attempt)
+        rng = np.random.default_rng(entropy)
+        seed = int(rng.integers(2**31))
+        if learner is not None:
+            return _play(env, seed, lambda obs: learner.predict(obs, deterministic=True)[0], look=look)
+        if kind == "random":
+            env.action_space.seed(seed)
+            return _play(env, seed, lambda obs: env.action_space.sample(), look=look)
+        rehearsed = _rehearse(env, kind, seed, rng, config.noise)
+        if rehearsed is not None:
+            actions, phases = rehearsed
+            take = _play(env, seed, _Replay(actions), look=look)
+            take.phases = phases
+            return take
+    raise UserError(f"collect: {TRIES} starts of {config.env.id} gave no {kind} episode. Lower noise, or its share.")
+
+
+class _Replay:
+    """Actions that were rehearsed, one after another."""
+
+    def __init__(self, actions: list[np.ndarray]) -> None:
+        self._actions = iter(actions)
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        return next(self._actions)
+
+
+class _Expert:
+    """The scripted expert as a policy, made at the first observation after a reset."""
+
+    def __init__(self, world: Desk, noise: float, rng: np.random.Generator) -> None:
+        self._make = lambda: expert(world, noise=noise, rng=rng)
+        self._world, self._expert = world, None
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        if self._expert is None:
+            self._expert = self._make()
+        return self._expert(self._world)
+
+    @property
+    def phase(self) -> int:
+        return 0 if self._expert is None else self._expert.phase
+
+
+def _rehearse(
+    env: gymnasium.Env, kind: str, seed: int, rng: np.random.Generator, noise: float
+) -> tuple[list[np.ndarray], list[int]] | None:
+    """Actions of one kind of episode, and the expert's phases; None where this start does not give one."""
+    world = env.unwrapped
+    assert isinstance(world, Desk)
+    take = _play(env, seed, _Expert(world, noise if kind == "noisy" else 0.0, rng))
+    solved = take.success[-1]
+    if kind == "noisy":
+        return take.actions, take.phases
+    if not solved:
+        return None
+    if kind == "expert":
+        return take.actions, take.phases
+    first, length = take.success.index(True), len(take.actions)
+    if kind == "failure":
+        leave = int(rng.integers(1, max(int(0.7 * first), 2)))
+        actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
+        return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
+    undoes = rng.random() < 0.5
+    for cut in range(first, max(first - 8, 0), -1):  # as late as it may be without ever being solved
+        for share in (0.75, 0.5, 0.25, 0.0):  # of one more action
+            partly = np.append(share * take.actions[cut][:-1], take.actions[cut][-1]).astype(np.float32)
+            phase = take.phases[cut]  # what went before it (the way down to a cube) would lift when undone
+            undo = sum(each == phase for each in take.phases[: cut + 1]) if undoes else 0
+            actions = _stopped([*take.actions[:cut], partly], length, undo)
+            if not any(_play(env, seed, _Replay(actions)).success):
+                return actions, []
+    return None
+
+
+def _stopped(done: list[np.ndarray], length: int, undo: int) -> list[np.ndarray]:
+    """What was done, then the last `undo` moves backwards, then rest, with the gripper as it was last."""
+    grip = done[-1][-1]
+    back = [np.append(-action[:-1], grip).astype(np.float32) for action in reversed(done[len(done) - undo :])]
+    rest = np.append(np.zeros(len(done[-1]) - 1), grip).astype(np.float32)
+    return [*done, *back, *[rest] * length][:length]
+
+
+def _wander(env: gymnasium.Env, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random actions held for five steps each: they travel further than white noise."""
+    shape = env.action_space.shape or ()
+    held = [rng.uniform(-1, 1, shape).astype(np.float32) for _ in range(-(-count // 5))]
+    return [held[k // 5] for k in range(count)]
+
+
+# What is written ----------------------------------------------------------------------------------------
+
+
+def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The robot's own readings and the whole state, before an action; empty where the world tells none."""
+    world, nothing = env.unwrapped, np.zeros(0, np.float32)
+    if isinstance(world, World):
+        state = world._state()
+        own = list(env.get_wrapper_attr("signals")().values()) if env.has_wrapper_attr("signals") else world._proprio()
+        return np.asarray(own, np.float32), state
+    if isinstance(obs, dict):
+        return np.asarray(obs["agent_pos"], np.float32), nothing
+    return nothing, obs if obs.ndim == 1 else nothing
+
+
+def _feature(name: str, values: np.ndarray, env: gymnasium.Env) -> dict[str, Any]:
+    """The entry of info.json for a column."""
+    width = values.shape[1] if values.ndim > 1 else 1
+    names = None
+    if name == "observation.state" and hasattr(env.unwrapped, "signals"):
+        names = list(env.get_wrapper_attr("signals")())
+    elif values.ndim > 1:
+        names = [f"{'action' if name == 'action' else 'state'}_{k}" for k in range(width)]
+    return {"dtype": str(values.dtype), "shape": [width], "names": names}
+
+
+def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
+    """Short name in the dataset -> the world's camera."""
+    known, chosen = env.get_wrapper_attr("cameras"), env.get_wrapper_attr("camera")
+    if wanted is None:
+        wanted = [chosen] if isinstance(chosen, str) else ["free"]
+        if isinstance(env.unwrapped, World):
+            wanted += [name for name in known[:2] if name != chosen][:1]
+    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+    if not wanted or len(set(wanted)) != len(wanted):
+        raise UserError(f"cameras must be a list of different names; got {wanted}.")
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"cameras: {name!r} is none of this world's. {nearest(str(name), known)}")
+    return {name.replace("/", "_"): name for name in wanted}
+
+
+def _fps(env: gymnasium.Env) -> int:
+    world = env.unwrapped
+    return round(1 / world.ctrl_dt) if isinstance(world, World) else int(world.metadata.get("render_fps", 20))
+
+
+def _instruction(env: gymnasium.Env) -> str:
+    return str(getattr(env.unwrapped, "instruction", ""))
+
+
+def _kind(i: int, config: DictConfig) -> str:
+    """Of episode i; any number of first episodes has the declared shares, as nearly as whole numbers can."""
+    if config.policy != "mixed":
+        return "policy" if config.policy.startswith("run:") else config.policy
+    drawn: list[str] = []
+    for n in range(1, i + 2):
+        drawn.append(max(KINDS, key=lambda kind, n=n: config.shares[kind] * n - drawn.count(kind)))
+    return drawn[i]
+
+
+def _name(config: DictConfig) -> str:
+    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-")
+    return f"{env}-{config.policy.replace('run:', '').replace('/', '-')}"
+
+
+# From a config ------------------------------------------------------------------------------------------
+
+
+def _check(config: DictConfig) -> None:
+    policies = ("expert", "random", "mixed")
+    if config.policy not in policies and not config.policy.startswith("run:"):
+        raise UserError(f"policy must be expert, random, mixed or run:FOLDER; got {config.policy!r}. "
+                        f"{nearest(config.policy, policies)}")  # fmt: skip
+    for name in ("episodes", "image_size"):
+        if config[name] < 1:
+            raise UserError(f"{name} must be at least 1; got {config[name]}.")
+    if config.image_size % 2:
+        raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")
+    shares = {kind: float(config.shares[kind]) for kind in KINDS}
+    if min(shares.values()) < 0 or not np.isclose(sum(shares.values()), 1):
+        raise UserError(f"shares must be 0 or more and sum to 1; got {shares}.")
+
+
+def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
+    """The config with the run's own world, and the policy of its newest checkpoint."""
+    folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
+    trained = OmegaConf.load(folder / "config.yaml")
+    changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
+    return changed, runs.load_policy(folder)  # pyright: ignore[reportReturnType]
