@@ -55,7 +55,7 @@ class KeypointProgress:
         camera: whose frames are read; None: the first that the calibration names, or the first there is.
         plane: metres; height of all things where there is no depth. None: plan in the image.
         sigma: metres off the way at which progress falls to 1/e.
-        reach: metres from a waypoint that count as there.
+        reach: metres from a waypoint that count as there; twice as many where the gripper is found in the frames.
         scene_m: metres that an image's height stands for, where there is no calibration.
         gripper: words for the robot's gripper.
 
@@ -93,7 +93,8 @@ class KeypointProgress:
             raise ValueError(f"{where}: grounder must be given without a calibration, to find the gripper; got None.")
         self._answerer, self._grounder, self._camera, self._gripper = answerer, grounder, camera, gripper
         self._calibrated = cameras.get(camera) if camera else None
-        self._plane, self._sigma, self._reach, self._scene_m = plane, sigma, reach, scene_m
+        self._plane, self._sigma, self._scene_m = plane, sigma, scene_m
+        self._reach = reach if cameras else 2 * reach  # the middle of a gripper in sight is not its tip
         self._plans: dict[bytes, Way] = {}
         self.frames_read = "first" if cameras else "all"
 

@@ -18,6 +18,7 @@ CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
 EMPTY = 0.1  # a gripper narrower than this holds nothing
 SLACK = 0.1  # how much wider than when it closed a gripper still holds
 THIN = 0.035  # metres that a thin thing reaches back from its nearest point
+LEAD_M = 0.15  # metres of path that coming to the first waypoint counts for
 GATE_M = 0.04  # metres of path that grasping or releasing counts for
 
 
@@ -174,9 +175,9 @@ def path_progress(
         Φ_t = ρ_t · exp(−d_t / σ)
 
     with ρ_t the share of the way behind the point nearest to x_t on the section that is under way, and d_t the
-    distance to it. The way starts at x_0 and runs through the K waypoints; gates part it into sections, and a section
-    counts only after every gate before it, so nothing is won by going to the target first. A grasp or release adds
-    `GATE_M` to the way.
+    distance to it. The way runs through the K waypoints, with a lead of `LEAD_M` before the first, so that coming
+    near counts; gates part it into sections, and a section counts only after every gate before it, so nothing is won by
+    going to the target first. A grasp or release adds `GATE_M` to the way.
 
     A "reach" gate opens within `reach` of its waypoint; "grasp" asks besides that the gripper has closed by `CLOSED` of
     its stroke and is not empty; "release" that it then opens, where it still held something one step before. Without
@@ -191,22 +192,23 @@ def path_progress(
         sigma: σ, metres.
         reach: metres.
     Returns:
-        (T,) in [0, 1]; reads nothing after t. With gates it depends on the past, not on x_t alone.
-    Source: ours [dense_rewards §2.1 stand-in, gates added]: KAGI's own formula (arXiv 2407.10341) was not obtainable.
+        (T,) in [0, 1]; reads nothing after t. With gates it depends on the past, without on x_t alone.
+    Source: ours, since KAGI's own formula (arXiv 2407.10341) was not obtainable [dense_rewards §2.1, stand-in]. Departs
+        from the stand-in by the lead and the gates.
     """
-    way = np.concatenate([robot[:1], points]).astype(np.float64)
-    lengths = np.linalg.norm(np.diff(way, axis=0), axis=1)
-    total = max(float(lengths.sum()) + GATE_M * sum(gate in ("grasp", "release") for gate in gates), 1e-9)
+    way = np.asarray(points, np.float64)
+    lengths = np.linalg.norm(np.diff(way, axis=0), axis=1)  # (K-1,)
+    total = LEAD_M + float(lengths.sum()) + GATE_M * sum(gate in ("grasp", "release") for gate in gates)
     passed = np.ones(len(robot), bool)
     holding = np.ones(len(robot), bool)
     progress = fallback = np.zeros(len(robot))
-    behind, first, grip = 0.0, 0, 1.0
-    ends = [k + 1 for k, gate in enumerate(gates) if gate or k == len(gates) - 1]
+    behind, first, grip = LEAD_M, 0, 1.0
+    ends = [k for k, gate in enumerate(gates) if gate or k == len(gates) - 1]
     for last in ends:
         arc, gap = nearest_on_polyline(way[first : last + 1], robot)
         here = (behind + arc) / total * np.exp(-gap / sigma)
         progress = np.where(passed, np.where(holding, here, fallback), progress)
-        gate = gates[last - 1]
+        gate = gates[last]
         if not gate:
             return progress
         behind += float(lengths[first:last].sum()) + (GATE_M if gate in ("grasp", "release") else 0.0)
@@ -229,6 +231,8 @@ def nearest_on_polyline(
     way: Float[np.ndarray, "K D"], points: Float[np.ndarray, "T D"]
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
     """Arc length to the polyline's nearest point, and the distance to it; of equally near ones the farthest on."""
+    if len(way) == 1:
+        return np.zeros(len(points)), np.linalg.norm(points - way, axis=1)
     starts, legs = way[:-1], np.diff(way, axis=0)  # (K-1, D)
     squares = np.maximum((legs * legs).sum(1), 1e-18)
     share = np.clip(((points[:, None] - starts) * legs).sum(-1) / squares, 0, 1)  # (T, K-1)

@@ -93,7 +93,7 @@ def test_an_ungated_way_is_share_times_falloff():
     robot = np.array([[0.0, 0.0], [0.15, 0.05], [0.3, 0.2], [0.3, 0.4], [0.3, 0.5]])
     got = path_progress(points, ("", ""), robot, sigma=SIGMA, reach=REACH)
     total = LEAD_M + 0.4
-    expected = [LEAD_M / total * math.exp(-3), LEAD_M / total * math.exp(-math.hypot(0.15, 0.05) / SIGMA),
+    expected = [LEAD_M / total * math.exp(-3), (LEAD_M + 0.05) / total * math.exp(-1.5),
                 (LEAD_M + 0.2) / total, 1, math.exp(-1)]  # fmt: skip
     np.testing.assert_allclose(got, expected, atol=1e-12)
 
