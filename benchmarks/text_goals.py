@@ -2,7 +2,7 @@
 
 "Unseen" sentences are test wordings in sim_assets/*/captions.yaml, which the embedded encoder never met; they were
 written after it was last trained on other words, and chosen here, with these training seeds, before any run. The tasks
-themselves are not blind: earlier encoders failed some of them (`text_goals_predecessor` keeps those results), and the
+themselves are not blind: earlier encoders failed some of them (`text_goals_earlier` keeps those results), and the
 present one was trained on states of policies that had fooled its predecessor there, with other seeds. SAC was set on
 desk-drawer's own reward, training seeds 0 and 1. Success is judged on 50 held-out episodes at the last step of
 training. Runs are kept in runs/benchmarks/text_goals and skipped when they are finished, so the script can be stopped
@@ -33,7 +33,7 @@ DESK_STEPS = 10_000
 SCENES = ("desk", "reacher", "cartpole", "humanoid")
 PAIRS = (
     ("desk-drawer", "the drawer is open"),
-    ("desk-drawer", "leave the drawer hanging open"),
+    ("desk-drawer", "the drawer has been left open"),
     ("desk-close", "the drawer is closed"),
     ("desk-press", "the button is pressed"),
     ("desk-press", "give the button a push"),
@@ -86,7 +86,7 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
                 "value": ratio if ratio is not None else 0.0,
                 "unit": "ratio",
                 "bar": ">= 0.9",
-                "met": ratio is not None and ratio >= 0.9 and len(seeds) == len(SEEDS),
+                "met": _met(ratio, complete=len(seeds) == len(SEEDS)),
                 "n": episodes,
                 "seeds": seeds,
                 "success_interval": wilson_interval(
@@ -99,6 +99,12 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
             }
         )
     return table
+
+
+def _met(ratio: float | None, *, complete: bool) -> bool | None:
+    """Undecided while seeds are missing and those that are there reach the bar."""
+    reached = ratio is not None and ratio >= 0.9
+    return None if reached and not complete else reached
 
 
 def main() -> None:
