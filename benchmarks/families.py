@@ -33,7 +33,7 @@ REWARDS: dict[str, list[str]] = {
     "true": ["reward=true"],
     "sparse": ["reward=true", "sparse=true"],
     "clip": ["reward=clip"],
-    "keypoint": ["reward=keypoint"],
+    "keypoint": ["reward=keypoint", "reward.demos=5"],
     "demonstration": ["reward=demonstration"],
     "process": ["reward=process"],
     "shaped": ["reward=process", "reward.shaping.kind=difference", "reward.shaping.success_bonus=0", *SPARSE],

@@ -211,7 +211,7 @@ class Desk(World):
                 grasp = near(np.linalg.norm(tip - self.cube("red")), 0.12)
                 return 0.2 * grasp + 0.15 * lift + 0.5 * near(np.linalg.norm(away), 0.12)
             case ["gripper", "closed"]:
-                return 1.0 if self.opening <= 0.012 else 0.85 * min(1.15 - self.opening / OPENING, 1)
+                return 1.0 if self.opening <= 0.012 else 0.85 * np.clip(1.15 - self.opening / OPENING, 0, 1)
             case ["gripper", "open"]:
                 return 1.0 if self.opening >= 0.06 else 0.85 * max(self.opening / 0.06, 0)
             case ["at", place]:

@@ -54,7 +54,7 @@ def sample_state(world: Desk, rng: np.random.Generator) -> None:
     data.qpos[world.joint_address("drawer")] = opened
     mujoco.mj_kinematics(world.model, data)
     # What the gripper is about decides where the cubes may be.
-    doing = rng.choice(["carry", "touch", "handle", "button", "move"], p=[0.4, 0.1, 0.15, 0.14, 0.21])
+    doing = rng.choice(["carry", "touch", "handle", "button", "move"], p=[0.4, 0.1, 0.15, 0.19, 0.16])
     actor = str(rng.choice(CUBES)) if doing in ("carry", "touch") else None
     places = _place_cubes(world, rng, actor if doing == "carry" else None)
     mujoco.mj_kinematics(world.model, data)

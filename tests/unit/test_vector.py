@@ -164,6 +164,7 @@ from tests.probes import make_probe
 from embodied.envs.vector import WorldVecEnv
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
     venv = WorldVecEnv(make_probe, 2, workers=2, frame_size=16)
     venv.reset()
     print(venv._memory.name, flush=True)
