@@ -78,7 +78,7 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
             continue
         text = [results[Job(env, goal, seed)]["success_rate"] for seed in seeds]
         true = [results[Job(env, None, seed)]["success_rate"] for seed in seeds]
-        ratio = float(np.mean(text) / np.mean(true)) if np.mean(true) else None
+        ratio = round(float(np.mean(text) / np.mean(true)), 9) if np.mean(true) else None  # 36 of 40 are 0.9
         episodes = sum(results[Job(env, goal, seed)]["episodes"] for seed in seeds)
         table.append(
             {
