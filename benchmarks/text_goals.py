@@ -1,13 +1,12 @@
 """Text goals against the task's own reward: the same learner, the same steps, three seeds each.
 
 "Unseen" sentences are test wordings in sim_assets/*/captions.yaml, which the embedded encoder never met. Pairs and
-training seeds were fixed before the fifth encoder's first run. They are not blind for the sixth, which ships: it was made
-after the fifth had failed reach and reacher-red on seed 10 (`text_goals_earlier` keeps all earlier results), on states of
-policies of other seeds; and the unseen sentence of desk-drawer was replaced, before its run, since the former one trains
-now. Seeds 11 and 12 chose nothing. SAC was set on
-desk-drawer's own reward, training seeds 0 and 1. Success is judged on 50 held-out episodes at the last step of
-training. Runs are kept in runs/benchmarks/text_goals and skipped when they are finished, so the script can be stopped
-and started again.
+training seeds were fixed before the fifth encoder's first run. They are not blind for the sixth, which ships: it
+was made after the fifth had failed reach and reacher-red on seed 10 (`text_goals_earlier` keeps all earlier
+results), on states of policies of other seeds; and the unseen sentence of desk-drawer was replaced, before its run,
+since the former one trains now. Seeds 11 and 12 chose nothing. SAC was set on desk-drawer's own reward, training
+seeds 0 and 1. Success is judged on 50 held-out episodes at the last step of training. Runs are kept in
+runs/benchmarks/text_goals and skipped when they are finished, so the script can be stopped and started again.
 
     python -m benchmarks.text_goals jobs=2
 """
