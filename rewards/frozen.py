@@ -5,6 +5,7 @@ Shape letters: B batch, D feature width, M texts; H, W image.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
@@ -18,7 +19,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 
 
-class FrozenEncoder:
+class FrozenEncoder(ABC):
     """Batching, checks and caching; a subclass gives the towers.
 
     Attributes:
@@ -107,11 +108,13 @@ class FrozenEncoder:
         self._image_tower = torch.compile(tower, dynamic=False) if compile else tower
         self._compiled = compile
 
+    @abstractmethod
     def _count_tokens(self, text: str) -> int:
-        raise NotImplementedError
+        """How many tokens a text is, its start and end included."""
 
+    @abstractmethod
     def _embed_texts(self, texts: list[str]) -> Tensor:
-        raise NotImplementedError
+        """(M, D): vectors of texts that are short enough, of any length."""
 
 
 def _device(name: str, where: str) -> torch.device:
