@@ -43,7 +43,7 @@ class ClipGoal:
         Departs: the numbers of goal and baseline wordings may differ.
     """
 
-    name = "clip"
+    name, pointwise = "clip", True
 
     def __init__(
         self, goal: Texts, *, encoder: Encoder, baseline: Texts | None = None, alpha: float | None = None
@@ -116,7 +116,7 @@ class ContrastingGoals:
         α = β = 0.5 is our reading; the code's index 0 is the negative text.
     """
 
-    name = "contrast"
+    name, pointwise = "contrast", True
 
     def __init__(
         self,
@@ -168,7 +168,7 @@ class SoftmaxGoal:
     Source: arXiv 2312.09187 (Baumli et al.).
     """
 
-    name = "softmax"
+    name, pointwise = "softmax", True
 
     def __init__(
         self,
@@ -217,7 +217,7 @@ class CalibratedThreshold:
     Source: arXiv 2409.15922 (BiMI).
     """
 
-    name = "calibrated"
+    name, pointwise = "calibrated", True
 
     def __init__(
         self,

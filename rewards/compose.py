@@ -25,6 +25,10 @@ class Part:
     def frames_read(self) -> str:
         return self.scorer.frames_read
 
+    @property
+    def pointwise(self) -> bool:
+        return self.scorer.pointwise
+
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         return self.scorer.combined(self.scorer.potentials(features), features)
 

@@ -83,7 +83,8 @@ class Head(Protocol):
     """Light: features in, one potential per step out; higher is better, units are the head's own.
 
     Time starts at the reset, and the potential of a step reads nothing after it. A head that reads images too says
-    so by an attribute `frames_read`: "first" (of each episode) or "all"; without it, "none".
+    so by an attribute `frames_read`: "first" (of each episode) or "all"; without it, "none". One whose potential of a
+    step reads that step alone says so by `pointwise = True`: a stream then scores one row a frame.
     """
 
     name: str
@@ -132,6 +133,11 @@ class Scorer:
     def frames_read(self) -> str:
         """What `Features.frames` must hold: "none", "first" (of each episode) or "all"."""
         return max((getattr(head, "frames_read", "none") for head in self.heads.values()), key=FRAMES_READ.index)
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether every head's potential of a step reads that step alone."""
+        return all(getattr(head, "pointwise", False) for head in self.heads.values())
 
     def encode(self, frames: Tensor) -> Float[Tensor, "N D"]:
         """The features of any frames, (N, H, W, 3) uint8 -> (N, D) float32, unit length."""

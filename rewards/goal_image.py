@@ -55,7 +55,7 @@ class GoalDiscriminators:
         [G]. Departs: discriminators on an encoder's features instead of images.
     """
 
-    name = KIND
+    name, pointwise = KIND, True
 
     def __init__(
         self,

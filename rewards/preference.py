@@ -53,7 +53,7 @@ class PreferenceReward:
         members share the order of their batches; the scaling is ours (its rewards differ in scale by task).
     """
 
-    name = KIND
+    name, pointwise = KIND, True
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ class SuccessClassifier:
         encoder's features. Departs: thresholds, abstention, hysteresis and the reports are ours.
     """
 
-    name = KIND
+    name, pointwise = KIND, True
 
     def __init__(
         self,

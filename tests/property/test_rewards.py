@@ -76,3 +76,10 @@ def test_ranges(name):
     assert values.min() >= low
     assert values.max() <= high
     assert values.std() > 1e-3  # a constant would pass everything above
+
+
+def test_pointwise_rewards_need_one_row_alone(scorer):
+    assert scorer.pointwise
+    features = windows(scorer, 1, 4)
+    alone = [scores(scorer, Features(views={"front": features.main[:, t : t + 1]})) for t in range(4)]
+    assert_close(torch.cat(alone, 1), scores(scorer, features))
