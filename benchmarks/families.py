@@ -109,7 +109,7 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
 def main() -> None:
     """Run what is missing, some at a time, recording after every run."""
     jobs_at_once = int(dict(word.split("=") for word in sys.argv[1:]).get("jobs", 2))
-    jobs = [Job(env, reward, seed) for seed in SEEDS for env in GOALS for reward in REWARDS]
+    jobs = [Job(env, reward, seed) for env in GOALS for seed in SEEDS for reward in REWARDS]
     results: dict[Job, dict[str, Any]] = {}
     with ThreadPoolExecutor(jobs_at_once) as pool:
         futures = {pool.submit(job.run): job for job in jobs}
