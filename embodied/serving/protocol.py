@@ -1,0 +1,427 @@
+"""What goes over the wire between a reward server and its clients. No pickle; every size is checked before it is used.
+
+Bodies are maps: msgpack (`Content-Type: application/msgpack`), or JSON (`application/json`), in which bytes are base64
+text. An answer comes as its request came. Every answer, errors too, has `model_id` and `version`.
+
+    Image   {"jpeg": bytes} | {"png": bytes} | {"raw": bytes, "shape": [H, W, 3]}     raw: uint8 RGB, row by row
+    Images  Image | [Image, …] | {"raw": bytes, "shape": [N, H, W, 3]}
+    Array   {"data": bytes, "shape": [...], "dtype": "float32" | "uint8" | "bool"}    little-endian, C order
+            where an Array is wanted, a list of numbers (of lists …) is taken as float32
+
+    GET  /healthz       {"status": "ok" | "draining"}; no token
+    GET  /v1/model      {"heads": [name, …], "encoder": {"name", "dim", "image_size": [H, W]}, "pointwise": bool,
+                        "frames_read": "none" | "first" | "all", "shaping": {"kind", "gamma", …} | null,
+                        "goals": bool, "limits": {name: number}}
+    GET  /metrics       Prometheus text
+    POST /v1/encode     {"images": Images} → {"features": Array (N, D)}
+                        {"texts": [text, …]} → {"features": Array (M, D)}
+    POST /v1/potentials {"views": {name: Array (B, T, D)}, "signals"?: {name: Array (B, T)},
+                        "frames"?: {name: Array uint8 (B, N, H, W, 3)}, "depth"?: {name: Array (B, H, W)}, "goal"?: text}
+                        → {"potentials": {head: Array (B, T)}, "combined": Array (B, T)}
+    POST /v1/score      {"images": {view: Images of T}, "signals"?: {name: Array (T,)}, "goal"?: text}, or a JPEG or PNG
+                        itself as the body (`Content-Type: image/jpeg`), one episode
+                        → {"potentials": {head: [T numbers]}, "combined": [T], "rewards": [T - 1]}
+
+    Refused: 4xx or 503, JSON {"error": text, "expected": text, "got": text, "code": code}; `Retry-After` (seconds)
+    with 429 and 503.
+
+    WS /v1/stream       binary messages, msgpack maps; one session, one episode after another. The client's first is
+      {"type": "open", "views"?: [name, …] (["main"]), "signals"?: [name, …], "goal"?: text | null}
+                        → {"type": "opened", "session": text, and what /v1/model says}
+      {"type": "frames", "images": {view: Image}, "signals"?: {name: number}, "captured_s"?: number, "id"?: any}
+                        → {"type": "reading", "episode", "row", "potentials": {head: number}, "combined", "reward":
+                        number | null, "latency_ms": from the message's arrival to this answer; "captured_s" and "id"
+                        as they came}
+      … several moments in one message: Images of T for every view, signals of T numbers
+                        → {"type": "readings", "readings": [{"episode", "row", "potentials", "combined", "reward"}
+                        | {"error", "code": "unscorable"}, T of them], "latency_ms", "captured_s", "id"}
+      {"type": "restart"} → {"type": "restarted", "episode": number}; the next row begins a new episode
+      {"type": "goal", "text": text} → {"type": "goal", "text", "past": {head: Array (rows so far,)}}
+      {"type": "close"}   → close code 1000
+      A bad message → {"type": "error", "code", "error", "expected", "got", "retry_after_s"?, "id"?}; the session goes
+      on as it was. Close codes: 1000 after close; 1001 the server stops; 1003 a text message; 1008 wrong token or a
+      session that never opened; 1009 a message above `body_bytes`; 1013 no room for another session; 4408 idle.
+
+Codes: bad_message, bad_image, bad_text, too_large, unscorable, unauthorised, forbidden, not_found, rate, busy, timeout,
+draining, internal.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from embodied.serving.limits import Limits
+
+MSGPACK, JSON = "application/msgpack", "application/json"
+ENCODE, POTENTIALS, SCORE, MODEL = "/v1/encode", "/v1/potentials", "/v1/score", "/v1/model"
+STREAM, HEALTH, METRICS = "/v1/stream", "/healthz", "/metrics"
+TOKEN_VARIABLE = "EMBODIED_TOKEN"
+IDLE, GOING_AWAY, POLICY, FULL = 4408, 1001, 1008, 1013  # close codes
+DTYPES = ("float32", "uint8", "bool")
+IMAGE_FORMS = "{jpeg: bytes}, {png: bytes} or {raw: bytes, shape: [H, W, 3]}"
+ADVICE = "See embodied/serving/protocol.py for the format."
+_SHOWN = 80  # characters of what a client sent, in an answer
+
+
+class Refusal(Exception):
+    """A request that is not served; told to the client, who can mend it.
+
+    Args:
+        code: one of the module's codes.
+        error: what is wrong, a sentence.
+        expected, got: what was wanted and what came.
+        status: of the HTTP answer.
+        retry_after_s: after which the same request may be served.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        error: str,
+        *,
+        expected: str = "",
+        got: object = "",
+        status: int = 400,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(error)
+        self.code, self.error, self.status, self.retry_after_s = code, error, status, retry_after_s
+        self.expected, self.got = expected, shown(got)
+
+    def body(self) -> dict[str, Any]:
+        """What the client is told."""
+        told: dict[str, Any] = {"error": self.error, "expected": self.expected, "got": self.got, "code": self.code}
+        return told if self.retry_after_s is None else told | {"retry_after_s": self.retry_after_s}
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images of one size, checked but not decoded.
+
+    Attributes:
+        kind: "jpeg", "png" or "raw".
+        data: as they came.
+        shape: (N, H, W, 3).
+    """
+
+    kind: str
+    data: bytes | memoryview
+    shape: tuple[int, int, int, int]
+
+    @property
+    def pixels(self) -> int:
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def decode(self) -> np.ndarray:
+        """(N, H, W, 3) uint8; of raw ones without a copy, read-only. EXIF rotation is not applied.
+
+        Raises:
+            Refusal: broken data.
+        """
+        if self.kind == "raw":
+            return np.frombuffer(self.data, np.uint8).reshape(self.shape)
+        try:
+            with _opened(self.kind, self.data) as image:
+                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+        except Exception as error:  # decoders of broken data raise anything
+            raise _broken(self.kind, error) from error
+        return pixels[None]
+
+
+# Bytes to maps and back ---------------------------------------------------------------------------------
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """A message as msgpack; numpy numbers must have been made Python's."""
+    return msgpack.packb(message)  # pyright: ignore[reportReturnType]
+
+
+def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
+    """A msgpack map; `limits` None: of a server that is trusted.
+
+    Raises:
+        Refusal: not msgpack, not a map, or more elements than allowed.
+    """
+    bound = limits.elements if limits else len(data) + 1
+    left = [bound]
+
+    def count(made: Any) -> Any:
+        left[0] -= len(made)
+        if left[0] < 0:
+            raise _TooMany
+        return made
+
+    try:
+        # Both lengths are bounded too, since the hooks see a list only once it is whole.
+        message = msgpack.unpackb(
+            data, object_hook=count, list_hook=count, max_array_len=bound, max_map_len=bound, ext_hook=_no_extension
+        )
+    except _TooMany as error:
+        raise _too_many(bound) from error
+    except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
+        reason = str(error) or type(error).__name__
+        raise Refusal("bad_message", f"The message is not msgpack: {reason}. {ADVICE}", expected="msgpack") from error
+    return mapping(message, "message")
+
+
+def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
+    """A JSON map, its bytes still base64.
+
+    Raises:
+        Refusal: not JSON, not a map, or more elements than allowed.
+    """
+    if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.elements:  # before it is parsed: far cheaper
+        raise _too_many(limits.elements)
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Refusal("bad_message", f"The body is not JSON: {error}.", expected="JSON") from error
+    return mapping(message, "body")
+
+
+def to_json(message: Mapping[str, Any]) -> bytes:
+    """A message as JSON, bytes as base64 text."""
+    return json.dumps(message, default=_base64, allow_nan=False).encode()
+
+
+# Images -------------------------------------------------------------------------------------------------
+
+
+def encode_image(frame: np.ndarray, form: str = "raw", quality: int = 90) -> dict[str, Any]:
+    """One image, or with form "raw" several, for a message.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB; for "raw" (N, H, W, 3) too.
+        form: "raw", "png" (lossless) or "jpeg".
+        quality: of JPEG, 1 to 95.
+
+    Raises:
+        ValueError: another form, dtype or shape.
+    """
+    if frame.dtype != np.uint8 or frame.ndim not in ((3, 4) if form == "raw" else (3,)) or frame.shape[-1] != 3:
+        got = f"{frame.dtype} {frame.shape}"
+        raise ValueError(f"encode_image: frame must be uint8 (H, W, 3); got {got}. Pass RGB, channels last.")
+    if form == "raw":
+        return {"raw": np.ascontiguousarray(frame).tobytes(), "shape": list(frame.shape)}
+    if form not in ("jpeg", "png"):
+        raise ValueError(f"encode_image: form must be raw, png or jpeg; got {form!r}.")
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": quality} if form == "jpeg" else {"compress_level": 1}
+    Image.fromarray(frame).save(buffer, form.upper(), **options)
+    return {form: buffer.getvalue()}
+
+
+def encode_images(frames: np.ndarray, form: str = "raw", quality: int = 90) -> Any:
+    """Images of (N, H, W, 3) uint8, for a message."""
+    return encode_image(frames, form) if form == "raw" else [encode_image(each, form, quality) for each in frames]
+
+
+def read_images(value: Any, name: str, limits: Limits) -> list[Chunk]:
+    """What a message calls Images, with every size checked and nothing decoded.
+
+    Raises:
+        Refusal: another form, a zero-size or broken image, or more pixels or images than allowed.
+    """
+    parts = value if isinstance(value, list) else [value]
+    if not 0 < len(parts) <= limits.message_frames:
+        wanted = f"1 to {limits.message_frames} images"
+        raise Refusal("bad_image", f"{name} must hold {wanted}.", expected=wanted, got=len(parts))
+    chunks = [_read_image(part, name, limits) for part in parts]
+    check_total(chunks, limits)
+    return chunks
+
+
+def check_total(chunks: Sequence[Chunk], limits: Limits) -> None:
+    """Refuse more images or pixels than one message may hold."""
+    frames, pixels = sum(chunk.shape[0] for chunk in chunks), sum(chunk.pixels for chunk in chunks)
+    if frames > limits.message_frames:
+        raise _too_large("images in one message", limits.message_frames, frames)
+    if pixels > limits.message_pixels:
+        raise _too_large("pixels in one message", limits.message_pixels, pixels)
+
+
+def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
+    forms = [form for form in ("raw", "jpeg", "png") if isinstance(value, dict) and form in value]
+    if len(forms) != 1:
+        raise Refusal("bad_image", f"{name} must be an image. {ADVICE}", expected=IMAGE_FORMS, got=_kind(value))
+    kind, data = forms[0], octets(value[forms[0]], f"{name}.{forms[0]}")
+    if kind == "raw":
+        shape = _shape(value.get("shape"), name, "bad_image")
+        if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+            wanted = "[H, W, 3] or [N, H, W, 3], none of them 0"
+            raise Refusal("bad_image", f"{name}.shape must be {wanted}.", expected=wanted, got=shape)
+        n, height, width = (1, *shape[:2]) if len(shape) == 3 else shape[:3]
+        _check_pixels(height, width, limits)
+        if len(data) != math.prod(shape):
+            wanted = f"{math.prod(shape)} bytes for shape {shape}"
+            raise Refusal("bad_image", f"{name}.raw must have {wanted}.", expected=wanted, got=f"{len(data)} bytes")
+        return Chunk(kind, data, (n, height, width, 3))
+    try:
+        with _opened(kind, data) as image:
+            width, height = image.size
+    except Exception as error:  # decoders of broken data raise anything
+        raise _broken(kind, error) from error
+    _check_pixels(height, width, limits)
+    return Chunk(kind, data, (1, height, width, 3))
+
+
+def _opened(kind: str, data: bytes | memoryview) -> Any:
+    """Pillow's image with only the header read. Not by `Image.open`, which would try other formats."""
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+
+    return (JpegImageFile if kind == "jpeg" else PngImageFile)(io.BytesIO(data))
+
+
+def _check_pixels(height: int, width: int, limits: Limits) -> None:
+    if height * width == 0:
+        raise Refusal("bad_image", "An image must have pixels.", expected="H, W ≥ 1", got=f"{height} × {width}")
+    if height * width > limits.image_pixels:
+        raise _too_large("pixels in one image", limits.image_pixels, height * width)
+
+
+def _broken(kind: str, error: Exception) -> Refusal:
+    reason = str(error) or type(error).__name__
+    return Refusal("bad_image", f"An image is not {kind.upper()}, or broken.", expected=kind.upper(), got=reason)
+
+
+# Arrays and values --------------------------------------------------------------------------------------
+
+
+def encode_array(values: np.ndarray) -> dict[str, Any]:
+    """An Array of a message.
+
+    Raises:
+        ValueError: a dtype other than `DTYPES`.
+    """
+    if values.dtype.name not in DTYPES:
+        raise ValueError(f"encode_array: values must be of {', '.join(DTYPES)}; got {values.dtype}.")
+    data = np.ascontiguousarray(values).astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return {"data": data, "shape": list(values.shape), "dtype": values.dtype.name}
+
+
+def decode_array(value: Any, name: str = "array", *, ndim: int | None = None, dtype: str = "float32") -> np.ndarray:
+    """An Array of a message, without a copy, read-only; or nested lists of numbers.
+
+    Raises:
+        Refusal: another form, dtype, number of axes or of bytes.
+    """
+    if isinstance(value, list) and dtype == "float32":
+        try:
+            made = np.array(value, np.float32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise Refusal("bad_message", f"{name} must hold numbers.", expected="numbers", got=value) from error
+    else:
+        fields = mapping(value, name)
+        if fields.get("dtype", "float32") != dtype:
+            got = fields.get("dtype")
+            raise Refusal("bad_message", f"{name}.dtype must be {dtype}.", expected=dtype, got=got)
+        data, shape = octets(fields.get("data"), f"{name}.data"), _shape(fields.get("shape"), name, "bad_message")
+        kind = np.dtype(dtype).newbyteorder("<")
+        if len(data) != math.prod(shape) * kind.itemsize:
+            wanted = f"{math.prod(shape) * kind.itemsize} bytes for shape {shape}"
+            raise Refusal("bad_message", f"{name}.data must have {wanted}.", expected=wanted, got=f"{len(data)} bytes")
+        made = np.frombuffer(data, kind).reshape(shape)
+    if ndim is not None and made.ndim != ndim:
+        raise Refusal("bad_message", f"{name} must have {ndim} axes.", expected=f"{ndim} axes", got=list(made.shape))
+    return made
+
+
+def mapping(value: Any, name: str) -> dict[str, Any]:
+    """A map with text keys.
+
+    Raises:
+        Refusal: anything else.
+    """
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise Refusal("bad_message", f"The {name} must be a map. {ADVICE}", expected="a map", got=_kind(value))
+    return value
+
+
+def text(value: Any, name: str, limits: Limits) -> str:
+    """A text of at most `text_chars` characters.
+
+    Raises:
+        Refusal: no text, an empty one, or a longer one.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise Refusal("bad_text", f"{name} must be a text.", expected="a text", got=_kind(value))
+    if len(value) > limits.text_chars:
+        wanted = f"at most {limits.text_chars} characters"
+        raise Refusal("bad_text", f"{name} must have {wanted}.", expected=wanted, got=f"{len(value)} characters")
+    return value
+
+
+def octets(value: Any, name: str) -> bytes | memoryview:
+    """Bytes, or JSON's base64 of them.
+
+    Raises:
+        Refusal: anything else.
+    """
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        try:
+            return base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise Refusal("bad_message", f"{name} must be base64.", expected="base64", got=str(error)) from error
+    raise Refusal("bad_message", f"{name} must be bytes.", expected="bytes (JSON: base64 text)", got=_kind(value))
+
+
+def shown(value: object) -> str:
+    """What a client sent, short enough to say."""
+    told = value if isinstance(value, str) else repr(value)
+    return told if len(told) <= _SHOWN else told[: _SHOWN - 1] + "…"
+
+
+def _shape(value: Any, name: str, code: str) -> list[int]:
+    if (
+        not isinstance(value, list)
+        or len(value) > 5
+        or not all(type(side) is int and 0 <= side < 1 << 40 for side in value)
+    ):
+        wanted = "a list of at most 5 whole numbers"
+        raise Refusal(code, f"{name}.shape must be {wanted}.", expected=wanted, got=value)
+    return value
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a map of {', '.join(map(str, list(value)[:6])) or 'nothing'}"
+    return value if isinstance(value, str) else type(value).__name__
+
+
+def _too_large(what: str, most: int, got: int) -> Refusal:
+    wanted = f"at most {most} {what}"
+    return Refusal("too_large", f"There must be {wanted}.", expected=wanted, got=got, status=413)
+
+
+def _too_many(most: int) -> Refusal:
+    wanted = f"at most {most} list items and map entries"
+    return Refusal("too_large", f"A message must hold {wanted}. Send numbers as an Array.", expected=wanted, status=413)
+
+
+def _no_extension(code: int, data: bytes) -> Any:
+    raise ValueError(f"extension type {code} is not used")
+
+
+def _base64(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    raise TypeError(f"to_json: values must be JSON's or bytes; got {type(value).__name__}.")
+
+
+class _TooMany(Exception):
+    """More elements than a message may hold."""
