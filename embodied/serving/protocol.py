@@ -15,8 +15,8 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
     GET  /metrics       Prometheus text
     POST /v1/encode     {"images": Images} → {"features": Array (N, D)}
                         {"texts": [text, …]} → {"features": Array (M, D)}
-    POST /v1/potentials {"views": {name: Array (B, T, D)}, "signals"?: {name: Array (B, T)},
-                        "frames"?: {name: Array uint8 (B, N, H, W, 3)}, "depth"?: {name: Array (B, H, W)}, "goal"?: text}
+    POST /v1/potentials {"views": {name: Array (B, T, D)}, "signals"?: {name: Array (B, T)}, "goal"?: text,
+                        "frames"?: {name: Array uint8 (B, N, H, W, 3)}, "depth"?: {name: Array (B, H, W)}}
                         → {"potentials": {head: Array (B, T)}, "combined": Array (B, T)}
     POST /v1/score      {"images": {view: Images of T}, "signals"?: {name: Array (T,)}, "goal"?: text}, or a JPEG or PNG
                         itself as the body (`Content-Type: image/jpeg`), one episode
@@ -73,7 +73,7 @@ ADVICE = "See embodied/serving/protocol.py for the format."
 _SHOWN = 80  # characters of what a client sent, in an answer
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A request that is not served; told to the client, who can mend it.
 
     Args:
@@ -126,7 +126,7 @@ class Chunk:
         """(N, H, W, 3) uint8; of raw ones without a copy, read-only. EXIF rotation is not applied.
 
         Raises:
-            Refusal: broken data.
+            RefusedError: broken data.
         """
         if self.kind == "raw":
             return np.frombuffer(self.data, np.uint8).reshape(self.shape)
@@ -150,7 +150,7 @@ def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
     """A msgpack map; `limits` None: of a server that is trusted.
 
     Raises:
-        Refusal: not msgpack, not a map, or more elements than allowed.
+        RefusedError: not msgpack, not a map, or more elements than allowed.
     """
     bound = limits.elements if limits else len(data) + 1
     left = [bound]
@@ -158,7 +158,7 @@ def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
     def count(made: Any) -> Any:
         left[0] -= len(made)
         if left[0] < 0:
-            raise _TooMany
+            raise _TooManyError
         return made
 
     try:
@@ -166,11 +166,13 @@ def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
         message = msgpack.unpackb(
             data, object_hook=count, list_hook=count, max_array_len=bound, max_map_len=bound, ext_hook=_no_extension
         )
-    except _TooMany as error:
+    except _TooManyError as error:
         raise _too_many(bound) from error
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
         reason = str(error) or type(error).__name__
-        raise Refusal("bad_message", f"The message is not msgpack: {reason}. {ADVICE}", expected="msgpack") from error
+        raise RefusedError(
+            "bad_message", f"The message is not msgpack: {reason}. {ADVICE}", expected="msgpack"
+        ) from error
     return mapping(message, "message")
 
 
@@ -178,14 +180,14 @@ def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
     """A JSON map, its bytes still base64.
 
     Raises:
-        Refusal: not JSON, not a map, or more elements than allowed.
+        RefusedError: not JSON, not a map, or more elements than allowed.
     """
     if sum(data.count(mark) for mark in (b",", b"[", b"{")) > limits.elements:  # before it is parsed: far cheaper
         raise _too_many(limits.elements)
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refusal("bad_message", f"The body is not JSON: {error}.", expected="JSON") from error
+        raise RefusedError("bad_message", f"The body is not JSON: {error}.", expected="JSON") from error
     return mapping(message, "body")
 
 
@@ -232,12 +234,12 @@ def read_images(value: Any, name: str, limits: Limits) -> list[Chunk]:
     """What a message calls Images, with every size checked and nothing decoded.
 
     Raises:
-        Refusal: another form, a zero-size or broken image, or more pixels or images than allowed.
+        RefusedError: another form, a zero-size or broken image, or more pixels or images than allowed.
     """
     parts = value if isinstance(value, list) else [value]
     if not 0 < len(parts) <= limits.message_frames:
         wanted = f"1 to {limits.message_frames} images"
-        raise Refusal("bad_image", f"{name} must hold {wanted}.", expected=wanted, got=len(parts))
+        raise RefusedError("bad_image", f"{name} must hold {wanted}.", expected=wanted, got=len(parts))
     chunks = [_read_image(part, name, limits) for part in parts]
     check_total(chunks, limits)
     return chunks
@@ -255,18 +257,20 @@ def check_total(chunks: Sequence[Chunk], limits: Limits) -> None:
 def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
     forms = [form for form in ("raw", "jpeg", "png") if isinstance(value, dict) and form in value]
     if len(forms) != 1:
-        raise Refusal("bad_image", f"{name} must be an image. {ADVICE}", expected=IMAGE_FORMS, got=_kind(value))
+        raise RefusedError("bad_image", f"{name} must be an image. {ADVICE}", expected=IMAGE_FORMS, got=_kind(value))
     kind, data = forms[0], octets(value[forms[0]], f"{name}.{forms[0]}")
     if kind == "raw":
         shape = _shape(value.get("shape"), name, "bad_image")
         if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
             wanted = "[H, W, 3] or [N, H, W, 3], none of them 0"
-            raise Refusal("bad_image", f"{name}.shape must be {wanted}.", expected=wanted, got=shape)
+            raise RefusedError("bad_image", f"{name}.shape must be {wanted}.", expected=wanted, got=shape)
         n, height, width = (1, *shape[:2]) if len(shape) == 3 else shape[:3]
         _check_pixels(height, width, limits)
         if len(data) != math.prod(shape):
             wanted = f"{math.prod(shape)} bytes for shape {shape}"
-            raise Refusal("bad_image", f"{name}.raw must have {wanted}.", expected=wanted, got=f"{len(data)} bytes")
+            raise RefusedError(
+                "bad_image", f"{name}.raw must have {wanted}.", expected=wanted, got=f"{len(data)} bytes"
+            )
         return Chunk(kind, data, (n, height, width, 3))
     try:
         with _opened(kind, data) as image:
@@ -287,14 +291,14 @@ def _opened(kind: str, data: bytes | memoryview) -> Any:
 
 def _check_pixels(height: int, width: int, limits: Limits) -> None:
     if height * width == 0:
-        raise Refusal("bad_image", "An image must have pixels.", expected="H, W ≥ 1", got=f"{height} × {width}")
+        raise RefusedError("bad_image", "An image must have pixels.", expected="H, W ≥ 1", got=f"{height} by {width}")
     if height * width > limits.image_pixels:
         raise _too_large("pixels in one image", limits.image_pixels, height * width)
 
 
-def _broken(kind: str, error: Exception) -> Refusal:
+def _broken(kind: str, error: Exception) -> RefusedError:
     reason = str(error) or type(error).__name__
-    return Refusal("bad_image", f"An image is not {kind.upper()}, or broken.", expected=kind.upper(), got=reason)
+    return RefusedError("bad_image", f"An image is not {kind.upper()}, or broken.", expected=kind.upper(), got=reason)
 
 
 # Arrays and values --------------------------------------------------------------------------------------
@@ -316,26 +320,30 @@ def decode_array(value: Any, name: str = "array", *, ndim: int | None = None, dt
     """An Array of a message, without a copy, read-only; or nested lists of numbers.
 
     Raises:
-        Refusal: another form, dtype, number of axes or of bytes.
+        RefusedError: another form, dtype, number of axes or of bytes.
     """
     if isinstance(value, list) and dtype == "float32":
         try:
             made = np.array(value, np.float32)
         except (ValueError, TypeError, OverflowError) as error:
-            raise Refusal("bad_message", f"{name} must hold numbers.", expected="numbers", got=value) from error
+            raise RefusedError("bad_message", f"{name} must hold numbers.", expected="numbers", got=value) from error
     else:
         fields = mapping(value, name)
         if fields.get("dtype", "float32") != dtype:
             got = fields.get("dtype")
-            raise Refusal("bad_message", f"{name}.dtype must be {dtype}.", expected=dtype, got=got)
+            raise RefusedError("bad_message", f"{name}.dtype must be {dtype}.", expected=dtype, got=got)
         data, shape = octets(fields.get("data"), f"{name}.data"), _shape(fields.get("shape"), name, "bad_message")
         kind = np.dtype(dtype).newbyteorder("<")
         if len(data) != math.prod(shape) * kind.itemsize:
             wanted = f"{math.prod(shape) * kind.itemsize} bytes for shape {shape}"
-            raise Refusal("bad_message", f"{name}.data must have {wanted}.", expected=wanted, got=f"{len(data)} bytes")
+            raise RefusedError(
+                "bad_message", f"{name}.data must have {wanted}.", expected=wanted, got=f"{len(data)} bytes"
+            )
         made = np.frombuffer(data, kind).reshape(shape)
     if ndim is not None and made.ndim != ndim:
-        raise Refusal("bad_message", f"{name} must have {ndim} axes.", expected=f"{ndim} axes", got=list(made.shape))
+        raise RefusedError(
+            "bad_message", f"{name} must have {ndim} axes.", expected=f"{ndim} axes", got=list(made.shape)
+        )
     return made
 
 
@@ -343,10 +351,10 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
     """A map with text keys.
 
     Raises:
-        Refusal: anything else.
+        RefusedError: anything else.
     """
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise Refusal("bad_message", f"The {name} must be a map. {ADVICE}", expected="a map", got=_kind(value))
+        raise RefusedError("bad_message", f"The {name} must be a map. {ADVICE}", expected="a map", got=_kind(value))
     return value
 
 
@@ -354,13 +362,13 @@ def text(value: Any, name: str, limits: Limits) -> str:
     """A text of at most `text_chars` characters.
 
     Raises:
-        Refusal: no text, an empty one, or a longer one.
+        RefusedError: no text, an empty one, or a longer one.
     """
     if not isinstance(value, str) or not value.strip():
-        raise Refusal("bad_text", f"{name} must be a text.", expected="a text", got=_kind(value))
+        raise RefusedError("bad_text", f"{name} must be a text.", expected="a text", got=_kind(value))
     if len(value) > limits.text_chars:
         wanted = f"at most {limits.text_chars} characters"
-        raise Refusal("bad_text", f"{name} must have {wanted}.", expected=wanted, got=f"{len(value)} characters")
+        raise RefusedError("bad_text", f"{name} must have {wanted}.", expected=wanted, got=f"{len(value)} characters")
     return value
 
 
@@ -368,7 +376,7 @@ def octets(value: Any, name: str) -> bytes | memoryview:
     """Bytes, or JSON's base64 of them.
 
     Raises:
-        Refusal: anything else.
+        RefusedError: anything else.
     """
     if isinstance(value, bytes):
         return value
@@ -376,8 +384,8 @@ def octets(value: Any, name: str) -> bytes | memoryview:
         try:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
-            raise Refusal("bad_message", f"{name} must be base64.", expected="base64", got=str(error)) from error
-    raise Refusal("bad_message", f"{name} must be bytes.", expected="bytes (JSON: base64 text)", got=_kind(value))
+            raise RefusedError("bad_message", f"{name} must be base64.", expected="base64", got=str(error)) from error
+    raise RefusedError("bad_message", f"{name} must be bytes.", expected="bytes (JSON: base64 text)", got=_kind(value))
 
 
 def shown(value: object) -> str:
@@ -393,7 +401,7 @@ def _shape(value: Any, name: str, code: str) -> list[int]:
         or not all(type(side) is int and 0 <= side < 1 << 40 for side in value)
     ):
         wanted = "a list of at most 5 whole numbers"
-        raise Refusal(code, f"{name}.shape must be {wanted}.", expected=wanted, got=value)
+        raise RefusedError(code, f"{name}.shape must be {wanted}.", expected=wanted, got=value)
     return value
 
 
@@ -403,14 +411,16 @@ def _kind(value: Any) -> str:
     return value if isinstance(value, str) else type(value).__name__
 
 
-def _too_large(what: str, most: int, got: int) -> Refusal:
+def _too_large(what: str, most: int, got: int) -> RefusedError:
     wanted = f"at most {most} {what}"
-    return Refusal("too_large", f"There must be {wanted}.", expected=wanted, got=got, status=413)
+    return RefusedError("too_large", f"There must be {wanted}.", expected=wanted, got=got, status=413)
 
 
-def _too_many(most: int) -> Refusal:
+def _too_many(most: int) -> RefusedError:
     wanted = f"at most {most} list items and map entries"
-    return Refusal("too_large", f"A message must hold {wanted}. Send numbers as an Array.", expected=wanted, status=413)
+    return RefusedError(
+        "too_large", f"A message must hold {wanted}. Send numbers as an Array.", expected=wanted, status=413
+    )
 
 
 def _no_extension(code: int, data: bytes) -> Any:
@@ -423,5 +433,5 @@ def _base64(value: Any) -> str:
     raise TypeError(f"to_json: values must be JSON's or bytes; got {type(value).__name__}.")
 
 
-class _TooMany(Exception):
+class _TooManyError(Exception):
     """More elements than a message may hold."""
