@@ -33,7 +33,8 @@ from embodied import scoring
 from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
-from embodied.labeller import FeatureMemory, Labeller
+from embodied.feature_memory import FeatureMemory
+from embodied.labeller import Labeller
 from embodied.paths import asset, configs
 from embodied.worlds import env_maker
 from rewards.clip_goal import clip_scorer

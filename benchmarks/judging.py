@@ -1,4 +1,4 @@
-"""Every family of rewards on desk tasks, judged before anyone trains: order along success, shown both ways, and outcome.
+"""Every family of rewards on desk tasks, judged before anyone trains: order along success both ways, and outcome.
 
 Each task's episodes (experts, noisy ones, near misses, failures, random actions) are collected anew, from a seed that
 set nothing, and `embodied judge` scores all families on them with their defaults and five demonstrations of the
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,10 +49,7 @@ def judged(task: str) -> dict[str, Any]:
     data, folder = ROOT / f"{task}-data", ROOT / task
     if not (folder / "report.html").is_file():  # the last thing that is written
         embodied(task, "collect", f"env=desk-{task}", "policy=mixed", f"episodes={EPISODES}", f"seed={SEED}", out=data)
-        for old in folder.glob("*"):
-            old.unlink()
-        if folder.is_dir():
-            folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
         rewards = [f"reward=[{','.join(FAMILIES)}]", f'reward.clip.goal="{GOALS[task]}"', "reward.keypoint.demos=5"]
         embodied(task, "judge", *rewards, f"data={data}", run=folder)
     return json.loads((folder / "judgement.json").read_text("utf-8"))["rewards"]

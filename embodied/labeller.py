@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,10 +24,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 from embodied import scoring
 from embodied.divergence import DivergenceWatch
 from embodied.envs.vector import WorldVecEnv
+from embodied.feature_memory import FeatureMemory
 from embodied.scoring import Layout, Track
+from rewards.combine import LagrangianConstraints
 from rewards.core import Scorer
 
 STATS_WINDOW = 1000  # potentials per head, and encoder calls, behind the logged statistics
+EPISODES_WINDOW = 100  # ended episodes behind a firing rate, as many as SB3's mean return has
 RELABEL_BATCH = 256  # episodes scored at once when relabelling
 
 
@@ -39,8 +42,13 @@ class Labeller(BaseCallback):
     time, so they see them. On-policy: rewards are *added*, which keeps the time-limit bootstrap SB3 put there, and
     advantages are computed again.
 
+    Constraints (`LagrangianConstraints`) move after each rollout, a step for every episode that ended in it, by the sum
+    of each head's potentials after its actions: so a rollout's rewards are of one μ, and a replay's each of their time.
+
     Logs `rollout/ep_rew_mean` (the reward learned from, through SB3), `reward/<head>_{mean,std}` (potentials),
-    `reward/latency_ms_{p50,p95}` (one encoder call) and `reward/divergence` (see `DivergenceWatch`).
+    `reward/<head>_firing_rate` (of heads that say only 0 and 1: the share of an episode's steps with 1, mean of the
+    last 100), `reward/lambda_<head>` (μ of a constrained one), `reward/latency_ms_{p50,p95}` (one encoder call) and
+    `reward/divergence` (see `DivergenceWatch`).
 
     Args:
         scorer: frames to rewards.
@@ -58,7 +66,7 @@ class Labeller(BaseCallback):
         self._steps: list[_Step] = []
         self._episodes: list[_Episode] | None = None
         self._layout = Layout()
-        self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
+        self._forget(scorer)
 
     @property
     def venv(self) -> WorldVecEnv:
@@ -70,6 +78,17 @@ class Labeller(BaseCallback):
     @property
     def _buffer(self) -> ReplayBuffer | RolloutBuffer:
         return getattr(self.model, "replay_buffer", None) or self.model.rollout_buffer  # pyright: ignore
+
+    def _forget(self, scorer: Scorer) -> None:
+        """Begin the statistics of a scorer's heads."""
+        self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
+        self._firing = {name: deque(maxlen=EPISODES_WINDOW) for name in scorer.heads}
+        self._returns: list[dict[str, float]] = []  # of the rollout's ended episodes, by head
+
+    @property
+    def _constraints(self) -> LagrangianConstraints | None:
+        combine = self.scorer.combine
+        return combine if isinstance(combine, LagrangianConstraints) else None
 
     # SB3's hooks ----------------------------------------------------------------------------------------
 
@@ -116,13 +135,15 @@ class Labeller(BaseCallback):
         if isinstance(buffer, RolloutBuffer):
             buffer.compute_returns_and_advantage(self.locals["values"], self.locals["dones"])
         for name, values in self._potentials.items():
-            key = re.sub(r"[^\w.-]+", "-", name)  # a goal's text may name a head; a comma would break progress.csv
-            self.logger.record(f"reward/{key}_mean", float(np.mean(values)))
-            self.logger.record(f"reward/{key}_std", float(np.std(values)))
+            self.logger.record(f"reward/{_key(name)}_mean", float(np.mean(values)))
+            self.logger.record(f"reward/{_key(name)}_std", float(np.std(values)))
+            if self._firing[name] and set(values) <= {0.0, 1.0}:
+                self.logger.record(f"reward/{_key(name)}_firing_rate", float(np.mean(self._firing[name])))
+        for name, multiplier in (self._constraints.multipliers if self._constraints else {}).items():
+            self.logger.record(f"reward/lambda_{_key(name)}", multiplier)
         for percent in (50, 95):
-            self.logger.record(
-                f"reward/latency_ms_p{percent}", 1e3 * float(np.percentile(self._frames.seconds, percent))
-            )
+            latency = 1e3 * float(np.percentile(self._frames.seconds, percent))
+            self.logger.record(f"reward/latency_ms_p{percent}", latency)
 
     def _on_training_end(self) -> None:
         assert not self._steps, "a rollout was left unlabelled"
@@ -152,6 +173,10 @@ class Labeller(BaseCallback):
         assert at == len(features), "frames and steps must match"
         self._steps.clear()
         self._score(range(len(self._episodes)))
+        for returns in self._returns:
+            if self._constraints is not None:
+                self._constraints.update(returns)
+        self._returns.clear()
 
     def _score(self, worlds: Iterable[int]) -> None:
         """Write the rewards of the new steps of these worlds' episodes into the buffer."""
@@ -164,6 +189,7 @@ class Labeller(BaseCallback):
             new = len(episode.slots)
             buffer.rewards[episode.slots, e] += rewards[-new:]
             episode.learned += float(rewards[-new:].sum(dtype=np.float64))
+            episode.potentials = potentials
             for name, values in potentials.items():
                 self._potentials[name].extend(values[-new:].tolist())
             if isinstance(buffer, ReplayBuffer):
@@ -178,11 +204,14 @@ class Labeller(BaseCallback):
             self.memory.put(slot, world, episode.rows[k], start=episode.rows[0] if k == 1 else None)
 
     def _finish(self, episode: _Episode, truths: dict[str, float]) -> None:
-        """Log an ended episode as SB3's Monitor would, with the reward learned from."""
+        """Log an ended episode as SB3's Monitor would, with the reward learned from, and keep what its heads said."""
         assert self.model.ep_info_buffer is not None
-        length = len(episode.rows) - 1
-        self.model.ep_info_buffer.append({"r": episode.learned, "l": length, "t": time.time()})
+        self.model.ep_info_buffer.append({"r": episode.learned, "l": len(episode.rows) - 1, "t": time.time()})
         self.logger.record("reward/divergence", self.watch.add(episode.learned, truths, self.num_timesteps))
+        after = {name: values[1:].astype(np.float64) for name, values in episode.potentials.items()}
+        self._returns.append({name: float(values.sum()) for name, values in after.items()})
+        for name, values in after.items():
+            self._firing[name].append(float((values > 0).mean()))
 
     def relabel(self, scorer: Scorer) -> None:
         """Take another goal: rewrite every stored reward from the kept features, encoding nothing.
@@ -208,7 +237,7 @@ class Labeller(BaseCallback):
                 "does not keep. Train anew with it."
             )
         self.scorer = self._frames.scorer = scorer
-        self._potentials = {name: deque(maxlen=STATS_WINDOW) for name in scorer.heads}
+        self._forget(scorer)
         terminated = (buffer.dones * (1 - buffer.timeouts)).astype(bool)
         stretches = list(self.memory.stretches(buffer.pos, buffer.full))
         for first in range(0, len(stretches), RELABEL_BATCH):
@@ -239,8 +268,9 @@ class Labeller(BaseCallback):
             if episode.depth is not None:
                 arrays[f"depth/{e}"] = episode.depth
         learned = [episode.learned for episode in self._episodes]
-        layout = {"views": self._layout.views, "names": self._layout.signals}
-        return arrays, {"learned": learned, "watch": self.watch.get_state()} | layout
+        values = {"views": self._layout.views, "names": self._layout.signals, "watch": self.watch.get_state()}
+        values |= {"learned": learned, "firing": {name: list(rates) for name, rates in self._firing.items()}}
+        return arrays, values | {"multipliers": self._constraints.state_dict() if self._constraints else {}}
 
     def set_state(self, arrays: dict[str, np.ndarray], values: dict[str, Any], *, episodes: bool) -> None:
         """Undo of `get_state`, before training starts; without `episodes`, the worlds begin new ones."""
@@ -249,6 +279,8 @@ class Labeller(BaseCallback):
         self.watch.set_state(values["watch"])
         for name in self._potentials:
             self._potentials[name].extend(arrays[f"potentials/{name}"].tolist())
+            self._firing[name].extend(values.get("firing", {}).get(name, ()))
+        restore_constraints(self.scorer, values)
         if not episodes:
             return
         self._episodes = [
@@ -263,51 +295,13 @@ class Labeller(BaseCallback):
         ]
 
 
-class FeatureMemory:
-    """Half-precision rows beside a replay ring: 1M steps of 512 features are 1.02 GB.
-
-    Slot t holds the row *after* its action. The row before is slot t − 1's, or the episode's first, kept apart
-    (one more per episode), or for the oldest slot of a full ring the one that was overwritten last.
-
-    Args:
-        capacity: slots per world.
-        num_worlds: E.
-        width: V·D + S.
-    """
-
-    def __init__(self, capacity: int, num_worlds: int, width: int) -> None:
-        self.rows = np.zeros((capacity, num_worlds, width), np.float16)
-        self.before = np.zeros((num_worlds, width), np.float16)
-        self.starts: dict[tuple[int, int], np.ndarray] = {}
-
-    def put(self, slot: int, world: int, row: np.ndarray, *, start: np.ndarray | None) -> None:
-        """Store one row; `start` is the episode's first where this is its second."""
-        self.before[world] = self.rows[slot, world]
-        self.rows[slot, world] = row
-        self.starts.pop((slot, world), None)
-        if start is not None:
-            self.starts[slot, world] = start.astype(np.float16)
-
-    def stretches(self, pos: int, full: bool) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
-        """Pieces of one episode each: slots (T,), world, rows (T + 1, V·D + S); oldest first within a world."""
-        capacity, num_worlds, _ = self.rows.shape
-        order = (np.arange(capacity) + pos) % capacity if full else np.arange(pos)
-        for e in range(num_worlds):
-            begins = [i for i, slot in enumerate(order) if (int(slot), e) in self.starts]
-            for i, j in zip([0, *(b for b in begins if b)], [*(b for b in begins if b), len(order)], strict=True):
-                slots = order[i:j]
-                if len(slots):
-                    key = (int(slots[0]), e)
-                    first = self.starts[key] if key in self.starts else self.before[e]
-                    yield slots, e, np.concatenate([first[None], self.rows[slots, e]])
-
-
 @dataclass
 class _Episode(Track):
-    """One world's running episode, the buffer slots that still want a reward, and the reward so far."""
+    """One world's running episode, the slots that still want a reward, the reward so far, what heads said last."""
 
     slots: list[int] = field(default_factory=list)
     learned: float = 0.0
+    potentials: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass
@@ -383,6 +377,17 @@ class _EncodingQueue:
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+
+
+def restore_constraints(scorer: Scorer, values: Mapping[str, Any]) -> None:
+    """Give a scorer's constraints the multipliers of a labeller's state; what has none is left as it is."""
+    if isinstance(scorer.combine, LagrangianConstraints) and values.get("multipliers"):
+        scorer.combine.load_state_dict(values["multipliers"])
+
+
+def _key(name: str) -> str:
+    """A head's name in the log: a goal's text may be one, and a comma would break progress.csv."""
+    return re.sub(r"[^\w.-]+", "-", name)
 
 
 def _truths(info: dict[str, Any]) -> dict[str, float]:

@@ -36,8 +36,10 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
-from embodied.labeller import FeatureMemory, Labeller
+from embodied.feature_memory import FeatureMemory
+from embodied.labeller import Labeller, restore_constraints
 from embodied.worlds import make_venv
+from rewards.core import Scorer
 
 ROOT = Path("runs")  # of the folders that commands make
 KEPT = 2  # checkpoints
@@ -241,6 +243,13 @@ def load_policy(folder: Path) -> BaseAlgorithm:
     return model
 
 
+def load_constraints(checkpoint: Path, scorer: Scorer | None) -> None:
+    """Multipliers that a run's constrained reward had learned, into a scorer built from the run's config."""
+    values = json.loads((checkpoint / "state.json").read_text("utf-8"))
+    if scorer is not None and "labeller" in values:
+        restore_constraints(scorer, values["labeller"])
+
+
 def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller | None) -> bool:
     """Bring a fresh learner, its labeller and its worlds to where `save_checkpoint` was called.
 
@@ -272,7 +281,7 @@ def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller |
     if labeller is not None:
         if "memory/rows" in tensors:
             assert replay is not None
-            labeller.memory = _load_memory(tensors, replay.buffer_size)
+            labeller.memory = FeatureMemory.restored(_below(tensors, "memory"), replay.buffer_size)
         labeller.set_state(_below(tensors, "labeller"), values["labeller"], episodes=exact)
     torch.set_rng_state(torch.from_numpy(tensors["random/torch"]))
     if "random/cuda" in tensors and torch.cuda.is_available():
@@ -322,7 +331,8 @@ def _collect(model: BaseAlgorithm, labeller: Labeller | None) -> tuple[dict[str,
         arrays, values["labeller"] = labeller.get_state()
         tensors |= {f"labeller/{name}": array for name, array in arrays.items()}
         if labeller.memory is not None and replay is not None:
-            tensors |= _memory_arrays(labeller.memory, replay.size())
+            memory = labeller.memory.arrays(replay.size())
+            tensors |= {f"memory/{name}": array for name, array in memory.items()}
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}, values
 
 
@@ -347,23 +357,6 @@ def _load_replay(replay: ReplayBuffer, tensors: dict[str, np.ndarray], values: d
         stored = tensors[f"replay/{name}"]
         array[: len(stored)] = stored
     replay.pos, replay.full = values["pos"], values["full"]
-
-
-def _memory_arrays(memory: FeatureMemory, size: int) -> dict[str, np.ndarray]:
-    arrays = {"memory/rows": memory.rows[:size], "memory/before": memory.before}
-    keys = np.array(list(memory.starts), dtype=np.int64).reshape(-1, 2)
-    starts = np.array(list(memory.starts.values()), dtype=np.float16).reshape(len(keys), -1)
-    return arrays | {"memory/start_slots": keys, "memory/starts": starts}
-
-
-def _load_memory(tensors: dict[str, np.ndarray], capacity: int) -> FeatureMemory:
-    rows = tensors["memory/rows"]
-    memory = FeatureMemory(capacity, rows.shape[1], rows.shape[2])
-    memory.rows[: len(rows)] = rows
-    memory.before[:] = tensors["memory/before"]
-    keys = tensors["memory/start_slots"].tolist()
-    memory.starts = {(slot, e): row for (slot, e), row in zip(keys, tensors["memory/starts"], strict=True)}
-    return memory
 
 
 def _worlds(model: BaseAlgorithm) -> WorldVecEnv:

@@ -33,6 +33,7 @@ def run(config: DictConfig) -> None:
     trained = saved_config(folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
+    runs.load_constraints(checkpoint, scorer)
     count = min(config.num_worlds, config.episodes)
     venv = make_venv(trained, scorer, num_worlds=count, workers=0, seed=config.seed)
     env = env_maker(trained)()

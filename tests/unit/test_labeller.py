@@ -11,8 +11,9 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 
 from embodied.divergence import WINDOW, DivergenceWatch, RewardDivergenceWarning
 from embodied.envs.vector import WorldVecEnv
+from embodied.feature_memory import FeatureMemory
 from embodied.labeller import Labeller
-from rewards.combine import WeightedSum
+from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
 from rewards.shaping import PotentialShaping
 from tests.probe_rewards import ProbeEncoder, ProbeHead, ShadeHead, SpellHead
@@ -181,6 +182,47 @@ def test_returns_potentials_and_success_are_logged():
     assert len(model.ep_success_buffer) == 15
 
 
+class EvenHead:
+    """1 after even steps, 0 after odd ones."""
+
+    name = "even"
+
+    def score(self, features):
+        return (features.main[..., 2] % 2 == 0).float()
+
+
+def test_the_firing_rate_of_sparse_heads_is_logged():
+    heads = {"even": EvenHead(), "spell": SpellHead()}
+    scorer = Scorer(ProbeEncoder(spell=True), heads, WeightedSum(), PotentialShaping())
+    model, _ = train(SAC, scorer, 60, partial(make_probe, limit=5))
+    logged = model.logger.name_to_value
+    assert logged["reward/even_firing_rate"] == pytest.approx(2 / 5)  # after steps 2 and 4, not at the reset
+    assert "reward/spell_firing_rate" not in logged
+
+
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_constraints_learn_from_the_returns_of_ended_episodes(algorithm):
+    """By hand: a rollout's rewards have the μ of its start; then each ended episode moves it by rate · (J - θ)."""
+    heads = {"even": EvenHead(), "spell": SpellHead()}
+    combine = LagrangianConstraints({"even": 4.0}, rate=0.05, bound=0.5)
+    scorer = Scorer(ProbeEncoder(spell=True), heads, combine, PotentialShaping())
+    buffers = {"learning_starts": 10_000, "buffer_size": 999} if algorithm is SAC else {"gamma": 0.0}
+    model, _ = train(algorithm, scorer, 60 if algorithm is SAC else 21, **buffers)
+    length, last, rewards = (5, 20, model.replay_buffer.rewards) if algorithm is SAC else (7, 7, None)
+    mu = 0.0
+    for start in range(0, last, length):
+        for t in range(start, start + length):
+            for e in range(3):
+                if rewards is not None:
+                    assert rewards[t, e] == pytest.approx(mu * (t % 2) + spelled(t // 4, e, t % 4 + 1))
+        ended = sum(3 for t in range(start, start + length) if t % 4 == 3)
+        for _ in range(ended):
+            mu = min(mu - 0.05 * (2.0 - 4.0), 0.5)
+    assert combine.multipliers["even"] == pytest.approx(mu)
+    assert 0 < mu <= 0.5
+    assert model.logger.name_to_value["reward/lambda_even"] == pytest.approx(mu)
+
+
 def test_no_frame_is_encoded_twice():
     scorer = spelling_scorer()
     train(SAC, scorer, steps=60, batch=8)  # 20 vector steps of 3 worlds, 15 resets, 3 first frames
@@ -211,8 +253,6 @@ def test_another_goal_relabels_the_replay_without_encoding(steps, kind):
 
 
 def test_a_million_steps_of_512_features_fit_the_bar():
-    from embodied.labeller import FeatureMemory
-
     memory = FeatureMemory(125_000, 8, 512)
     assert memory.rows.nbytes + memory.before.nbytes <= 1.1e9
 

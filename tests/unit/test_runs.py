@@ -15,7 +15,7 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
 from policies import sb3
-from rewards.combine import WeightedSum
+from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
 from rewards.shaping import PotentialShaping
 from tests.probe_rewards import ProbeEncoder, ProbeHead
@@ -27,8 +27,8 @@ def setup(request, tmp_path):
     """A learner with its worlds and labeller, closed at the end."""
     made = []
 
-    def make(algorithm="sac", obs="state", limit=6, **kwargs):
-        scorer = Scorer(ProbeEncoder(), {"probe": ProbeHead()}, WeightedSum(), PotentialShaping(kind="difference"))
+    def make(algorithm="sac", obs="state", limit=6, combine=WeightedSum, **kwargs):
+        scorer = Scorer(ProbeEncoder(), {"probe": ProbeHead()}, combine(), PotentialShaping(kind="difference"))
         venv = WorldVecEnv(partial(make_probe, limit=limit, obs=obs), 2, frame_size=16)
         small = {"rollout_steps": 4, "network": [8], "batch_size": 8}
         if algorithm != "ppo":
@@ -59,6 +59,7 @@ def parameters(model):
 
 @pytest.mark.parametrize("kwargs", [
     {}, {"algorithm": "td3"}, {"algorithm": "ppo"}, {"n_steps": 3},
+    {"combine": partial(LagrangianConstraints, {"probe": 1.0}, start=0.5)},
 ])  # fmt: skip
 @pytest.mark.parametrize("first", [32, 64])  # 64: in the middle of an episode; the ring has 40 slots and wraps at 80
 def test_a_checkpoint_goes_on_to_the_same_curve(setup, tmp_path, kwargs, first):
@@ -82,6 +83,12 @@ def test_a_checkpoint_goes_on_to_the_same_curve(setup, tmp_path, kwargs, first):
     for name, value in expected.items():
         np.testing.assert_array_equal(value, found[name], err_msg=name)
     assert [e["r"] for e in straight.ep_info_buffer] == [e["r"] for e in resumed.ep_info_buffer]
+    assert labeller.get_state()[1] == resumed_labeller.get_state()[1]
+    if "combine" in kwargs:
+        learned = labeller.scorer.combine.multipliers["probe"]
+        assert learned != 0.5
+        runs.load_constraints(runs.save_checkpoint(tmp_path, resumed, resumed_labeller), half_labeller.scorer)
+        assert half_labeller.scorer.combine.multipliers == {"probe": learned}
     if getattr(straight, "replay_buffer", None) is not None:
         for name, array in runs._replay_fields(straight.replay_buffer).items():
             np.testing.assert_array_equal(array, runs._replay_fields(resumed.replay_buffer)[name], err_msg=name)
