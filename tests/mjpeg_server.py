@@ -77,7 +77,7 @@ def damaged(kind: str, data: bytes) -> bytes:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = False  # `server_close` waits for the connections' threads
     allow_reuse_address = True
     owner: MjpegServer
 
@@ -177,9 +177,9 @@ class MjpegServer:
         server, self._server = self._server, None
         if server is not None:
             server.shutdown()
-            server.server_close()
             self._threads.pop().join()
-        self.drop()
+            self.drop()
+            server.server_close()
 
     def come_back(self) -> None:
         """Listen, on the same port as before."""
@@ -239,7 +239,9 @@ class MjpegServer:
         try:
             while self._server is not None and not self._closing:
                 with self._lock:
-                    if not self._lock.wait_for(lambda: self.sent > last or self._closing, timeout=0.2):
+                    if self.sent == last:
+                        self._lock.wait(0.1)
+                    if self.sent == last:
                         continue
                     part, last = self._part, self.sent
                 handler.wfile.write(part)
