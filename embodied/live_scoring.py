@@ -25,7 +25,7 @@ from rewards.core import Scorer
 MAX_GOAL = 1000  # characters of a goal's text
 
 
-class Unscorable(Exception):
+class UnscorableError(Exception):
     """A moment that has no reading; the text says why. The next may have one."""
 
 
@@ -46,7 +46,7 @@ class LiveScoring(Protocol):
     goal: str | None
 
     def score(self, frames: Mapping[str, Frame]) -> Scored:
-        """One more moment; Unscorable where it has no reading."""
+        """One more moment; UnscorableError where it has no reading."""
         ...
 
     def restart(self) -> None:
@@ -126,7 +126,9 @@ class LocalScoring:
         alike = len({image.shape for image in images}) == 1
         reads = self.stream.scorer.frames_read != "none"
         if reads and not alike:
-            sizes = ", ".join(f"{view} {frame.image.shape[1]}×{frame.image.shape[0]}" for view, frame in frames.items())
+            sizes = ", ".join(
+                f"{view} {frame.image.shape[1]} x {frame.image.shape[0]}" for view, frame in frames.items()
+            )
             raise UserError(f"the reward reads whole images, so cameras must be of one size; got {sizes}. Add resize=…")
         start = time.monotonic()
         batches = [np.stack(images)] if alike else [image[None] for image in images]
@@ -136,7 +138,7 @@ class LocalScoring:
         try:
             reading = self.stream.push(row, batches[0] if reads else None)
         except (FloatingPointError, VLMError) as error:
-            raise Unscorable(str(error)) from error
+            raise UnscorableError(str(error)) from error
         return Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
 
     def restart(self) -> None:

@@ -6,9 +6,7 @@ import math
 from collections.abc import Mapping
 
 # Heads whose potential is a probability or a progress.
-KNOWN_RANGES = dict.fromkeys(
-    ("success", "process", "softmax", "keypoint", "topreward", "gvl", "grm_vlm"), (0.0, 1.0)
-)
+KNOWN_RANGES = dict.fromkeys(("success", "process", "softmax", "keypoint", "topreward", "gvl", "grm_vlm"), (0.0, 1.0))
 
 
 class Normaliser:

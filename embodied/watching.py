@@ -1,9 +1,9 @@
 """A camera's moments, scored as they come: capture, score and write side by side, the newest moment always next.
 
-The source captures on threads of its own; whoever calls `Pipeline.step` encodes and scores; every sink writes on a
-thread of its own (`embodied.outlets`). Nothing waits for anything slower than itself: of a live source the newest
-moment is scored and those missed meanwhile are counted, so latency stays one camera period and one encode however slow
-the model is. Of a recorded source every moment is scored, and written, in turn.
+The source captures on threads of its own, whoever calls `Pipeline.step` encodes and scores, and sinks that are slow
+write on threads of their own (`embodied.sinks.background`). Of a live source the newest moment is scored and those
+missed meanwhile are counted, so latency stays one camera period and one encode however slow the model is. Of a
+recorded source every moment is scored, and written, in turn.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,8 +22,7 @@ import numpy as np
 
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.errors import UserError
-from embodied.live_scoring import LiveScoring, Unscorable
-from embodied.outlets import Outlet
+from embodied.live_scoring import LiveScoring, UnscorableError
 from embodied.smoothing import Normaliser, SuccessSmoothing
 from embodied.streaming import Reading
 from embodied.watched import Sink, Watched
@@ -116,8 +116,8 @@ class Pipeline:
     Args:
         source: moments; closed with the pipeline.
         scoring: their worth; closed with the pipeline.
-        sinks: each is written on a thread of its own and closed there. One that raises OSError is given up, said and
-            done without; one whose reader went away (BrokenPipeError) ends the run.
+        sinks: closed with the pipeline. One that raises OSError is closed, said and done without; one whose reader
+            went away (BrokenPipeError) ends the run.
         smoothing: of the head called "success" where there is one, else of the combined potential.
         normaliser: potentials to [0, 1].
         tell: is given what a person should know at once, a line at a time.
@@ -138,7 +138,7 @@ class Pipeline:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.source, self.scoring = source, scoring
-        self._outlets = [Outlet(sink, patient=not source.live) for sink in sinks]
+        self._sinks = list(sinks)
         self._smoothing, self._normaliser = smoothing or SuccessSmoothing(), normaliser or Normaliser()
         self._tell, self._clock, self._wall = tell, clock, wall
         self.ended = False  # nothing more will come
@@ -202,21 +202,13 @@ class Pipeline:
         self._closed = True
         self._summary.seconds = self._clock() - self._begin_s
         self._summary.dropped = self.source.dropped
-        try:
-            self.source.close()
-            self.scoring.close()
-        finally:
-            for outlet in self._outlets:
-                outlet.finish()
-            for outlet in self._outlets:
-                outlet.join()
-            while not self._asked.empty():
-                self._asked.get()[0].cancel()
-        for outlet in self._outlets:
-            if trouble := outlet.trouble():
-                self._summary.sinks[outlet.name] = trouble
-        for outlet in self._outlets:
-            outlet.raise_fault()
+        while not self._asked.empty():
+            self._asked.get()[0].cancel()
+        with ExitStack() as closing:  # all of them, whatever happens to one
+            for sink in reversed(self._sinks):
+                closing.callback(self._close_sink, sink)
+            closing.callback(self.scoring.close)
+            closing.callback(self.source.close)
 
     # Asking ---------------------------------------------------------------------------------------------
 
@@ -261,7 +253,9 @@ class Pipeline:
         made = self._summary
         if not self._closed:
             made.seconds, made.dropped = self._clock() - self._begin_s, self.source.dropped
-            made.sinks = {o.name: trouble for o in self._outlets if (trouble := o.trouble())}
+        for sink in list(self._sinks):
+            if skipped := getattr(sink, "skipped", 0):
+                made.sinks[sink.name] = f"left out {skipped} moments: it is slower than the camera."
         made.model_hz = made.scored / made.seconds if made.seconds > 0 else 0.0
         made.latencies_s = self._latencies.percentiles()
         return made
@@ -272,7 +266,7 @@ class Pipeline:
         begun = self._clock()
         try:
             reading, stages = self.scoring.score(frames)
-        except Unscorable as error:
+        except UnscorableError as error:
             self._summary.unscorable += 1
             if self._trouble != str(error):
                 self._say("unscorable", f"no reading: {error}", aloud=True)
@@ -336,13 +330,27 @@ class Pipeline:
             event="; ".join(self._said) or None,
         )
         self._said = []
-        for outlet in self._outlets:
-            outlet.write(watched)
-            if error := outlet.new_error():
-                self._say("sink given up", f"{outlet.name} given up: {error}", aloud=True)
-                if isinstance(error, BrokenPipeError):  # `| head`: whoever read has had enough
-                    self.stop()
+        for sink in list(self._sinks):
+            try:
+                sink.write(watched)
+            except OSError as error:
+                self._give_up(sink, error)
         return watched
+
+    def _give_up(self, sink: Sink, error: OSError) -> None:
+        """Go on without a sink; the next line says so."""
+        self._sinks.remove(sink)
+        self._summary.sinks[sink.name] = f"given up: {_reason(error)}"
+        self._say("sink given up", f"{sink.name} given up: {_reason(error)}", aloud=True)
+        self._close_sink(sink)
+        if isinstance(error, BrokenPipeError):  # `| head`: whoever read has had enough
+            self.stop()
+
+    def _close_sink(self, sink: Sink) -> None:
+        try:
+            sink.close()
+        except OSError as error:
+            self._summary.sinks.setdefault(sink.name, f"not finished: {_reason(error)}")
 
     def _model_hz(self) -> float:
         recent = [at for at in self._readings_s.copy() if self._clock() - at <= RATE_OVER_S]
@@ -389,3 +397,8 @@ class Pipeline:
             told = f"mark: {text}" if text else "mark"
         self._say(what, told)
         return told
+
+
+def _reason(error: OSError) -> str:
+    """Without the number."""
+    return error.strerror or str(error)
