@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from embodied.build import TARGETS, build, locate
 from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.worlds import env_maker
+from rewards.keypoint import KeypointShaping
+from rewards.shaping import PotentialShaping
 
 CONFIGS = paths.configs()
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -101,6 +104,25 @@ def test_every_rewards_keys_are_its_factorys_arguments(name):
     takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
     if not takes_any:
         assert set(config) == set(signature.parameters) - {"encoder"}
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_every_rewards_shaping_has_its_shapings_keys(name):
+    shaping = compose("train", f"reward='{name}'").reward.shaping
+    if name == "keypoint":  # its `dense` is the reward's own
+        assert set(shaping) == {field.name for field in fields(KeypointShaping)} - {"dense"}
+    else:
+        assert set(shaping) == {field.name for field in fields(PotentialShaping)}
+
+
+@pytest.mark.parametrize("name", cli.choices("reward/combine"))
+def test_every_combinations_keys_are_its_arguments(name):
+    given = ["reward.combine.thresholds={clip: 1}"] if name == "constraints" else []
+    reward = cli.compose("train", ["reward=[clip,process]", f"reward.combine={name}", *given]).reward
+    assert set(reward.shaping) == {field.name for field in fields(PotentialShaping)}
+    combine = OmegaConf.to_container(reward.combine)
+    assert isinstance(combine, dict)
+    assert list(inspect.signature(locate(combine.pop("_target_"))).parameters) == list(combine)
 
 
 @pytest.mark.parametrize("name", TEXT_GOALS)
