@@ -32,7 +32,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from embodied import scorers
-from embodied.collecting import open_dataset
+from embodied.collecting import COLLECTED, open_dataset
 from embodied.datasets import Dataset, encode, layout
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError, nearest
@@ -54,6 +54,7 @@ def run(config: DictConfig) -> None:
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"name must be letters, digits and . _ + - alone; got {name!r}.")
     torch.set_num_threads(config.threads)
+    _recover(config.data, in_place=config.in_place)
     dataset = open_dataset(config.data)
     cameras = _cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
@@ -215,9 +216,7 @@ def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str
     """The dataset with two more features, as a whole: made beside its place and moved there."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    features = {f"progress.{name}": "potential", f"reward.{name}": "reward"}
-    if taken := [key for key in features if key in dataset.features]:
-        raise UserError(f"name must be new: {dataset.root} has {taken[0]} already. Add name=…")
+    features = _features(name)
     for file in _files(dataset.root):
         there = part / file.relative_to(dataset.root)
         there.parent.mkdir(parents=True, exist_ok=True)
@@ -235,12 +234,35 @@ def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str
         whole = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
         stats.write_text(json.dumps(layout.read_json(stats) | whole, indent=2) + "\n", "utf-8")
     if in_place:
-        old = out.with_name(f".{out.name}.old")
+        old = _former(out)
         out.rename(old)
         part.rename(out)
         shutil.rmtree(old)
     else:
         part.rename(out)
+
+
+def _features(name: str) -> dict[str, str]:
+    """New column -> which of an episode's labels it holds."""
+    return {f"progress.{name}": "potential", f"reward.{name}": "reward"}
+
+
+def _former(out: Path) -> Path:
+    """Where a dataset lies while its labelled copy takes its place."""
+    return out.with_name(f".{out.name}.old")
+
+
+def _recover(data: str, *, in_place: bool) -> None:
+    """Undo a kill between the two renames of `_write_copy`; after the second, clear up."""
+    for root in (Path(data).resolve(), (COLLECTED / data).resolve()):
+        old = _former(root)
+        if not (old / "meta" / layout.INFO).is_file():
+            continue
+        if not root.exists():
+            old.rename(root)
+        elif in_place:
+            shutil.rmtree(old)
+            shutil.rmtree(_parts(root), ignore_errors=True)
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -294,9 +316,11 @@ def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:
         if out.suffix != ".parquet":
             raise UserError(f"out must end in .parquet; got {out}.")
         return out
-    out = dataset.root if config.in_place else Path(config.out or ROOT / f"{dataset.root.name}-{name}")
+    out = dataset.root.resolve() if config.in_place else Path(config.out or ROOT / f"{dataset.root.name}-{name}")
     if not config.in_place and out.exists():
         raise UserError(f"out must be a new folder; got {out}.")
+    if taken := [key for key in _features(name) if key in dataset.features]:
+        raise UserError(f"name must be new: {dataset.root} has {taken[0]} already. Add name=…")
     return out
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -114,6 +116,39 @@ def test_a_killed_run_goes_on(data, tiny_clip, tmp_path, monkeypatch):
     assert made == [1]
     table = pq.read_table("runs/label/reacher/clip_progress.parquet")
     np.testing.assert_allclose(table["potential"], expected(data, tiny_clip, "a red ball")[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("killed", ["between the renames", "after them"])
+def test_a_kill_while_the_copy_takes_the_datasets_place_loses_nothing(killed, data, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "mine")
+    command = words("mine", tiny_clip, "columns=columns", "in_place=true", "goal=a red ball")
+    with monkeypatch.context() as patch:
+        if killed == "between the renames":
+            patch.setattr(Path, "rename", killed_at(Path.rename, lambda path, _: path.name == ".mine.part"))
+        else:
+            patch.setattr(shutil, "rmtree", killed_at(shutil.rmtree, lambda path, **_: path.name == ".mine.old"))
+        assert cli.main(command) == 130
+    assert (tmp_path / ".mine.old").is_dir()
+    assert (tmp_path / "mine").is_dir() == (killed == "after them")
+    assert cli.main(command) == (2 if killed == "after them" else 0)  # 2: such columns are there already
+    np.testing.assert_allclose(
+        np.concatenate([Dataset("mine").columns(i, ["reward.clip"])["reward.clip"] for i in range(3)]),
+        expected(data, tiny_clip, "a red ball")[1],
+        atol=1e-5,
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "runs"}
+
+
+def killed_at(function, here):
+    """The function, until it is called so: then, as a kill would, nothing happens any more."""
+
+    def call(*args, **kwargs):
+        if here(*args, **kwargs):
+            raise KeyboardInterrupt
+        return function(*args, **kwargs)
+
+    return call
 
 
 def test_termination_and_length_decide_rewards():
