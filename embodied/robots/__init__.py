@@ -1,0 +1,1 @@
+"""Robots that are not simulated in this process, behind the Gymnasium interface: limits, rate, watchdogs, stops."""
