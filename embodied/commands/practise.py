@@ -1,0 +1,366 @@
+"""Let a robot practise a task and its undoing by turns, with a success model for its only judge and nobody resetting.
+
+RoboFuME's loop (`embodied.practice`): demonstrations of both tasks and two success models to begin with; then attempts
+at the one and the other, each ended by the success model's yes or by its time, and updates between them. The person
+who must reset a stuck world is counted. Writes a run folder with a line an attempt (attempts.jsonl: what the model
+said, and the truth where a simulator knows it), curves, checkpoints, evaluations before and after, videos and
+report.html. Ctrl-C or a crash loses nothing before the last checkpoint: resume=true goes on from it.
+
+    embodied practise
+    embodied practise env=desk-drawer observe=state steps=20000
+    embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open …
+    embodied practise run=runs/practise/20260101-120000-desk-drawer-success-s0 resume=true
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from omegaconf import DictConfig, OmegaConf
+from stable_baselines3 import SAC
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tqdm import tqdm
+
+from embodied import cli, evaluation, runs
+from embodied.build import build
+from embodied.collecting import open_dataset
+from embodied.datasets import encode
+from embodied.errors import UserError
+from embodied.practice import Attempt, Practice, Task, remember, update
+from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, transitions
+from embodied.practice_state import load_practice, save_practice
+from embodied.report import write_report, write_video
+from embodied.worlds import env_maker, reward_cameras
+from policies.demonstrations import Imitation, SymmetricReplay, narrow
+from rewards.core import Encoder
+from rewards.metrics import wilson_interval
+from rewards.success import SuccessClassifier, success_scorer
+
+RECENT = 20  # attempts of a task behind the shown rates
+LOG_EVERY = 500  # steps
+
+
+def run(config: DictConfig) -> None:
+    """Pre-train, practise, evaluate, report."""
+    folder, checkpoint = None, None
+    if config.resume:
+        folder, config = _resumed(config)
+        checkpoint = runs.latest_checkpoint(folder)
+    elif config.run and Path(config.run).exists():
+        raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
+    _check(config)
+    torch.set_num_threads(config.threads)
+    encoder = build(config.encoder)
+    env = env_maker(config)()
+    log: Logger | None = None
+    try:
+        practice, imitation, heads = _built(config, env, encoder, folder)
+        if folder is None:  # nothing is written before everything could be built
+            folder = _made_folder(config)
+            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), "utf-8")
+            for name, head in heads.items():
+                if isinstance(head, SuccessClassifier):
+                    head.save(folder / "fitted" / name, encoder)
+            runs.write_run(folder, verb="practise", seed=config.seed, command=sys.argv, **runs.facts())
+        runs.write_run(folder, status="running")
+        log = runs.logger(folder, steps=None if checkpoint is None else int(checkpoint.name))
+        practice.model.set_logger(log)
+        practice.reset(seed=config.seed)
+        if checkpoint is None:
+            with tqdm(total=config.pretrain_updates, desc="demonstrations", unit="update", leave=False) as bar:
+                update(practice.model, imitation, config.pretrain_updates, tick=bar.update)
+            practice.tally.updates = config.pretrain_updates
+            _evaluate(config, folder, practice, encoder)
+            save_practice(folder, practice)
+        else:
+            if not load_practice(checkpoint, practice):
+                print("This world cannot save its state: practice goes on from where it stands.", file=sys.stderr)
+            _drop_lines(folder / "attempts.jsonl", practice.tally.steps)
+        _practise(config, folder, practice, imitation, encoder, log)
+        summary = _evaluate(config, folder, practice, encoder, final=True)
+        runs.write_run(folder, status="finished", steps=practice.tally.steps, tally=vars(practice.tally))
+        print(f"{_told(summary, practice)} Report: {write_report(folder)}")
+    except BaseException as error:
+        if folder is not None:
+            runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            if runs.latest_checkpoint(folder) is not None:
+                print(f"Go on with: embodied practise run={folder} resume=true", file=sys.stderr)
+        raise
+    finally:
+        if log is not None:
+            log.close()
+        env.close()
+
+
+# Building -----------------------------------------------------------------------------------------------
+
+
+def _check(config: DictConfig) -> None:
+    if config.observe not in ("features", "state"):
+        raise UserError(f"observe must be features or state; got {config.observe!r}.")
+    if str(config.policy.get("_target_")) != "policies.sb3.sac":
+        raise UserError(f"policy must be sac here; got {config.policy.get('_target_')}. Its replay holds two halves.")
+    for name in ("steps", "attempt_steps", "stuck_after"):
+        if config[name] < 1:
+            raise UserError(f"{name} must be at least 1; got {config[name]}.")
+    for name in ("pretrain_updates", "imitation", "reset_every", "eval_every", "eval_episodes", "checkpoint_every"):
+        if config[name] < 0:
+            raise UserError(f"{name} must be 0 or more; got {config[name]}.")
+    if config.eval_episodes < 1:
+        raise UserError(f"eval_episodes must be at least 1; got {config.eval_episodes}.")
+
+
+def _built(
+    config: DictConfig, env: gymnasium.Env, encoder: Encoder, folder: Path | None
+) -> tuple[Practice, Imitation, dict[str, Any]]:
+    """Success models, demonstrations as transitions, the learner; a run that goes on has what was fitted for it."""
+    cameras = reward_cameras(config)
+    datasets = {name: open_dataset(config[name].demos) for name in TASKS}
+    signals = None
+    if config.observe == "features":
+        state = datasets[TASKS[0]].recording(0, cameras=()).signals
+        signals = tuple(state)
+    senses = Senses(env, encoder, cameras=cameras, signals=signals)
+    heads = {name: _head(config, name, encoder, senses.views, folder) for name in TASKS}
+    demos: list[Demo] = []
+    for index, name in enumerate(TASKS):
+        count = config[name].episodes
+        demos += demonstrations(
+            datasets[name], index, heads[name], encoder, views=senses.views, signals=signals, count=count
+        )
+    model, imitation, standard = _learner(config, env, demos)
+    practice = Practice(
+        env,
+        senses,
+        [Task(name, heads[name], config[name].fact) for name in TASKS],
+        model,
+        standard,
+        attempt_steps=config.attempt_steps,
+        stuck_after=config.stuck_after,
+        reset_every=config.reset_every,
+    )
+    return practice, imitation, heads
+
+
+def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...], folder: Path | None) -> Any:
+    """The success model of a task: kept, given, asked for, or fitted to labelled episodes."""
+    task, success = config[name], config.success
+    model = folder / "fitted" / name if folder is not None else task.model
+    model = str(model) if model is not None and (task.model or Path(model).is_dir()) else None
+    vlm = None if success.vlm is None else OmegaConf.to_container(success.vlm, resolve=True)
+    episodes: list[Any] = []
+    if model is None and task.labelled is not None:
+        reads = "all" if vlm is not None else "none"
+        episodes = encode(open_dataset(task.labelled), encoder, cameras=list(views), frames_read=reads)
+    elif model is None and vlm is None:
+        raise UserError(f"{name} must have labelled episodes, a fitted model or success.vlm; it has none of them.")
+    thresholds = {key: success[key] for key in ("precision", "base_rate", "false_alarm")}
+    scorer = success_scorer(
+        encoder=encoder,
+        goal=task.goal,
+        model=model,
+        demos=episodes,
+        vlm=vlm,  # pyright: ignore[reportArgumentType]
+        thresholds=thresholds,
+        hold=success.hold,
+    )
+    (head,) = scorer.heads.values()
+    return head
+
+
+class _Shape(gymnasium.Env):
+    """What SB3 must know of a world that it never steps itself."""
+
+    def __init__(self, inputs: int, actions: spaces.Box) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
+        self.action_space = actions
+
+
+def _learner(config: DictConfig, env: gymnasium.Env, demos: list[Demo]) -> tuple[SAC, Imitation, Standard]:
+    """SAC with its two-halved replay, the imitation beside it, and its inputs' standard."""
+    if not isinstance(env.action_space, spaces.Box):
+        raise UserError(f"env must have continuous actions, for sac; got {env.action_space}.")
+    actions, width = env.action_space, demos[0].actions.shape[1]
+    if actions.shape != (width,):
+        raise UserError(f"demos must have the world's actions, {actions.shape}; got ({width},). Collect them in it.")
+    standard = Standard.of(demos)
+    inputs = demos[0].inputs.shape[1] + len(TASKS)
+    venv = DummyVecEnv([lambda: _Shape(inputs, actions)])
+    model: SAC = build(config.policy, venv=venv, seed=config.seed, device=config.device)
+    shown = transitions(demos, standard, model.policy.scale_action)
+    model.replay_buffer = SymmetricReplay(
+        model.buffer_size, model.observation_space, model.action_space, model.device, demos=shown
+    )
+    narrow(model)
+    return model, Imitation(model, shown, weight=config.imitation, batch_size=model.batch_size), standard
+
+
+def _made_folder(config: DictConfig) -> Path:
+    if config.run:
+        Path(config.run).mkdir(parents=True)
+        return Path(config.run)
+    name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
+    return runs.new_folder(runs.ROOT / "practise", name, "success", config.seed)
+
+
+def _resumed(config: DictConfig) -> tuple[Path, DictConfig]:
+    """The folder to go on in, and the config it was started with; `steps`, where given, is the new number of them."""
+    folder = runs.find(config.run or "latest", runs.ROOT / "practise")
+    checkpoint = runs.latest_checkpoint(folder)
+    if checkpoint is None:
+        raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
+    old = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(old, DictConfig)
+    if cli.given(config, "steps") and config.steps != old.steps:
+        if config.steps < int(checkpoint.name):
+            raise UserError(f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}.")
+        old.steps = config.steps
+        part = folder / ".config.yaml.part"
+        part.write_text(OmegaConf.to_yaml(old), "utf-8")
+        part.replace(folder / "config.yaml")
+    return folder, old
+
+
+# Practising ---------------------------------------------------------------------------------------------
+
+
+def _practise(
+    config: DictConfig, folder: Path, practice: Practice, imitation: Imitation, encoder: Encoder, log: Logger
+) -> None:
+    model, tally = practice.model, practice.tally
+    replay = model.replay_buffer
+    assert isinstance(replay, SymmetricReplay)
+    recent: dict[str, deque[bool]] = {name: deque(maxlen=RECENT) for name in TASKS}
+    begun, first = time.monotonic(), tally.steps
+    with tqdm(total=config.steps, initial=tally.steps, unit="step", desc="practising", smoothing=0.05) as bar:
+        for attempt, rows in practice.attempts(config.steps):
+            before = tally.steps - attempt.steps
+            remember(replay, rows)
+            count = round(attempt.steps * config.policy.updates_per_step)
+            error = update(model, imitation, count)
+            tally.updates += count
+            model.num_timesteps = tally.steps
+            line = {"attempt": tally.attempts, "steps_done": tally.steps} | attempt.line()
+            runs.append_line(folder / "attempts.jsonl", line | {"interventions": tally.interventions})
+            recent[attempt.task].append(attempt.success)
+            bar.update(attempt.steps)
+            rates = {name: f"{sum(each) / len(each):.0%}" for name, each in recent.items() if each}
+            bar.set_postfix(rates | {"resets": tally.interventions})
+
+            def due(every: int, before: int = before) -> bool:
+                return bool(every) and tally.steps // every > before // every
+
+            if due(LOG_EVERY):
+                log.record("time/total_timesteps", tally.steps)
+                log.record("time/fps", (tally.steps - first) / (time.monotonic() - begun))
+                for name, each in recent.items():
+                    if each:
+                        log.record(f"practice/{name}_said_success", sum(each) / len(each))
+                log.record("practice/interventions", tally.interventions)
+                log.record("practice/passed_over", tally.passed_over)
+                log.record("train/imitation_error", error)
+                log.dump(tally.steps)
+            if due(config.eval_every) and tally.steps < config.steps:
+                _evaluate(config, folder, practice, encoder)
+            if due(config.checkpoint_every):
+                save_practice(folder, practice)
+    save_practice(folder, practice)
+
+
+def _drop_lines(file: Path, steps: int) -> None:
+    """Attempts that a resumed run makes again."""
+    if file.is_file():
+        kept = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["steps_done"] <= steps]
+        part = file.with_name(f".{file.name}.part")
+        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        part.replace(file)
+
+
+# Evaluating ---------------------------------------------------------------------------------------------
+
+
+def _evaluate(
+    config: DictConfig, folder: Path, practice: Practice, encoder: Encoder, *, final: bool = False
+) -> dict[str, Any]:
+    """Forward from a reset, then backward from where that led, without the policy's noise, in a world of its own."""
+    seed = config.seed + (evaluation.FINAL if final else evaluation.HELD_OUT)
+    env = env_maker(config)()
+    judged = Practice(
+        env,
+        Senses(env, encoder, cameras=reward_cameras(config), signals=practice.senses.signals),
+        practice.tasks,
+        practice.model,
+        practice.standard,
+        attempt_steps=config.attempt_steps,
+        stuck_after=config.stuck_after,
+        reset_every=0,
+    )
+    played: dict[str, list[Attempt]] = {name: [] for name in TASKS}
+    try:
+        for i in tqdm(range(config.eval_episodes), desc="evaluation", unit="episode", leave=False):
+            judged.reset(seed=seed + i)
+            for index, name in enumerate(TASKS):
+                attempt, _ = judged.attempt(index, explore=False, film=final and i < config.videos)
+                played[name].append(replace(attempt, pictures=[]))
+                if attempt.pictures:
+                    _film(folder, i, attempt, hold=practice.tasks[index].head.decision.hold)
+                if not _solved(attempt):
+                    break  # there is nothing to undo
+    finally:
+        env.close()
+    summary = {"steps": practice.tally.steps, **_rates(played), "final": final}
+    runs.append_line(folder / "evaluations.jsonl", summary)
+    return summary
+
+
+def _film(folder: Path, i: int, attempt: Attempt, *, hold: int) -> None:
+    word = {True: "success", False: "failure"}[_solved(attempt)]
+    rewards = np.zeros(attempt.steps, np.float32)
+    rewards[-1:] = attempt.success
+    title = f"{attempt.task} · {word} · the model says {'yes' if attempt.success else 'no'}"
+    write_video(folder / "videos" / f"final_{i}_{attempt.task}_{word}.mp4", attempt.pictures, rewards, title=title)
+
+
+def _solved(attempt: Attempt) -> bool:
+    """In truth where it is known, else by the model."""
+    return attempt.success if attempt.env_success is None else attempt.env_success
+
+
+def _rates(played: dict[str, list[Attempt]]) -> dict[str, Any]:
+    """Success with its 95 % interval; the model's yeses at the end that were wrong. The forward task's is the run's."""
+    values: dict[str, Any] = {}
+    for name, attempts in played.items():
+        solved, count = sum(map(_solved, attempts)), len(attempts)
+        low, high = wilson_interval(solved, count) if count else (None, None)
+        rate = solved / count if count else None
+        about = {"success_rate": rate, "ci_low": low, "ci_high": high, "episodes": count}
+        about["said_success"] = sum(attempt.success for attempt in attempts)
+        about["said_wrongly"] = sum(attempt.success and attempt.env_success is False for attempt in attempts)
+        values |= {name: about}
+    return values["forward"] | values
+
+
+def _told(summary: dict[str, Any], practice: Practice) -> str:
+    """The end in a few lines."""
+    parts = []
+    for name in TASKS:
+        about = summary[name]
+        if about["episodes"]:
+            parts.append(f"{name} {about['success_rate']:.0%} of {about['episodes']}")
+    tally = practice.tally
+    return (
+        f"After {tally.steps} steps in {tally.attempts} attempts, a person reset the world {tally.interventions} times "
+        f"({tally.stuck_resets} stuck, {tally.planned_resets} planned, {tally.stop_resets} after stops). "
+        f"Success in evaluation: {', '.join(parts)}."
+    )

@@ -1,0 +1,272 @@
+"""RoboFuME's loop: a robot practises a task and its undoing by turns, in a world that nobody resets.
+
+    attempt: act until the success model says it is done, or the time is over ──► update ──► the other task ──► …
+
+A vision model's word is the only reward: 1 when its yes has held, which ends the attempt, else 0. What the simulator
+knows is written beside it (`env_…`) and read by nothing here. Updates are made between attempts, while the robot
+stands still. A person resets the world when too many attempts in a row have failed, now and then by plan, and after a
+safety stop; each is counted.
+
+Source: Yang et al., arXiv 2310.15145; its code was never published. Departs: it pre-trains and fine-tunes with Cal-QL
+on a thousand related trajectories beside the demonstrations. Cal-QL is not in this package yet; the learner here is
+SB3's SAC on the demonstrations alone, half of every batch being theirs (`policies.demonstrations`), with the
+paper's BC term. The task is told by a one-hot, not in words; the policy reads the encoder's frozen features, not
+pixels; and a task that the success model says is done already is passed over.
+
+Shape letters: T actions of an attempt, S the policy's inputs, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from stable_baselines3 import SAC
+
+from embodied.practice_inputs import TASKS, Senses, Standard, SuccessHead
+from policies.demonstrations import Imitation, SymmetricReplay
+from rewards.calibration import YES, Latch
+from rewards.core import Features
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of the two.
+
+    Attributes:
+        name: one of `TASKS`.
+        head: says whether it is done.
+        fact: of the world's `degrees`, its truth, for judging; None where nobody knows it.
+    """
+
+    name: str
+    head: SuccessHead
+    fact: str | None = None
+
+
+@dataclass
+class Attempt:
+    """One attempt, as it is logged.
+
+    Attributes:
+        task: one of `TASKS`.
+        steps: actions taken, T.
+        success: by the success model.
+        stopped: why the robot stopped by itself; None where it did not.
+        env_success: the truth at the end; None where nobody knows it (so for all of `env_…`).
+        env_before: the truth at the start.
+        yes: rows after an action to which the model said yes.
+        env_false_yes: those of them at which it was not true.
+        env_true: rows at which it was true.
+        env_missed: those of them at which it did not say yes.
+        pictures: `env.render()` of every row, where asked for; not logged.
+    """
+
+    task: str
+    steps: int = 0
+    success: bool = False
+    stopped: str | None = None
+    env_success: bool | None = None
+    env_before: bool | None = None
+    yes: int = 0
+    env_false_yes: int | None = None
+    env_true: int | None = None
+    env_missed: int | None = None
+    pictures: list[Any] = field(default_factory=list, repr=False)
+
+    def line(self) -> dict[str, Any]:
+        """For JSON lines."""
+        values = asdict(self)
+        del values["pictures"]
+        return values
+
+
+@dataclass
+class Tally:
+    """How far practice is; JSON."""
+
+    steps: int = 0
+    attempts: int = 0
+    updates: int = 0
+    turn: int = 0  # the next task, unless it is done already
+    failed: int = 0  # attempts in a row
+    since_reset: int = 0  # attempts
+    passed_over: int = 0  # tasks that were done already
+    stuck_resets: int = 0
+    planned_resets: int = 0
+    stop_resets: int = 0
+
+    @property
+    def interventions(self) -> int:
+        """How often a person had to come."""
+        return self.stuck_resets + self.planned_resets + self.stop_resets
+
+
+class Practice:
+    """Two tasks, one world, one learner.
+
+    Args:
+        env: a world of ours or a `RobotEnv`; its time limit is not heeded, its terminations are stops.
+        senses: what is seen of it.
+        tasks: forward and backward.
+        model: SB3's SAC, with a `SymmetricReplay`.
+        standard: inputs to its observations.
+        attempt_steps: after which an attempt has failed.
+        stuck_after: failed attempts in a row until a person resets the world.
+        reset_every: attempts until a person resets it anyway; 0: never.
+        tally: to go on from.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        senses: Senses,
+        tasks: Sequence[Task],
+        model: SAC,
+        standard: Standard,
+        *,
+        attempt_steps: int,
+        stuck_after: int,
+        reset_every: int,
+        tally: Tally | None = None,
+    ) -> None:
+        if len(tasks) != len(TASKS) or min(attempt_steps, stuck_after) < 1 or reset_every < 0:
+            raise ValueError(
+                f"Practice: tasks must be two, attempt_steps and stuck_after ≥ 1, reset_every ≥ 0; "
+                f"got {len(tasks)}, {attempt_steps}, {stuck_after}, {reset_every}."
+            )
+        self.env, self.senses, self.tasks, self.model, self.standard = env, senses, tuple(tasks), model, standard
+        self.attempt_steps, self._stuck_after, self._reset_every = attempt_steps, stuck_after, reset_every
+        self.tally = tally or Tally()
+        self.obs: Any = None  # the newest, from the world
+        self._stopped = False
+
+    def reset(self, seed: int | None = None) -> None:
+        """A person (or a world's own generator) puts everything back; the forward task is next."""
+        self.obs, _ = self.env.reset(seed=seed)
+        self.tally.turn = self.tally.failed = self.tally.since_reset = 0
+        self._stopped = False
+
+    def attempts(self, steps: int) -> Iterator[tuple[Attempt, list[tuple[np.ndarray, ...]]]]:
+        """Practise until so many steps are done in all: each attempt, and its transitions, before they are learned.
+
+        The world must have been reset once. Between two attempts everything is at rest: the moment to save.
+        """
+        while self.tally.steps < steps:
+            self._bring_order()
+            index = self._choose()
+            attempt, rows = self.attempt(index, limit=steps - self.tally.steps)
+            tally = self.tally
+            tally.steps += attempt.steps
+            tally.attempts += 1
+            tally.since_reset += 1
+            tally.failed = 0 if attempt.success else tally.failed + 1
+            tally.turn = 1 - index
+            self._stopped = attempt.stopped is not None
+            yield attempt, rows
+
+    def _bring_order(self) -> None:
+        """Call a person where one is needed."""
+        tally = self.tally
+        if self._stopped:
+            tally.stop_resets += 1
+        elif tally.failed >= self._stuck_after:
+            tally.stuck_resets += 1
+        elif self._reset_every and tally.since_reset >= self._reset_every:
+            tally.planned_resets += 1
+        else:
+            return
+        self.reset()
+
+    def _choose(self) -> int:
+        """Whose turn it is; the other one's where that is done already and the other is not."""
+        seen, turn = self.senses.look(self.obs).features, self.tally.turn
+        done = [self._verdict(task, seen) == YES for task in self.tasks]
+        if done[turn] and not done[1 - turn]:
+            self.tally.passed_over += 1
+            return 1 - turn
+        return turn
+
+    @staticmethod
+    def _verdict(task: Task, features: Features) -> int:
+        return int(task.head.verdicts(features)[0, 0])
+
+    def truth(self, task: Task) -> bool | None:
+        """Whether a task is really done; for records."""
+        degrees = getattr(self.env.unwrapped, "degrees", None)
+        if task.fact is None or degrees is None:
+            return None
+        return bool(degrees()[task.fact] >= 1)
+
+    def attempt(
+        self, index: int, *, limit: int | None = None, explore: bool = True, film: bool = False
+    ) -> tuple[Attempt, list[tuple[np.ndarray, ...]]]:
+        """One attempt at a task from where the world stands.
+
+        Args:
+            index: into `TASKS`.
+            limit: on its actions, beside `attempt_steps`.
+            explore: with the policy's noise.
+            film: keep pictures.
+
+        Returns:
+            What came of it, and T rows of observation, next observation, action in [-1, 1], reward, terminated.
+        """
+        task, rows = self.tasks[index], []
+        latch, moment = Latch(task.head.decision.hold), self.senses.look(self.obs)
+        latch.step(torch.tensor([self._verdict(task, moment.features)], dtype=torch.int8))
+        attempt = Attempt(task.name, env_before=self.truth(task))
+        attempt.env_success = attempt.env_before
+        if attempt.env_before is not None:
+            attempt.env_false_yes = attempt.env_true = attempt.env_missed = 0
+        if film:
+            attempt.pictures.append(self.env.render())
+        observation = self.standard(moment.inputs, index)
+        for _ in range(min(self.attempt_steps, limit or self.attempt_steps)):
+            action, _ = self.model.predict(observation, deterministic=not explore)
+            self.obs, _, terminated, _, info = self.env.step(action)
+            moment = self.senses.look(self.obs)
+            verdict = self._verdict(task, moment.features)
+            attempt.success = bool(latch.step(torch.tensor([verdict], dtype=torch.int8)))
+            attempt.steps += 1
+            self._judge(attempt, task, verdict)
+            if film:
+                attempt.pictures.append(self.env.render())
+            before, observation = observation, self.standard(moment.inputs, index)
+            scaled = self.model.policy.scale_action(action)
+            reward = np.float32(attempt.success)
+            rows.append((before, observation, scaled, reward, np.float32(attempt.success)))
+            if terminated and not attempt.success:
+                attempt.stopped = str(info.get("stopped") or "ended by the world")
+            if terminated or attempt.success:
+                break
+        return attempt, rows
+
+    def _judge(self, attempt: Attempt, task: Task, verdict: int) -> None:
+        said, true = verdict == YES, self.truth(task)
+        attempt.yes += said
+        if true is not None:
+            attempt.env_success = true
+            attempt.env_false_yes = (attempt.env_false_yes or 0) + (said and not true)
+            attempt.env_true = (attempt.env_true or 0) + true
+            attempt.env_missed = (attempt.env_missed or 0) + (true and not said)
+
+
+def remember(replay: SymmetricReplay, rows: Sequence[tuple[np.ndarray, ...]]) -> None:
+    """Put an attempt into the learner's replay."""
+    for before, after, action, reward, ended in rows:
+        replay.add(before, after, action, np.array([reward]), np.array([ended]), [{}])
+
+
+def update(model: SAC, imitation: Imitation, count: int, *, tick: Callable[[], object] = lambda: None) -> float:
+    """So many updates, each a critic and actor step and a step of imitation; returns the mean error of imitation."""
+    errors = 0.0
+    for _ in range(count):
+        model.train(1, batch_size=model.batch_size)
+        errors += imitation.step()
+        tick()
+    return errors / max(count, 1)
