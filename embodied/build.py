@@ -45,6 +45,8 @@ TARGETS: tuple[str, ...] = (
     "rewards.encoders.embedded_encoder",
     "rewards.encoders.OpenCLIPEncoder",
     "rewards.encoders.TransformersEncoder",
+    "embodied.serving.remote.RemoteEncoder",
+    "embodied.serving.remote.remote_scorer",
 )
 
 

@@ -24,6 +24,7 @@ from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 
 COMPOSED = "rewards.compose.composed_scorer"
+REMOTE = "embodied.serving.remote.remote_scorer"
 FITTED = "fitted"  # folder of a run
 EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
@@ -44,6 +45,8 @@ def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | N
     """
     if config.reward.get("_target_") is None:
         return None
+    if config.reward["_target_"] == REMOTE:
+        return build(config.reward)  # the encoder is the server's
     reward: Any = OmegaConf.to_container(config.reward, resolve=True, throw_on_missing=True)
     filler = _Filler(config, build(config.encoder), world)
     try:

@@ -16,6 +16,7 @@ from embodied import cli, paths
 from embodied.build import TARGETS, build, locate
 from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
+from embodied.errors import UserError
 from embodied.worlds import env_maker
 from rewards.keypoint import KeypointShaping
 from rewards.shaping import PotentialShaping
@@ -139,10 +140,10 @@ def test_every_text_goal_builds_and_leaves_its_config_alone(name):
 
 @pytest.mark.parametrize("name", cli.choices("encoder"))
 def test_every_encoder_takes_its_configs_keys(name):
-    """Weights are not at hand; a wrong key is told apart from them by its TypeError."""
+    """Weights, or a server, are not at hand; a wrong key is told apart from them by its TypeError."""
     config = OmegaConf.to_container(compose("train", f"encoder='{name}'").encoder)
     assert isinstance(config, dict)
-    with pytest.raises((ValueError, OSError)):
+    with pytest.raises((ValueError, OSError, UserError)):
         build(config | {"precision": "no such precision"})
     with pytest.raises(Exception, match="surprise"):
         build(config | {"surprise": 1})
