@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
 
 
@@ -28,6 +30,7 @@ class Limits:
         answer_s: from a request's body to its answer.
         connections: open at once; beyond it, those that have sent no whole request yet are closed, oldest first.
         queue_frames: waiting to be encoded, of all clients.
+        batch_pixels: encoded at once, at least one image.
         goals: texts whose scorers are kept ready.
         drain_s: for what is queued to finish at shutdown.
 
@@ -46,13 +49,14 @@ class Limits:
     sessions: int = 64
     session_idle_s: float = 60.0
     rows: int = 3000
-    requests_per_s: float = 200.0
-    burst: int = 200
+    requests_per_s: float = 500.0
+    burst: int = 500
     header_s: float = 10.0
     body_s: float = 30.0
     answer_s: float = 60.0
     connections: int = 256
     queue_frames: int = 4096
+    batch_pixels: int = 16_000_000
     goals: int = 16
     drain_s: float = 10.0
 
@@ -63,7 +67,7 @@ class Limits:
 
 
 class Rate:
-    """A bucket of requests that refills by the second.
+    """A bucket of requests that refills by the second, and can be in debt.
 
     Args:
         per_s: that come back in a second.
@@ -75,14 +79,34 @@ class Rate:
         self._per_s, self._burst, self._left, self._seen = per_s, burst, float(burst), now
 
     def take(self, now: float, cost: float = 1.0) -> float:
-        """Take one request out.
+        """Take requests out, be they there or not; returns as `wait`."""
+        self.wait(now)
+        self._left -= cost
+        return max(0.0, -self._left / self._per_s)
 
-        Returns:
-            0 where there was one; else the seconds until there is.
-        """
-        self._left = min(self._burst, self._left + (now - self._seen) * self._per_s)
+    def wait(self, now: float) -> float:
+        """Seconds until there is no debt."""
+        self._left = min(self._burst, self._left + max(0.0, now - self._seen) * self._per_s)
         self._seen = now
-        if self._left >= cost:
-            self._left -= cost
-            return 0.0
-        return (cost - self._left) / self._per_s
+        return max(0.0, -self._left / self._per_s)
+
+
+class Rates:
+    """A bucket each for the most recent clients.
+
+    Args:
+        per_s, burst: see `Rate`.
+        most: clients that are remembered.
+    """
+
+    def __init__(self, per_s: float, burst: int, most: int) -> None:
+        self._per_s, self._burst, self._most = per_s, burst, most
+        self._rates: OrderedDict[Hashable, Rate] = OrderedDict()
+
+    def of(self, client: Hashable, now: float) -> Rate:
+        """The client's bucket, full where it is new."""
+        rate = self._rates.setdefault(client, Rate(self._per_s, self._burst, now))
+        self._rates.move_to_end(client)
+        if len(self._rates) > self._most:
+            self._rates.popitem(last=False)
+        return rate

@@ -39,8 +39,10 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
       {"type": "goal", "text": text} → {"type": "goal", "text", "past": {head: Array (rows so far,)}}
       {"type": "close"}   → close code 1000
       A bad message → {"type": "error", "code", "error", "expected", "got", "retry_after_s"?, "id"?}; the session goes
-      on as it was. Close codes: 1000 after close; 1001 the server stops; 1003 a text message; 1008 wrong token or a
-      session that never opened; 1009 a message above `body_bytes`; 1013 no room for another session; 4408 idle.
+      on as it was. A handshake is refused as any request is, by an HTTP status and JSON: 401 or 403 (token, origin),
+      503 (no room for another session, or draining). Close codes: 1000 after close; 1001 the server stops; 1008 a
+      session that never opened, or too many bad messages; 1009 a message above `body_bytes`; 4408 idle. A client that
+      sends faster than `requests_per_s` is not refused but read more slowly.
 
 Codes: bad_message, bad_image, bad_text, too_large, unscorable, unauthorised, forbidden, not_found, rate, busy, timeout,
 draining, internal.
@@ -66,7 +68,7 @@ MSGPACK, JSON = "application/msgpack", "application/json"
 ENCODE, POTENTIALS, SCORE, MODEL = "/v1/encode", "/v1/potentials", "/v1/score", "/v1/model"
 STREAM, HEALTH, METRICS = "/v1/stream", "/healthz", "/metrics"
 TOKEN_VARIABLE = "EMBODIED_TOKEN"
-IDLE, GOING_AWAY, POLICY, FULL = 4408, 1001, 1008, 1013  # close codes
+IDLE, GOING_AWAY, POLICY = 4408, 1001, 1008  # close codes
 DTYPES = ("float32", "uint8", "bool")
 IMAGE_FORMS = "{jpeg: bytes}, {png: bytes} or {raw: bytes, shape: [H, W, 3]}"
 ADVICE = "See embodied/serving/protocol.py for the format."
