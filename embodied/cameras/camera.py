@@ -5,10 +5,15 @@ H, W: height and width of an image, pixels. Ages and capture times are of `time.
 
 from __future__ import annotations
 
+import io
+import warnings
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from PIL import Image, ImageOps
+
+from embodied.errors import UserError
 
 MAX_PIXELS = 64_000_000  # of one image; a larger one is rubbish or a decompression bomb
 
@@ -21,7 +26,7 @@ class Frame:
         image: (H, W, 3) uint8 RGB, C-contiguous; not to be written to.
         captured_s: live: `time.monotonic()` when its driver had it. Recorded: its place in the record, seconds from 0.
         index: within its source, from 0; a gap is frames that were dropped before this one.
-        stale: nothing newer came for longer than the source's `max_age_s`, or the camera is lost.
+        stale: not news: older than the source's `max_age_s`, or handed out again because nothing newer came in time.
     """
 
     image: np.ndarray
@@ -48,11 +53,15 @@ class CameraEvent:
     text: str
 
 
-class CameraError(Exception):
+class CameraError(UserError):
     """A camera cannot be opened, is lost or gave rubbish; the text says which camera and what."""
 
 
-class CameraTimeout(CameraError, TimeoutError):  # noqa: N818  LeRobot's cameras raise TimeoutError here
+class BrokenImage(CameraError):  # noqa: N818  one bad image, not the end of the camera
+    """One image that cannot be used; the camera goes on."""
+
+
+class CameraTimeout(CameraError, TimeoutError):  # noqa: N818  LeRobot's cameras raise TimeoutError too
     """No new image came in time, or the newest is too old."""
 
 
@@ -89,3 +98,40 @@ class Camera(Protocol):
     def disconnect(self) -> None:
         """Close it and whatever reads it."""
         ...
+
+
+def checked(image: Any, camera: str) -> np.ndarray:
+    """The image, C-contiguous, where it is one.
+
+    Raises:
+        BrokenImage: not (H, W, 3) uint8, empty, or of more than `MAX_PIXELS`.
+    """
+    if not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise BrokenImage(f"{camera}: an image must be (H, W, 3) uint8; got {got}.")
+    check_size(image.shape[1], image.shape[0], camera)
+    return np.ascontiguousarray(image)
+
+
+def check_size(width: int, height: int, camera: str) -> None:
+    """BrokenImage where an image of this size would be empty or of more than `MAX_PIXELS`."""
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise BrokenImage(f"{camera}: an image must have from 1 to {MAX_PIXELS:,} pixels; got {width} x {height}.")
+
+
+def decoded(data: bytes, camera: str) -> np.ndarray:
+    """A JPEG or PNG file's bytes as (H, W, 3) uint8 RGB, turned as its EXIF says; the size is checked before decoding.
+
+    Raises:
+        BrokenImage: empty, damaged, cut short, not an image, or of more than `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below it or not
+            with Image.open(io.BytesIO(data)) as image:
+                check_size(*image.size, camera)
+                return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow raises on rubbish
+        if isinstance(error, BrokenImage):
+            raise
+        raise BrokenImage(f"{camera}: an image of {len(data)} bytes cannot be decoded ({error}).") from error

@@ -1,0 +1,126 @@
+"""Live pictures through PyAV: RTSP, MJPEG and video over HTTP, and V4L2 devices, with nothing buffered on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import av.error
+import numpy as np
+
+from embodied.cameras.camera import MAX_PIXELS, BrokenImage, CameraError, check_size
+from embodied.cameras.live import Grab, SenderClock
+from embodied.cameras.recorded import check_stream, reason, without_password
+
+OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
+LOW_DELAY = {
+    "fflags": "nobuffer+discardcorrupt",
+    "flags": "low_delay",
+    "probesize": "100000",  # bytes and microseconds that are looked at before the first picture, at most
+    "analyzeduration": "500000",
+}
+RTSP = {"rtsp_transport": "tcp", "max_delay": "0"}  # UDP loses packets, and with them pictures
+
+
+class StreamDriver:
+    """A network stream or a device, by PyAV.
+
+    Args:
+        url: what to open.
+        format: FFmpeg's name of the input format; None: found out.
+        options: of FFmpeg, beyond those for low delay.
+        trust_stamps: whether the stream's times say how old a picture is (RTSP, devices, video over HTTP); otherwise
+            it is new when it arrives, for cameras whose clocks run wrong.
+
+    Attributes:
+        name: the URL without its password.
+        fps: as the stream says; None where it does not.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        format: str | None = None,
+        options: dict[str, str] | None = None,
+        trust_stamps: bool = True,
+    ) -> None:
+        self.name, self.fps = without_password(url), None
+        self._options = {**LOW_DELAY, **(RTSP if url.startswith("rtsp") else {}), **(options or {})}
+        self._url, self._format = url, format
+        self._container: Any = None
+        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._clock = SenderClock()
+        self._trust, self._stamped = trust_stamps, False
+
+    def open(self) -> None:
+        """Connect and find the video in it."""
+        if "://" not in self._url and not Path(self._url).exists():
+            raise CameraError(f"{self.name}: no such device. {devices_here()}")
+        try:
+            self._container = av.open(self._url, format=self._format, options=self._options, timeout=(OPEN_S, SILENT_S))
+        except (av.error.FFmpegError, OSError) as error:
+            raise CameraError(f"{self.name}: cannot be opened ({reason(error)}).") from error
+        check_stream(self._container, self.name)
+        stream = self._container.streams.video[0]
+        stream.thread_type = "SLICE"  # frame threads would hold pictures back
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+        self.fps = float(stream.average_rate) if stream.average_rate else None
+        self._clock = SenderClock()
+        self._stamped = self._trust and "jpeg" not in self._container.format.name  # those have no time of their own
+        self._pictures = _Pictures(self._container, stream, self.name)
+
+    def grab(self) -> Grab:
+        """The next picture; CameraError where the stream ended or said nothing for `SILENT_S`."""
+        picture = next(self._pictures, None)
+        if picture is None:
+            raise CameraError(f"{self.name}: the stream ended.")
+        arrived = time.monotonic()
+        stamp = picture.time if self._stamped else None
+        captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
+        if picture.is_corrupt:
+            raise BrokenImage(f"{self.name}: a picture came damaged.")
+        check_size(picture.width, picture.height, self.name)
+        image = picture.to_ndarray(format="rgb24")
+        return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._pictures = iter(())
+        if self._container is not None:
+            self._container.close()
+            self._container = None
+
+
+class _Pictures:
+    """Pictures one by one; a damaged one raises BrokenImage and the next call goes on, as a generator could not."""
+
+    def __init__(self, container: Any, stream: Any, name: str) -> None:
+        self._packets, self._name = container.demux(stream), name
+        self._ready: list[av.VideoFrame] = []
+
+    def __iter__(self) -> _Pictures:
+        return self
+
+    def __next__(self) -> av.VideoFrame:
+        while not self._ready:
+            try:
+                packet = next(self._packets)
+            except StopIteration:
+                raise
+            except (av.error.FFmpegError, OSError) as error:
+                raise CameraError(f"{self._name}: lost ({reason(error)}).") from error
+            try:
+                self._ready = list(packet.decode())
+            except av.error.FFmpegError as error:
+                raise BrokenImage(f"{self._name}: a picture cannot be decoded ({reason(error)}).") from error
+        return self._ready.pop(0)
+
+
+def devices_here() -> str:
+    """The cameras that this machine has, as the end of an error text."""
+    found = sorted(str(path) for path in Path("/dev").glob("video*"))
+    return f"Cameras here: {', '.join(found)}." if found else "This machine has no /dev/video* at all."
