@@ -22,15 +22,14 @@ from embodied.cameras.source import KEPT, Source
 from embodied.cameras.streams import StreamDriver
 from embodied.cameras.transforms import Transform
 from embodied.cameras.zmq_stream import ZmqDriver
-from embodied.datasets import layout
 from embodied.errors import UserError, nearest
 
 SETTINGS = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 FILMS = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v")  # over HTTP these are records, everything else is live
 FORMS = (
     "a camera's index (0) or path (/dev/video0), rtsp://…, http://… (MJPEG or video), a video file, a folder of "
-    "images, zmq://HOST:PORT[/CAMERA], dataset:FOLDER_OR_NAME[#EPISODE][/CAMERA], env:WORLD[/CAMERA], realsense:[SERIAL] or "
-    "ros2:/TOPIC"
+    "images, zmq://HOST:PORT[/CAMERA], dataset:FOLDER_OR_NAME[#EPISODE][/CAMERA], env:WORLD[/CAMERA], "
+    "realsense:[SERIAL] or ros2:/TOPIC"
 )
 
 Record = tuple[Callable[[], Shots], str, float | None]  # begins it, its name for texts, its images a second
@@ -186,7 +185,7 @@ def _realsense(serial: str, *, size: Sequence[int] | None = None) -> Driver:
 
 
 def _dataset(text: str) -> Record:
-    from embodied.collecting import open_dataset
+    from embodied.collecting import open_dataset  # torch, for those who want a dataset
 
     root, _, place = text.partition("#")
     number, _, camera = place.partition("/")
@@ -223,7 +222,7 @@ def _path(path: Path, fps: float | None) -> Record:
     if not path.exists():
         raise CameraError(f"{path}: no such file or folder.")
     if path.is_dir():
-        if (path / "meta" / layout.INFO).is_file():
+        if (path / "meta" / "info.json").is_file():
             raise UserError(f"{path}: is a LeRobot dataset. Write dataset:{path}#EPISODE/CAMERA.")
         if not recorded.folder_images(path):
             raise CameraError(f"{path}: holds no images ({', '.join(recorded.IMAGES)}).")

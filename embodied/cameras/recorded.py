@@ -18,7 +18,6 @@ import numpy as np
 
 from embodied.cameras.camera import BrokenImage, CameraError, CameraEvent, CameraTimeout, Frame, check_size, decoded
 from embodied.cameras.transforms import Transform, resized
-from embodied.datasets import Dataset
 from embodied.errors import UserError, nearest
 
 CHUNK = 64  # rows of an episode that are decoded at a time
@@ -231,8 +230,8 @@ def images(path: Path, fps: float) -> Shots:
             yield Shot(None, i / fps, str(error))
 
 
-def episode(dataset: Dataset, index: int, camera: str) -> Shots:
-    """Every frame of a dataset's episode."""
+def episode(dataset: Any, index: int, camera: str) -> Shots:
+    """Every frame of an episode of an `embodied.datasets.Dataset`."""
     if not 0 <= index < len(dataset):
         raise UserError(f"{dataset.root}: episode must be from 0 to {len(dataset) - 1}; got {index}.")
     if camera not in dataset.cameras:
