@@ -117,8 +117,8 @@ class Watchdog:
             self._changed.notify()
 
     def rest(self) -> None:
-        """Watch nothing until `watch`: the robot holds still on purpose. What stopped it before is forgotten, but a stop
-        that could not be sent is tried on."""
+        """Watch nothing until `watch`: the robot holds still on purpose. Forgets what stopped it, but a stop that could
+        not be sent is tried on."""
         with self._changed:
             self._watching, self.stopped = False, None
             self._seen.clear()
