@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ class Scored(NamedTuple):
     stages_s: dict[str, float]
 
 
+@runtime_checkable
 class LiveScoring(Protocol):
     """What a pipeline asks of whoever scores.
 

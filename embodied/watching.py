@@ -15,8 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -25,87 +24,29 @@ from embodied.errors import UserError
 from embodied.live_scoring import LiveScoring, UnscorableError
 from embodied.smoothing import Normaliser, SuccessSmoothing
 from embodied.streaming import Reading
+from embodied.watch_summary import Latencies, Summary
 from embodied.watched import Sink, Watched
 
-WAIT_S = 0.25  # for a frame, before the lack of one is said
+WAIT_S = 0.25  # for a frame, before looking whether there is something else to do
+MAX_AGE_S = 0.5  # of frames, until the lack of newer ones is said; the sources' own default
 RATE_OVER = 64  # readings, and
 RATE_OVER_S = 5.0  # seconds, over which the model's rate is measured
-PERCENTILES = ("p50", "p95", "p99")
 
 
+@runtime_checkable
 class MomentSource(Protocol):
     """What a pipeline asks of `embodied.cameras.source.Source`."""
 
     live: bool
     names: tuple[str, ...]
     dropped: int
-    events: Sequence[CameraEvent]
+
+    @property
+    def events(self) -> Sequence[CameraEvent]: ...
 
     def next(self, timeout_s: float) -> Mapping[str, Frame] | None: ...
 
     def close(self) -> None: ...
-
-
-@dataclass
-class Summary:
-    """What a run came to.
-
-    Attributes:
-        seconds: of the run.
-        scored: moments with a reading.
-        stale: lines without one because nothing new came.
-        unscorable: moments without one because the model had none (NaN, a server that was away).
-        dropped: frames of the source that were never scored.
-        episodes: that were begun.
-        events: kind -> how many ("lost", "back", "goal" …).
-        latencies_s: p50, p95 and p99 from capture to reward; empty for recorded sources.
-        model_hz: readings a second, over the whole run.
-        sinks: name -> what went wrong with it: moments it missed, or the error that ended it.
-    """
-
-    seconds: float = 0.0
-    scored: int = 0
-    stale: int = 0
-    unscorable: int = 0
-    dropped: int = 0
-    episodes: int = 0
-    events: Counter[str] = field(default_factory=Counter)
-    latencies_s: dict[str, float] = field(default_factory=dict)
-    model_hz: float = 0.0
-    sinks: dict[str, str] = field(default_factory=dict)
-
-    def text(self) -> str:
-        """For a person, a few lines."""
-        told = [
-            f"Watched {self.seconds:.1f} s: {self.scored} moments scored in {self.episodes} "
-            f"episode{'s' * (self.episodes != 1)} ({self.model_hz:.1f} a second), {self.dropped} frames dropped, "
-            f"{self.stale} stale lines, {self.unscorable} unscorable."
-        ]
-        if self.latencies_s:
-            shown = ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in self.latencies_s.items())
-            told.append(f"Capture to reward: {shown}.")
-        if self.events:
-            told.append("Events: " + ", ".join(f"{kind} {count}" for kind, count in sorted(self.events.items())) + ".")
-        told += [f"{name}: {what}" for name, what in self.sinks.items()]
-        return "\n".join(told)
-
-
-class Latencies:
-    """The last `size` of them, in memory that does not grow."""
-
-    def __init__(self, size: int = 100_000) -> None:
-        self._values, self._count = np.zeros(size, np.float32), 0
-
-    def add(self, seconds: float) -> None:
-        self._values[self._count % len(self._values)] = seconds
-        self._count += 1
-
-    def percentiles(self) -> dict[str, float]:
-        """p50, p95 and p99, seconds; empty before the first."""
-        seen = self._values[: self._count]
-        if not len(seen):
-            return {}
-        return dict(zip(PERCENTILES, map(float, np.percentile(seen, [50, 95, 99])), strict=True))
 
 
 class Pipeline:
@@ -121,6 +62,7 @@ class Pipeline:
         smoothing: of the head called "success" where there is one, else of the combined potential.
         normaliser: potentials to [0, 1].
         tell: is given what a person should know at once, a line at a time.
+        max_age_s: that a live source's frames may have before a line says that they are stale.
         clock: monotonic seconds, for ages and rates.
         wall: seconds since 1970, for records alone; it may jump.
     """
@@ -134,18 +76,19 @@ class Pipeline:
         smoothing: SuccessSmoothing | None = None,
         normaliser: Normaliser | None = None,
         tell: Callable[[str], None] = lambda text: None,
+        max_age_s: float = MAX_AGE_S,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.source, self.scoring = source, scoring
         self._sinks = list(sinks)
         self._smoothing, self._normaliser = smoothing or SuccessSmoothing(), normaliser or Normaliser()
-        self._tell, self._clock, self._wall = tell, clock, wall
+        self._tell, self._max_age_s, self._clock, self._wall = tell, max_age_s, clock, wall
         self.ended = False  # nothing more will come
         self._stop = threading.Event()
         self._asked: queue.SimpleQueue[tuple[Future[str], str, str]] = queue.SimpleQueue()
         self._said: list[str] = []  # events that the next line carries
-        self._heard = 0  # of the source's events
+        self._heard: Counter[str] = Counter()  # of each camera's events
         self._last: tuple[int, ...] | None = None  # indices of the moment scored last
         self._trouble: str | None = None  # why the last moment had no reading
         self._begin_s, self._at_s = clock(), -np.inf
@@ -169,23 +112,26 @@ class Pipeline:
         if not frames:
             return self._write({}, None, stale=True) if self._said else None
         indices = tuple(frame.index for frame in frames.values())
-        if any(frame.stale for frame in frames.values()):
-            return self._write(frames, None, stale=True)
-        if self.source.live and indices == self._last:
+        stale, known = any(frame.stale for frame in frames.values()), indices == self._last
+        if self.source.live and known and self._age_s(frames) <= self._max_age_s:
             return None  # nothing new, and not old enough to be called stale
+        if stale or (self.source.live and known):
+            return self._write(frames, None, stale=True)
         self._last = indices
         return self._score(frames)
 
-    def run(self, duration_s: float | None = None) -> Summary:
+    def run(self, duration_s: float | None = None, each_step: Callable[[], None] = lambda: None) -> Summary:
         """Step until the source ends, `stop` is called or the time is over; then close.
 
         Args:
             duration_s: since the pipeline was made; None: for ever.
+            each_step: called before every step, such as to look at the keyboard.
         """
         try:
             while not (self.ended or self._stop.is_set()):
                 if duration_s is not None and self._clock() - self._begin_s >= duration_s:
                     break
+                each_step()
                 self.step()
         finally:
             self.close()
@@ -321,7 +267,7 @@ class Pipeline:
             success=success,
             smoothed=smoothed,
             stale=stale,
-            age_s=max(now - min(captured), 0.0) if self.source.live and captured else 0.0,
+            age_s=self._age_s(frames),
             latency_s=latency_s,
             latencies_s=latencies_s or {},
             dropped=self.source.dropped,
@@ -352,16 +298,23 @@ class Pipeline:
         except OSError as error:
             self._summary.sinks.setdefault(sink.name, f"not finished: {_reason(error)}")
 
+    def _age_s(self, frames: Mapping[str, Frame]) -> float:
+        """Of the oldest; a record has no age."""
+        captured = [frame.captured_s for frame in frames.values()]
+        return max(self._clock() - min(captured), 0.0) if self.source.live and captured else 0.0
+
     def _model_hz(self) -> float:
         recent = [at for at in self._readings_s.copy() if self._clock() - at <= RATE_OVER_S]
         return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
 
     def _hear(self) -> None:
         """What the source has to tell."""
-        events = self.source.events
-        for event in list(events)[self._heard :]:
-            self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
-        self._heard = len(events)
+        met: Counter[str] = Counter()
+        for event in list(self.source.events):
+            met[event.camera] += 1
+            if met[event.camera] > self._heard[event.camera]:
+                self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
+        self._heard = met
 
     def _say(self, kind: str, text: str, *, aloud: bool = False) -> None:
         self._summary.events[kind] += 1

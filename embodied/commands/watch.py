@@ -1,0 +1,221 @@
+"""Watch a camera: one number a frame from any reward model, live, shown and recorded.
+
+The source may be a device, a network camera, a video, a folder of images, an episode of a dataset or one of our own
+worlds; several at once are a rig. Of a live camera the newest frame is scored, so the numbers stay fresh however slow
+the model is; what is old, lost or unscorable is said to be so. Of a recording every frame is scored, and gets the
+number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
+
+    embodied watch source=0 reward=clip reward.goal="the drawer is open"
+    embodied watch source=rtsp://host/stream reward=[clip,process] reward.process.model=fitted view=both record=session
+    embodied watch source={front:0,side:1} reward=success reward.model=fitted threshold=0.7 hysteresis=0.2
+    embodied watch source=film.mp4 reward.goals=["the drawer is open","the drawer is closed"] | jq .combined
+    embodied watch source=zmq://robot:5555 server=http://gpu:8765
+
+While it runs: n begins a new episode, g asks for another goal, space marks, q quits; or over HTTP with control=PORT.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import FrameType
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from embodied import paths, scorers
+from embodied.cameras import CameraError, open_source
+from embodied.collecting import open_dataset
+from embodied.control import HOST, ControlServer, Keys
+from embodied.envs import WORLDS
+from embodied.errors import UserError
+from embodied.live_scoring import LiveScoring, LocalScoring, check_goal, goal_texts
+from embodied.sinks import make_sinks
+from embodied.smoothing import Normaliser, SuccessSmoothing
+from embodied.terminal_view import TerminalView
+from embodied.watched import Sink
+from embodied.watching import MAX_AGE_S, MomentSource, Pipeline
+
+VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
+TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
+SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
+
+
+def run(config: DictConfig) -> None:
+    """Watch until the source ends, the time is over or somebody ends it; the summary goes to standard error."""
+    _check(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with ExitStack() as opened:
+        source = _source(config)
+        opened.callback(source.close)
+        scoring = _scoring(config, source)
+        opened.callback(scoring.close)
+        summary = _watch(config, source, scoring, opened)
+    print(summary, file=sys.stderr)
+
+
+def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opened: ExitStack) -> str:
+    """The run itself, with its sinks, its view and what steers it; the summary's text."""
+    to_lines = not sys.stdout.isatty() if config.json is None else config.json
+    sinks: list[Sink] = make_sinks(
+        live=source.live,
+        record=config.record,
+        formats=None if config.formats is None else list(config.formats),
+        view=config.rerun if config.view in ("rerun", "both") else None,
+        lines=sys.stdout.fileno() if to_lines else None,
+        fps=getattr(source, "fps", None),
+    )
+    keys: list[Keys] = []
+    view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
+    if config.view in ("terminal", "both"):
+        sinks.append(view)
+    pipeline = Pipeline(
+        source,
+        scoring,
+        sinks,
+        smoothing=SuccessSmoothing(
+            _threshold(config), hysteresis=config.hysteresis, time_constant_s=config.smoothing_s
+        ),
+        normaliser=Normaliser({str(name): (low, high) for name, (low, high) in config.ranges.items()}),
+        tell=view.tell,
+        max_age_s=config.max_age_s or MAX_AGE_S,
+    )
+    opened.callback(pipeline.close)
+    for sink in sinks:
+        if address := getattr(sink, "address", None):
+            view.tell(f"Rerun: {address}")
+    if config.control is not None:
+        control = ControlServer(pipeline.ask, pipeline.status, config.control)
+        opened.callback(control.close)
+        view.tell(f"Control: http://{HOST}:{control.port}/status")
+    each_step: Callable[[], None] = lambda: None  # noqa: E731
+    if config.keys and config.view in ("terminal", "both") and sys.stdin.isatty() and sys.stderr.isatty():
+        keys.append(Keys(pipeline.ask, sys.stdin.fileno()))
+        opened.callback(keys[0].close)
+        each_step = keys[0].poll
+    with stopping(pipeline.stop):
+        try:
+            return pipeline.run(config.duration_s, each_step).text()
+        except CameraError as error:
+            raise UserError(str(error)) from error
+
+
+@contextmanager
+def stopping(stop: Callable[[], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call `stop`, once; after that they do what they did before."""
+    before: dict[int, Any] = {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        stop()
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        restore()
+
+
+# What the config says -----------------------------------------------------------------------------------
+
+
+def _check(config: DictConfig) -> None:
+    """Before anything is opened."""
+    if config.view not in VIEWS:
+        raise UserError(f"view must be one of {', '.join(VIEWS)}; got {config.view!r}.")
+    if config.rerun not in RERUNS:
+        raise UserError(f"rerun must be web or window; got {config.rerun!r}.")
+    for name, lowest in (("duration_s", 0), ("max_age_s", 0), ("threads", 1), ("control", 0)):
+        value = config[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < lowest):
+            raise UserError(f"{name} must be a number, at least {lowest}, or null; got {value!r}.")
+    if config.max_rows < 2:
+        raise UserError(f"max_rows must be at least 2; got {config.max_rows}.")
+    for name in ("threshold", "hysteresis", "smoothing_s"):
+        value = config[name]
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise UserError(f"{name} must be a number; got {value!r}.")
+    for name, bounds in config.ranges.items():
+        if not isinstance(bounds, Sequence) or len(bounds) != 2:
+            raise UserError(f"ranges.{name} must be [low, high]; got {bounds!r}.")
+    if config.goal is not None:
+        check_goal(config.goal)
+    for text in goal_texts(_plain(config.reward)):
+        check_goal(text)
+    if config.server is None and config.reward.get("_target_") is None:
+        raise UserError("reward=true watches nothing: it is the task's own. Choose a reward model.")
+
+
+def _source(config: DictConfig) -> MomentSource:
+    transform = {name: _plain(config[name]) for name in TRANSFORM if config[name] is not None}
+    try:
+        return open_source(_plain(config.source), **transform)
+    except CameraError as error:
+        raise UserError(str(error)) from error
+
+
+def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
+    """The reward model, here or at the server."""
+    filled = config.copy()
+    OmegaConf.set_struct(filled, False)
+    env, instruction = _origin(config.source)
+    if env is not None:
+        filled.env = env
+    goal = config.goal
+    parts = [filled.reward, *(filled.reward.get("parts") or {}).values()]
+    for part in parts:
+        if "goal" in part and (config.goal is not None or (part.goal is None and part.get("goals") is None)):
+            part.goal = goal if goal is not None else instruction
+    scorer = scorers.make_scorer(filled)
+    assert scorer is not None
+    scoring = LocalScoring(scorer, source.names, reward=_plain(filled.reward), max_rows=config.max_rows)
+    scoring.warm_up()
+    return scoring
+
+
+def _threshold(config: DictConfig) -> float | None:
+    parts = (config.reward.get("parts") or {"": config.reward}).values()
+    has_success = any(str(part.get("_target_")).endswith("success_scorer") for part in parts)
+    return SUCCESS_THRESHOLD if config.threshold is None and has_success else config.threshold
+
+
+def _origin(source: Any) -> tuple[DictConfig | None, str | None]:
+    """The world that a source of ours is of, and its episode's instruction, as `embodied label` knows them.
+
+    Of a rig, its first camera tells.
+    """
+    specs = [spec.partition("=")[2] if re.match(r"[A-Za-z_][\w.-]*=", spec) else spec for spec in _specs(source)]
+    kind, _, rest = (specs or [""])[0].partition(":")
+    if kind == "env" and rest.partition("/")[0] in WORLDS:
+        env = OmegaConf.load(paths.configs() / "env" / f"{rest.partition('/')[0]}.yaml")
+        assert isinstance(env, DictConfig)
+        env.cameras = [camera for spec in specs if (camera := spec.partition("/")[2])] or None
+        return env, None
+    if kind == "dataset":
+        root, _, place = rest.partition("#")
+        dataset, number = open_dataset(root), place.partition("/")[0]
+        instruction = dataset.instruction(int(number)) if number.isdigit() else dataset.instruction(0)
+        return (OmegaConf.create(dataset.env) if dataset.env else None), instruction or None
+    return None, None
+
+
+def _specs(source: Any) -> list[str]:
+    """What names each camera; see `open_source`."""
+    if OmegaConf.is_dict(source):
+        return _specs(source.spec) if "spec" in source else [spec for each in source.values() for spec in _specs(each)]
+    return [spec for each in source for spec in _specs(each)] if OmegaConf.is_list(source) else [str(source)]
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

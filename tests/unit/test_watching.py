@@ -1,0 +1,568 @@
+"""The watch pipeline on a source made by hand: what is scored, what is said, and what goes wrong without harm."""
+
+import errno
+import itertools
+import threading
+import time
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+
+from embodied import scoring
+from embodied.cameras.camera import CameraEvent, Frame
+from embodied.errors import UserError
+from embodied.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
+from embodied.scoring import Layout, Track
+from embodied.sinks.background import Background
+from embodied.smoothing import Normaliser, SuccessSmoothing
+from embodied.watch_summary import Latencies
+from embodied.watching import Pipeline
+from rewards.clip_goal import clip_scorer
+from rewards.combine import WeightedSum
+from rewards.compose import composed_scorer
+from rewards.core import Features, Scorer
+from rewards.shaping import PotentialShaping
+from tests.fakes import FakeEncoder
+
+SIZE = (8, 8, 3)
+
+
+def images(count, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *SIZE), dtype=np.uint8)
+
+
+class FakeSource:
+    """Moments from a list: images, "stale", "none" or a CameraEvent that comes before the next of them."""
+
+    def __init__(self, moments, *, live=False, names=("main",), clock=time.monotonic):
+        self.live, self.names, self.dropped, self.events, self.closed = live, names, 0, [], False
+        self._moments, self._clock, self._last, self._index = deque(moments), clock, None, -1
+
+    def next(self, timeout_s):
+        while self._moments and isinstance(self._moments[0], CameraEvent):
+            self.events.append(self._moments.popleft())
+        if not self._moments:
+            raise EOFError
+        moment = self._moments.popleft()
+        if isinstance(moment, str):
+            if moment == "none" or self._last is None:
+                return None
+            return {n: Frame(image=f.image, captured_s=f.captured_s, index=f.index, stale=True)
+                    for n, f in self._last.items()}  # fmt: skip
+        self._index += 1
+        at = self._clock() if self.live else self._index / 10
+        self._last = {name: Frame(image=moment, captured_s=at, index=self._index) for name in self.names}
+        return self._last
+
+    def close(self):
+        self.closed = True
+
+
+class Camera30:
+    """A live camera on a thread: numbered images every `period_s`; only the newest is kept."""
+
+    live, names, events = True, ("main",), ()
+
+    def __init__(self, period_s):
+        self.dropped = 0
+        self._period_s, self._newest, self._handed = period_s, None, -1
+        self._changed, self._stop = threading.Condition(), threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self):
+        index = 0
+        while not self._stop.wait(self._period_s):
+            with self._changed:
+                self._newest = Frame(image=images(1, index)[0], captured_s=time.monotonic(), index=index)
+                self._changed.notify()
+            index += 1
+
+    def next(self, timeout_s):
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest and self._newest.index > self._handed, timeout_s)
+            if self._newest is None:
+                return None
+            self.dropped += max(self._newest.index - self._handed - 1, 0)
+            self._handed = self._newest.index
+            return {"main": self._newest}
+
+    def close(self):
+        self._stop.set()
+        self._thread.join()
+
+
+class Kept:
+    """A sink that keeps what it gets."""
+
+    def __init__(self, name="kept"):
+        self.name, self.lines, self.closed = name, [], 0
+
+    def write(self, watched):
+        self.lines.append(watched)
+
+    def close(self):
+        self.closed += 1
+
+
+class Clock:
+    """Seconds that pass when told."""
+
+    def __init__(self, now=100.0):
+        self.now = now
+
+    def __call__(self):
+        return self.now
+
+
+def up(encoder=None, **options):
+    return clip_scorer(encoder=encoder or FakeEncoder(), goal="up", **options)
+
+
+def watch(source, scoring_=None, **options):
+    """Run to the end; (lines, summary)."""
+    kept = Kept()
+    pipeline = Pipeline(source, scoring_ or LocalScoring(up(), source.names), [kept], **options)
+    return kept.lines, pipeline.run()
+
+
+class PastHead:
+    """Reads the past: how far the main view has come from the first row."""
+
+    name = "past"
+
+    def score(self, features: Features) -> torch.Tensor:
+        return 1 - (features.main * features.main[:, :1]).sum(-1)
+
+
+def past_scorer():
+    return Scorer(FakeEncoder(), {"past": PastHead()}, WeightedSum(), PotentialShaping(kind="difference"))
+
+
+# Scores -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [up, past_scorer])
+def test_every_recorded_moment_gets_the_number_of_its_episode_scored_whole(make):
+    shown, scorer = images(12), make()
+    lines, summary = watch(FakeSource(shown), LocalScoring(scorer))
+    rows = Layout().rows(scoring.encode(scorer, shown), [{}] * 12)
+    (whole,) = scoring.label(scorer, [Track(rows, [False] * 11)], Layout())
+    (name,) = scorer.heads
+    np.testing.assert_allclose([w.reading.potentials[name] for w in lines], whole.potentials[name], atol=1e-5)
+    np.testing.assert_allclose([w.reading.reward for w in lines[1:]], whole.rewards, atol=1e-5)
+    assert (summary.scored, summary.dropped, summary.episodes) == (12, 0, 1)
+    assert [w.at_s for w in lines] == [i / 10 for i in range(12)]
+    assert {w.latency_s for w in lines} == {None}
+    assert {w.age_s for w in lines} == {0.0}
+
+
+def test_views_of_several_sizes_are_encoded_each_by_itself():
+    class AnySize(FakeEncoder):
+        def encode_images(self, frames):
+            small = torch.nn.functional.interpolate(frames.permute(0, 3, 1, 2).float(), (8, 8)).permute(0, 2, 3, 1)
+            return super().encode_images(small)
+
+    a, b = images(1)[0], np.repeat(np.repeat(images(1, 1)[0], 2, 0), 2, 1)
+    scorer = up(AnySize())
+    frames = {"front": Frame(image=a, captured_s=0.0, index=0), "side": Frame(image=b, captured_s=0.0, index=0)}
+    reading = LocalScoring(scorer, ("front", "side")).score(frames).reading
+    views = {
+        "front": scorer.encode(torch.from_numpy(a)[None])[None],
+        "side": scorer.encode(torch.from_numpy(b)[None])[None],
+    }
+    assert reading.combined == pytest.approx(
+        float(scorer.combined(scorer.potentials(Features(views=views)), Features(views=views))), abs=1e-6
+    )
+
+
+def test_latency_is_flat_when_the_model_is_slower_than_the_camera():
+    class Slow(FakeEncoder):
+        def encode_images(self, frames):
+            time.sleep(0.05)
+            return super().encode_images(frames)
+
+    kept = Kept()
+    pipeline = Pipeline(Camera30(0.01), LocalScoring(up(Slow())), [kept])
+    summary = pipeline.run(1.5)
+    latencies = [w.latency_s for w in kept.lines]
+    assert len(latencies) > 8
+    assert np.median(latencies[-5:]) < np.median(latencies[:5]) + 0.03  # a queue would grow by 40 ms a reading
+    assert np.median(latencies) < 0.05 + 0.04
+    assert summary.dropped > 2 * summary.scored
+    assert summary.latencies_s["p50"] == pytest.approx(np.median(latencies), abs=1e-3)
+
+
+def test_the_same_frame_is_never_scored_twice():
+    class Repeating(FakeSource):
+        def next(self, timeout_s):
+            return super().next(timeout_s) if self._last is None else self._last
+
+    clock = Clock()
+    source = Repeating(images(1), live=True, clock=clock)
+    pipeline = Pipeline(source, LocalScoring(up()), clock=clock)
+    assert pipeline.step().reading is not None
+    assert pipeline.step() is None
+    clock.now += 2
+    old = pipeline.step()
+    assert (old.stale, old.reading, old.age_s) == (True, None, 2.0)
+    pipeline.close()
+
+
+# Gaps ---------------------------------------------------------------------------------------------------
+
+
+def event(kind, text="the cable was pulled"):
+    return CameraEvent(at_s=0.0, camera="main", kind=kind, text=text)
+
+
+def test_a_camera_that_goes_away_is_said_and_its_last_frame_never_passed_off_as_fresh():
+    told, clock = [], Clock()
+
+    class Passing(FakeSource):
+        def next(self, timeout_s):
+            clock.now += 1
+            return super().next(timeout_s)
+
+    moments = [*images(2), event("lost"), "stale", "stale", event("back", "again"), *images(1, 5)]
+    lines, summary = watch(Passing(moments, live=True, clock=clock), clock=clock, tell=told.append)
+    assert [w.stale for w in lines] == [False, False, True, True, False]
+    assert [w.reading is None for w in lines] == [False, False, True, True, False]
+    assert [w.success for w in lines[2:4]] == [w.smoothed for w in lines[2:4]] == [None, None]
+    assert [w.age_s for w in lines[2:4]] == [1.0, 2.0]
+    assert "lost: the cable was pulled" in lines[2].event
+    assert lines[3].event is None
+    assert "back: again" in lines[4].event
+    assert told == ["main lost: the cable was pulled", "main back: again"]
+    assert (summary.stale, summary.scored, summary.events) == (2, 3, {"lost": 1, "back": 1})
+
+
+def test_a_camera_that_never_gave_a_frame_is_said_too():
+    lines, summary = watch(FakeSource(["none", event("lost"), "none", "none"], live=True))
+    assert len(lines) == 1
+    assert (lines[0].frames, lines[0].reading, lines[0].stale) == ({}, None, True)
+    assert "lost" in lines[0].event
+    assert summary.scored == 0
+
+
+def test_one_stale_view_makes_the_moment_stale():
+    class HalfStale(FakeSource):
+        def next(self, timeout_s):
+            frames = super().next(timeout_s)
+            old = Frame(image=frames["side"].image, captured_s=frames["side"].captured_s, index=0, stale=True)
+            return frames | {"side": old}
+
+    lines, _ = watch(HalfStale(images(1), live=True, names=("front", "side")))
+    assert (lines[0].stale, lines[0].reading) == (True, None)
+
+
+def test_a_nan_reward_is_marked_counted_and_survived():
+    class Sometimes(FakeEncoder):
+        def encode_images(self, frames):
+            found = super().encode_images(frames)
+            return found * float("nan") if 4 <= self.encoded <= 5 else found
+
+    told = []
+    lines, summary = watch(FakeSource(images(7)), LocalScoring(up(Sometimes())), tell=told.append)
+    assert [w.reading is None for w in lines] == [False] * 3 + [True] * 2 + [False] * 2
+    assert not any(w.stale for w in lines)
+    assert "finite" in lines[3].event
+    assert lines[4].event is None  # said once
+    assert "back" in lines[5].event
+    assert [w.reading.row for w in lines if w.reading] == [0, 1, 2, 3, 4]
+    assert (summary.unscorable, summary.scored) == (2, 5)
+    assert len(told) == 2
+
+
+def test_clocks_that_jump_change_no_age_and_no_latency():
+    steady, wall = Clock(), iter([1e9, 1e9 - 3600, 2e9, 1e9])
+    source = FakeSource(images(4), live=True, clock=steady)
+    lines, _ = watch(source, clock=steady, wall=lambda: next(wall), smoothing=SuccessSmoothing(-1.0))
+    assert [w.time for w in lines] == [1e9, 1e9 - 3600, 2e9, 1e9]
+    assert {w.latency_s for w in lines} == {0.0}
+    assert {w.age_s for w in lines} == {0.0}
+    assert {w.success for w in lines} == {True}
+
+
+def test_a_capture_time_of_the_future_or_the_past_is_no_negative_age():
+    clock = Clock()
+    ahead = FakeSource(images(3), live=True, clock=iter([150.0, 20.0, 100.0]).__next__)
+    lines, _ = watch(ahead, clock=clock)
+    assert [w.latency_s for w in lines] == [0.0, 80.0, 0.0]
+    assert all(a.at_s <= b.at_s for a, b in itertools.pairwise(lines))
+    assert all(np.isfinite(w.smoothed) for w in lines)
+
+
+# Sinks --------------------------------------------------------------------------------------------------
+
+
+class Full(Kept):
+    def write(self, watched):
+        if len(self.lines) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(watched)
+
+
+def test_a_full_disk_ends_one_sink_and_nothing_else():
+    told, kept, full = [], Kept(), Full("overlay.mp4")
+    pipeline = Pipeline(FakeSource(images(6)), LocalScoring(up()), [full, kept], tell=told.append)
+    summary = pipeline.run()
+    assert len(full.lines) == 2
+    assert full.closed == 1
+    assert len(kept.lines) == 6
+    assert [w.event for w in kept.lines].count(None) == 5
+    assert "overlay.mp4 given up: No space left" in kept.lines[3].event
+    assert told == ["overlay.mp4 given up: No space left on device"]
+    assert "No space left" in summary.text()
+
+
+def test_a_disk_that_is_full_at_the_end_is_said():
+    class Unfinished(Kept):
+        def close(self):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    last = Kept()
+    pipeline = Pipeline(FakeSource(images(2)), LocalScoring(up()), [Unfinished("a.parquet"), last])
+    assert pipeline.run().sinks == {"a.parquet": "not finished: No space left on device"}
+    assert last.closed == 1
+
+
+def test_a_reader_that_went_away_ends_the_run():
+    class Gone(Kept):
+        def write(self, watched):
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    summary = Pipeline(FakeSource(images(9)), LocalScoring(up()), [Gone("standard output")]).run()
+    assert summary.scored == 1
+
+
+def test_a_fault_in_a_sink_is_raised_and_all_are_closed():
+    class Faulty(Kept):
+        def write(self, watched):
+            raise ZeroDivisionError
+
+    faulty, other, source = Faulty(), Kept(), FakeSource(images(3))
+    with pytest.raises(ZeroDivisionError):
+        Pipeline(source, LocalScoring(up()), [faulty, other]).run()
+    assert (faulty.closed, other.closed, source.closed) == (1, 1, True)
+
+
+def test_a_slow_consumer_costs_neither_rate_nor_latency():
+    class Slow(Kept):
+        def write(self, watched):
+            time.sleep(0.2)
+            super().write(watched)
+
+    slow, kept = Slow("slow"), Kept()
+    pipeline = Pipeline(Camera30(0.01), LocalScoring(up()), [Background(slow, live=True, room=2), kept])
+    summary = pipeline.run(1.0)
+    assert summary.scored > 5 * len(slow.lines)
+    assert np.median([w.latency_s for w in kept.lines]) < 0.1
+    assert "left out" in summary.sinks["slow"]
+
+
+# Asking -------------------------------------------------------------------------------------------------
+
+
+def clip_config(**more):
+    return {"_target_": "rewards.clip_goal.clip_scorer", "goal": "up", "goals": None, **more}
+
+
+def test_another_goal_counts_from_the_next_moment_and_encodes_nothing_again():
+    encoder, kept, shown = FakeEncoder(), Kept(), images(5)
+    pipeline = Pipeline(FakeSource(shown), LocalScoring(up(encoder), reward=clip_config()), [kept])
+    for _ in range(3):
+        pipeline.step()
+    answer = pipeline.ask("goal", "down")
+    pipeline.run()
+    assert "3 past moments" in answer.result(0)
+    assert encoder.encoded == 5
+    assert [w.goal for w in kept.lines] == ["up"] * 3 + ["down"] * 2
+    assert "goal: down" in kept.lines[3].event
+    expected = clip_scorer(encoder=FakeEncoder(), goal="down").score(torch.from_numpy(shown))
+    np.testing.assert_allclose([w.reading.combined for w in kept.lines[3:]], expected[3:], atol=1e-5)
+    assert kept.lines[3].reading.row == 3
+
+
+@pytest.mark.parametrize(("text", "told"), [("x" * 10_000, "1000 characters; got 10000"), ("  ", "line of text")])
+def test_a_goal_that_cannot_be_is_refused_and_the_run_goes_on(text, told):
+    kept = Kept()
+    pipeline = Pipeline(FakeSource(images(2)), LocalScoring(up(), reward=clip_config()), [kept])
+    answer = pipeline.ask("goal", text)
+    pipeline.run()
+    assert told in str(answer.exception(0))
+    assert len(str(answer.exception(0))) < 200
+    assert [w.goal for w in kept.lines] == ["up", "up"]
+    assert "goal refused" in kept.lines[0].event
+
+
+def test_an_episode_begins_when_asked_and_when_the_old_is_full():
+    kept = Kept()
+    pipeline = Pipeline(FakeSource(images(8)), LocalScoring(past_scorer(), max_rows=3), [kept])
+    pipeline.step()
+    pipeline.ask("episode")
+    summary = pipeline.run()
+    assert [w.reading.episode for w in kept.lines] == [0, 1, 1, 1, 2, 2, 2, 3]
+    assert "new episode" in kept.lines[1].event
+    assert kept.lines[2].event is None
+    assert kept.lines[4].event == "episode 2 began"
+    assert summary.episodes == 4
+
+
+def test_marks_quitting_and_a_run_that_is_over():
+    kept = Kept()
+    pipeline = Pipeline(FakeSource(images(8)), LocalScoring(up()), [kept])
+    pipeline.ask("mark", "here")
+    assert pipeline.step().event == "mark: here"
+    pipeline.ask("quit")
+    pipeline.run()
+    assert len(kept.lines) == 2
+    assert pipeline.ask("mark").cancelled()
+    assert kept.closed == 1
+    with pytest.raises(ValueError, match="goal, episode, mark or quit"):
+        pipeline.ask("dance")
+
+
+def test_status_is_what_the_run_came_to():
+    pipeline = Pipeline(FakeSource(images(3)), LocalScoring(up(), reward=clip_config()), [Kept()])
+    assert pipeline.status()["scored"] == 0
+    pipeline.run()
+    assert {k: pipeline.status()[k] for k in ("goal", "scored", "stale")} == {"goal": "up", "scored": 3, "stale": 0}
+
+
+# Goals of every kind of reward --------------------------------------------------------------------------
+
+
+def test_of_a_composition_every_part_with_a_goal_follows():
+    encoder = FakeEncoder()
+    parts = {"clip": up(encoder), "past": Scorer(encoder, {"past": PastHead()}, WeightedSum(), PotentialShaping())}
+    scorer = composed_scorer(encoder=encoder, parts=parts)
+    config = {
+        "_target_": "rewards.compose.composed_scorer",
+        "parts": {"clip": clip_config(), "past": {"_target_": "x.past_scorer", "model": "a"}},
+    }
+    other, made = toward(scorer, config, "down")
+    assert made["parts"]["clip"]["goal"] == "down"
+    assert config["parts"]["clip"]["goal"] == "up"
+    shown = torch.from_numpy(images(3))
+    expected = clip_scorer(encoder=encoder, goal="down").score(shown)
+    features = Features(views={"main": scorer.encode(shown)[None]})
+    np.testing.assert_allclose(other.potentials(features)["clip"][0], expected, atol=1e-6)
+    np.testing.assert_allclose(other.potentials(features)["past"], scorer.potentials(features)["past"])
+
+
+def test_a_head_that_can_judge_another_task_does():
+    class Tasked(PastHead):
+        def toward(self, goal):
+            made = Tasked()
+            made.name = goal
+            return made
+
+    scorer = Scorer(FakeEncoder(), {"process": Tasked()}, WeightedSum(), PotentialShaping())
+    other, _ = toward(scorer, {"_target_": "x.process_scorer", "goal": "a", "model": "m"}, "b")
+    assert other.heads["process"].name == "b"
+
+
+def test_what_was_fitted_keeps_its_goal_and_says_so():
+    fitted = {"_target_": "rewards.success.success_scorer", "goal": None, "model": "folder"}
+    with pytest.raises(UserError, match="goal of success must stay: it was fitted"):
+        toward(past_scorer(), fitted, "b")
+
+
+def test_goal_texts_are_lines_of_a_bounded_length():
+    assert check_goal("  the drawer is open ") == "the drawer is open"
+    for bad in ("a\x1b[2Jb", "a\nb", "", 3, "x" * (MAX_GOAL + 1)):
+        with pytest.raises(UserError, match="goal must be"):
+            check_goal(bad)
+
+
+def test_images_of_several_sizes_for_a_reward_that_reads_them_are_refused():
+    class Looks(PastHead):
+        frames_read = "all"
+
+    scorer = Scorer(FakeEncoder(), {"looks": Looks()}, WeightedSum(), PotentialShaping())
+    frames = {n: Frame(image=np.zeros((s, s, 3), np.uint8), captured_s=0.0, index=0) for n, s in (("a", 8), ("b", 4))}
+    with pytest.raises(UserError, match="8 x 8, 4 x 4"):
+        LocalScoring(scorer, ("a", "b")).score(frames)
+
+
+def test_an_unscorable_moment_says_why():
+    class Broken(PastHead):
+        def score(self, features):
+            return super().score(features) / 0
+
+    scorer = Scorer(FakeEncoder(), {"broken": Broken()}, WeightedSum(), PotentialShaping())
+    frame = Frame(image=images(1)[0], captured_s=0.0, index=0)
+    with pytest.raises(UnscorableError, match="head 'broken'"):
+        LocalScoring(scorer).score({"main": frame})
+
+
+# Smoothing ----------------------------------------------------------------------------------------------
+
+
+def test_smoothing_follows_its_formula_at_any_rate():
+    smooth = SuccessSmoothing(time_constant_s=0.5)
+    times, values = [0.0, 0.1, 0.4, 0.45], [1.0, 0.0, 1.0, 0.5]
+    expected = values[0]
+    for k, (at, value) in enumerate(zip(times, values, strict=True)):
+        if k:
+            expected += (1 - np.exp(-(at - times[k - 1]) / 0.5)) * (value - expected)
+        assert smooth.update(value, at) == (None, pytest.approx(expected, abs=1e-12))
+
+
+def test_success_does_not_flicker_within_the_hysteresis():
+    smooth = SuccessSmoothing(0.5, hysteresis=0.2, time_constant_s=0.0)
+    said = [smooth.update(value, t)[0] for t, value in enumerate([0.4, 0.5, 0.45, 0.31, 0.29, 0.45, 0.5])]
+    assert said == [False, True, True, True, False, False, True]
+    smooth.restart()
+    assert smooth.update(0.4, 9)[0] is False
+
+
+def test_a_clock_that_falls_stands_still():
+    smooth = SuccessSmoothing(time_constant_s=1.0)
+    smooth.update(1.0, 10.0)
+    assert smooth.update(0.0, 5.0)[1] == 1.0
+    assert 0 < smooth.update(0.0, 6.0)[1] < 1
+
+
+def test_the_success_head_decides_where_there_is_one():
+    class Success(PastHead):
+        name, pointwise = "success", True
+
+        def score(self, features):
+            return torch.ones(features.main.shape[:2])
+
+    encoder = FakeEncoder()
+    heads = {"success": Success(), "past": PastHead()}
+    scorer = Scorer(encoder, heads, WeightedSum(), PotentialShaping())
+    lines, _ = watch(FakeSource(images(3)), LocalScoring(scorer), smoothing=SuccessSmoothing(0.9))
+    assert [w.success for w in lines] == [True] * 3
+    assert [w.smoothed for w in lines] == [1.0] * 3
+
+
+def test_normalised_by_known_range_or_by_what_was_seen():
+    normalise = Normaliser({"mine": (-1.0, 1.0)})
+    assert normalise({"success": 0.3, "mine": 0.0, "clip": 0.2}) == {"success": 0.3, "mine": 0.5, "clip": 0.5}
+    assert normalise({"success": 1.2, "clip": 0.4}) == {"success": 1.0, "clip": 1.0}
+    assert normalise({"clip": 0.3})["clip"] == pytest.approx(0.5)
+    normalise.restart()
+    assert normalise({"clip": 0.9}) == {"clip": 0.5}
+
+
+def test_settings_that_are_none_are_refused():
+    with pytest.raises(ValueError, match="hysteresis"):
+        SuccessSmoothing(hysteresis=-1)
+    with pytest.raises(ValueError, match="threshold"):
+        SuccessSmoothing(float("nan"))
+    with pytest.raises(ValueError, match="low < high"):
+        Normaliser({"a": (1.0, 1.0)})
+
+
+def test_latencies_keep_the_last_of_them():
+    latencies = Latencies(size=4)
+    assert latencies.percentiles() == {}
+    for value in (100.0, 100.0, 1.0, 2.0, 3.0, 4.0):
+        latencies.add(value)
+    assert latencies.percentiles()["p50"] == pytest.approx(2.5)
