@@ -1,0 +1,48 @@
+"""Files that stay readable when a disk fills up or a process is killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+
+class Appended:
+    """A file that only grows, by whole pieces: a piece is in the file, or none of it is.
+
+    Nothing is held back in memory, so a killed process loses no piece that was written.
+
+    Args:
+        path: made anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("wb", buffering=0)
+        self.size = 0
+
+    def write(self, piece: bytes | bytearray | memoryview) -> None:
+        """Append a piece.
+
+        Raises:
+            OSError: it does not fit (a full disk, a quota); the file ends where it did before.
+        """
+        view = memoryview(piece).cast("B")
+        try:
+            written = 0
+            while written < len(view):
+                written += self._file.write(view[written:]) or 0
+        except OSError:
+            self._file.truncate(self.size)
+            raise
+        self.size += len(view)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Appended:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
