@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hmac
+import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -22,19 +23,19 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
+from embodied.errors import UserError
 from embodied.serving.batching import Batcher
 from embodied.serving.connections import Guard
 from embodied.serving.limits import Limits, Rate, Rates
 from embodied.serving.metrics import Metrics
 from embodied.serving.protocol import Chunk, RefusedError
-from embodied.serving.streams import push_all
+from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
 
 VERSION = metadata.version("embodied-rewards")
 DECODERS = 2  # threads
 BYTES_PER_REQUEST = 256 << 10  # of a body: what more there is counts as more requests
 BAD_COST = 20  # requests that a bad one counts as
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class Service:
@@ -101,7 +102,7 @@ class Service:
             host = urlsplit(f"//{headers.get('host', '')}")
             origin = headers.get("origin")
             foreign = origin is not None and urlsplit(origin).netloc != host.netloc
-            elsewhere = self._token is None and host.hostname not in LOOPBACK
+            elsewhere = self._token is None and not is_loopback(host.hostname or "")
         except ValueError:
             foreign = elsewhere = True
         if foreign or elsewhere:
@@ -186,7 +187,7 @@ class Service:
         if goal not in self._goals:
             try:
                 self._goals[goal] = await self.on_heads(self._goal_scorer, goal)
-            except ValueError as error:
+            except (ValueError, UserError) as error:
                 raise RefusedError("bad_text", str(error), expected="another goal", got=goal) from error
             if len(self._goals) > self.limits.goals:
                 self._goals.popitem(last=False)
@@ -211,8 +212,8 @@ class Service:
 
         try:
             return await self.on_heads(score)
-        except (FloatingPointError, ValueError, KeyError) as error:
-            raise RefusedError("unscorable", _text(error), expected="what the heads read", status=422) from error
+        except UNSCORABLE as error:
+            raise RefusedError("unscorable", reason(error), expected="what the heads read", status=422) from error
 
     async def on_heads(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Run on the heads' thread."""
@@ -248,5 +249,9 @@ def _numbers(values: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.float().cpu().numpy())
 
 
-def _text(error: Exception) -> str:
-    return f"missing: {error}" if isinstance(error, KeyError) else str(error)
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, which no other can reach."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

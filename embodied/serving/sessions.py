@@ -18,7 +18,7 @@ from embodied.scoring import Layout
 from embodied.serving import protocol
 from embodied.serving.protocol import RefusedError
 from embodied.serving.service import BYTES_PER_REQUEST, Service
-from embodied.serving.streams import Outcome, SessionStream, push_each
+from embodied.serving.streams import UNSCORABLE, Outcome, SessionStream, push_each, reason
 
 MAX_NAMES = 16  # views, and signals, of a session
 LONGEST_DEBT_S = 2.0  # of bad messages, after which a session is closed
@@ -147,8 +147,8 @@ class Session:
         scorer = await self._service.with_goal(text)
         try:
             past = await self._service.on_heads(stream.rescored, scorer)
-        except (ValueError, FloatingPointError) as error:
-            raise RefusedError("unscorable", str(error), got=text) from error
+        except UNSCORABLE as error:
+            raise RefusedError("unscorable", reason(error), got=text, status=422) from error
         arrays = {name: np.array([each[name] for each in past], np.float32) for name in scorer.heads}
         return {
             "type": "goal",
@@ -245,6 +245,6 @@ def _signals(value: Any, names: Sequence[str], moments: int) -> list[dict[str, f
 
 
 def _told(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, FloatingPointError):
-        return {"error": str(outcome), "code": "unscorable"}
+    if isinstance(outcome, Exception):
+        return {"error": reason(outcome), "code": "unscorable"}
     return outcome._asdict()

@@ -12,8 +12,10 @@ from torch import Tensor
 from embodied import scoring
 from embodied.scoring import Track
 from embodied.streaming import EpisodeStream, Reading
+from rewards.chat import VLMError
 
-Outcome = Reading | FloatingPointError  # of one row: what it is worth, or why it is worth nothing
+UNSCORABLE = (FloatingPointError, VLMError, ValueError, KeyError)  # what heads raise of rows they cannot score
+Outcome = Reading | FloatingPointError | VLMError | ValueError | KeyError  # of one row
 
 
 class SessionStream(EpisodeStream):
@@ -70,9 +72,14 @@ def push_each(stream: EpisodeStream, rows: Sequence[np.ndarray], frames: Sequenc
     for k, row in enumerate(rows):
         try:
             outcomes.append(stream.push(row, None if frames is None else frames[k]))
-        except FloatingPointError as error:
+        except UNSCORABLE as error:
             outcomes.append(error)
     return outcomes
+
+
+def reason(error: Exception) -> str:
+    """Why there is no score, for the client."""
+    return f"missing: {error}" if isinstance(error, KeyError) else str(error)
 
 
 def _rows(stream: SessionStream, features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -88,7 +95,7 @@ def _push_group(members: Sequence[tuple[int, SessionStream, np.ndarray]]) -> lis
     try:
         potentials = scorer.potentials(features)
         combined = scorer.combined(potentials, features)
-    except FloatingPointError:  # one row's fault is not the others'
+    except UNSCORABLE:  # one row's fault is not the others'
         return [outcome for _, each, row in members for outcome in push_each(each, [row], None)]
     before: list[Tensor | None] = []
     latest: dict[int, Tensor] = {}

@@ -1,0 +1,128 @@
+"""Serve a reward model to other computers: HTTP and WebSocket, many clients in one batch.
+
+A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it. It
+listens to this machine alone; any other host needs a token, in the file token_file or the variable EMBODIED_TOKEN,
+never on the command line, and for the open network a TLS proxy before it. What goes over the wire:
+embodied/serving/protocol.py. Ctrl-C or SIGTERM finishes what is queued, tells the sessions and ends.
+
+    embodied serve reward=clip reward.goal="the cup is upright"
+    embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
+    curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg http://127.0.0.1:8765/v1/score
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from embodied import scorers, scoring
+from embodied.datasets.encoding import fingerprint
+from embodied.errors import UserError
+from embodied.live_scoring import toward
+from embodied.serving import protocol
+from embodied.serving.app import make_app
+from embodied.serving.connections import Server
+from embodied.serving.limits import Limits
+from embodied.serving.peer import read_token
+from embodied.serving.service import is_loopback
+from rewards.core import Scorer
+
+
+def run(config: DictConfig) -> None:
+    """Serve until a signal comes."""
+    token = _check(config)
+    options: dict[str, Any] = {"limits": _limits(config), "token": token}
+    options |= {"max_batch": config.max_batch, "max_wait_ms": float(config.max_wait_ms)}
+    torch.set_num_threads(config.threads)
+    with _listen(config.host, config.port) as listener:  # before the model is loaded: the port may be taken
+        app = served(config, **options)
+        port = listener.getsockname()[1]
+        _say(app.state.service, config.host, port, with_token=token is not None)
+        Server(app, host=config.host, port=port).run(sockets=[listener])
+    print("Stopped.")
+
+
+def served(config: DictConfig, **options: Any) -> Any:
+    """The application that a config describes, its model loaded and warm; `options` of `make_app`."""
+    scorer = scorers.make_scorer(config)
+    assert scorer is not None  # _check
+    scoring.encode(scorer, np.zeros((1, *scorer.encoder.image_size, 3), np.uint8))
+    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
+    goal_scorer = partial(_with_goal, scorer, reward) if _has_goal(reward) else None
+    return make_app(scorer, model_id=_model_id(scorer, reward), goal_scorer=goal_scorer, **options)
+
+
+def _check(config: DictConfig) -> str | None:
+    """The token, if there is one.
+
+    Raises:
+        UserError: settings that cannot be served.
+    """
+    if config.reward.get("_target_") is None:
+        raise UserError("reward=true serves nothing: it is the task's own. Choose a reward model.")
+    for key, least in (("max_batch", 1), ("max_wait_ms", 0), ("threads", 1), ("replicas", 1), ("port", 0)):
+        if config[key] < least:
+            raise UserError(f"{key} must be at least {least}; got {config[key]}.")
+    if config.port > 65535:
+        raise UserError(f"port must be at most 65535; got {config.port}.")
+    token = read_token(token_file=config.token_file)
+    if token is None and not is_loopback(config.host):
+        raise UserError(
+            f"host={config.host} can be reached from other machines, so it needs a token: give token_file=FILE, or set "
+            f"{protocol.TOKEN_VARIABLE}. To make one: python -c 'import secrets; print(secrets.token_hex())' > FILE"
+        )
+    return token
+
+
+def _limits(config: DictConfig) -> Limits:
+    given: Any = OmegaConf.to_container(config.limits, resolve=True)
+    try:
+        return Limits(**given)
+    except ValueError as error:
+        raise UserError(str(error).replace("Limits: ", "limits.")) from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}. Try another port=….") from error
+
+
+def _has_goal(reward: dict[str, Any]) -> bool:
+    return any("goal" in part for part in (reward, *(reward.get("parts") or {}).values()))
+
+
+def _with_goal(scorer: Scorer, reward: dict[str, Any], goal: str) -> Scorer:
+    return toward(scorer, reward, goal)[0]
+
+
+def _model_id(scorer: Scorer, reward: dict[str, Any]) -> str:
+    """The reward's name and a hash of its settings, its fitted weights and its encoder."""
+    found = hashlib.sha256(json.dumps(reward, sort_keys=True, default=str).encode())
+    found.update(fingerprint(scorer.encoder).encode())
+    for part in (reward, *(reward.get("parts") or {}).values()):
+        fitted = Path(str(part.get("model") or ""))
+        for file in sorted(fitted.rglob("*")) if part.get("model") and fitted.is_dir() else []:
+            found.update(file.read_bytes() if file.is_file() else b"")
+    return f"{scorers.reward_name(reward)}-{found.hexdigest()[:12]}"
+
+
+def _say(service: Any, host: str, port: int, *, with_token: bool) -> None:
+    """Where it listens, and how to ask."""
+    told = service.describe()
+    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    bearer = f' -H "Authorization: Bearer ${protocol.TOKEN_VARIABLE}"' if with_token else ""
+    print(f"Serving {', '.join(told['heads'])} at {url} (model {told['model_id']}, encoder {told['encoder']['name']}).")
+    print(f"  curl{bearer} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}{protocol.SCORE}")
+    print(f"  embodied watch source=0 server={url}")
+    print("Ctrl-C stops it.", flush=True)
