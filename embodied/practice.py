@@ -18,9 +18,9 @@ Shape letters: T actions of an attempt, S the policy's inputs, A action.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -29,7 +29,7 @@ from stable_baselines3 import SAC
 
 from embodied.practice_inputs import TASKS, Senses, Standard, SuccessHead
 from policies.demonstrations import Imitation, SymmetricReplay
-from rewards.calibration import YES, Latch
+from rewards.calibration import UNSURE, YES, Latch
 from rewards.core import Features
 
 
@@ -40,12 +40,29 @@ class Task:
     Attributes:
         name: one of `TASKS`.
         head: says whether it is done.
-        fact: of the world's `degrees`, its truth, for judging; None where nobody knows it.
+        fact: its truth, of those that `Practice` is told for judging; None where nobody knows it.
     """
 
     name: str
     head: SuccessHead
     fact: str | None = None
+
+
+class Row(NamedTuple):
+    """One transition.
+
+    Attributes:
+        before, after: (S + 2,) float32 observations.
+        action: (A,) in [-1, 1].
+        reward: 1 where the success model's yes has held, else 0.
+        ended: whether it ended the task; being out of time does not.
+    """
+
+    before: np.ndarray
+    after: np.ndarray
+    action: np.ndarray
+    reward: float
+    ended: bool
 
 
 @dataclass
@@ -118,7 +135,7 @@ class Practice:
         attempt_steps: after which an attempt has failed.
         stuck_after: failed attempts in a row until a person resets the world.
         reset_every: attempts until a person resets it anyway; 0: never.
-        tally: to go on from.
+        facts: tells how far each fact holds, 1 where it does, for records; None: nobody knows.
     """
 
     def __init__(
@@ -132,7 +149,7 @@ class Practice:
         attempt_steps: int,
         stuck_after: int,
         reset_every: int,
-        tally: Tally | None = None,
+        facts: Callable[[], Mapping[str, float]] | None = None,
     ) -> None:
         if len(tasks) != len(TASKS) or min(attempt_steps, stuck_after) < 1 or reset_every < 0:
             raise ValueError(
@@ -141,7 +158,7 @@ class Practice:
             )
         self.env, self.senses, self.tasks, self.model, self.standard = env, senses, tuple(tasks), model, standard
         self.attempt_steps, self._stuck_after, self._reset_every = attempt_steps, stuck_after, reset_every
-        self.tally = tally or Tally()
+        self._facts, self.tally = facts, Tally()
         self.obs: Any = None  # the newest, from the world
         self._stopped = False
 
@@ -151,7 +168,7 @@ class Practice:
         self.tally.turn = self.tally.failed = self.tally.since_reset = 0
         self._stopped = False
 
-    def attempts(self, steps: int) -> Iterator[tuple[Attempt, list[tuple[np.ndarray, ...]]]]:
+    def attempts(self, steps: int) -> Iterator[tuple[Attempt, list[Row]]]:
         """Practise until so many steps are done in all: each attempt, and its transitions, before they are learned.
 
         The world must have been reset once. Between two attempts everything is at rest: the moment to save.
@@ -167,6 +184,8 @@ class Practice:
             tally.failed = 0 if attempt.success else tally.failed + 1
             tally.turn = 1 - index
             self._stopped = attempt.stopped is not None
+            if self.env.has_wrapper_attr("pause"):
+                self.env.get_wrapper_attr("pause")()  # a robot holds still while its policy is updated
             yield attempt, rows
 
     def _bring_order(self) -> None:
@@ -197,14 +216,13 @@ class Practice:
 
     def truth(self, task: Task) -> bool | None:
         """Whether a task is really done; for records."""
-        degrees = getattr(self.env.unwrapped, "degrees", None)
-        if task.fact is None or degrees is None:
+        if task.fact is None or self._facts is None:
             return None
-        return bool(degrees()[task.fact] >= 1)
+        return bool(self._facts()[task.fact] >= 1)
 
     def attempt(
         self, index: int, *, limit: int | None = None, explore: bool = True, film: bool = False
-    ) -> tuple[Attempt, list[tuple[np.ndarray, ...]]]:
+    ) -> tuple[Attempt, list[Row]]:
         """One attempt at a task from where the world stands.
 
         Args:
@@ -213,10 +231,12 @@ class Practice:
             explore: with the policy's noise.
             film: keep pictures.
 
+        A moment without a fresh picture is one at which the model is unsure.
+
         Returns:
-            What came of it, and T rows of observation, next observation, action in [-1, 1], reward, terminated.
+            What came of it, and its T transitions.
         """
-        task, rows = self.tasks[index], []
+        task, rows = self.tasks[index], list[Row]()
         latch, moment = Latch(task.head.decision.hold), self.senses.look(self.obs)
         latch.step(torch.tensor([self._verdict(task, moment.features)], dtype=torch.int8))
         attempt = Attempt(task.name, env_before=self.truth(task))
@@ -230,7 +250,7 @@ class Practice:
             action, _ = self.model.predict(observation, deterministic=not explore)
             self.obs, _, terminated, _, info = self.env.step(action)
             moment = self.senses.look(self.obs)
-            verdict = self._verdict(task, moment.features)
+            verdict = UNSURE if info.get("stale") else self._verdict(task, moment.features)
             attempt.success = bool(latch.step(torch.tensor([verdict], dtype=torch.int8)))
             attempt.steps += 1
             self._judge(attempt, task, verdict)
@@ -238,8 +258,7 @@ class Practice:
                 attempt.pictures.append(self.env.render())
             before, observation = observation, self.standard(moment.inputs, index)
             scaled = self.model.policy.scale_action(action)
-            reward = np.float32(attempt.success)
-            rows.append((before, observation, scaled, reward, np.float32(attempt.success)))
+            rows.append(Row(before, observation, scaled, float(attempt.success), attempt.success))
             if terminated and not attempt.success:
                 attempt.stopped = str(info.get("stopped") or "ended by the world")
             if terminated or attempt.success:
@@ -256,10 +275,10 @@ class Practice:
             attempt.env_missed = (attempt.env_missed or 0) + (true and not said)
 
 
-def remember(replay: SymmetricReplay, rows: Sequence[tuple[np.ndarray, ...]]) -> None:
+def remember(replay: SymmetricReplay, rows: Sequence[Row]) -> None:
     """Put an attempt into the learner's replay."""
-    for before, after, action, reward, ended in rows:
-        replay.add(before, after, action, np.array([reward]), np.array([ended]), [{}])
+    for row in rows:
+        replay.add(row.before, row.after, row.action, np.array([row.reward]), np.array([row.ended]), [{}])
 
 
 def update(model: SAC, imitation: Imitation, count: int, *, tick: Callable[[], object] = lambda: None) -> float:

@@ -5,9 +5,9 @@ Shape letters: T actions of an episode, S the policy's inputs, A action, D featu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -19,12 +19,13 @@ from embodied.envs.worker import view_names
 from embodied.errors import UserError
 from policies.demonstrations import Transitions
 from rewards.calibration import Decision, Latch
-from rewards.core import Encoder, Features
+from rewards.core import Encoder, Episode, Features
 
 TASKS = ("forward", "backward")
 FAR = 5.0  # standard deviations of the demonstrations' inputs, at which inputs are cut
 
 
+@runtime_checkable
 class SuccessHead(Protocol):
     """A success model: `rewards.success.SuccessClassifier` or `SuccessVLM`."""
 
@@ -64,6 +65,10 @@ class Senses:
         self.views = view_names(env, cameras)
         self.signals = None if signals is None else tuple(signals)
         self._env, self._encoder, self._named = env, encoder, bool(cameras)
+
+    def on(self, env: gymnasium.Env) -> Senses:
+        """The same senses of another world."""
+        return Senses(env, self._encoder, cameras=self.views if self._named else (), signals=self.signals)
 
     @torch.inference_mode()
     def look(self, obs: Any) -> Moment:
@@ -139,6 +144,7 @@ def demonstrations(
         recording = dataset.recording(i, cameras=())
         if signals is None:
             (inputs,) = dataset.columns(i, ["observation.environment_state"]).values()
+            inputs = inputs.reshape(len(inputs), -1)
         else:
             if missing := [name for name in signals if name not in recording.signals]:
                 raise UserError(f"{dataset.root}: observation.state must tell {', '.join(missing)}, as the robot does.")
@@ -152,6 +158,26 @@ def demonstrations(
     if not demos or not demos[0].actions.size:
         raise UserError(f"{dataset.root}: must hold demonstrations with actions; it holds none.")
     return demos
+
+
+def mirrored(episodes: Sequence[Episode]) -> list[Episode]:
+    """Episodes that ended in success, shown backwards: they end with the other task done, which they undid.
+
+    So the success model of a task learns from the other's recordings too, and does not take the pose in which its own
+    ended for a sign of success.
+    """
+    return [
+        Episode(features=_flipped(episode.features), instruction=episode.instruction, success=True)
+        for episode in episodes
+        if episode.success
+    ]
+
+
+def _flipped(features: Features) -> Features:
+    def back(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: value.flip(1) for name, value in values.items()}
+
+    return Features(views=back(features.views), signals=back(features.signals), frames=back(features.frames))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
     checkpoints/<steps>/learner.zip  state.safetensors  state.json
 
 Written beside its place and moved there when it is whole; nothing in it is unpickled. A simulated world goes on
-exactly from there; a robot goes on from wherever it stands.
+exactly from there; a robot begins anew from a reset.
 """
 
 from __future__ import annotations

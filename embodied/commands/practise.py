@@ -8,6 +8,7 @@ report.html. Ctrl-C or a crash loses nothing before the last checkpoint: resume=
 
     embodied practise
     embodied practise env=desk-drawer observe=state steps=20000
+    embodied practise robot=simulated steps=2000
     embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open …
     embodied practise run=runs/practise/20260101-120000-desk-drawer-success-s0 resume=true
 """
@@ -18,7 +19,8 @@ import json
 import sys
 import time
 from collections import deque
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +39,14 @@ from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import encode
 from embodied.errors import UserError
-from embodied.practice import Attempt, Practice, Task, remember, update
-from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, transitions
+from embodied.practice import Practice, Task, remember, update
+from embodied.practice_evaluation import play
+from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
 from embodied.practice_state import load_practice, save_practice
-from embodied.report import write_report, write_video
+from embodied.report import write_report
 from embodied.worlds import env_maker, reward_cameras
 from policies.demonstrations import Imitation, SymmetricReplay, narrow
 from rewards.core import Encoder
-from rewards.metrics import wilson_interval
 from rewards.success import SuccessClassifier, success_scorer
 
 RECENT = 20  # attempts of a task behind the shown rates
@@ -52,7 +54,24 @@ LOG_EVERY = 500  # steps
 
 
 def run(config: DictConfig) -> None:
-    """Pre-train, practise, evaluate, report."""
+    """Practise in the config's world, or on the simulated robot."""
+    if config.robot not in (None, "simulated"):
+        raise UserError(
+            f"robot must be null or simulated; got {config.robot!r}. For your own: see `practise` in Python."
+        )
+    practise(config, partial(_simulated_robot, config) if config.robot else env_maker(config))
+
+
+def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
+    """Pre-train, practise, evaluate, report.
+
+        practise(cli.compose("practise", ["forward.fact=null", …]), lambda: RobotEnv(driver, limits, reset=by_hand()))
+
+    Args:
+        config: the verb's.
+        make: makes the world; called once for a robot (anything with `pause`), twice for a world of which there can
+            be two: the other one is for evaluation.
+    """
     folder, checkpoint = None, None
     if config.resume:
         folder, config = _resumed(config)
@@ -62,7 +81,7 @@ def run(config: DictConfig) -> None:
     _check(config)
     torch.set_num_threads(config.threads)
     encoder = build(config.encoder)
-    env = env_maker(config)()
+    env = make()
     log: Logger | None = None
     try:
         practice, imitation, heads = _built(config, env, encoder, folder)
@@ -81,14 +100,14 @@ def run(config: DictConfig) -> None:
             with tqdm(total=config.pretrain_updates, desc="demonstrations", unit="update", leave=False) as bar:
                 update(practice.model, imitation, config.pretrain_updates, tick=bar.update)
             practice.tally.updates = config.pretrain_updates
-            _evaluate(config, folder, practice, encoder)
+            _evaluate(config, folder, practice, make)
             save_practice(folder, practice)
         else:
             if not load_practice(checkpoint, practice):
-                print("This world cannot save its state: practice goes on from where it stands.", file=sys.stderr)
+                print("This world cannot save its state: practice goes on from a reset.", file=sys.stderr)
             _drop_lines(folder / "attempts.jsonl", practice.tally.steps)
-        _practise(config, folder, practice, imitation, encoder, log)
-        summary = _evaluate(config, folder, practice, encoder, final=True)
+        _loop(config, folder, practice, imitation, make, log)
+        summary = _evaluate(config, folder, practice, make, final=True)
         runs.write_run(folder, status="finished", steps=practice.tally.steps, tally=vars(practice.tally))
         print(f"{_told(summary, practice)} Report: {write_report(folder)}")
     except BaseException as error:
@@ -139,18 +158,49 @@ def _built(
         demos += demonstrations(
             datasets[name], index, heads[name], encoder, views=senses.views, signals=signals, count=count
         )
+    if signals is None and env.observation_space.shape != demos[0].inputs.shape[1:]:
+        raise UserError(f"observe=state needs a world whose observation is its state; got {env.observation_space}.")
     model, imitation, standard = _learner(config, env, demos)
-    practice = Practice(
+    tasks = [Task(name, heads[name], config[name].fact) for name in TASKS]
+    return _practice(config, env, senses, tasks, model, standard), imitation, heads
+
+
+def _practice(
+    config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[Task], model: SAC, standard: Standard
+) -> Practice:
+    return Practice(
         env,
         senses,
-        [Task(name, heads[name], config[name].fact) for name in TASKS],
+        tasks,
         model,
         standard,
         attempt_steps=config.attempt_steps,
         stuck_after=config.stuck_after,
         reset_every=config.reset_every,
+        facts=_facts(env.unwrapped),
     )
-    return practice, imitation, heads
+
+
+def _facts(world: Any) -> Callable[[], Mapping[str, float]] | None:
+    """What a simulator knows, for records."""
+    if hasattr(world, "degrees"):
+        return world.degrees
+    truth = getattr(getattr(world, "driver", None), "truth", None)
+    return None if truth is None else lambda: truth()["degrees"]
+
+
+def _simulated_robot(config: DictConfig) -> gymnasium.Env:
+    """The desk in another process, behind a driver; a person who resets it lays it out anew."""
+    from embodied.robots.env import RobotEnv
+    from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot
+
+    cameras = tuple(reward_cameras(config)) or ("front",)
+    driver = SimulatedRobot(task="drawer", cameras=cameras, seed=int(config.seed))
+
+    def reset(env: RobotEnv) -> None:
+        driver.arrange(int(env.np_random.integers(2**31)))
+
+    return RobotEnv(driver, LIMITS, obs="state", absolute=ABSOLUTE, reset=reset)
 
 
 def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...], folder: Path | None) -> Any:
@@ -163,6 +213,10 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
     if model is None and task.labelled is not None:
         reads = "all" if vlm is not None else "none"
         episodes = encode(open_dataset(task.labelled), encoder, cameras=list(views), frames_read=reads)
+        other = config[TASKS[1 - TASKS.index(name)]].labelled
+        if success.mirror and other is not None:
+            undone = encode(open_dataset(other), encoder, cameras=list(views), frames_read=reads)
+            episodes = [*episodes, *mirrored(undone)]
     elif model is None and vlm is None:
         raise UserError(f"{name} must have labelled episodes, a fitted model or success.vlm; it has none of them.")
     thresholds = {key: success[key] for key in ("precision", "base_rate", "false_alarm")}
@@ -176,6 +230,10 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
         hold=success.hold,
     )
     (head,) = scorer.heads.values()
+    if episodes:
+        print(
+            f"{name}: success model on episodes it was not fitted to: {getattr(head, 'quality', None)}", file=sys.stderr
+        )
     return head
 
 
@@ -235,9 +293,15 @@ def _resumed(config: DictConfig) -> tuple[Path, DictConfig]:
 # Practising ---------------------------------------------------------------------------------------------
 
 
-def _practise(
-    config: DictConfig, folder: Path, practice: Practice, imitation: Imitation, encoder: Encoder, log: Logger
+def _loop(
+    config: DictConfig,
+    folder: Path,
+    practice: Practice,
+    imitation: Imitation,
+    make: Callable[[], gymnasium.Env],
+    log: Logger,
 ) -> None:
+    """Attempts and updates until the steps are done, with a line each, a bar, curves and checkpoints."""
     model, tally = practice.model, practice.tally
     replay = model.replay_buffer
     assert isinstance(replay, SymmetricReplay)
@@ -272,7 +336,7 @@ def _practise(
                 log.record("train/imitation_error", error)
                 log.dump(tally.steps)
             if due(config.eval_every) and tally.steps < config.steps:
-                _evaluate(config, folder, practice, encoder)
+                _evaluate(config, folder, practice, make)
             if due(config.checkpoint_every):
                 save_practice(folder, practice)
     save_practice(folder, practice)
@@ -287,68 +351,25 @@ def _drop_lines(file: Path, steps: int) -> None:
         part.replace(file)
 
 
-# Evaluating ---------------------------------------------------------------------------------------------
-
-
 def _evaluate(
-    config: DictConfig, folder: Path, practice: Practice, encoder: Encoder, *, final: bool = False
+    config: DictConfig, folder: Path, practice: Practice, make: Callable[[], gymnasium.Env], *, final: bool = False
 ) -> dict[str, Any]:
-    """Forward from a reset, then backward from where that led, without the policy's noise, in a world of its own."""
+    """In a world of its own; a robot is the one that practises, and stands reset afterwards."""
     seed = config.seed + (evaluation.FINAL if final else evaluation.HELD_OUT)
-    env = env_maker(config)()
-    judged = Practice(
-        env,
-        Senses(env, encoder, cameras=reward_cameras(config), signals=practice.senses.signals),
-        practice.tasks,
-        practice.model,
-        practice.standard,
-        attempt_steps=config.attempt_steps,
-        stuck_after=config.stuck_after,
-        reset_every=0,
-    )
-    played: dict[str, list[Attempt]] = {name: [] for name in TASKS}
+    robot = practice.env.has_wrapper_attr("pause")
+    env = practice.env if robot else make()
+    judged = _practice(config, env, practice.senses.on(env), practice.tasks, practice.model, practice.standard)
     try:
-        for i in tqdm(range(config.eval_episodes), desc="evaluation", unit="episode", leave=False):
-            judged.reset(seed=seed + i)
-            for index, name in enumerate(TASKS):
-                attempt, _ = judged.attempt(index, explore=False, film=final and i < config.videos)
-                played[name].append(replace(attempt, pictures=[]))
-                if attempt.pictures:
-                    _film(folder, i, attempt, hold=practice.tasks[index].head.decision.hold)
-                if not _solved(attempt):
-                    break  # there is nothing to undo
+        seeds = range(seed, seed + config.eval_episodes)
+        rates = play(judged, seeds, folder=folder if final else None, videos=config.videos)
+        if robot:
+            practice.reset()
     finally:
-        env.close()
-    summary = {"steps": practice.tally.steps, **_rates(played), "final": final}
+        if not robot:
+            env.close()
+    summary = {"steps": practice.tally.steps, **rates, "final": final}
     runs.append_line(folder / "evaluations.jsonl", summary)
     return summary
-
-
-def _film(folder: Path, i: int, attempt: Attempt, *, hold: int) -> None:
-    word = {True: "success", False: "failure"}[_solved(attempt)]
-    rewards = np.zeros(attempt.steps, np.float32)
-    rewards[-1:] = attempt.success
-    title = f"{attempt.task} · {word} · the model says {'yes' if attempt.success else 'no'}"
-    write_video(folder / "videos" / f"final_{i}_{attempt.task}_{word}.mp4", attempt.pictures, rewards, title=title)
-
-
-def _solved(attempt: Attempt) -> bool:
-    """In truth where it is known, else by the model."""
-    return attempt.success if attempt.env_success is None else attempt.env_success
-
-
-def _rates(played: dict[str, list[Attempt]]) -> dict[str, Any]:
-    """Success with its 95 % interval; the model's yeses at the end that were wrong. The forward task's is the run's."""
-    values: dict[str, Any] = {}
-    for name, attempts in played.items():
-        solved, count = sum(map(_solved, attempts)), len(attempts)
-        low, high = wilson_interval(solved, count) if count else (None, None)
-        rate = solved / count if count else None
-        about = {"success_rate": rate, "ci_low": low, "ci_high": high, "episodes": count}
-        about["said_success"] = sum(attempt.success for attempt in attempts)
-        about["said_wrongly"] = sum(attempt.success and attempt.env_success is False for attempt in attempts)
-        values |= {name: about}
-    return values["forward"] | values
 
 
 def _told(summary: dict[str, Any], practice: Practice) -> str:

@@ -1,0 +1,70 @@
+"""How far practice came: both tasks from a reset, without the policy's noise, by the truth where it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from embodied.practice import Attempt, Practice
+from embodied.practice_inputs import TASKS
+from embodied.report import write_video
+from rewards.metrics import wilson_interval
+
+
+def play(practice: Practice, seeds: Sequence[int], *, folder: Path | None = None, videos: int = 0) -> dict[str, Any]:
+    """Forward from a reset, then backward from where that led, once a seed.
+
+    Args:
+        practice: of a world that nothing is learned in meanwhile; its tally is left alone.
+        seeds: of the resets.
+        folder: where `videos/` is.
+        videos: of the first so many.
+
+    Returns:
+        `success_rate`, `ci_low`, `ci_high`, `episodes` of the forward task, and for each task under its name these,
+        `said_success` (attempts that ended by the model's yes) and `said_wrongly` (those of them that were not true).
+    """
+    played: dict[str, list[Attempt]] = {name: [] for name in TASKS}
+    for i, seed in enumerate(tqdm(seeds, desc="evaluation", unit="episode", leave=False)):
+        practice.reset(seed=seed)
+        for index, name in enumerate(TASKS):
+            attempt, _ = practice.attempt(index, explore=False, film=folder is not None and i < videos)
+            played[name].append(replace(attempt, pictures=[]))
+            if folder is not None and attempt.pictures:
+                _film(folder, i, attempt)
+            if not solved(attempt):
+                break  # there is nothing to undo
+    values = {name: rates(attempts) for name, attempts in played.items()}
+    return values["forward"] | values
+
+
+def solved(attempt: Attempt) -> bool:
+    """In truth where it is known, else by the model."""
+    return attempt.success if attempt.env_success is None else attempt.env_success
+
+
+def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
+    """Success with its 95 % interval, and how often the model said so, rightly or not."""
+    done, count = sum(map(solved, attempts)), len(attempts)
+    low, high = wilson_interval(done, count) if count else (None, None)
+    return {
+        "success_rate": done / count if count else None,
+        "ci_low": low,
+        "ci_high": high,
+        "episodes": count,
+        "said_success": sum(attempt.success for attempt in attempts),
+        "said_wrongly": sum(attempt.success and attempt.env_success is False for attempt in attempts),
+    }
+
+
+def _film(folder: Path, i: int, attempt: Attempt) -> None:
+    word = "success" if solved(attempt) else "failure"
+    rewards = np.zeros(attempt.steps, np.float32)
+    rewards[-1:] = attempt.success
+    title = f"{attempt.task} · {word} · the model says {'yes' if attempt.success else 'no'}"
+    write_video(folder / "videos" / f"final_{i}_{attempt.task}_{word}.mp4", attempt.pictures, rewards, title=title)

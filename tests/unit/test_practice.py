@@ -1,0 +1,389 @@
+"""Practice by turns in a world that nobody resets, on a slider whose picture tells where it is."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from embodied.datasets import Dataset, Writer
+from embodied.errors import UserError
+from embodied.practice import Practice, Row, Tally, Task, remember, update
+from embodied.practice_inputs import Demo, Senses, Standard, demonstrations, mirrored, transitions
+from embodied.practice_state import load_practice, save_practice
+from policies.demonstrations import Imitation, SymmetricReplay, Transitions, narrow
+from policies.sb3 import sac
+from rewards.calibration import Decision
+from rewards.core import Episode, Features
+
+SIDES = ("right", "left")  # done at 1 and at 0
+NAMES = ("forward", "backward")
+
+
+class BrightnessEncoder:
+    """Features: the mean brightness of the picture, 0 to 1, and its opposite."""
+
+    name, dim, image_size = "brightness", 2, (4, 4)
+
+    def encode_images(self, frames):
+        bright = frames.float().mean((1, 2, 3)) / 255
+        return torch.stack([bright, 1 - bright], 1)
+
+    def encode_texts(self, texts):
+        return torch.zeros(len(texts), 2)
+
+
+class Slider(gymnasium.Env):
+    """A position in [0, 1], moved by at most 0.2 a step; the picture is as bright as it is far right."""
+
+    cameras, camera = ("top",), "top"
+    stop_at: int | None = None  # step of its life at which it stops by itself
+
+    def __init__(self):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.position, self.resets, self.pauses, self.steps = 0.0, 0, 0, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.resets = float(self.np_random.uniform(0, 0.1)), self.resets + 1
+        return self._obs(), {}
+
+    def step(self, action):
+        self.position = float(np.clip(self.position + 0.2 * np.clip(action, -1, 1)[0], 0, 1))
+        self.steps += 1
+        stopped = "operator" if self.steps == self.stop_at else None
+        return self._obs(), 0.0, stopped is not None, False, {"stopped": stopped}
+
+    def _obs(self):
+        return np.array([self.position], np.float32)
+
+    def frame(self, image_size=4, camera=None):
+        return np.full((image_size, image_size, 3), round(255 * self.position), np.uint8)
+
+    def signals(self):
+        return {"opening": 0.5}
+
+    def degrees(self):
+        return {"right": float(self.position >= 0.9), "left": float(self.position <= 0.1)}
+
+    def pause(self):
+        self.pauses += 1
+
+    def get_state(self):
+        return {"position": np.array([self.position])}
+
+    def set_state(self, state):
+        self.position = float(state["position"][0])
+
+
+class SideHead:
+    """Yes where a feature is at least 0.9, no below; `wrong` says yes always."""
+
+    def __init__(self, feature, *, hold=1, wrong=False):
+        self.decision, self._feature, self._wrong = Decision(hold=hold), feature, wrong
+
+    def verdicts(self, features):
+        return ((features.main[..., self._feature] >= 0.9) | self._wrong).to(torch.int8)
+
+
+def demo(task, length=6):
+    """Straight to the other side."""
+    at = np.minimum(0.2 * np.arange(length, dtype=np.float32), 1)
+    at = at if task == 0 else 1 - at
+    inputs = np.stack([np.full(length, 0.5), at, 1 - at], 1).astype(np.float32)
+    return Demo(task, inputs, np.full((length - 1, 1), 1.0 if task == 0 else -1.0, np.float32), True)
+
+
+class Shape(gymnasium.Env):
+    def __init__(self, inputs):
+        self.observation_space = spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+
+def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0, weight=1.0):
+    """Practice on a new slider, with what it learns by."""
+    env, standard, demos = Slider(), Standard.of([demo(0), demo(1)]), [demo(0), demo(1)]
+    model = sac(
+        DummyVecEnv([lambda: Shape(5)]),
+        seed=0,
+        device="cpu",
+        learning_rate=3e-3,
+        batch_size=16,
+        buffer_size=500,
+        network=(16,),
+    )
+    shown = transitions(demos, standard, model.policy.scale_action)
+    model.replay_buffer = SymmetricReplay(
+        500, model.observation_space, model.action_space, model.device, demos=shown
+    )  # fmt: skip
+    narrow(model)
+    tasks = [
+        Task(name, SideHead(k, hold=hold, wrong=name in wrong), SIDES[k]) for k, name in enumerate(NAMES)
+    ]  # fmt: skip
+    practice = Practice(
+        env,
+        Senses(env, BrightnessEncoder(), signals=("opening",)),
+        tasks,
+        model,
+        standard,
+        attempt_steps=attempt_steps,
+        stuck_after=stuck_after,
+        reset_every=reset_every,
+        facts=lambda: env.degrees(),
+    )
+    practice.reset(seed=0)
+    from stable_baselines3.common.logger import Logger
+
+    model.set_logger(Logger(None, []))
+    return practice, Imitation(model, shown, weight=weight, batch_size=16)
+
+
+def acting(practice, act):
+    """The policy replaced by a rule on (observation, task)."""
+
+    def predict(observation, deterministic):
+        return np.array([act(int(observation[-1]))], np.float32), None
+
+    practice.model.predict = predict
+
+
+def straight(task):
+    return 1.0 if task == 0 else -1.0
+
+
+def test_tasks_alternate_without_a_reset_and_success_ends_an_attempt():
+    practice, _ = made(hold=2)
+    acting(practice, straight)
+    attempts = [attempt for attempt, _ in practice.attempts(30)]
+    assert [each.task for each in attempts[:4]] == ["forward", "backward", "forward", "backward"]
+    assert all(each.success and each.env_success and not each.env_before for each in attempts[:4])
+    assert [each.steps for each in attempts[:3]] == [6, 6, 6]  # five to get there, and one more yes
+    assert practice.env.resets == 1
+    assert practice.tally.interventions == 0
+    assert practice.env.pauses == len(attempts)
+    assert practice.tally.steps == 30
+
+
+def test_rewards_are_the_models_and_the_end_is_terminal():
+    practice, _ = made(wrong=("forward",))
+    acting(practice, lambda task: 0.0)
+    attempt, rows = practice.attempt(0)
+    assert [row.reward for row in rows] == [1.0]
+    assert [row.ended for row in rows] == [True]
+    assert attempt.success is True
+    assert attempt.env_success is False
+    assert (attempt.yes, attempt.env_false_yes, attempt.env_true, attempt.env_missed) == (1, 1, 0, 0)
+
+
+def test_an_attempt_out_of_time_is_not_terminal():
+    practice, _ = made()
+    acting(practice, lambda task: 0.0)
+    attempt, rows = practice.attempt(0)
+    assert (attempt.steps, attempt.success) == (12, False)
+    assert not any(row.reward or row.ended for row in rows)
+    np.testing.assert_array_equal(rows[0].after, rows[1].before)
+
+
+def test_a_stuck_world_is_reset_by_a_person_who_is_counted():
+    practice, _ = made(stuck_after=2)
+    acting(practice, lambda task: 0.0 if task == 0 else 1.0)  # forward does nothing
+    practice.env.position = 0.5
+    practice.obs = practice.env._obs()
+    attempts = [attempt for attempt, _ in practice.attempts(36)]
+    assert [each.task for each in attempts] == ["forward", "backward", "forward"]
+    assert practice.tally.stuck_resets == 1
+    assert practice.env.resets == 2
+
+
+def test_a_task_that_is_done_already_is_passed_over():
+    practice, _ = made(attempt_steps=4)
+    acting(practice, lambda task: 0.0)  # forward fails, so there is nothing to undo
+    attempts = [attempt for attempt, _ in practice.attempts(12)]
+    assert [each.task for each in attempts] == ["forward"] * 3
+    assert practice.tally.passed_over == 2
+
+
+def test_planned_resets_and_safety_stops_are_counted():
+    practice, _ = made(reset_every=2)
+    acting(practice, straight)
+    assert len(list(practice.attempts(25))) == 5
+    assert practice.tally.planned_resets == 2
+    practice, _ = made()
+    acting(practice, straight)
+    practice.env.stop_at = 3
+    attempts = [attempt for attempt, _ in practice.attempts(8)]
+    assert attempts[0].stopped == "operator"
+    assert attempts[0].steps == 3
+    assert practice.tally.stop_resets == 1
+
+
+def test_a_moment_without_a_fresh_picture_says_nothing():
+    practice, _ = made()
+    acting(practice, straight)
+    step = practice.env.step
+    practice.env.step = lambda action: (*step(action)[:4], {"stale": True})
+    attempt, _ = practice.attempt(0)
+    assert attempt.yes == 0
+    assert attempt.env_missed == attempt.env_true > 0
+
+
+def test_the_policy_never_sees_the_truth():
+    practice, _ = made()
+    practice.env.degrees = lambda: {side: float("nan") for side in SIDES}
+    acting(practice, straight)
+    attempt, rows = practice.attempt(0)
+    assert attempt.success is True
+    assert attempt.env_success is False
+    assert all(np.isfinite(row.before).all() for row in rows)
+
+
+def test_half_of_a_batch_is_demonstrated():
+    practice, _ = made()
+    replay = practice.model.replay_buffer
+    assert set(replay.sample(16).rewards.flatten().tolist()) <= {0.0, 1.0}
+    far = np.full(5, 9, np.float32)
+    remember(replay, [Row(far, far, np.zeros(1, np.float32), 0.25, False)])
+    batch = replay.sample(16)
+    own = batch.rewards.flatten() == 0.25
+    assert own.sum() == 8
+    assert (batch.observations[own] == 9).all()
+    assert batch.observations.shape == (16, 5)
+    with pytest.raises(ValueError, match="at least one transition"):
+        SymmetricReplay(5, replay.observation_space, replay.action_space, "cpu", demos=_no_transitions())
+
+
+def _no_transitions():
+    nothing = np.zeros((0, 5), np.float32)
+    flags = np.zeros(0, bool)
+    return Transitions(
+        observations=nothing,
+        next_observations=nothing,
+        actions=np.zeros((0, 1), np.float32),
+        rewards=np.zeros(0, np.float32),
+        terminated=flags,
+        good=flags,
+    )
+
+
+def test_imitation_brings_the_mean_to_the_demonstrated_action():
+    practice, imitation = made()
+    first = imitation.step()
+    last = update(practice.model, imitation, 200)
+    assert last < first
+    acts = [practice.model.predict(practice.standard(demo(k).inputs[2], k), deterministic=True)[0] for k in (0, 1)]
+    assert acts[0][0] > 0.5 > -0.5 > acts[1][0]
+    _, none = made(weight=0.0)
+    assert none.step() == 0.0
+
+
+def test_it_goes_on_exactly_from_a_checkpoint(tmp_path):
+    def go(practice, imitation, steps):
+        lines = []
+        for attempt, rows in practice.attempts(steps):
+            remember(practice.model.replay_buffer, rows)
+            update(practice.model, imitation, attempt.steps)
+            lines.append(attempt.line())
+            if practice.tally.attempts == 2:
+                save_practice(tmp_path, practice)
+        return lines
+
+    whole = go(*made(attempt_steps=5), 20)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    practice, imitation = made(attempt_steps=5)
+    assert load_practice(checkpoint, practice)
+    assert practice.tally.attempts == 2
+    rest = go(practice, imitation, 20)
+    assert whole[2:] == rest
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
+    practice, _ = made()
+    first = save_practice(tmp_path, practice)
+    practice.tally.steps = 7
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("embodied.practice_state.save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_practice(tmp_path, practice)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]
+
+
+def test_a_tally_is_json():
+    tally = Tally(stuck_resets=2, planned_resets=1)
+    assert tally.interventions == 3
+    assert Tally(**vars(tally)) == tally
+
+
+# Demonstrations -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two episodes to the right: one that arrives early and rests, one that never arrives though it is said to."""
+    features = {
+        "observation.state": {"dtype": "float32", "shape": [1], "names": ["opening"]},
+        "observation.environment_state": {"dtype": "float32", "shape": [1], "names": None},
+        "action": {"dtype": "float32", "shape": [1], "names": None},
+        "next.success": {"dtype": "bool", "shape": [1], "names": None},
+    }
+    with Writer(tmp_path / "data", fps=20, features=features, cameras={"top": (16, 16)}, env={"id": "s"}) as writer:
+        for speed in (0.25, 0.05):
+            at = np.minimum(speed * np.arange(8), 1)
+            frames = np.repeat(np.round(255 * at).astype(np.uint8), 16 * 16 * 3).reshape(8, 16, 16, 3)
+            columns = {
+                "observation.state": np.full((8, 1), 0.5, np.float32),
+                "observation.environment_state": at[:, None].astype(np.float32),
+                "action": np.ones((8, 1), np.float32),
+                "next.success": np.arange(8) == 7,
+            }
+            writer.add(columns, {"top": frames}, instruction="right")
+    return Dataset(tmp_path / "data")
+
+
+def test_demonstrations_end_where_the_model_says_or_else_the_person(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    encoder = BrightnessEncoder()
+    early, late = demonstrations(dataset, 0, SideHead(0), encoder, views=["top"], signals=["opening"])
+    assert early.inputs.shape == (5, 3)  # rows 0 to 4, arrived in the last
+    assert early.actions.shape == (4, 1)
+    assert early.done
+    assert late.actions.shape == (7, 1)
+    assert late.done
+    np.testing.assert_allclose(early.inputs[:, 1], [0, 0.25, 0.5, 0.75, 1], atol=0.03)
+    (state,) = demonstrations(dataset, 0, SideHead(0), encoder, views=["top"], signals=None, count=1)
+    np.testing.assert_allclose(state.inputs[:, 0], [0, 0.25, 0.5, 0.75, 1])
+    with pytest.raises(UserError, match="must tell gripper_x"):
+        demonstrations(dataset, 0, SideHead(0), encoder, views=["top"], signals=["gripper_x"])
+
+
+def test_transitions_are_rewarded_at_the_end_and_tell_the_task():
+    shown = transitions([demo(0), demo(1)], Standard.of([demo(0), demo(1)]), lambda actions: actions)
+    assert len(shown) == 10
+    assert np.flatnonzero(shown.rewards).tolist() == [4, 9]
+    assert shown.terminated.sum() == 2
+    np.testing.assert_array_equal(shown.observations[:, -2:], [[1, 0]] * 5 + [[0, 1]] * 5)
+    assert shown.good.all()
+
+
+def test_a_success_shown_backwards_is_one_of_the_other_task():
+    rows = torch.arange(3.0).view(1, 3, 1)
+    given = [Episode(features=Features(views={"top": rows}), success=flag) for flag in (True, False, None)]
+    (back,) = mirrored(given)
+    assert back.success
+    assert back.features.main.flatten().tolist() == [2, 1, 0]
+
+
+def test_what_hardly_varies_is_not_blown_up():
+    standard = Standard.of([demo(0)])
+    out = standard(np.array([0.6, 100.0, 0.5], np.float32), 1)
+    assert np.abs(out[:3]).max() == 5
+    assert out[-2:].tolist() == [0, 1]
+
+
+def test_settings_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="attempt_steps and stuck_after"):
+        made(stuck_after=0)
