@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from embodied.cameras.camera import Frame
 from embodied.streaming import Reading
@@ -51,6 +51,7 @@ class Watched:
     event: str | None = None
 
 
+@runtime_checkable
 class Sink(Protocol):
     """Something that keeps or shows what is watched.
 
