@@ -9,9 +9,10 @@ a row holds the newest moment at its time. An episode ends with the stream's, wh
 are stale for over a second (then time would not be even), after a minute without a moment, and when its journal grows
 too large.
 
-Features: `next.reward` (the sum of the rewards since the row), `next.done`, `next.success`, `potential.<head>` and
-`combined` of the row; `scored` tells where these are known (else the last known values stand), `stale` where the
-pictures are old, `captured_s` is the clock of the capture.
+Features: `potential.<head>` and `potential.combined` of the row; `reward.combined`, the sum of the rewards until the
+next row; `success.predicted` and `next.done` then; `scored` tells where a row had a reading (else the last known
+potentials stand), `stale` where its pictures are old, `captured_s` is the clock of the capture. `next.reward` and
+`next.success` are the task's own in our datasets, and a camera knows neither.
 """
 
 from __future__ import annotations
@@ -166,13 +167,12 @@ class _Journal:
             self._reward += reading.reward
         if self._waiting is not None and place <= self._row:
             return  # this row has its moment; what came with a later one is what followed it
-        for row in range(self._row, place) if self._waiting is not None else ():
-            if row < place - 1:
-                self._flush(0.0, self._waiting[0]["success"])
-            else:
-                self._flush(self._reward, watched.success)
-                self._reward = 0.0
-        former = self._waiting[0] if self._waiting else None
+        former = self._waiting[0] if self._waiting is not None else None
+        if former is not None:
+            for _ in range(self._row, place - 1):
+                self._flush(0.0, former["success"])
+            self._flush(self._reward, watched.success)
+            self._reward = 0.0
         known = reading.potentials if reading else former["potentials"] if former else {}
         row = {
             "potentials": {name: known.get(name, 0.0) for name in self._heads},
@@ -283,9 +283,9 @@ class Packer:
 
 
 def _features(heads: list[str]) -> dict[str, Any]:
-    names = [f"potential.{_plain(head)}" for head in heads] + ["combined"]
-    flags = dict.fromkeys(("next.done", "next.success", "scored", "stale"), BOOL)
-    return {"next.reward": FLOAT, **flags, **dict.fromkeys(names, FLOAT), "captured_s": CLOCK}
+    names = [f"potential.{_plain(head)}" for head in heads] + ["potential.combined"]
+    flags = dict.fromkeys(("next.done", "success.predicted", "scored", "stale"), BOOL)
+    return {"reward.combined": FLOAT, **flags, **dict.fromkeys(names, FLOAT), "captured_s": CLOCK}
 
 
 def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray]]:
@@ -302,12 +302,12 @@ def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray]
         return None, {}
     rows = rows[:count]
     columns = {
-        "next.reward": np.array([row["next_reward"] for row in rows], np.float32),
+        "reward.combined": np.array([row["next_reward"] for row in rows], np.float32),
         "next.done": np.arange(count) == count - 1,
-        "next.success": np.array([row["next_success"] for row in rows]),
+        "success.predicted": np.array([row["next_success"] for row in rows]),
         "scored": np.array([row["scored"] for row in rows]),
         "stale": np.array([row["stale"] for row in rows]),
-        "combined": np.array([row["combined"] for row in rows], np.float32),
+        "potential.combined": np.array([row["combined"] for row in rows], np.float32),
         "captured_s": np.array([row["captured_s"] for row in rows], np.float64),
     }
     for head in about["heads"]:
