@@ -35,6 +35,7 @@ from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messag
 
 TICK_S = 0.01  # of the servo
 REACH_S = 0.05  # a target is reached so long after it came: one control period
+BRAKE_S = 0.005  # of its speed the tip goes on when it brakes: held there it does not creep back
 STATE_TICKS = 2  # a measurement each
 BACKLOG = 2**20  # bytes not yet taken by the other side, above which frames are left out
 
@@ -68,7 +69,7 @@ class Options:
     speed: float = 1.0
     cameras: tuple[str, ...] = ("front",)
     size: int = 96
-    fps: float = 20.0
+    fps: float = 30.0
     noise: int = 1
     seed: int = 0
     deadman_s: float = 0.25
@@ -105,9 +106,10 @@ class DeskRobot:
         self._halt("not released yet")
 
     def _halt(self, reason: str) -> None:
-        """Hold still where the arm is; the first reason is kept."""
+        """Hold still where the arm comes to rest, braking at its hardest; the first reason is kept."""
         self.world.settle()
-        self._target = np.array([*self.world.sent, min(max(self.world.opening / OPENING, 0.0), 1.0)])
+        rest = self.world.sent + BRAKE_S * self._speed()
+        self._target = np.array([*rest, min(max(self.world.opening / OPENING, 0.0), 1.0)])
         self._commanded_s = None
         if self.stopped is None:
             self.stopped = reason
@@ -186,7 +188,7 @@ class DeskRobot:
             if now >= tick:
                 tick = max(tick + TICK_S, now - 5 * TICK_S)  # a process that was held up does not race to catch up
                 self._tick()
-            elif now >= film:
+            if now >= film:
                 film = max(film + 1 / self.options.fps, now)
                 self._film()
             self._send_due()
@@ -267,7 +269,7 @@ class DeskRobot:
         command, now = message.get("command"), self.clock.now()
         self._note("act", command=command, sent_s=message.get("sent_s"), refused=self.stopped)
         numbers = isinstance(command, list) and len(command) == 4 and isinstance(message.get("sent_s"), float)
-        if not numbers or not all(isinstance(each, float) and math.isfinite(each) for each in command):
+        if not numbers or not all(isinstance(each, float) and math.isfinite(each) for each in command or []):
             self._halt(f"a command must be 4 finite numbers; got {command}")
         elif self.stopped is None:
             if now - message["sent_s"] > self.options.deadman_s:

@@ -8,34 +8,25 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from PIL import Image
 
-from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.robots.driver import Driver, DriverError, Observation
+from embodied.robots.eyes import Eyes
 from embodied.robots.judge import Judge, Task, Verdict
-from embodied.robots.limits import Limits, allowed, toward, violations
+from embodied.robots.limits import Limits, violations
+from embodied.robots.targets import Targets
 from embodied.robots.watchdog import OBSERVATION, POLICY, MaxAge, Watchdog
 
 OBS_FORMS = ("state", "pixels", "mixed")
 LOOK = 0.5  # of a period after the command the robot is looked at; the rest is for scoring and the policy
 READY_S = 5.0  # seconds of ours that a robot may take to show itself before an episode
 POLLS = 8  # of the watchdog, each control period
-
-
-@dataclass
-class _Seen:
-    """What is known of one camera: its newest frame, and the last picture that differed from the one before it."""
-
-    frame: Frame
-    changed: Frame
 
 
 class RobotEnv(gymnasium.Env):
@@ -107,16 +98,18 @@ class RobotEnv(gymnasium.Env):
         self.max_age = max_age or MaxAge()
         self.render_mode = "rgb_array"
         self._clock, self._reset_scene = driver.clock, reset
-        self._bounds = limits.arrays(driver.action_names)
-        self._absolute = np.array([name in absolute for name in driver.action_names])
+        self._targets = Targets(limits, driver.action_names, absolute, self.period_s)
         self._operator = operator.exists if isinstance(operator, Path) else operator
         self._where = operator if isinstance(operator, Path) else None
-        self._cameras: dict[str, _Seen] = {}
+        self._eyes = Eyes(compare=self.max_age.frozen_s is not None)
         self._steps, self._moving, self._ended = 0, False, True
-        self._sent = self._speed = np.zeros(len(driver.action_names))
         self._sent_s: float | None = None
         self._watchdog = Watchdog(
-            driver.stop, self._age_limits(), clock=self._clock, poll_s=self.period_s / POLLS, operator=self._operator
+            driver.stop,
+            self.max_age.limits(driver.cameras),
+            clock=self._clock,
+            poll_s=self.period_s / POLLS,
+            operator=self._operator,
         )
         try:
             driver.connect()
@@ -185,7 +178,7 @@ class RobotEnv(gymnasium.Env):
         verdict = Verdict()
         if self._judge is not None:
             self._judge.restart()
-            verdict = self._judge.look(self._pictures(), self.signals(), stopped=False)
+            verdict = self._judge.look(self._eyes.pictures(self.views), self.signals(), stopped=False)
         return self._obs(), self._info(verdict, jitter_s=np.nan, clamped=False, stale=False)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -201,7 +194,9 @@ class RobotEnv(gymnasium.Env):
         stopped = self._watchdog.stopped is not None
         verdict = Verdict()
         if self._judge is not None:
-            verdict = self._judge.look(None if stale else self._pictures(), self.signals(), stopped=stopped)
+            verdict = self._judge.look(
+                None if stale else self._eyes.pictures(self.views), self.signals(), stopped=stopped
+            )
         stopped = self._watchdog.stopped is not None  # scoring takes time
         terminated = stopped or bool(verdict.success)
         truncated = not terminated and self.max_steps is not None and self._steps >= self.max_steps
@@ -261,21 +256,15 @@ class RobotEnv(gymnasium.Env):
         Raises:
             ValueError: no such camera.
         """
-        name = camera or self.camera
-        if name is None or name not in self._cameras:
-            raise ValueError(f"RobotEnv.frame: camera must be one of {', '.join(self.cameras)}; got {name!r}.")
-        image = self._cameras[name].frame.image
-        if image_size is None or image.shape[:2] == (image_size, image_size):
-            return image
-        return _resized(image, image_size, image_size)
+        return self._eyes.image(camera or self.camera, image_size)
 
     # Moving ---------------------------------------------------------------------------------------------
 
     def _advance(self, action: Any) -> tuple[float, bool, bool]:
         """One control period: jitter (s), whether limits cut the action, whether a view has no new picture."""
         action = np.asarray(action, np.float64)
-        if action.shape != self._sent.shape:
-            raise ValueError(f"RobotEnv.step: action must have shape {self._sent.shape}; got {action.shape}.")
+        if action.shape != self._targets.sent.shape:
+            raise ValueError(f"RobotEnv.step: action must have shape {self._targets.sent.shape}; got {action.shape}.")
         if self._watchdog.stopped is None and not self._moving:
             try:
                 self._begin()
@@ -287,9 +276,9 @@ class RobotEnv(gymnasium.Env):
         if self._watchdog.stopped is None:
             jitter_s, clamped = self._command(action)
         self._clock.sleep(LOOK * self.period_s)
-        before = {view: self._cameras[view].changed.captured_s for view in self.views}
+        before = self._eyes.new_s(self.views)
         self._look()
-        stale = any(self._cameras[view].changed.captured_s <= at for view, at in before.items())
+        stale = any(now <= then for now, then in zip(self._eyes.new_s(self.views), before, strict=True))
         return jitter_s, clamped, stale
 
     def _command(self, action: np.ndarray) -> tuple[float, bool]:
@@ -299,14 +288,8 @@ class RobotEnv(gymnasium.Env):
             return np.nan, False
         jitter_s = np.nan if self._sent_s is None else now - self._sent_s - self.period_s
         if self._sent_s is not None and jitter_s > self.period_s / 2:
-            self._speed = np.zeros_like(self._sent)  # the targets have come to rest in the meantime
-        inside = np.clip(action, -1, 1)
-        low, high, fastest, _ = self._bounds
-        wanted = self._sent + inside * fastest * self.period_s
-        goal = low + (inside + 1) / 2 * (high - low)
-        wanted = np.where(self._absolute, toward(self._bounds, goal, self._sent, self.period_s), wanted)
-        command = allowed(self._bounds, wanted, self._sent, self._speed, self.period_s)
-        clamped = bool((inside != action).any() or np.abs(command - wanted).max() > 1e-9)
+            self._targets.rest()  # they have come to rest in the meantime
+        command, clamped = self._targets.next(action)
         try:
             really = self.driver.act(command)
         except DriverError as error:
@@ -317,8 +300,7 @@ class RobotEnv(gymnasium.Env):
             return jitter_s, clamped
         self._sent_s = now
         self._watchdog.seen(POLICY, now)
-        really = np.clip(really, low, high)
-        self._speed, self._sent = (really - self._sent) / self.period_s, really
+        self._targets.taken(really)
         return jitter_s, clamped
 
     def _look(self) -> None:
@@ -336,22 +318,12 @@ class RobotEnv(gymnasium.Env):
             self._watchdog.trip(f"limit: {'; '.join(found)}", now)
 
     def _take(self, observation: Observation) -> None:
-        """Remember what is new in an observation. Stamps of the future would never grow old: they count as now."""
+        """Remember an observation and tell the watchdog what is new in it."""
         now = self._clock.now()
         self._observation = observation
         self._watchdog.seen(OBSERVATION, min(observation.measured_s, now))
-        for name, frame in observation.images.items():
-            known = self._cameras.get(name)
-            changed = known is None or self._differs(known.changed, frame)
-            self._cameras[name] = _Seen(frame, frame if changed or known is None else known.changed)
-            self._watchdog.seen(f"camera {name}", min(frame.captured_s, now))
-            if self.max_age.frozen_s is not None:
-                self._watchdog.seen(f"camera {name} picture", min(self._cameras[name].changed.captured_s, now))
-
-    def _differs(self, old: Frame, new: Frame) -> bool:
-        if self.max_age.frozen_s is None:
-            return new.captured_s > old.captured_s
-        return old.image is not new.image and not np.array_equal(old.image, new.image)
+        for name, at_s in self._eyes.take(observation.images, now).items():
+            self._watchdog.seen(name, at_s)
 
     # Starting and stopping ------------------------------------------------------------------------------
 
@@ -382,10 +354,8 @@ class RobotEnv(gymnasium.Env):
     def _begin(self) -> None:
         """Commands go on from where the robot is, at rest; from here on it is watched."""
         self._ready()
-        here = self.signals()
-        low, high = self._bounds[:2]
-        self._sent = np.clip([here[name] for name in self.driver.action_names], low, high)
-        self._speed, self._sent_s, self._moving = np.zeros_like(self._sent), None, True
+        self._targets.start(self.signals())
+        self._sent_s, self._moving = None, True
         self._watchdog.watch()
 
     def _ready(self) -> None:
@@ -399,39 +369,16 @@ class RobotEnv(gymnasium.Env):
         while True:
             observation = self.driver.observe()
             self._take(observation)
-            missing = self._missing(observation, since)
+            missing = [] if observation.stopped is None else [f"it refuses to move ({observation.stopped})"]
+            missing += ["no new measurement"] if observation.measured_s < since else []
+            missing += self._eyes.missing(self.cameras, since)
             if not missing:
                 return
             if time.monotonic() > deadline:
                 raise DriverError(f"The robot is not ready after {READY_S:g} s: {'; '.join(missing)}.")
             self._clock.sleep(self.period_s / POLLS)
 
-    def _missing(self, observation: Observation, since: float) -> list[str]:
-        missing = [] if observation.stopped is None else [f"it refuses to move ({observation.stopped})"]
-        if observation.measured_s < since:
-            missing.append("no new measurement")
-        for name in self.cameras:
-            if name not in self._cameras or self._cameras[name].frame.captured_s < since:
-                missing.append(f"no new frame of camera {name}")
-            elif self._cameras[name].changed.captured_s < since:
-                missing.append(f"camera {name} repeats one picture (MaxAge.frozen_s=None lets it)")
-        return missing
-
     # What is told ---------------------------------------------------------------------------------------
-
-    def _age_limits(self) -> dict[str, float]:
-        ages = self.max_age
-        limits = {OBSERVATION: ages.observation_s, POLICY: ages.policy_s}
-        limits |= {f"camera {name}": ages.camera_s for name in self.cameras}
-        if ages.frozen_s is not None:
-            limits |= {f"camera {name} picture": ages.frozen_s for name in self.cameras}
-        return limits
-
-    def _pictures(self) -> np.ndarray:
-        """(V, H, W, 3) of the task's views, each at the first one's size."""
-        images = [self._cameras[view].frame.image for view in self.views]
-        height, width = images[0].shape[:2]
-        return np.stack([each if each.shape == images[0].shape else _resized(each, height, width) for each in images])
 
     def _obs(self) -> Any:
         proprio = self._observation.proprio.astype(np.float32)
@@ -450,8 +397,7 @@ class RobotEnv(gymnasium.Env):
 
     def _info(self, verdict: Verdict, *, jitter_s: float, clamped: bool, stale: bool) -> dict[str, Any]:
         now, stopped = self._clock.now(), self._watchdog.stopped
-        ages = {"observation": now - self._observation.measured_s}
-        ages |= {f"camera {name}": now - seen.frame.captured_s for name, seen in self._cameras.items()}
+        ages = {"observation": now - self._observation.measured_s} | self._eyes.ages(now)
         potentials = {f"reward/{name}": value for name, value in verdict.potentials.items()}
         return potentials | {
             "jitter_s": jitter_s,
@@ -461,9 +407,5 @@ class RobotEnv(gymnasium.Env):
             "stopped": None if stopped is None else stopped.reason,
             "success": verdict.success,
             "unscored": verdict.unscored,
-            "command": self._sent.copy(),
+            "command": self._targets.sent.copy(),
         }
-
-
-def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))

@@ -8,7 +8,7 @@ dead-man timer is left, so a driver should have one.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from embodied.robots.driver import Clock, DriverError
@@ -43,6 +43,14 @@ class MaxAge:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"MaxAge: {name} must be above 0 seconds; got {value}.")
+
+    def limits(self, cameras: Sequence[str]) -> dict[str, float]:
+        """Name -> greatest age, seconds, as `Watchdog` takes them; a camera's picture apart from its frames."""
+        limits = {OBSERVATION: self.observation_s, POLICY: self.policy_s}
+        limits |= {f"camera {name}": self.camera_s for name in cameras}
+        if self.frozen_s is not None:
+            limits |= {f"camera {name} picture": self.frozen_s for name in cameras}
+        return limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ class Watchdog:
     Args:
         stop: `Driver.stop`; called from this thread or the caller's of `trip`. While it raises DriverError it is tried
             again each poll.
-        limits: name -> greatest age, seconds. Names beginning with "camera" are cameras; see `POLICY`, `OBSERVATION`.
+        limits: name -> greatest age, seconds: `MaxAge.limits`.
         clock: the robot's.
         poll_s: how often the operator is asked, and a failed stop tried again, seconds.
         operator: whether a person wants the robot to stop, asked from this thread; raises nothing. None: nobody.
