@@ -18,6 +18,8 @@ from embodied.build import build
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.scoring import Layout
+from embodied.serving.client import RemoteStream
+from embodied.serving.peer import ServerLostError
 from embodied.streaming import MAX_ROWS, EpisodeStream, Reading
 from rewards.chat import VLMError
 from rewards.core import Scorer
@@ -26,7 +28,16 @@ MAX_GOAL = 1000  # characters of a goal's text
 
 
 class UnscorableError(Exception):
-    """A moment that has no reading; the text says why. The next may have one."""
+    """A moment that has no reading; the text says why. The next may have one.
+
+    Attributes:
+        kind: "nan" (a number that is none), "model" (a chat model did not answer) or "server" (it is away): what is
+            the same for a row of such moments, though their texts differ.
+    """
+
+    def __init__(self, reason: str, *, kind: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 class Scored(NamedTuple):
@@ -138,8 +149,10 @@ class LocalScoring:
         encoded = time.monotonic()
         try:
             reading = self.stream.push(row, batches[0] if reads else None)
-        except (FloatingPointError, VLMError) as error:
-            raise UnscorableError(str(error)) from error
+        except FloatingPointError as error:
+            raise UnscorableError(str(error), kind="nan") from error
+        except VLMError as error:
+            raise UnscorableError(str(error), kind="model") from error
         return Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
 
     def restart(self) -> None:
@@ -154,6 +167,41 @@ class LocalScoring:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class RemoteScoring:
+    """A session of a reward server, which encodes and scores there. While it is away moments have no reading.
+
+    Args:
+        stream: the session.
+        goal: what it was opened with; None: the server's own.
+    """
+
+    def __init__(self, stream: RemoteStream, goal: str | None = None) -> None:
+        self.stream, self.goal = stream, goal
+
+    def score(self, frames: Mapping[str, Frame]) -> Scored:
+        start = time.monotonic()
+        try:
+            reading = self.stream.push({view: frame.image for view, frame in frames.items()})
+        except FloatingPointError as error:
+            raise UnscorableError(str(error), kind="nan") from error
+        except ServerLostError as error:
+            raise UnscorableError(str(error), kind="server") from error
+        served = self.stream.latency_ms / 1000
+        return Scored(reading, {"server": served, "network": max(time.monotonic() - start - served, 0.0)})
+
+    def restart(self) -> None:
+        self.stream.restart()
+
+    def change_goal(self, goal: str) -> int:
+        goal = check_goal(goal)
+        past = self.stream.set_goal(goal)
+        self.goal = goal
+        return len(next(iter(past.values()), ()))
+
+    def close(self) -> None:
+        self.stream.close()
 
 
 def toward(scorer: Scorer, reward: Mapping[str, Any], goal: str) -> tuple[Scorer, dict[str, Any]]:

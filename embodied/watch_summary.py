@@ -19,7 +19,7 @@ class Summary:
         scored: moments with a reading.
         stale: lines without one because nothing new came.
         unscorable: moments without one because the model had none (NaN, a server that was away).
-        dropped: frames of the source that were never scored.
+        dropped: frames of the source that were never scored, since the first that was.
         episodes: that were begun.
         events: kind -> how many ("lost", "back", "goal" …).
         latencies_s: p50, p95 and p99 from capture to reward; empty for recorded sources.

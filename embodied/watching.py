@@ -90,7 +90,8 @@ class Pipeline:
         self._said: list[str] = []  # events that the next line carries
         self._heard: Counter[str] = Counter()  # of each camera's events
         self._last: tuple[int, ...] | None = None  # indices of the moment scored last
-        self._trouble: str | None = None  # why the last moment had no reading
+        self._dropped_before: int | None = None  # by the source, while the model was being loaded
+        self._trouble: str | None = None  # the kind of it that left the last moment without a reading
         self._begin_s, self._at_s = clock(), -np.inf
         self._latencies, self._percentiles, self._percentiles_s = Latencies(), {}, -np.inf
         self._readings_s: deque[float] = deque(maxlen=RATE_OVER)
@@ -109,6 +110,8 @@ class Pipeline:
             self.ended = True
             return None
         self._hear()
+        if frames and self._dropped_before is None:
+            self._dropped_before = self.source.dropped
         if not frames:
             return self._write({}, None, stale=True) if self._said else None
         indices = tuple(frame.index for frame in frames.values())
@@ -147,7 +150,7 @@ class Pipeline:
             return
         self._closed = True
         self._summary.seconds = self._clock() - self._begin_s
-        self._summary.dropped = self.source.dropped
+        self._summary.dropped = self._dropped()
         while not self._asked.empty():
             self._asked.get()[0].cancel()
         with ExitStack() as closing:  # all of them, whatever happens to one
@@ -198,7 +201,7 @@ class Pipeline:
         """The run so far, or as it ended."""
         made = self._summary
         if not self._closed:
-            made.seconds, made.dropped = self._clock() - self._begin_s, self.source.dropped
+            made.seconds, made.dropped = self._clock() - self._begin_s, self._dropped()
         for sink in list(self._sinks):
             if skipped := getattr(sink, "skipped", 0):
                 made.sinks[sink.name] = f"left out {skipped} moments: it is slower than the camera."
@@ -214,9 +217,9 @@ class Pipeline:
             reading, stages = self.scoring.score(frames)
         except UnscorableError as error:
             self._summary.unscorable += 1
-            if self._trouble != str(error):
+            if self._trouble != error.kind:
                 self._say("unscorable", f"no reading: {error}", aloud=True)
-            self._trouble = str(error)
+            self._trouble = error.kind
             return self._write(frames, None)
         now = self._clock()
         if self._trouble is not None:
@@ -270,7 +273,7 @@ class Pipeline:
             age_s=self._age_s(frames),
             latency_s=latency_s,
             latencies_s=latencies_s or {},
-            dropped=self.source.dropped,
+            dropped=self._dropped(),
             model_hz=self._model_hz(),
             goal=self.scoring.goal,
             event="; ".join(self._said) or None,
@@ -302,6 +305,10 @@ class Pipeline:
         """Of the oldest; a record has no age."""
         captured = [frame.captured_s for frame in frames.values()]
         return max(self._clock() - min(captured), 0.0) if self.source.live and captured else 0.0
+
+    def _dropped(self) -> int:
+        """Since the first moment."""
+        return 0 if self._dropped_before is None else self.source.dropped - self._dropped_before
 
     def _model_hz(self) -> float:
         recent = [at for at in self._readings_s.copy() if self._clock() - at <= RATE_OVER_S]

@@ -20,6 +20,7 @@ import math
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
@@ -34,11 +35,11 @@ from embodied.collecting import open_dataset
 from embodied.control import HOST, ControlServer, Keys
 from embodied.envs import WORLDS
 from embodied.errors import UserError
-from embodied.live_scoring import LiveScoring, LocalScoring, check_goal, goal_texts
+from embodied.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
+from embodied.serving.client import RemoteStream
 from embodied.sinks import make_sinks
 from embodied.smoothing import Normaliser, SuccessSmoothing
 from embodied.terminal_view import TerminalView
-from embodied.watched import Sink
 from embodied.watching import MAX_AGE_S, MomentSource, Pipeline
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
@@ -56,14 +57,21 @@ def run(config: DictConfig) -> None:
         opened.callback(source.close)
         scoring = _scoring(config, source)
         opened.callback(scoring.close)
-        summary = _watch(config, source, scoring, opened)
-    print(summary, file=sys.stderr)
+        _watch(config, source, scoring, opened)
 
 
-def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opened: ExitStack) -> str:
-    """The run itself, with its sinks, its view and what steers it; the summary's text."""
+def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opened: ExitStack) -> None:
+    """The run itself, with its sinks, its view and what steers it."""
+    smoothing = SuccessSmoothing(
+        _threshold(config), hysteresis=float(config.hysteresis), time_constant_s=float(config.smoothing_s)
+    )
+    normaliser = Normaliser({str(name): (float(low), float(high)) for name, (low, high) in config.ranges.items()})
+    keys: list[Keys] = []
+    view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
+    seen = config.view in ("terminal", "both")
+    tell = view.tell if seen else lambda text: print(text, file=sys.stderr)
     to_lines = not sys.stdout.isatty() if config.json is None else config.json
-    sinks: list[Sink] = make_sinks(
+    sinks = make_sinks(
         live=source.live,
         record=config.record,
         formats=None if config.formats is None else list(config.formats),
@@ -71,44 +79,42 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         lines=sys.stdout.fileno() if to_lines else None,
         fps=getattr(source, "fps", None),
     )
-    keys: list[Keys] = []
-    view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
-    if config.view in ("terminal", "both"):
-        sinks.append(view)
     pipeline = Pipeline(
         source,
         scoring,
-        sinks,
-        smoothing=SuccessSmoothing(
-            _threshold(config), hysteresis=config.hysteresis, time_constant_s=config.smoothing_s
-        ),
-        normaliser=Normaliser({str(name): (low, high) for name, (low, high) in config.ranges.items()}),
-        tell=view.tell,
-        max_age_s=config.max_age_s or MAX_AGE_S,
+        [*sinks, view] if seen else sinks,
+        smoothing=smoothing,
+        normaliser=normaliser,
+        tell=tell,
+        max_age_s=float(config.max_age_s or MAX_AGE_S),
     )
     opened.callback(pipeline.close)
     for sink in sinks:
         if address := getattr(sink, "address", None):
-            view.tell(f"Rerun: {address}")
+            tell(f"Rerun: {address}")
     if config.control is not None:
         control = ControlServer(pipeline.ask, pipeline.status, config.control)
         opened.callback(control.close)
-        view.tell(f"Control: http://{HOST}:{control.port}/status")
-    each_step: Callable[[], None] = lambda: None  # noqa: E731
-    if config.keys and config.view in ("terminal", "both") and sys.stdin.isatty() and sys.stderr.isatty():
+        tell(f"Control: http://{HOST}:{control.port}/status")
+    if config.keys and seen and sys.stdin.isatty() and sys.stderr.isatty():
         keys.append(Keys(pipeline.ask, sys.stdin.fileno()))
         opened.callback(keys[0].close)
-        each_step = keys[0].poll
     with stopping(pipeline.stop):
         try:
-            return pipeline.run(config.duration_s, each_step).text()
+            pipeline.run(config.duration_s, keys[0].poll if keys else lambda: None)
         except CameraError as error:
             raise UserError(str(error)) from error
+        finally:
+            opened.close()
+            print(pipeline.summary().text(), file=sys.stderr)
 
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `stop`, once; after that they do what they did before."""
+    """Ctrl-C and SIGTERM call `stop`, once; after that they do what they did before. Only a main thread hears them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before: dict[int, Any] = {}
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -152,7 +158,8 @@ def _check(config: DictConfig) -> None:
     if config.goal is not None:
         check_goal(config.goal)
     for text in goal_texts(_plain(config.reward)):
-        check_goal(text)
+        if text:  # "" is a server's own
+            check_goal(text)
     if config.server is None and config.reward.get("_target_") is None:
         raise UserError("reward=true watches nothing: it is the task's own. Choose a reward model.")
 
@@ -167,6 +174,15 @@ def _source(config: DictConfig) -> MomentSource:
 
 def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
     """The reward model, here or at the server."""
+    if config.server is not None:
+        stream = RemoteStream(
+            config.server,
+            views=source.names,
+            goal=config.goal,
+            token_file=config.token_file,
+            form=config.image_form,
+        )
+        return RemoteScoring(stream, config.goal)
     filled = config.copy()
     OmegaConf.set_struct(filled, False)
     env, instruction = _origin(config.source)
@@ -187,7 +203,9 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
 def _threshold(config: DictConfig) -> float | None:
     parts = (config.reward.get("parts") or {"": config.reward}).values()
     has_success = any(str(part.get("_target_")).endswith("success_scorer") for part in parts)
-    return SUCCESS_THRESHOLD if config.threshold is None and has_success else config.threshold
+    if config.threshold is not None:
+        return float(config.threshold)
+    return SUCCESS_THRESHOLD if has_success else None
 
 
 def _origin(source: Any) -> tuple[DictConfig | None, str | None]:

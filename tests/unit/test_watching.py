@@ -484,7 +484,7 @@ def test_images_of_several_sizes_for_a_reward_that_reads_them_are_refused():
 
     scorer = Scorer(FakeEncoder(), {"looks": Looks()}, WeightedSum(), PotentialShaping())
     frames = {n: Frame(image=np.zeros((s, s, 3), np.uint8), captured_s=0.0, index=0) for n, s in (("a", 8), ("b", 4))}
-    with pytest.raises(UserError, match="8 x 8, 4 x 4"):
+    with pytest.raises(UserError, match="a 8 x 8, b 4 x 4"):
         LocalScoring(scorer, ("a", "b")).score(frames)
 
 
@@ -514,10 +514,10 @@ def test_smoothing_follows_its_formula_at_any_rate():
 
 def test_success_does_not_flicker_within_the_hysteresis():
     smooth = SuccessSmoothing(0.5, hysteresis=0.2, time_constant_s=0.0)
-    said = [smooth.update(value, t)[0] for t, value in enumerate([0.4, 0.5, 0.45, 0.31, 0.29, 0.45, 0.5])]
+    said = [smooth.update(value, float(t))[0] for t, value in enumerate([0.4, 0.5, 0.45, 0.31, 0.29, 0.45, 0.5])]
     assert said == [False, True, True, True, False, False, True]
     smooth.restart()
-    assert smooth.update(0.4, 9)[0] is False
+    assert smooth.update(0.4, 9.0)[0] is False
 
 
 def test_a_clock_that_falls_stands_still():
@@ -553,7 +553,7 @@ def test_normalised_by_known_range_or_by_what_was_seen():
 
 def test_settings_that_are_none_are_refused():
     with pytest.raises(ValueError, match="hysteresis"):
-        SuccessSmoothing(hysteresis=-1)
+        SuccessSmoothing(hysteresis=-1.0)
     with pytest.raises(ValueError, match="threshold"):
         SuccessSmoothing(float("nan"))
     with pytest.raises(ValueError, match="low < high"):
