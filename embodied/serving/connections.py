@@ -56,6 +56,7 @@ class PatientProtocol(H11Protocol):
         super().__init__(*arguments, **options)
         self._guard = guard
         self._patience: asyncio.TimerHandle | None = None
+        self._upgraded = False  # the connection is a WebSocket's now
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -69,7 +70,7 @@ class PatientProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._in_request() or self.transport.is_closing():
+        if self._upgraded or self._in_request() or self.transport.is_closing():
             self._stop_waiting()
         else:
             self._wait()
@@ -79,7 +80,7 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        self._stop_waiting()
+        self._upgraded = True
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
