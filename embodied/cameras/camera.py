@@ -6,7 +6,6 @@ H, W: height and width of an image, pixels. Ages and capture times are of `time.
 from __future__ import annotations
 
 import io
-import warnings
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +15,8 @@ from PIL import Image, ImageOps
 from embodied.errors import UserError
 
 MAX_PIXELS = 64_000_000  # of one image; a larger one is rubbish or a decompression bomb
+# What pillow raises on what is no image.
+_RUBBISH = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,12 +127,10 @@ def decoded(data: bytes, camera: str) -> np.ndarray:
         BrokenImage: empty, damaged, cut short, not an image, or of more than `MAX_PIXELS`.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is below it or not
-            with Image.open(io.BytesIO(data)) as image:
-                check_size(*image.size, camera)
-                return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # what pillow raises on rubbish
-        if isinstance(error, BrokenImage):
-            raise
+        with Image.open(io.BytesIO(data)) as image:
+            check_size(*image.size, camera)
+            return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except BrokenImage:
+        raise
+    except _RUBBISH as error:
         raise BrokenImage(f"{camera}: an image of {len(data)} bytes cannot be decoded ({error}).") from error

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -36,6 +36,7 @@ class Grab(NamedTuple):
     captured_s: float
 
 
+@runtime_checkable
 class Driver(Protocol):
     """One connection at a time to a live camera; only `LiveCamera`'s thread uses it.
 

@@ -94,7 +94,7 @@ def _camera(
         return spec
     options = {key: value for key, value in settings.items() if key not in SETTINGS}
     transform = Transform(
-        crop=_whole("crop", settings.get("crop")),
+        crop=_whole("crop", settings.get("crop"), 4),
         flip=settings.get("flip") or "",
         rotate=settings.get("rotate") or 0,
         resize=_whole("resize", settings.get("resize")),
@@ -185,12 +185,12 @@ def _realsense(serial: str, *, size: Sequence[int] | None = None) -> Driver:
 
 
 def _dataset(text: str) -> Record:
-    from embodied.collecting import open_dataset  # torch, for those who want a dataset
-
     root, _, place = text.partition("#")
     number, _, camera = place.partition("/")
     if not root or (number and not number.isdigit()):
         raise UserError(f"source: a dataset must be dataset:FOLDER_OR_NAME[#EPISODE][/CAMERA]; got dataset:{text}.")
+    from embodied.collecting import open_dataset  # torch, for those who want a dataset
+
     dataset = open_dataset(root)
     if not dataset.cameras:
         raise UserError(f"source dataset:{text}: the dataset has no cameras.")
@@ -231,10 +231,12 @@ def _path(path: Path, fps: float | None) -> Record:
     return partial(recorded.video, str(path)), str(path), recorded.video_fps(str(path))
 
 
-def _whole(name: str, values: Any) -> Any:
-    """A tuple of whole numbers, or None."""
+def _whole(name: str, values: Any, count: int = 2) -> Any:
+    """A tuple of that many whole numbers, or None."""
     if values is None:
         return None
-    if isinstance(values, str) or not isinstance(values, Sequence) or not all(isinstance(v, int) for v in values):
-        raise UserError(f"{name} must be a list of whole numbers of pixels; got {values!r}.")
+    whole = isinstance(values, Sequence) and all(isinstance(v, int) and not isinstance(v, bool) for v in values)
+    if not whole or len(values) != count:
+        form = "[x, y, width, height]" if count == 4 else "[height, width]"
+        raise UserError(f"{name} must be {form}, whole numbers of pixels; got {values!r}.")
     return tuple(values)

@@ -16,7 +16,16 @@ import av
 import av.error
 import numpy as np
 
-from embodied.cameras.camera import BrokenImage, CameraError, CameraEvent, CameraTimeout, Frame, check_size, decoded
+from embodied.cameras.camera import (
+    MAX_PIXELS,
+    BrokenImage,
+    CameraError,
+    CameraEvent,
+    CameraTimeout,
+    Frame,
+    check_size,
+    decoded,
+)
 from embodied.cameras.transforms import Transform, resized
 from embodied.errors import UserError, nearest
 
@@ -153,7 +162,7 @@ class RecordedCamera:
 
 
 def resampled(shots: Iterator[Shot], fps: float) -> Iterator[Shot]:
-    """Moments k / fps, each the newest shot that is not after it; the last is the last shot's or just before it."""
+    """Moments k / fps up to the last shot's time, each the newest shot that is not after it."""
     current, k = next(shots, None), 0
     for following in shots:
         while current is not None and k / fps < following.time_s - _EPSILON_S:
@@ -161,7 +170,7 @@ def resampled(shots: Iterator[Shot], fps: float) -> Iterator[Shot]:
                 yield current._replace(time_s=k / fps)
             k += 1
         current = following
-    if current is not None and k / fps <= max(current.time_s, 0.0) + 0.5 / fps:
+    if current is not None and k / fps <= current.time_s + _EPSILON_S:
         yield current._replace(time_s=k / fps)
 
 
@@ -185,6 +194,7 @@ def video(path: str) -> Shots:
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
         start, time_s, count, step_s = None, 0.0, 0, float(1 / (stream.average_rate or FOLDER_FPS))
         packets = container.demux(stream)
         while True:
@@ -285,6 +295,8 @@ def without_password(url: str) -> str:
 def _shot(picture: av.VideoFrame, time_s: float, label: str) -> Shot:
     try:
         check_size(picture.width, picture.height, label)
+        if picture.is_corrupt:
+            raise BrokenImage(f"{label}: a picture at {time_s:.3f} s is damaged")
     except BrokenImage as error:
         return Shot(None, time_s, str(error))
     image = picture.reformat(format="rgb24", interpolation=_ACCURATE).to_ndarray()

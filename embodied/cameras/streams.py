@@ -18,7 +18,6 @@ from embodied.cameras.recorded import check_stream, reason, without_password
 OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
 LOW_DELAY = {
     "fflags": "nobuffer+discardcorrupt",
-    "flags": "low_delay",
     "probesize": "100000",  # bytes and microseconds that are looked at before the first picture, at most
     "analyzeduration": "500000",
 }
@@ -52,7 +51,7 @@ class StreamDriver:
         self._options = {**LOW_DELAY, **(RTSP if url.startswith("rtsp") else {}), **(options or {})}
         self._url, self._format = url, format
         self._container: Any = None
-        self._pictures: Iterator[av.VideoFrame] = iter(())
+        self._pictures: Iterator[tuple[av.VideoFrame, float]] = iter(())
         self._clock = SenderClock()
         self._trust, self._stamped = trust_stamps, False
 
@@ -75,10 +74,10 @@ class StreamDriver:
 
     def grab(self) -> Grab:
         """The next picture; CameraError where the stream ended or said nothing for `SILENT_S`."""
-        picture = next(self._pictures, None)
-        if picture is None:
+        came = next(self._pictures, None)
+        if came is None:
             raise CameraError(f"{self.name}: the stream ended.")
-        arrived = time.monotonic()
+        picture, arrived = came
         stamp = picture.time if self._stamped else None
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
         if picture.is_corrupt:
@@ -96,16 +95,22 @@ class StreamDriver:
 
 
 class _Pictures:
-    """Pictures one by one; a damaged one raises BrokenImage and the next call goes on, as a generator could not."""
+    """Pictures one by one, and when each came; a damaged one raises BrokenImage and the next call goes on.
+
+    FFmpeg's parser gives an H.264 or H.265 picture out when the next one begins. So what comes out now came when the
+    one before it came out: one period ago, or before a stall.
+    """
 
     def __init__(self, container: Any, stream: Any, name: str) -> None:
         self._packets, self._name = container.demux(stream), name
-        self._ready: list[av.VideoFrame] = []
+        self._held = stream.codec_context.name in ("h264", "hevc") and container.format.name in ("rtsp", "mpegts")
+        self._before_s: float | None = None  # when the last packet came out
+        self._ready: list[tuple[av.VideoFrame, float]] = []
 
     def __iter__(self) -> _Pictures:
         return self
 
-    def __next__(self) -> av.VideoFrame:
+    def __next__(self) -> tuple[av.VideoFrame, float]:
         while not self._ready:
             try:
                 packet = next(self._packets)
@@ -113,8 +118,11 @@ class _Pictures:
                 raise
             except (av.error.FFmpegError, OSError) as error:
                 raise CameraError(f"{self._name}: lost ({reason(error)}).") from error
+            now = time.monotonic()
+            came = self._before_s if self._held and self._before_s is not None else now
+            self._before_s = now
             try:
-                self._ready = list(packet.decode())
+                self._ready = [(picture, came) for picture in packet.decode()]
             except av.error.FFmpegError as error:
                 raise BrokenImage(f"{self._name}: a picture cannot be decoded ({reason(error)}).") from error
         return self._ready.pop(0)
