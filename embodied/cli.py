@@ -258,10 +258,17 @@ def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str
 
 
 def _quote(word: str) -> str:
-    """`reward.goal=the robot's cup` → `reward.goal="the robot's cup"`; what Hydra's grammar knows stays."""
+    """`reward.goal=the robot's cup` → `reward.goal="the robot's cup"`; what Hydra's grammar knows stays.
+
+    In lists and mappings without any quotes, items with = or # get theirs: `source=[front=0,side=film.mp4]`.
+    """
     key, equal, value = word.partition("=")
-    if not equal or not re.search(r"[\s',=]", value) or value[0] in "[{\"'":
+    if not equal or not re.search(r"[\s',=#]|^~", value) or value[0] in "\"'":
         return word
+    if value[0] in "[{":
+        name = r"\w+:" if value[0] == "{" else ""
+        items = rf"(?<=[\[{{,])(\s*{name})([^][{{}},]*[=#][^][{{}},]*)"
+        return word if re.search("[\"']", value) else f"{key}=" + re.sub(items, r'\1"\2"', value)
     escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
     return f'{key}="{escaped}"'
 
