@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -67,6 +67,7 @@ class Observation:
     stopped: str | None = None
 
 
+@runtime_checkable
 class Driver(Protocol):
     """A robot. Commands are targets (positions in metres, radians, degrees or shares of a range) by name.
 

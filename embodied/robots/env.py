@@ -298,8 +298,8 @@ class RobotEnv(gymnasium.Env):
         if not np.isfinite(really).all():
             self._watchdog.trip(f"robot: it says that it was sent {really.tolist()}", now)
             return jitter_s, clamped
-        self._sent_s = now
-        self._watchdog.seen(POLICY, now)
+        self._sent_s = self._clock.now()  # after: the next is never less than a period from this one
+        self._watchdog.seen(POLICY, self._sent_s)
         self._targets.taken(really)
         return jitter_s, clamped
 

@@ -7,7 +7,7 @@ A LeRobot robot has `observation_features` and `action_features` (flat: `float`,
 from __future__ import annotations
 
 import threading
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from embodied.robots.driver import Clock, DriverError, Observation
 FRESH_S = 0.1  # a measured position is where the robot is for so long, seconds
 
 
+@runtime_checkable
 class LeRobot(Protocol):
     """What we use of `lerobot.robots.Robot`."""
 
