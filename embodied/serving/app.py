@@ -19,8 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from embodied.serving import protocol
+from embodied.serving.images import read_images
 from embodied.serving.limits import Limits
-from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping, read_images
+from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping, too_large
 from embodied.serving.service import BYTES_PER_REQUEST, VERSION, Service
 from embodied.serving.sessions import MAX_NAMES, Session, read_moments
 from rewards.core import Features, Scorer
@@ -177,10 +178,7 @@ async def stream(socket: WebSocket) -> None:
     try:
         service.check_caller(socket.headers)
         service.check_open()
-        most = service.limits.sessions
-        if len(service.sessions) >= most:
-            wanted = f"at most {most} sessions"
-            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2)
+        service.make_room()
     except RefusedError as error:
         service.refused(error, service.rate(socket.client or socket), host)
         await socket.send_denial_response(_refuse(socket, error))
@@ -211,7 +209,7 @@ async def _serve(request: Request, work: Work) -> Response:
         if wait := rate.wait(came_s):
             wanted = f"at most {service.limits.requests_per_s:g} requests a second"
             raise RefusedError("rate", "Too many requests.", expected=wanted, status=429, retry_after_s=wait)
-        body = await _body(request, service.limits)
+        body = await _body(request, service)
         whole = True
         rate.take(time.monotonic(), 1 + len(body) / BYTES_PER_REQUEST)
         async with asyncio.timeout(service.limits.answer_s):
@@ -240,22 +238,28 @@ async def _serve(request: Request, work: Work) -> Response:
     return response
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
+async def _body(request: Request, service: Service) -> bytes:
+    limits = service.limits
     most = limits.json_bytes if _media(request) == JSON else limits.body_bytes
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > most:
-        raise _too_long(most, int(declared))
+        raise too_large("bytes in the body", most, int(declared))
     body = bytearray()
     try:
         async with asyncio.timeout(limits.body_s):
             async for part in request.stream():
                 body += part
+                service.reading += len(part)
                 if len(body) > most:
-                    raise _too_long(most, len(body))
+                    raise too_large("bytes in the body", most, len(body))
+                if service.reading > limits.body_total_bytes:
+                    raise RefusedError("busy", "Too many bodies at once.", status=503, retry_after_s=1)
     except TimeoutError as error:
         wanted = f"a whole body within {limits.body_s:g} s"
         got = f"{len(body)} bytes"
         raise RefusedError("timeout", "The body is slow.", expected=wanted, got=got, status=408) from error
+    finally:
+        service.reading -= len(body)
     return bytes(body)
 
 
@@ -274,11 +278,6 @@ async def _linger(request: Request, limits: Limits) -> bool:
                 if not message.get("more_body"):
                     return True
     return False
-
-
-def _too_long(most: int, got: int) -> RefusedError:
-    wanted = f"at most {most} bytes"
-    return RefusedError("too_large", f"The body must have {wanted}.", expected=wanted, got=f"{got} bytes", status=413)
 
 
 def _message(request: Request, body: bytes, limits: Limits) -> dict[str, Any]:

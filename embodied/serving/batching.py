@@ -53,7 +53,7 @@ class Batcher:
 
     Args:
         scorer: its encoder is used.
-        limits: `queue_frames` and `batch_pixels` bound what waits and what is encoded at once.
+        limits: `queue_frames`, `queue_pixels` and `batch_pixels` bound what waits and what is encoded at once.
         max_batch: frames of one batch.
         max_wait_ms: how long frames wait for others before they are encoded; not at all once half of those that may
             send have.
@@ -82,6 +82,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._closed = False
         self.queued = 0  # frames
+        self._pixels = 0  # of them
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
 
@@ -95,11 +96,13 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5)
-            if self.queued + len(frames) > self._limits.queue_frames:
-                wanted = f"at most {self._limits.queue_frames} frames waiting"
-                got = self.queued + len(frames)
-                raise RefusedError("busy", "Busy.", expected=wanted, got=got, status=503, retry_after_s=1)
+            frames_most, pixels_most = self._limits.queue_frames, self._limits.queue_pixels
+            pixels = sum(map(_pixels, frames))
+            if self.queued + len(frames) > frames_most or self._pixels + pixels > pixels_most:
+                wanted = f"at most {frames_most} frames and {pixels_most} pixels waiting"
+                raise RefusedError("busy", "Too many frames wait.", expected=wanted, status=503, retry_after_s=1)
             self.queued += len(frames)
+            self._pixels += pixels
             self._queues.setdefault(client, deque()).append(job)
             self._changed.notify()
         return await job.future
@@ -150,6 +153,7 @@ class Batcher:
             while queue and queue[0].future.done():  # nobody waits for it any more
                 gone = queue.popleft()
                 self.queued -= len(gone.frames) - gone.taken
+                self._pixels -= sum(map(_pixels, gone.frames[gone.taken :]))
             if not queue:
                 del self._queues[client]
                 continue
@@ -163,6 +167,7 @@ class Batcher:
             batch.append((job, frame))
             job.taken += 1
             self.queued -= 1
+            self._pixels -= _pixels(frame)
             if job.taken == len(job.frames):
                 queue.popleft()
             if queue:
@@ -204,6 +209,10 @@ class Batcher:
         for loop, each in by_loop.items():
             if not loop.is_closed():
                 loop.call_soon_threadsafe(_resolve, each)
+
+
+def _pixels(frame: np.ndarray) -> int:
+    return frame.shape[0] * frame.shape[1]
 
 
 def _resolve(answers: list[tuple[Job, Any]]) -> None:

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import math
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -61,6 +62,9 @@ class PatientProtocol(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         guard = self._guard
+        if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) and (sock := transport.get_extra_info("socket")):
+            # Of Linux: a client that reads nothing of its answer is cut off, be it HTTP or a WebSocket later.
+            sock.setsockopt(socket.IPPROTO_TCP, option, int(1000 * guard.limits.answer_s))
         if len(self.connections) > guard.limits.connections and guard.silent:
             next(iter(guard.silent)).give_up()
         self._wait()

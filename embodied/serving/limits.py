@@ -20,7 +20,8 @@ class Limits:
         message_frames: images of one message.
         text_chars: of a goal or any other text.
         texts: of one message.
-        sessions: open at once.
+        sessions: open at once; beyond it, the one idle longest makes room, if it has been for `spare_s`.
+        spare_s: see `sessions`.
         session_idle_s: without a message, after which a session is closed.
         rows: of one episode, for heads that read the past.
         requests_per_s: of one connection, on average; `burst` of them at once.
@@ -29,7 +30,10 @@ class Limits:
         body_s: from a request's header to the end of its body.
         answer_s: from a request's body to its answer.
         connections: open at once; beyond it, those that have sent no whole request yet are closed, oldest first.
+        body_total_bytes: of all HTTP bodies that are being read.
         queue_frames: waiting to be encoded, of all clients.
+        queue_pixels: of those frames.
+        episode_pixels: that a session keeps where heads read all images of an episode.
         batch_pixels: encoded at once, at least one image.
         goals: texts whose scorers are kept ready.
         drain_s: for what is queued to finish at shutdown.
@@ -47,6 +51,7 @@ class Limits:
     text_chars: int = 1000
     texts: int = 64
     sessions: int = 64
+    spare_s: float = 10.0
     session_idle_s: float = 60.0
     rows: int = 3000
     requests_per_s: float = 500.0
@@ -55,7 +60,10 @@ class Limits:
     body_s: float = 30.0
     answer_s: float = 60.0
     connections: int = 256
+    body_total_bytes: int = 512 << 20
     queue_frames: int = 4096
+    queue_pixels: int = 256_000_000
+    episode_pixels: int = 128_000_000
     batch_pixels: int = 16_000_000
     goals: int = 16
     drain_s: float = 10.0

@@ -55,8 +55,7 @@ import binascii
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import msgpack
@@ -70,7 +69,6 @@ STREAM, HEALTH, METRICS = "/v1/stream", "/healthz", "/metrics"
 TOKEN_VARIABLE = "EMBODIED_TOKEN"
 IDLE, GOING_AWAY, POLICY = 4408, 1001, 1008  # close codes
 DTYPES = ("float32", "uint8", "bool")
-IMAGE_FORMS = "{jpeg: bytes}, {png: bytes} or {raw: bytes, shape: [H, W, 3]}"
 ADVICE = "See embodied/serving/protocol.py for the format."
 _SHOWN = 80  # characters of what a client sent, in an answer
 
@@ -104,40 +102,6 @@ class RefusedError(Exception):
         """What the client is told."""
         told: dict[str, Any] = {"error": self.error, "expected": self.expected, "got": self.got, "code": self.code}
         return told if self.retry_after_s is None else told | {"retry_after_s": self.retry_after_s}
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Images of one size, checked but not decoded.
-
-    Attributes:
-        kind: "jpeg", "png" or "raw".
-        data: as they came.
-        shape: (N, H, W, 3).
-    """
-
-    kind: str
-    data: bytes | memoryview
-    shape: tuple[int, int, int, int]
-
-    @property
-    def pixels(self) -> int:
-        return self.shape[0] * self.shape[1] * self.shape[2]
-
-    def decode(self) -> np.ndarray:
-        """(N, H, W, 3) uint8; of raw ones without a copy, read-only. EXIF rotation is not applied.
-
-        Raises:
-            RefusedError: broken data.
-        """
-        if self.kind == "raw":
-            return np.frombuffer(self.data, np.uint8).reshape(self.shape)
-        try:
-            with _opened(self.kind, self.data) as image:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
-        except Exception as error:  # decoders of broken data raise anything
-            raise _broken(self.kind, error) from error
-        return pixels[None]
 
 
 # Bytes to maps and back ---------------------------------------------------------------------------------
@@ -232,77 +196,6 @@ def encode_images(frames: np.ndarray, form: str = "raw", quality: int = 90) -> A
     return encode_image(frames, form) if form == "raw" else [encode_image(each, form, quality) for each in frames]
 
 
-def read_images(value: Any, name: str, limits: Limits) -> list[Chunk]:
-    """What a message calls Images, with every size checked and nothing decoded.
-
-    Raises:
-        RefusedError: another form, a zero-size or broken image, or more pixels or images than allowed.
-    """
-    parts = value if isinstance(value, list) else [value]
-    if not 0 < len(parts) <= limits.message_frames:
-        wanted = f"1 to {limits.message_frames} images"
-        raise RefusedError("bad_image", f"{name} must hold {wanted}.", expected=wanted, got=len(parts))
-    chunks = [_read_image(part, name, limits) for part in parts]
-    check_total(chunks, limits)
-    return chunks
-
-
-def check_total(chunks: Sequence[Chunk], limits: Limits) -> None:
-    """Refuse more images or pixels than one message may hold."""
-    frames, pixels = sum(chunk.shape[0] for chunk in chunks), sum(chunk.pixels for chunk in chunks)
-    if frames > limits.message_frames:
-        raise _too_large("images in one message", limits.message_frames, frames)
-    if pixels > limits.message_pixels:
-        raise _too_large("pixels in one message", limits.message_pixels, pixels)
-
-
-def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
-    forms = [form for form in ("raw", "jpeg", "png") if isinstance(value, dict) and form in value]
-    if len(forms) != 1:
-        raise RefusedError("bad_image", f"{name} must be an image. {ADVICE}", expected=IMAGE_FORMS, got=_kind(value))
-    kind, data = forms[0], octets(value[forms[0]], f"{name}.{forms[0]}")
-    if kind == "raw":
-        shape = _shape(value.get("shape"), name, "bad_image")
-        if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
-            wanted = "[H, W, 3] or [N, H, W, 3], none of them 0"
-            raise RefusedError("bad_image", f"{name}.shape must be {wanted}.", expected=wanted, got=shape)
-        n, height, width = (1, *shape[:2]) if len(shape) == 3 else shape[:3]
-        _check_pixels(height, width, limits)
-        if len(data) != math.prod(shape):
-            wanted = f"{math.prod(shape)} bytes for shape {shape}"
-            raise RefusedError(
-                "bad_image", f"{name}.raw must have {wanted}.", expected=wanted, got=f"{len(data)} bytes"
-            )
-        return Chunk(kind, data, (n, height, width, 3))
-    try:
-        with _opened(kind, data) as image:
-            width, height = image.size
-    except Exception as error:  # decoders of broken data raise anything
-        raise _broken(kind, error) from error
-    _check_pixels(height, width, limits)
-    return Chunk(kind, data, (1, height, width, 3))
-
-
-def _opened(kind: str, data: bytes | memoryview) -> Any:
-    """Pillow's image with only the header read. Not by `Image.open`, which would try other formats."""
-    from PIL.JpegImagePlugin import JpegImageFile
-    from PIL.PngImagePlugin import PngImageFile
-
-    return (JpegImageFile if kind == "jpeg" else PngImageFile)(io.BytesIO(data))
-
-
-def _check_pixels(height: int, width: int, limits: Limits) -> None:
-    if height * width == 0:
-        raise RefusedError("bad_image", "An image must have pixels.", expected="H, W ≥ 1", got=f"{height} by {width}")
-    if height * width > limits.image_pixels:
-        raise _too_large("pixels in one image", limits.image_pixels, height * width)
-
-
-def _broken(kind: str, error: Exception) -> RefusedError:
-    reason = str(error) or type(error).__name__
-    return RefusedError("bad_image", f"An image is not {kind.upper()}, or broken.", expected=kind.upper(), got=reason)
-
-
 # Arrays and values --------------------------------------------------------------------------------------
 
 
@@ -334,7 +227,7 @@ def decode_array(value: Any, name: str = "array", *, ndim: int | None = None, dt
         if fields.get("dtype", "float32") != dtype:
             got = fields.get("dtype")
             raise RefusedError("bad_message", f"{name}.dtype must be {dtype}.", expected=dtype, got=got)
-        data, shape = octets(fields.get("data"), f"{name}.data"), _shape(fields.get("shape"), name, "bad_message")
+        data, shape = octets(fields.get("data"), f"{name}.data"), sides(fields.get("shape"), name, "bad_message")
         kind = np.dtype(dtype).newbyteorder("<")
         if len(data) != math.prod(shape) * kind.itemsize:
             wanted = f"{math.prod(shape) * kind.itemsize} bytes for shape {shape}"
@@ -356,7 +249,7 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
         RefusedError: anything else.
     """
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
-        raise RefusedError("bad_message", f"The {name} must be a map. {ADVICE}", expected="a map", got=_kind(value))
+        raise RefusedError("bad_message", f"The {name} must be a map. {ADVICE}", expected="a map", got=kind_of(value))
     return value
 
 
@@ -367,7 +260,7 @@ def text(value: Any, name: str, limits: Limits) -> str:
         RefusedError: no text, an empty one, or a longer one.
     """
     if not isinstance(value, str) or not value.strip():
-        raise RefusedError("bad_text", f"{name} must be a text.", expected="a text", got=_kind(value))
+        raise RefusedError("bad_text", f"{name} must be a text.", expected="a text", got=kind_of(value))
     if len(value) > limits.text_chars:
         wanted = f"at most {limits.text_chars} characters"
         raise RefusedError("bad_text", f"{name} must have {wanted}.", expected=wanted, got=f"{len(value)} characters")
@@ -387,7 +280,9 @@ def octets(value: Any, name: str) -> bytes | memoryview:
             return base64.b64decode(value, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RefusedError("bad_message", f"{name} must be base64.", expected="base64", got=str(error)) from error
-    raise RefusedError("bad_message", f"{name} must be bytes.", expected="bytes (JSON: base64 text)", got=_kind(value))
+    raise RefusedError(
+        "bad_message", f"{name} must be bytes.", expected="bytes (JSON: base64 text)", got=kind_of(value)
+    )
 
 
 def shown(value: object) -> str:
@@ -396,7 +291,8 @@ def shown(value: object) -> str:
     return told if len(told) <= _SHOWN else told[: _SHOWN - 1] + "…"
 
 
-def _shape(value: Any, name: str, code: str) -> list[int]:
+def sides(value: Any, name: str, code: str = "bad_message") -> list[int]:
+    """A shape of a message; what is wrong with it is refused by `code`."""
     if (
         not isinstance(value, list)
         or len(value) > 5
@@ -407,13 +303,15 @@ def _shape(value: Any, name: str, code: str) -> list[int]:
     return value
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
+    """What came in place of what was wanted, in short."""
     if isinstance(value, dict):
         return f"a map of {', '.join(map(str, list(value)[:6])) or 'nothing'}"
     return value if isinstance(value, str) else type(value).__name__
 
 
-def _too_large(what: str, most: int, got: int) -> RefusedError:
+def too_large(what: str, most: int, got: object) -> RefusedError:
+    """More of something than the limits allow."""
     wanted = f"at most {most} {what}"
     return RefusedError("too_large", f"There must be {wanted}.", expected=wanted, got=got, status=413)
 

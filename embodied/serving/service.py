@@ -24,11 +24,13 @@ import numpy as np
 import torch
 
 from embodied.errors import UserError
+from embodied.serving import protocol
 from embodied.serving.batching import Batcher
 from embodied.serving.connections import Guard
+from embodied.serving.images import Chunk
 from embodied.serving.limits import Limits, Rate, Rates
 from embodied.serving.metrics import Metrics
-from embodied.serving.protocol import Chunk, RefusedError
+from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
 
@@ -66,6 +68,7 @@ class Service:
         self.metrics, self.guard = Metrics(model_id, VERSION), Guard(limits)
         self.sessions: set[Any] = set()
         self.draining = False
+        self.reading = 0  # bytes of bodies that are coming
         self.answering = 0  # HTTP requests and session messages in hand
         self._token = None if token is None else token.encode()
         self._goal_scorer = goal_scorer
@@ -114,6 +117,22 @@ class Service:
         """Refuse while the server stops."""
         if self.draining:
             raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5)
+
+    def make_room(self) -> None:
+        """For one more session, by closing the one idle longest if need be.
+
+        Raises:
+            RefusedError: all are in use.
+        """
+        most = self.limits.sessions
+        if len(self.sessions) < most:
+            return
+        idlest = max(self.sessions, key=lambda session: session.idle_s())
+        if idlest.idle_s() < self.limits.spare_s:
+            wanted = f"at most {most} sessions"
+            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2)
+        self.sessions.discard(idlest)
+        idlest.leave(protocol.IDLE, "idle, and others wait")
 
     def rate(self, client: Any) -> Rate:
         """The bucket of one connection."""

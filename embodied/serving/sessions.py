@@ -16,6 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from embodied.scoring import Layout
 from embodied.serving import protocol
+from embodied.serving.images import check_total, read_images
 from embodied.serving.protocol import RefusedError
 from embodied.serving.service import BYTES_PER_REQUEST, Service
 from embodied.serving.streams import UNSCORABLE, Outcome, SessionStream, push_each, reason
@@ -38,7 +39,10 @@ class Session:
         self._host = socket.client.host if socket.client else ""
         self._rate = service.rate(socket.client or self)
         self._stream: SessionStream | None = None
+        self._kept = (0, 0)  # episode, pixels of its images that are kept
         self._busy = self._leaving = False
+        self._heard_s = time.monotonic()
+        self._leaver: asyncio.Future[None] | None = None  # asyncio keeps no reference of its own
 
     async def run(self) -> None:
         """Until the client goes, is idle, or the server stops."""
@@ -62,17 +66,21 @@ class Session:
                         if not await self._answer(message.get("bytes"), time.monotonic()):
                             return
                 finally:
-                    self._busy = False
+                    self._busy, self._heard_s = False, time.monotonic()
                     self._service.answering -= 1
             await self._close(protocol.GOING_AWAY, "the server stops")
         except (WebSocketDisconnect, TimeoutError):  # gone, or not reading
             return
 
-    def leave(self) -> None:
-        """Close with 1001, once what is in hand is answered."""
+    def idle_s(self) -> float:
+        """Seconds since the last message was answered; 0 while one is in hand."""
+        return 0.0 if self._busy else time.monotonic() - self._heard_s
+
+    def leave(self, code: int = protocol.GOING_AWAY, why: str = "the server stops") -> None:
+        """Close, once what is in hand is answered."""
         self._leaving = True
         if not self._busy:
-            self._leaver = asyncio.ensure_future(self._close(protocol.GOING_AWAY, "the server stops"))
+            self._leaver = asyncio.ensure_future(self._close(code, why))
 
     async def _close(self, code: int, why: str) -> None:
         if self._socket.application_state is WebSocketState.CONNECTED:
@@ -85,7 +93,7 @@ class Session:
         try:
             if data is None:
                 raise RefusedError("bad_message", "Messages must be binary.", expected="msgpack", got="a text message")
-            self._throttle_s = self._rate.take(came_s, 1 + len(data) / BYTES_PER_REQUEST)
+            self._rate.take(came_s, 1 + len(data) / BYTES_PER_REQUEST)
             message = protocol.unpack(data, service.limits)
             async with asyncio.timeout(service.limits.answer_s):
                 answer = await self._handle(message, came_s)
@@ -130,6 +138,7 @@ class Session:
         if kind == "goal":
             return await self._goal(self._stream, message)
         self._stream.restart()
+        self._kept = (self._stream.episode, 0)
         return {"type": "restarted", "episode": self._stream.episode}
 
     async def _open(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -192,9 +201,19 @@ class Session:
                 wanted = "images of one size: this reward reads them"
                 raise RefusedError("bad_image", f"There must be {wanted}.", expected=wanted, got=got)
             images = [np.stack(frames[k * views : (k + 1) * views]) for k in range(moments)]
+            self._keep(stream, sum(image.size // 3 for image in images))
         features = await batcher.submit(self, frames)
         rows = stream.layout.rows(features, stream.moments)
         return await self._service.on_heads(push_each, stream, rows, images)
+
+    def _keep(self, stream: SessionStream, pixels: int) -> None:
+        """Count the images that heads will be shown again, which are kept until the episode ends."""
+        most = self._service.limits.episode_pixels
+        kept = pixels + (self._kept[1] if self._kept[0] == stream.episode else 0)
+        if stream.scorer.frames_read == "all":
+            if kept > most:
+                raise protocol.too_large("pixels in one episode; send restart", most, kept)
+            self._kept = (stream.episode, kept)
 
 
 async def read_moments(service: Service, images: dict[str, Any], views: Sequence[str]) -> tuple[int, list[np.ndarray]]:
@@ -206,8 +225,8 @@ async def read_moments(service: Service, images: dict[str, Any], views: Sequence
     Raises:
         RefusedError: images that are refused, or not as many of every view.
     """
-    chunks = {view: protocol.read_images(images[view], f"images.{view}", service.limits) for view in views}
-    protocol.check_total([chunk for each in chunks.values() for chunk in each], service.limits)
+    chunks = {view: read_images(images[view], f"images.{view}", service.limits) for view in views}
+    check_total([chunk for each in chunks.values() for chunk in each], service.limits)
     counts = {view: sum(chunk.shape[0] for chunk in each) for view, each in chunks.items()}
     moments = counts[views[0]]
     if len(set(counts.values())) > 1:
