@@ -85,7 +85,7 @@ def _check(config: DictConfig) -> str | None:
 def _limits(config: DictConfig) -> Limits:
     given: Any = OmegaConf.to_container(config.limits, resolve=True)
     try:
-        return Limits(**given)
+        return Limits(**{name: type(getattr(Limits, name))(value) for name, value in given.items()})
     except ValueError as error:
         raise UserError(str(error).replace("Limits: ", "limits.")) from error
 

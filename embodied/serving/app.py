@@ -221,7 +221,7 @@ async def _serve(request: Request, work: Work) -> Response:
         response = _refuse(request, error, close=not whole)
     except TimeoutError:
         wanted = f"an answer within {service.limits.answer_s:g} s"
-        error = RefusedError("timeout", "It took too long.", expected=wanted, status=503, retry_after_s=1)
+        error = RefusedError("timeout", "It took too long.", expected=wanted, status=503, retry_after_s=1.0)
         service.refused(error, rate, host)
         response = _refuse(request, error)
     except ClientDisconnect:
@@ -253,7 +253,7 @@ async def _body(request: Request, service: Service) -> bytes:
                 if len(body) > most:
                     raise too_large("bytes in the body", most, len(body))
                 if service.reading > limits.body_total_bytes:
-                    raise RefusedError("busy", "Too many bodies at once.", status=503, retry_after_s=1)
+                    raise RefusedError("busy", "Too many bodies at once.", status=503, retry_after_s=1.0)
     except TimeoutError as error:
         wanted = f"a whole body within {limits.body_s:g} s"
         got = f"{len(body)} bytes"

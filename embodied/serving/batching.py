@@ -95,12 +95,12 @@ class Batcher:
         job = Job(client, frames, asyncio.get_running_loop().create_future(), stream)
         with self._changed:
             if self._closed:
-                raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5)
+                raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5.0)
             frames_most, pixels_most = self._limits.queue_frames, self._limits.queue_pixels
             pixels = sum(map(_pixels, frames))
             if self.queued + len(frames) > frames_most or self._pixels + pixels > pixels_most:
                 wanted = f"at most {frames_most} frames and {pixels_most} pixels waiting"
-                raise RefusedError("busy", "Too many frames wait.", expected=wanted, status=503, retry_after_s=1)
+                raise RefusedError("busy", "Too many frames wait.", expected=wanted, status=503, retry_after_s=1.0)
             self.queued += len(frames)
             self._pixels += pixels
             self._queues.setdefault(client, deque()).append(job)

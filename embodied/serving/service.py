@@ -37,7 +37,7 @@ from rewards.core import Features, Scorer
 VERSION = metadata.version("embodied-rewards")
 DECODERS = 2  # threads
 BYTES_PER_REQUEST = 256 << 10  # of a body: what more there is counts as more requests
-BAD_COST = 20  # requests that a bad one counts as
+BAD_COST = 20.0  # requests that a bad one counts as
 
 
 class Service:
@@ -116,7 +116,7 @@ class Service:
     def check_open(self) -> None:
         """Refuse while the server stops."""
         if self.draining:
-            raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5)
+            raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5.0)
 
     def make_room(self) -> None:
         """For one more session, by closing the one idle longest if need be.
@@ -130,7 +130,7 @@ class Service:
         idlest = max(self.sessions, key=lambda session: session.idle_s())
         if idlest.idle_s() < self.limits.spare_s:
             wanted = f"at most {most} sessions"
-            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2)
+            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2.0)
         self.sessions.discard(idlest)
         idlest.leave(protocol.IDLE, "idle, and others wait")
 

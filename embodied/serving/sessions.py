@@ -102,7 +102,7 @@ class Session:
             answer = {"type": "error", **error.body()}
         except TimeoutError:
             wanted = f"an answer within {service.limits.answer_s:g} s"
-            error = RefusedError("timeout", "It took too long.", expected=wanted, status=503, retry_after_s=1)
+            error = RefusedError("timeout", "It took too long.", expected=wanted, status=503, retry_after_s=1.0)
             service.refused(error, self._rate, self._host)
             answer = {"type": "error", **error.body()}
         except Exception:
