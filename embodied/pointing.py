@@ -279,7 +279,7 @@ def judge(grounder: Grounder, data: Segmented, split: str) -> list[dict[str, flo
                 wanted.append((name, texts[i % len(texts)], np.stack([u, v], 1)))
         if not wanted:
             continue
-        regions = grounder.locate(torch.from_numpy(frame), [text for _, text, _ in wanted])
+        (regions,) = grounder.locate(torch.from_numpy(frame)[None], [text for _, text, _ in wanted])
         for (name, text, pixels), region in zip(wanted, regions, strict=True):
             gap = float(np.linalg.norm(pixels - region.centre, axis=1).min()) * unit
             error = float(np.linalg.norm(pixels.mean(0) - region.centre)) * unit

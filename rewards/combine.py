@@ -190,8 +190,8 @@ class LagrangianConstraints:
 
     L = Σ μᵢ·(Jᵢ − θᵢ) is maximised by the policy and minimised by μ: a head below its point weighs ever more, one
     above it ever less, and with "reach" it is at last held back. θᵢ is where true success stops rising with Jᵢ, as
-    labelled episodes tell. Rewards change with μ: use shaping of kind "potential". In training, J is the sum of φᵢ after
-    each action of an episode.
+    labelled episodes tell. Rewards change with μ: use shaping of kind "potential". In training, Jᵢ is the sum of φᵢ
+    after each action of an episode.
 
     Args:
         thresholds: head -> θ, in the unit of the returns that `update` is given; other heads are free, with weight 1.

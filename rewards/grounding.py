@@ -174,34 +174,34 @@ class Grounder:
         above = cosines - cosines.flatten(2).mean(-1)[..., None, None]
         return (above / TEMPERATURE).sigmoid()
 
-    def locate(self, frame: UInt8[Tensor, "H W 3"], texts: Sequence[str]) -> list[Region]:
-        """Where each text is in one frame, whether or not it is there at all: see `Region.peak`."""
-        heat = self.heat(frame[None], texts)[0].numpy().astype(np.float64)
-        grid = self._cells(frame.shape[0], frame.shape[1], heat.shape[1:])
-        return [_region(each, grid) for each in heat]
+    def locate(self, frames: UInt8[Tensor, "B H W 3"], texts: Sequence[str]) -> list[list[Region]]:
+        """Where each text is in each frame, whether or not it is there at all: see `Region.peak`."""
+        regions = []
+        for batch in frames.split(self.encoder.batch_size):
+            heat = self.heat(batch, texts).numpy().astype(np.float64)
+            grid = self._cells(batch.shape[1], batch.shape[2], heat.shape[2:])
+            regions += [[_region(each, grid) for each in maps] for maps in heat]
+        return regions
 
-    def find(self, frame: UInt8[Tensor, "H W 3"], texts: Sequence[str]) -> list[Region]:
-        """Where each text is in one frame.
+    def find(self, frames: UInt8[Tensor, "B H W 3"], texts: Sequence[str]) -> list[list[Region]]:
+        """Where each text is in each frame.
 
         Raises:
-            ValueError: the frame does not show one of them, as far as the map tells.
+            ValueError: a frame does not show one of them, as far as the map tells.
         """
-        regions = self.locate(frame, texts)
-        for text, region in zip(texts, regions, strict=True):
-            if region.peak < FAINT:
-                raise ValueError(
-                    f"Grounder.find: the frame must show {text!r}; its best match is {region.peak:.2f} likely, below "
-                    f"{FAINT}. Name it otherwise, or check what the camera sees with: embodied preview"
-                )
-        return regions
+        found = self.locate(frames, texts)
+        for regions in found:
+            for text, region in zip(texts, regions, strict=True):
+                if region.peak < FAINT:
+                    raise ValueError(
+                        f"Grounder.find: the frame must show {text!r}; its best match is {region.peak:.2f} likely, "
+                        f"below {FAINT}. Name it otherwise, or check what the camera sees with: embodied preview"
+                    )
+        return found
 
     def track(self, frames: UInt8[Tensor, "B H W 3"], text: str) -> Float[Tensor, "B 2"]:
         """(u, v) px of one text in each of many frames."""
-        places = []
-        for batch in frames.split(self.encoder.batch_size):
-            heat = self.heat(batch, [text])[:, 0].numpy().astype(np.float64)
-            grid = self._cells(batch.shape[1], batch.shape[2], heat.shape[1:])
-            places += [_region(each, grid).centre for each in heat]
+        places = [region.centre for (region,) in self.locate(frames, [text])]
         return torch.from_numpy(np.stack(places).astype(np.float32))
 
     def _cells(self, height: int, width: int, cells: tuple[int, ...]) -> np.ndarray:

@@ -110,24 +110,29 @@ class KeypointProgress:
         depths = features.depth.get(camera)
         steps = features.main.shape[1]
         opening = features.signals.get(OPENING)
+        paths = self.paths(frames[:, 0], None if depths is None else depths.cpu().numpy())
         rows = []
-        for b in range(len(frames)):
-            path = self.path(frames[b, 0], None if depths is None else depths[b].cpu().numpy())
+        for b, path in enumerate(paths):
             robot = self._robot(features, frames[b], b, path, steps)
             wide = None if opening is None else opening[b].cpu().numpy().astype(np.float64)
             rows.append(path_progress(path.points, path.gates, robot, wide, sigma=self._sigma, reach=self._reach))
         return torch.from_numpy(np.stack(rows)).to(features.main)
 
-    def path(self, frame: Tensor, depth: np.ndarray | None = None) -> Way:
-        """The way from one first frame, (H, W, 3) uint8, and its depth, (H, W) metres; the same frame, the same way."""
-        content = hashlib.sha1(frame.numpy().tobytes(), usedforsecurity=False)
-        content.update(b"" if depth is None else depth.tobytes())
-        key = content.digest()
-        if key not in self._plans:
-            if len(self._plans) >= KEPT_PLANS:
+    def paths(self, frames: UInt8[Tensor, "B H W 3"], depths: np.ndarray | None = None) -> list[Way]:
+        """The way from each first frame, with its depth, (B, H, W) metres; the same frame, the same way.
+
+        New frames are answered in one batch.
+        """
+        keys = [_content(frame, None if depths is None else depths[b]) for b, frame in enumerate(frames)]
+        found = {key: self._plans[key] for key in keys if key in self._plans}
+        if new := {key: b for b, key in enumerate(keys) if key not in found}:
+            stops = self._answerer.stops(frames[list(new.values())])
+            for (key, b), each in zip(new.items(), stops, strict=True):
+                depth = None if depths is None else depths[b]
+                found[key] = self._plans[key] = self._lifted(each, frames.shape[1], frames.shape[2], depth)
+            while len(self._plans) > KEPT_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = self._lifted(self._answerer.stops(frame), frame.shape[0], frame.shape[1], depth)
-        return self._plans[key]
+        return [found[key] for key in keys]
 
     def _lifted(self, stops: Sequence[Stop], height: int, width: int, depth: np.ndarray | None) -> Way:
         if self._calibrated is None:
@@ -157,6 +162,13 @@ class KeypointProgress:
         if path.unit is None:
             return tip
         return self._calibrated.at(frames.shape[1], frames.shape[2]).project(tip) * path.unit
+
+
+def _content(frame: Tensor, depth: np.ndarray | None) -> bytes:
+    """What a frame and its depth are known by."""
+    content = hashlib.sha1(frame.numpy().tobytes(), usedforsecurity=False)
+    content.update(b"" if depth is None else depth.tobytes())
+    return content.digest()
 
 
 # KAGI's rule -------------------------------------------------------------------------------------------------

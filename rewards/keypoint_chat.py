@@ -133,7 +133,10 @@ class ChatAnswerer:
         self._goal, self._model, self._grounder = goal, model, grounder
         self._cache, self._attempts = cache, attempts
 
-    def stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]:
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]:
+        return [self._stops(frame) for frame in frames]
+
+    def _stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]:
         image = frame.numpy()
         objects = self._ask(OBJECTS.format(goal=self._goal), image, Objects)
         marks = {
@@ -157,7 +160,8 @@ class ChatAnswerer:
     def _candidates(self, frame: UInt8[Tensor, "H W 3"], phrase: str) -> list[tuple[float, float]]:
         if not phrase.strip():
             return []
-        return [pixel(each) for each in farthest_points(self._grounder.find(frame, [phrase])[0].points, MARKS)]
+        ((region,),) = self._grounder.find(frame[None], [phrase])
+        return [pixel(each) for each in farthest_points(region.points, MARKS)]
 
 
 def selected_stops(

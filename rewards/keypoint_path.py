@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ class Camera:
         image = seen @ self.intrinsics.T
         return image[:, :2] / image[:, 2:]
 
-    def lift(self, pixel: Sequence[float] | np.ndarray, depth: float) -> Float[np.ndarray, " 3"]:
-        """The world point at a pixel, `depth` metres along the optical axis."""
-        return self._from_camera(depth * self._ray(pixel))
+    def lift(self, pixels: Float[np.ndarray, "N 2"], depths: Float[np.ndarray, " N"]) -> Float[np.ndarray, "N 3"]:
+        """The world points at pixels, `depths` metres along the optical axis."""
+        return self._from_camera(depths[:, None] * self._rays(pixels))
 
     def on_plane(self, pixel: Sequence[float] | np.ndarray, height: float) -> Float[np.ndarray, " 3"]:
         """The world point at a pixel, on the level plane z = `height` metres.
@@ -83,7 +84,7 @@ class Camera:
             ValueError: the pixel looks past the plane.
         """
         eye = self._from_camera(np.zeros(3))
-        ray = self._from_camera(self._ray(pixel)) - eye
+        ray = self._from_camera(self._rays(np.array([pixel])))[0] - eye
         steps = (height - eye[2]) / ray[2] if ray[2] else -1.0
         if steps <= 0:
             raise ValueError(
@@ -92,11 +93,12 @@ class Camera:
             )
         return eye + steps * ray
 
-    def _ray(self, pixel: Sequence[float] | np.ndarray) -> np.ndarray:
-        return np.linalg.solve(self.intrinsics, [pixel[0], pixel[1], 1.0])
+    def _rays(self, pixels: np.ndarray) -> np.ndarray:
+        seen = np.concatenate([pixels, np.ones((len(pixels), 1))], -1)
+        return np.linalg.solve(self.intrinsics, seen.T).T
 
-    def _from_camera(self, point: np.ndarray) -> np.ndarray:
-        return self.extrinsics[:3, :3].T @ (point - self.extrinsics[:3, 3])
+    def _from_camera(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.extrinsics[:3, 3]) @ self.extrinsics[:3, :3]
 
 
 @dataclass(frozen=True)
@@ -121,20 +123,19 @@ def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, p
     24th of the image, and its place the middle of all there that is no more than `THIN` farther.
     """
 
-    def place(pixel: Sequence[float], thin: bool = False) -> np.ndarray:
+    @cache  # several stops are about one place
+    def place(pixel: tuple[float, float], thin: bool = False) -> np.ndarray:
         if depth is None:
             return camera.on_plane(pixel, plane)
         side = max(1, depth.shape[0] // 24) if thin else 1
         u, v = (round(min(max(x, side), n - 1 - side)) for x, n in zip(pixel, depth.shape[::-1], strict=True))
         patch = depth[v - side : v + side + 1, u - side : u + side + 1]
         if not thin:
-            return camera.lift(pixel, float(np.median(patch)))
-        rows, columns = np.nonzero(patch <= patch.min() + THIN)
-        seen = [
-            camera.lift(np.array([u - side + x, v - side + y]), float(patch[y, x]))
-            for y, x in zip(rows, columns, strict=True)
-        ]
-        return np.mean(seen, axis=0)
+            return camera.lift(np.array([pixel]), np.median(patch, keepdims=True)[0])[0]
+        near = patch <= patch.min() + THIN
+        rows, columns = np.nonzero(near)
+        pixels = np.stack([columns, rows], -1) + np.array([u - side, v - side], np.float64)
+        return camera.lift(pixels, patch[near]).mean(0)
 
     points = []
     for stop in stops:

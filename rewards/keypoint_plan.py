@@ -1,13 +1,13 @@
 """From an instruction and a first frame to the places a gripper must pass: a plan grammar over grounded phrases.
 
 It gives `Stop`s, in pixels of the first frame, as a VLM does that is asked (`rewards.keypoint_chat`);
-`rewards.keypoint` lifts them to metres and measures progress. Shape letters: H, W image.
+`rewards.keypoint` lifts them to metres and measures progress. Shape letters: B batch; H, W image.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -49,14 +49,14 @@ class Stop:
 class Finder(Protocol):
     """Text to pixels: a `Grounder`."""
 
-    def find(self, frame: UInt8[Tensor, "H W 3"], texts: Sequence[str]) -> list[Region]: ...
+    def find(self, frames: UInt8[Tensor, "B H W 3"], texts: Sequence[str]) -> list[list[Region]]: ...
 
 
 @runtime_checkable
 class Answerer(Protocol):
-    """Who says where to go."""
+    """Who says where to go, in each of B scenes."""
 
-    def stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]: ...
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]: ...
 
 
 # The embedded answerer: a grammar and grounding ---------------------------------------------------------------
@@ -206,10 +206,13 @@ class GrammarAnswerer:
         found = {"object": part.format(task.object), "place": task.place, "body": task.rule.body}
         return {name: phrase for name, phrase in found.items() if phrase}
 
-    def stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]:
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]:
         phrases = self.phrases()
-        regions = self._grounder.find(frame, list(phrases.values()))
-        places = {name: pixel(region.centre) for name, region in zip(phrases, regions, strict=True)}
+        found = self._grounder.find(frames, list(phrases.values()))
+        return [self._way(dict(zip(phrases, regions, strict=True))) for regions in found]
+
+    def _way(self, regions: Mapping[str, Region]) -> list[Stop]:
+        places = {name: pixel(region.centre) for name, region in regions.items()}
         body = places.get("body")
         thin = self.task.rule.part != "{}"
         return [

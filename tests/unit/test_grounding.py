@@ -166,14 +166,25 @@ def test_a_projector_is_kept_beside_its_encoder_and_used(resnet):
         (folder / FILE).unlink()
 
 
+def test_frames_are_searched_in_batches_as_one_by_one(resnet, monkeypatch):
+    grounder, texts, frames = Grounder(resnet), ["the red cube", "the tray"], torch.cat([FRAMES, FRAMES.flip(1)])[:3]
+    monkeypatch.setattr(resnet, "batch_size", 2)
+    together = grounder.locate(frames, texts)
+    for frame, found in zip(frames, together, strict=True):
+        (alone,) = grounder.locate(frame[None], texts)
+        for one, other in zip(found, alone, strict=True):
+            np.testing.assert_allclose(one.centre, other.centre, atol=1e-3)
+            assert math.isclose(one.peak, other.peak, rel_tol=1e-4)
+
+
 def test_what_is_not_there_is_an_error(resnet, monkeypatch):
     grounder = Grounder(resnet)
     faint = torch.full((1, 1, 4, 4), 0.01)
     monkeypatch.setattr(grounder, "heat", lambda frames, texts: faint)
     with pytest.raises(ValueError, match=r"must show 'a unicorn'; its best match is 0.01 likely"):
-        grounder.find(FRAMES[0], ["a unicorn"])
+        grounder.find(FRAMES[:1], ["a unicorn"])
     faint[0, 0, 1, 2] = 0.9
-    (found,) = grounder.find(FRAMES[0], ["a unicorn"])
+    ((found,),) = grounder.find(FRAMES[:1], ["a unicorn"])
     np.testing.assert_allclose(found.centre, [39.5, 23.5])
     np.testing.assert_allclose(grounder.track(FRAMES[:1], "a unicorn"), [[39.5, 23.5]])
     assert math.isclose(found.peak, 0.9, rel_tol=1e-6)

@@ -37,14 +37,14 @@ TARGET = np.array([0.1, 0.05, 0.03])
 
 
 class Answers:
-    """Always the same stops; counts how often it is asked."""
+    """Always the same stops; notes how many frames it is asked about at once."""
 
     def __init__(self, *stops: Stop) -> None:
-        self.listed, self.asked = list(stops), 0
+        self.listed, self.asked = list(stops), []
 
-    def stops(self, frame):
-        self.asked += 1
-        return self.listed
+    def stops(self, frames):
+        self.asked.append(len(frames))
+        return [self.listed] * len(frames)
 
 
 class Tracks:
@@ -94,7 +94,7 @@ def test_projection_and_lifting_are_inverse():
     camera = Camera(np.array([[100.0, 0.5, 40], [0, 110, 45], [0, 0, 1]]), extrinsics, (96, 128))
     points = RNG.normal(0, 0.3, (50, 3))
     depth = points @ extrinsics[2, :3] + 2.0
-    back = [camera.lift(pixel, d) for pixel, d in zip(camera.project(points), depth, strict=True)]
+    back = camera.lift(camera.project(points), depth)
     np.testing.assert_allclose(back, points, atol=1e-9)
     small = camera.at(48, 64)
     np.testing.assert_allclose(small.project(points) + 0.5, (camera.project(points) + 0.5) / 2, atol=1e-9)
@@ -180,18 +180,18 @@ def test_progress_by_tracking_without_a_calibration():
         head.score(features(np.zeros((4, 3))))
 
 
-def test_a_first_frame_is_planned_once():
+def test_a_first_frame_is_planned_once_and_new_ones_together():
     answers = Answers(at_target())
     head = KeypointProgress(answers, calibration={"front": calibration()})
     robot = np.linspace([-0.1, 0, 0.2], TARGET, 6)
     one = head.score(features(robot, seeds=(1, 2, 1)))
-    assert answers.asked == 2
+    assert answers.asked == [2]
     np.testing.assert_array_equal(one[0], one[2])
     prefix = head.score(features(robot[:3], seeds=(2,)))
-    assert answers.asked == 2
+    assert answers.asked == [2]
     np.testing.assert_array_equal(prefix[0], one[1, :3])  # causal
     head.score(features(robot, seeds=(1,), depth=np.ones((96, 96))))
-    assert answers.asked == 3  # the same picture at another depth is another scene
+    assert answers.asked == [2, 1]  # the same picture at another depth is another scene
 
 
 def test_what_is_missing_is_named():

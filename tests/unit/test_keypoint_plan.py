@@ -23,7 +23,7 @@ from rewards.vlm import ChatEndpoint, VLMError
 from tests import chat_server
 
 OPEN, CLOSE, PUT_IN, PUT_ON, PUSH, LIFT, GRASP, PRESS, TOUCH = RULES
-FRAME = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (50, 100, 3), np.uint8))
+FRAMES = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (1, 50, 100, 3), np.uint8))
 GRID = np.stack(np.meshgrid(np.arange(20.0, 40, 4), np.arange(10.0, 30, 4)), -1).reshape(-1, 2)
 
 
@@ -33,10 +33,10 @@ class Places:
     def __init__(self, **places: tuple[float, float]) -> None:
         self.places = {name.replace("_", " "): np.array(at, float) for name, at in places.items()}
 
-    def find(self, frame, texts) -> list[Region]:
+    def find(self, frames, texts) -> list[list[Region]]:
         if unknown := [text for text in texts if text not in self.places]:
             raise ValueError(f"the frame must show {unknown[0]!r}")
-        return [self.region(self.places[text]) for text in texts]
+        return [[self.region(self.places[text]) for text in texts] for _ in frames]
 
     def region(self, at: np.ndarray) -> Region:
         return Region(at, 0.9, GRID - GRID.mean(0) + at, np.ones(len(GRID)))
@@ -84,7 +84,8 @@ def test_an_unknown_instruction_lists_what_is_understood(text):
 def test_the_grammar_grows_by_a_row():
     poke = Rule(("[poke|prod] {object}",), (Move(gate="reach"), Move(up=0.2)))
     answerer = GrammarAnswerer("poke the bear", Places(the_bear=(3, 4)), [poke, *RULES])
-    assert answerer.stops(FRAME) == [
+    (stops,) = answerer.stops(FRAMES)
+    assert stops == [
         Stop(at=(3.0, 4.0), head=(3.0, 4.0), gate="reach"),
         Stop(at=(3.0, 4.0), head=(3.0, 4.0), up=0.2),
     ]
@@ -92,12 +93,12 @@ def test_the_grammar_grows_by_a_row():
 
 def test_opening_grasps_the_handle_and_pulls_away_from_the_body():
     places = Places(the_handle_of_the_drawer=(60, 20), the_cabinet=(70, 15))
-    stops = GrammarAnswerer("open the drawer", places).stops(FRAME)
+    (stops,) = GrammarAnswerer("open the drawer", places).stops(FRAMES)
     assert [stop.gate for stop in stops] == ["", "grasp", ""]
     assert all(stop.at == (60, 20) and stop.head == (60, 20) and stop.tail == (70, 15) for stop in stops)
     assert all(stop.thin for stop in stops)
     assert stops[-1].by > 0
-    assert GrammarAnswerer("close the drawer", places).stops(FRAME)[-1].by < 0
+    assert GrammarAnswerer("close the drawer", places).stops(FRAMES)[0][-1].by < 0
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_a_handle_that_is_named_is_the_one_that_is_sought(goal):
 
 def test_an_object_that_is_not_there_is_an_error():
     with pytest.raises(ValueError, match="the green cube"):
-        GrammarAnswerer("put the red cube on the green cube", Places(the_red_cube=(1, 1))).stops(FRAME)
+        GrammarAnswerer("put the red cube on the green cube", Places(the_red_cube=(1, 1))).stops(FRAMES)
 
 
 def test_farthest_points_start_in_the_middle_and_spread():
@@ -178,7 +179,8 @@ def ask(answers, **options):
     with chat_server.chat_server(lambda body: next(said)) as served:
         model = ChatEndpoint(served.url, "tester", retries=0, **{"timeout_s": 5.0, **options.pop("model", {})})
         answerer = ChatAnswerer("put the red cube in the tray", model, PLACES, **options)
-        return answerer.stops(FRAME), served.bodies
+        (stops,) = answerer.stops(FRAMES)
+        return stops, served.bodies
 
 
 def test_two_questions_make_a_plan():
@@ -192,7 +194,7 @@ def test_two_questions_make_a_plan():
     assert stops[1].at == (30, 20)
     assert stops[-1].at == (70, 30)
     plain, marked = (chat_server.images(body)[0] for body in bodies)
-    np.testing.assert_array_equal(plain, FRAME.numpy())
+    np.testing.assert_array_equal(plain, FRAMES[0].numpy())
     assert marked.shape == (250, 500, 3)
     assert "put the red cube in the tray" in chat_server.text(bodies[0])
     assert "the red cube" in chat_server.text(bodies[1])
@@ -235,7 +237,7 @@ def test_a_server_that_never_answers_is_an_error():
         answerer = ChatAnswerer("lift the cube", model, PLACES)
         try:
             with pytest.raises(VLMError, match="tester"):
-                answerer.stops(FRAME)
+                answerer.stops(FRAMES)
         finally:
             never.set()
 
