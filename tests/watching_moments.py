@@ -35,7 +35,7 @@ def moment(
         reading=None if stale else reading,
         at_s=k / 10,
         time=1_700_000_000 + k / 10,
-        normalised={} if stale else {"clip": min(k / 10, 1), "process": 0.5},
+        normalised={} if stale else {"clip": min(k / 10, 1.0), "process": 0.5},
         success=success,
         smoothed=0.5,
         stale=stale,

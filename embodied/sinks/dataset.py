@@ -83,7 +83,7 @@ class Episodes:
                 self._end()
         finally:
             if self._journal is not None:
-                self._journal.close()
+                self._journal.close(whole=False)
             self._thread.shutdown(cancel_futures=self._failed)
         if not self._failed:
             self._collect()
@@ -184,13 +184,13 @@ class _Journal:
         }
         self._row, self._waiting = place, (row, {view: frame.image for view, frame in watched.frames.items()})
 
-    def close(self) -> None:
-        """Write the last row."""
+    def close(self, *, whole: bool = True) -> None:
+        """Write the last row, if it is to be `whole`."""
         if self._closed:
             return
         self._closed = True
         try:
-            if self._waiting is not None:
+            if self._waiting is not None and whole:
                 self._flush(self._reward, self._waiting[0]["success"])
         finally:
             for file in (*self._images.values(), self._rows):

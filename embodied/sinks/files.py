@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import TracebackType
 
@@ -32,7 +33,9 @@ class Appended:
             while written < len(view):
                 written += self._file.write(view[written:]) or 0
         except OSError:
-            self._file.truncate(self.size)
+            with contextlib.suppress(OSError):  # a device has no end; the first error is the one to tell
+                self._file.truncate(self.size)
+                self._file.seek(self.size)
             raise
         self.size += len(view)
 

@@ -164,9 +164,10 @@ def finish(path: Path) -> bool:
             found = list(_records(file))
             end = found[-1][1] + found[-1][2] if found else len(MAGIC)
             file.truncate(end)
+            summary = _summary(mcap, file, found, end)
             file.seek(end)
             try:
-                file.write(_summary(mcap, file, found, end))
+                file.write(summary)
                 file.flush()
                 return True
             except OSError:

@@ -7,6 +7,8 @@ recording ends. Moments keep their own times; a gap of the camera is a gap here.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -23,6 +25,7 @@ HEIGHT, PANEL, MIN_WIDTH, MAX_WIDTH = 360, 132, 480, 1600  # px: views, the stri
 SPAN_S = 20.0  # that the curve shows
 BARS = 4  # heads that are drawn; further ones are counted
 TICKS = 90_000  # a second, of the video
+STEP = TICKS // 1000  # between moments, at least
 FRAGMENT_S, KEY_S = 0.5, 1.0
 CRF, PRESET = "26", "veryfast"
 MAX_POINTS = 1200  # of the curve
@@ -181,18 +184,29 @@ class _Video:
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)
         self._stream.codec_context.thread_count = 1
-        self._last, self._key_s = -1, -KEY_S
+        self._last, self._key_s = -STEP, -KEY_S
 
     def add(self, picture: np.ndarray, at_s: float) -> None:
         frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = max(round(at_s * TICKS), self._last + TICKS // 1000), Fraction(1, TICKS)
+        frame.pts, frame.time_base = max(round(at_s * TICKS), self._last + STEP), Fraction(1, TICKS)
         self._last = frame.pts
         if at_s - self._key_s >= KEY_S:
             frame.pict_type, self._key_s = PictureType.I, at_s
-        self._container.mux(self._stream.encode(frame))
+        with _as_oserror():
+            self._container.mux(self._stream.encode(frame))
 
     def close(self) -> None:
-        try:
-            self._container.mux(self._stream.encode())
-        finally:
-            self._container.close()
+        with _as_oserror():
+            try:
+                self._container.mux(self._stream.encode())
+            finally:
+                self._container.close()
+
+
+@contextmanager
+def _as_oserror() -> Iterator[None]:
+    """PyAV tells a failed write as itself only the first time."""
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        raise OSError(f"the video cannot be written: {error}") from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import struct
 import subprocess
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from embodied.errors import UserError
 from embodied.sinks.background import Background
+from embodied.sinks.files import Appended
 from embodied.watched import Watched
 
 APPLICATION, LOOPBACK = "embodied_watch", "127.0.0.1"
@@ -27,6 +29,7 @@ SERVER_MEMORY, WINDOW_MEMORY = "256MB", "512MB"  # kept for viewers that come la
 JPEG_QUALITY = 80
 GRPC_PORT, WEB_PORT = 9876, 9090  # where they are free
 ROOM = 8  # moments that may wait for the view, with their images
+MAGIC, HEADER, MESSAGE = b"RRF2", 12, struct.Struct("<QQ")  # of an .rrd
 FLUSH_S, FLUSH_WAIT_S, START_S, END_S = 0.5, 5.0, 60.0, 5.0
 # A subshell reads a pipe that only we hold, so that the viewer ends with us, however we end; and the shell with it.
 TETHER = 'exec 3<&0; "$@" 3<&- & viewer=$!; (read -r _ <&3; kill $viewer) & wait $viewer'
@@ -91,6 +94,8 @@ class Log:
 class RerunFile:
     """Writes `….rrd`.
 
+    The SDK's own file writer may hang for good after a full disk, so its bytes are taken and written here.
+
     Raises:
         UserError: the package `rerun` is not installed.
     """
@@ -98,9 +103,9 @@ class RerunFile:
     def __init__(self, path: Path, *, live: bool) -> None:
         self.name = path.name
         rerun = sdk()
-        path.open("wb").close()  # the SDK only logs that it cannot
+        self._file = Appended(path)
         self._recording = rerun.RecordingStream(APPLICATION)
-        self._recording.save(str(path))
+        self._bytes = self._recording.binary_stream()
         self._log = Log(rerun, self._recording, live=live)
         self._flushed_s: float | None = None
         self._closed = False
@@ -118,14 +123,36 @@ class RerunFile:
         try:
             self._flush()
         finally:
+            self._file.close()
             self._recording.disconnect()
 
     def _flush(self) -> None:
-        """The SDK's writer ends silently when a disk is full; flushing is where that shows."""
+        """What was logged since, as one piece."""
         try:
-            self._recording.flush(timeout_sec=FLUSH_WAIT_S)
+            data = self._bytes.read(flush_timeout_sec=FLUSH_WAIT_S) or b""
         except RuntimeError as error:
-            raise OSError(f"Rerun cannot write {self.name}: {error}") from error
+            raise OSError(f"Rerun does not give what it was given for {self.name}: {error}") from error
+        end = _messages_end(data)
+        self._file.write(data[:end] if self._file.size == 0 else data[HEADER:end])
+
+
+def _messages_end(data: bytes) -> int:
+    """Where the messages of a stream end: each reading of one closes it with a footer, which a file has but once.
+
+    A stream is a header, messages (a kind and a length, 8 bytes each, then so many bytes), one of kind 0, its footer.
+
+    Raises:
+        OSError: it is no such stream.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise OSError(f"Rerun's stream begins with {data[:8]!r}; {MAGIC!r} is what can be written here.")
+    at = HEADER
+    while at + MESSAGE.size <= len(data):
+        kind, length = MESSAGE.unpack_from(data, at)
+        if kind == 0:
+            break
+        at += MESSAGE.size + length
+    return at
 
 
 class LiveView:
