@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +20,10 @@ from torch import Tensor
 
 from embodied.errors import UserError
 from embodied.serving import protocol
-from embodied.serving.client import Address, Client, ServerRefusedError
-from rewards.core import Encoder, Features, Scorer, check_frames
+from embodied.serving.http_client import Client
+from embodied.serving.peer import Address, ServerRefusedError
+from rewards.core import Encoder, Features, Scorer, Shaping, check_frames
+from rewards.keypoint import KeypointShaping
 from rewards.shaping import PotentialShaping
 
 BODY_SHARE = 0.9  # of the server's largest body that the arrays of one request may fill
@@ -238,15 +241,16 @@ def remote_scorer(
     return Scorer(encoder, made, RemoteCombination(heads), _shaping(about.get("shaping"), shaping or {}, url))
 
 
-def _shaping(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any], url: str) -> PotentialShaping:
-    """The server's shaping with what is given here in its place."""
+def _shaping(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any], url: str) -> Shaping:
+    """The server's shaping, with what is given here in its place."""
     given = {key: value for key, value in ours.items() if value is not None}
-    if theirs is None and "kind" not in given:
-        raise UserError(f"reward.shaping.kind must be given: the reward at {url} has a shaping of its own kind.")
-    try:
-        return PotentialShaping(**{**(theirs or {}), **given})
-    except TypeError as error:
-        raise ServerRefusedError(f"{url} must describe its shaping; got {theirs}: {error}.") from error
+    for kind in (PotentialShaping, KeypointShaping):
+        names = {field.name for field in fields(kind)}
+        if theirs is not None and set(theirs) == names and set(given) <= names:
+            return kind(**{**theirs, **given})
+    if "kind" not in given:
+        raise UserError(f"reward.shaping.kind must be given: the reward at {url} has another shaping, {theirs}.")
+    return PotentialShaping(**given)
 
 
 def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

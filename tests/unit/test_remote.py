@@ -1,0 +1,686 @@
+"""A reward elsewhere: the same numbers as here, whatever the network and the server do."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from websockets.sync.server import serve
+
+from embodied import cli
+from embodied.errors import UserError
+from embodied.scorers import make_scorer
+from embodied.scoring import Layout, Track, label
+from embodied.serving import http_client, peer, protocol
+from embodied.serving.client import RemoteStream
+from embodied.serving.http_client import Client
+from embodied.serving.limits import Limits
+from embodied.serving.peer import Address, ServerLostError, ServerRefusedError, read_token
+from embodied.serving.remote import RemoteEncoder, remote_scorer
+from embodied.streaming import EpisodeStream
+from rewards.clip_goal import clip_scorer
+from rewards.combine import WeightedSum
+from rewards.compose import composed_scorer
+from rewards.core import Features, Scorer
+from rewards.keypoint import KeypointShaping
+from rewards.shaping import PotentialShaping
+from tests.fakes import FakeEncoder
+from tests.reward_server import Running, http, listening, read_request, serving
+
+SHAPING = {"kind": "difference", "discount": 0.9, "scale": 2.0, "clip": [0.1, 1.9]}
+QUICK = {"timeout_s": 5.0, "patience_s": 20.0}
+
+
+class Momentum:
+    """Reads the past, a signal and two views."""
+
+    name = "momentum"
+
+    def score(self, features: Features) -> torch.Tensor:
+        first, second = features.views["front"], features.views["side"]
+        return (first * second).sum(-1).cumsum(1) + features.signals["speed"]
+
+
+class Bright:
+    """Reads the images."""
+
+    name, frames_read = "bright", "all"
+
+    def score(self, features: Features) -> torch.Tensor:
+        return features.frames["main"].float().mean((2, 3, 4)) / 255 + features.depth["main"].mean((1, 2))[:, None]
+
+
+class Broken:
+    name, pointwise = "broken", True
+
+    def score(self, features: Features) -> torch.Tensor:
+        return torch.full(features.main.shape[:2], torch.nan)
+
+
+ENCODER = FakeEncoder()
+
+
+def to_goal(text: str) -> Scorer:
+    return clip_scorer(encoder=ENCODER, goal=text)
+
+
+def clip(**options) -> Scorer:
+    return clip_scorer(encoder=ENCODER, goal="open", **({"shaping": SHAPING} | options))
+
+
+def one(head, encoder=None) -> Scorer:
+    return Scorer(encoder or FakeEncoder(), {head.name: head}, WeightedSum(), PotentialShaping())
+
+
+def frames(count: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serving(clip(), goal_scorer=to_goal) as running:
+        yield running
+
+
+@pytest.fixture
+def remote(server):
+    scorer = remote_scorer(url=server.url, **QUICK)
+    yield scorer
+    scorer.encoder.client.close()
+
+
+# The same numbers ---------------------------------------------------------------------------------------
+
+
+def test_an_encoder_elsewhere_is_described_and_encodes_alike(remote):
+    here = FakeEncoder()
+    assert (remote.encoder.name, remote.encoder.dim, remote.encoder.image_size) == ("fake", 16, (8, 8))
+    torch.testing.assert_close(remote.encode(frames(5)), here.encode_images(frames(5)), atol=1e-6, rtol=0)
+    assert remote.encode(frames(0)).shape == (0, 16)
+    torch.testing.assert_close(remote.encoder.encode_texts(["a", "b"]), here.encode_texts(["a", "b"]))
+
+
+def test_potentials_and_rewards_are_those_of_the_servers_scorer(remote):
+    ours = clip()
+    assert (list(remote.heads), remote.pointwise, remote.frames_read) == (list(ours.heads), True, "none")
+    assert remote.shaping == PotentialShaping(**{**SHAPING, "clip": [0.1, 1.9]})
+    rows = [ours.encode(frames(n, n)).numpy() for n in (3, 7, 7)]
+    episodes = [Track(list(each), [False] * (len(each) - 2) + [True]) for each in rows]
+    for a, b in zip(label(remote, episodes, Layout()), label(ours, episodes, Layout()), strict=True):
+        np.testing.assert_allclose(a.rewards, b.rewards, atol=1e-6)
+        np.testing.assert_allclose(a.potentials["clip"], b.potentials["clip"], atol=1e-6)
+    torch.testing.assert_close(remote.score(frames(4)), ours.score(frames(4)))
+
+
+def test_heads_of_several_views_signals_and_the_past():
+    ours = one(Momentum())
+    rng = torch.Generator().manual_seed(0)
+    views = {name: torch.randn(3, 6, 16, generator=rng) for name in ("front", "side")}
+    features = Features(views=views, signals={"speed": torch.randn(3, 6, generator=rng)})
+    limits = Limits(body_bytes=1200)  # one episode in a request
+    with serving(ours, limits=limits) as running:
+        remote = remote_scorer(url=running.url, **QUICK)
+        torch.testing.assert_close(remote.potentials(features), ours.potentials(features))
+        terminated = torch.zeros(3, 5, dtype=torch.bool)
+        torch.testing.assert_close(remote.rewards(features, terminated), ours.rewards(features, terminated))
+        remote.encoder.client.close()
+
+
+def test_heads_that_read_images_get_them():
+    ours = one(Bright())
+    seen = frames(8).view(2, 4, 8, 8, 3)
+    features = Features(
+        views={"main": torch.zeros(2, 4, 16)}, frames={"main": seen}, depth={"main": torch.ones(2, 8, 8)}
+    )
+    with serving(ours) as running:
+        remote = remote_scorer(url=running.url, **QUICK)
+        assert (remote.frames_read, remote.pointwise) == ("all", False)
+        torch.testing.assert_close(remote.potentials(features), ours.potentials(features))
+        remote.encoder.client.close()
+
+
+def test_many_frames_travel_in_as_many_requests_as_the_limits_want():
+    encoder = FakeEncoder()
+    ours = clip_scorer(encoder=encoder, goal="open")
+    limits = Limits(message_frames=4, texts=2, body_bytes=700)  # 3 frames of 192 bytes
+    with serving(ours, limits=limits) as running:
+        remote = RemoteEncoder(running.url, **QUICK)
+        torch.testing.assert_close(remote.encode_images(frames(11)), encoder.encode_images(frames(11)))
+        texts = ["a", "b", "c", "d", "e"]
+        torch.testing.assert_close(remote.encode_texts(texts), encoder.encode_texts(texts))
+        remote.client.close()
+
+
+def test_one_request_serves_all_heads_of_one_score(remote, monkeypatch):
+    asked = []
+    ask = Client.ask
+    monkeypatch.setattr(Client, "ask", lambda self, *words: asked.append(words[1]) or ask(self, *words))
+    features = Features(views={"main": remote.encode(frames(4))[None]})
+    remote.rewards(features, torch.zeros(1, 3, dtype=torch.bool))
+    assert asked == [protocol.ENCODE, protocol.POTENTIALS]
+    remote.potentials(Features(views=features.views))  # other features are asked about anew
+    assert asked[2:] == [protocol.POTENTIALS]
+
+
+def test_another_goal_and_parts_of_another_shaping(server):
+    remote = remote_scorer(url=server.url, goal="shut", shaping={"kind": None, "discount": 0.5, "clip": None}, **QUICK)
+    ours = clip_scorer(encoder=FakeEncoder(), goal="shut")
+    torch.testing.assert_close(remote.score(frames(3)), ours.score(frames(3)))
+    assert remote.shaping == PotentialShaping(**SHAPING | {"discount": 0.5})
+    remote.encoder.client.close()
+
+
+def test_a_shaping_of_another_kind_comes_too():
+    ours = Scorer(FakeEncoder(), clip().heads, WeightedSum(), KeypointShaping(kind="difference", dense=0.25))
+    with serving(ours) as running:
+        remote = remote_scorer(url=running.url, **QUICK)
+        assert remote.shaping == ours.shaping
+        remote.encoder.client.close()
+
+
+def test_two_threads_share_a_client(remote):
+    expected = FakeEncoder().encode_images(frames(6))
+    made: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: made.append(remote.encode(frames(6)))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 4
+    for each in made:
+        torch.testing.assert_close(each, expected)
+
+
+# From a config ------------------------------------------------------------------------------------------
+
+
+def test_a_config_needs_no_encoder_of_its_own(server):
+    config = cli.compose("train", ["env=cartpole", "reward=remote", f"reward.url={server.url}", "encoder=open_clip"])
+    scorer = make_scorer(config)  # whose weights are not at hand
+    assert scorer is not None
+    assert scorer.encoder.image_size == (8, 8)
+    assert scorer.shaping == PotentialShaping(**SHAPING)
+    scorer.encoder.client.close()
+
+
+def test_beside_other_rewards_all_read_the_servers_features(server):
+    words = ["env=cartpole", "reward=[clip,remote]", "reward.clip.goal=shut", f"reward.remote.url={server.url}"]
+    with pytest.raises(UserError, match=f"own server, {server.url}.*add encoder=remote encoder.url={server.url}"):
+        make_scorer(cli.compose("train", words))
+    composed = make_scorer(cli.compose("train", [*words, "encoder=remote", f"encoder.url={server.url}"]))
+    parts = {"clip": clip_scorer(encoder=FakeEncoder(), goal="shut"), "remote": clip()}
+    for each in parts.values():
+        object.__setattr__(each, "encoder", parts["clip"].encoder)
+    ours = composed_scorer(encoder=parts["clip"].encoder, parts=parts)
+    torch.testing.assert_close(composed.score(frames(4)), ours.score(frames(4)))
+    composed.encoder.client.close()
+
+
+def test_what_the_server_has_not_is_refused_by_name(server):
+    with serving(clip()) as running, pytest.raises(UserError, match="takes none; got 'shut'"):
+        remote_scorer(url=running.url, goal="shut", **QUICK)
+    with pytest.raises(UserError, match=r"at most 1000 characters; got 10000"):
+        remote_scorer(url=server.url, goal="x" * 10_000, **QUICK)
+
+
+def test_nan_elsewhere_is_nan_here():
+    with serving(one(Broken())) as running:
+        remote = remote_scorer(url=running.url, **QUICK)
+        with pytest.raises(FloatingPointError, match="head 'broken' must give finite numbers"):
+            remote.score(frames(2))
+        with contextlib.closing(RemoteStream(running.url)) as stream:
+            with pytest.raises(FloatingPointError, match="head 'broken'"):
+                stream.push({"main": frames(1)[0].numpy()})
+            assert stream.lost == 0
+        remote.encoder.client.close()
+
+
+# Where and who ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("url", "parts"), [
+    ("http://here:8765", ("http", "here", 8765, "")),
+    ("https://there/models/", ("https", "there", 443, "/models")),
+    ("http://[::1]:5", ("http", "::1", 5, "")),
+])  # fmt: skip
+def test_addresses(url, parts):
+    address = Address.parse(url)
+    assert (address.scheme, address.host, address.port, address.path) == parts
+    assert Address.parse(str(address)) == address
+
+
+@pytest.mark.parametrize("url", ["here:8765", "ftp://here", "http://", "http://a:b", "", "http://h:8765?token=x"])
+def test_other_addresses_are_refused(url):
+    with pytest.raises(UserError, match="url must be http://HOST:PORT"):
+        Address.parse(url)
+
+
+def test_a_token_in_an_address_is_refused_and_not_repeated():
+    with pytest.raises(UserError, match="EMBODIED_TOKEN or token_file") as error:
+        Client("http://user:hunter2@here:8765")
+    assert "hunter2" not in str(error.value)
+
+
+def test_tokens_come_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    monkeypatch.delenv("EMBODIED_TOKEN", raising=False)
+    assert read_token() is None
+    monkeypatch.setenv("EMBODIED_TOKEN", "from-env")
+    (tmp_path / "token").write_text("from-file\n")
+    assert read_token() == "from-env"
+    assert read_token(token_file=tmp_path / "token") == "from-file"
+    (tmp_path / "token").write_text("two words")
+    with pytest.raises(UserError, match="one line of printable ASCII") as error:
+        read_token(token_file=tmp_path / "token")
+    assert "two words" not in str(error.value)
+    with pytest.raises(UserError, match="token_file must be a file"):
+        read_token(token_file=tmp_path / "none")
+
+
+def test_a_wrong_token_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("EMBODIED_TOKEN", raising=False)
+    with serving(clip(), token="s3cret-s3cret-s3cret") as running:
+        for make in (lambda: Client(running.url).about(), lambda: RemoteStream(running.url)):
+            monkeypatch.delenv("EMBODIED_TOKEN", raising=False)
+            with pytest.raises(ServerRefusedError, match="Give its token"):
+                make()
+            monkeypatch.setenv("EMBODIED_TOKEN", "wrong")
+            with pytest.raises(ServerRefusedError, match=r"Its token is another.*EMBODIED_TOKEN") as error:
+                make()
+            assert "wrong" not in str(error.value).replace("The token is wrong or missing", "")
+        (tmp_path / "token").write_text("s3cret-s3cret-s3cret\n")
+        client = Client(running.url, token_file=tmp_path / "token")
+        assert client.about()["heads"] == ["clip"]
+        client.close()
+        RemoteStream(running.url, token_file=tmp_path / "token").close()
+
+
+def test_another_version_is_refused_at_both_doors(server, monkeypatch):
+    monkeypatch.setattr(peer, "own_version", lambda: "7.3.1")
+    for make in (lambda: Client(server.url).about(), lambda: RemoteStream(server.url)):
+        with pytest.raises(ServerRefusedError, match=r"must serve embodied-rewards 7\.3, as here; got .*same version"):
+            make()
+    monkeypatch.setattr(peer, "own_version", lambda: "0.1.99")  # mended, not changed
+    peer.check_version("0.1.0", Address.parse(server.url))
+
+
+# Servers that go and come -------------------------------------------------------------------------------
+
+
+def test_a_server_killed_and_started_again_is_waited_for(capsys):
+    first = Running(clip())
+    remote = remote_scorer(url=first.url, **QUICK)
+    before = remote.encode(frames(3))
+    first.stop()
+    again: list[Running] = []
+
+    def come_back():
+        time.sleep(0.3)
+        again.append(Running(clip(), port=first.port))
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    torch.testing.assert_close(remote.encode(frames(3)), before)
+    thread.join()
+    again[0].stop()
+    assert "Waiting for" in capsys.readouterr().err
+    remote.encoder.client.close()
+
+
+def test_a_server_that_stays_away_ends_in_one_line():
+    running = Running(clip())
+    client = Client(running.url, timeout_s=1.0, patience_s=0.3)
+    client.about()
+    running.stop()
+    with pytest.raises(ServerLostError, match=r"no answer in 0\.3 s: .*refused.*Start it again, or raise patience_s"):
+        client.about()
+    client.close()
+
+
+def test_another_model_in_its_place_is_refused():
+    first = Running(clip(), model_id="one")
+    remote = remote_scorer(url=first.url, **QUICK)
+    stream = RemoteStream(first.url)
+    first.stop()
+    with serving(clip(), port=first.port, model_id="two"):
+        with pytest.raises(ServerRefusedError, match="must serve the model it served before, one; got two"):
+            remote.encode(frames(1))
+        with pytest.raises(ServerRefusedError, match="must serve the model it served before, one; got two"):
+            stream.push({"main": frames(1)[0].numpy()})
+        stream.close()
+        remote.encoder.client.close()
+
+
+ANSWER = protocol.pack({"version": peer.own_version(), "model_id": "m", "padding": "x" * 1000})
+
+
+def drop(connection, count):
+    read_request(connection)
+    if count < 2:
+        connection.close()
+    else:
+        connection.sendall(http(ANSWER))
+
+
+def half(connection, count):
+    read_request(connection)
+    if count < 2:
+        connection.sendall(http(ANSWER)[:-500])
+        connection.close()
+    else:
+        connection.sendall(http(ANSWER))
+
+
+def garbled(connection, count):
+    read_request(connection)
+    connection.sendall(http(ANSWER[:-3] if count < 2 else ANSWER))
+
+
+def busy(connection, count):
+    read_request(connection)
+    told = b'{"error": "Full.", "code": "busy"}'
+    connection.sendall(http(told, status="503 X", kind="application/json") if count < 2 else http(ANSWER))
+    connection.close()
+
+
+def silent(connection, count):
+    read_request(connection)
+    if count >= 2:
+        connection.sendall(http(ANSWER))
+
+
+def dripping(connection, count):
+    read_request(connection)
+    data = http(ANSWER)
+    if count < 2:
+        connection.sendall(data[:-100])
+        ends = time.monotonic() + 1.5
+        for byte in data[-100:]:
+            if time.monotonic() > ends:
+                return
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+    else:
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize("fault", [drop, half, garbled, busy, silent, dripping])
+def test_an_answer_that_does_not_come_whole_is_asked_for_again(fault):
+    with listening(fault) as url:
+        client = Client(url, timeout_s=0.4, patience_s=30.0)
+        assert client.about()["padding"] == "x" * 1000
+        client.close()
+    with listening(fault) as url, pytest.raises(ServerLostError, match="gave no answer in 0 s"):
+        Client(url, timeout_s=0.4, patience_s=0.0).about()
+
+
+def test_the_wait_a_server_asks_for_is_waited(monkeypatch):
+    slept = []
+    monkeypatch.setattr(http_client.time, "sleep", lambda s: slept.append(s))
+
+    def limited(connection, count):
+        read_request(connection)
+        told = b"HTTP/1.1 429 X\r\nRetry-After: 3\r\nContent-Length: 2\r\nContent-Type: application/json\r\n\r\n{}"
+        connection.sendall(told if count == 0 else http(ANSWER))
+        connection.close()
+
+    with listening(limited) as url:
+        Client(url, patience_s=60.0).about()
+    assert [1.5 <= s <= 3 for s in slept if s >= 1] == [True]
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b""])
+def test_something_else_that_answers_is_not_taken_for_a_server(answer):
+    def page(connection, count):
+        read_request(connection)
+        connection.sendall(http(answer, kind="text/html"))
+
+    with listening(page) as url, pytest.raises(ServerRefusedError, match="must be a reward server"):
+        Client(url, timeout_s=2.0, patience_s=0.0).about()
+
+
+def test_an_answer_of_another_shape_is_not_taken(server, monkeypatch):
+    remote = RemoteEncoder(server.url, **QUICK)
+    wrong = {"features": protocol.encode_array(np.zeros((1, 16), np.float32))}
+    monkeypatch.setattr(Client, "ask", lambda *_: wrong)
+    with pytest.raises(ServerRefusedError, match=r"features must be \(2, 16\); got \(1, 16\)"):
+        remote.encode_images(frames(2))
+    remote.client.close()
+
+
+# Sessions -----------------------------------------------------------------------------------------------
+
+
+def readings(stream, pictures, **options):
+    return [stream.push({"main": each.numpy()}, **options) for each in pictures]
+
+
+def assert_alike(ours, theirs):
+    assert [(each.episode, each.row) for each in ours] == [(each.episode, each.row) for each in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.potentials == pytest.approx(b.potentials, abs=1e-5)
+        assert a.combined == pytest.approx(b.combined, abs=1e-5)
+        assert (a.reward is None) == (b.reward is None)
+        assert a.reward is None or a.reward == pytest.approx(b.reward, abs=1e-5)
+
+
+def here(scorer, pictures):
+    stream = EpisodeStream(scorer)
+    return [stream.push(stream.encode(each[None].numpy())) for each in pictures]
+
+
+@pytest.mark.parametrize("form", ["raw", "png"])
+def test_a_stream_elsewhere_reads_as_one_here(server, form):
+    with contextlib.closing(RemoteStream(server.url, form=form)) as stream:
+        ours = readings(stream, frames(4), captured_s=1.0)
+        assert_alike(ours, here(clip(), frames(4)))
+        assert stream.latency_ms > 0
+        stream.restart()
+        (after,) = readings(stream, frames(1))
+        assert (after.episode, after.row, after.reward) == (1, 0, None)
+        past = stream.set_goal("shut")
+        other = clip_scorer(encoder=FakeEncoder(), goal="shut")
+        np.testing.assert_allclose(past["clip"], other.score(frames(1)).numpy(), atol=1e-6)
+        assert readings(stream, frames(1))[0].combined == pytest.approx(float(other.score(frames(1))), abs=1e-6)
+        assert stream.lost == 0
+
+
+def test_views_and_signals_of_a_stream():
+    with serving(one(Momentum())) as running:
+        views, pictures = ("front", "side"), frames(6).numpy()
+        stream = RemoteStream(running.url, views=views, signals=["speed"])
+        local = EpisodeStream(one(Momentum()), Layout(views, ("speed",)))
+        for k in range(3):
+            moment = {"front": pictures[2 * k], "side": pictures[2 * k + 1]}
+            theirs = stream.push(moment, {"speed": float(k), "unused": 1.0})
+            row = local.encode(np.stack(list(moment.values())), {"speed": float(k)})
+            assert_alike([theirs], [local.push(row)])
+        with pytest.raises(ServerRefusedError, match="front, side"):
+            stream.push({"front": pictures[0]})
+        assert stream.lost == 0
+        stream.close()
+        stream.close()
+
+
+def wait_for(call, *, seconds=20.0):
+    """What `call` gives once the server is back, and how often it was away."""
+    ends, away = time.monotonic() + seconds, 0
+    while True:
+        try:
+            return call(), away
+        except ServerLostError:
+            away += 1
+            assert time.monotonic() < ends
+            time.sleep(0.01)
+
+
+def test_a_stream_comes_back_with_a_new_episode_and_its_goal():
+    goals = {"goal_scorer": to_goal}
+    first = Running(clip(), **goals)
+    stream = RemoteStream(first.url)
+    stream.set_goal("shut")
+    assert [(each.episode, each.row) for each in readings(stream, frames(2))] == [(0, 0), (0, 1)]
+    first.stop()
+    start = time.monotonic()
+    with pytest.raises(ServerLostError):
+        readings(stream, frames(1))
+    with pytest.raises(ServerLostError, match="the next attempt is in"):
+        [stream.push({"main": frames(1)[0].numpy()}) for _ in range(3)]
+    assert time.monotonic() - start < 5
+    stream.restart()  # is away, and needs nothing
+    with serving(clip(), port=first.port, **goals):
+        (again, *_), _ = wait_for(lambda: readings(stream, frames(1)))
+        expected = clip_scorer(encoder=FakeEncoder(), goal="shut").score(frames(1))
+        assert (again.episode, again.row, again.reward, stream.lost) == (1, 0, None, 1)
+        assert again.combined == pytest.approx(float(expected), abs=1e-6)
+        assert readings(stream, frames(1))[0].row == 1
+        stream.close()
+
+
+def test_a_session_that_ended_meanwhile_is_opened_again_within_the_call():
+    with serving(clip(), limits=Limits(session_idle_s=0.2)) as running:
+        stream = RemoteStream(running.url)
+        readings(stream, frames(2))
+        time.sleep(0.5)
+        (after,) = readings(stream, frames(1))
+        assert (after.episode, after.row, stream.lost) == (1, 0, 1)
+        stream.close()
+
+
+def test_no_room_is_no_answer_for_now():
+    with serving(clip(), limits=Limits(sessions=1)) as running:
+        one_stream = RemoteStream(running.url)
+        with pytest.raises(ServerLostError, match="No room for another session"):
+            RemoteStream(running.url)
+        one_stream.close()
+        other, _ = wait_for(lambda: RemoteStream(running.url))
+        other.close()
+
+
+@contextlib.contextmanager
+def sessions(behave):
+    """A WebSocket server whose sessions open well; `behave` gets each, with its number."""
+    opened = protocol.pack({"type": "opened", "version": peer.own_version(), "model_id": "m"})
+    count = [0]
+
+    def handle(session):
+        session.recv()
+        session.send(opened)
+        count[0] += 1
+        behave(session, count[0])
+
+    with serve(handle, "127.0.0.1", 0, compression=None, max_size=None) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{running.socket.getsockname()[1]}"
+        finally:
+            running.shutdown()
+            thread.join()
+
+
+READING = {"type": "reading", "episode": 0, "row": 0, "potentials": {"a": 1.0}, "combined": 1.0, "reward": None,
+           "latency_ms": 1.0, "model_id": "m"}  # fmt: skip
+
+
+def test_a_slow_server_is_given_up_in_time_and_its_late_answer_never_read():
+    released = threading.Event()
+
+    def slow(session, count):
+        if count == 1:
+            session.recv()
+            released.wait(10)
+            with contextlib.suppress(Exception):
+                session.send(protocol.pack(READING | {"combined": 99.0}))
+        else:
+            for _ in range(2):
+                session.recv()
+                session.send(protocol.pack(READING))
+
+    with sessions(slow) as url:
+        stream = RemoteStream(url, timeout_s=0.4)
+        start = time.monotonic()
+        with pytest.raises(ServerLostError, match=r"no answer in 0\.4 s"):
+            readings(stream, frames(1))
+        assert time.monotonic() - start < 5
+        released.set()
+        ((reading,), _) = wait_for(lambda: readings(stream, frames(1)))
+        assert (reading.combined, stream.lost) == (1.0, 1)
+        stream.close()
+
+
+def test_a_server_that_stops_reading_does_not_hold_the_caller():
+    released = threading.Event()
+
+    def deaf(session, count):
+        session.recv_bufsize = 1
+        with session.protocol_mutex:  # its receiving thread stops too
+            released.wait(20)
+
+    with sessions(deaf) as url:
+        stream = RemoteStream(url, timeout_s=0.4)
+        large = np.zeros((4000, 4000, 3), np.uint8)  # 48 MB: more than the buffers between
+        start = time.monotonic()
+        with pytest.raises(ServerLostError, match=r"nothing for 0\.4 s|no answer in 0\.4 s"):
+            stream.push({"main": large})
+        assert time.monotonic() - start < 10
+        released.set()
+        stream.close()
+
+
+@pytest.mark.parametrize("data", [b"\xc1garbage", msgpack.packb({"type": "restarted", "episode": 1}), "text"])
+def test_an_answer_that_is_none_ends_the_session(data):
+    def odd(session, count):
+        session.recv()
+        session.send(data if count == 1 else protocol.pack(READING))
+        with contextlib.suppress(Exception):
+            session.recv()
+
+    with sessions(odd) as url:
+        stream = RemoteStream(url, timeout_s=5.0)
+        with pytest.raises(ServerLostError):
+            readings(stream, frames(1))
+        (again,) = readings(stream, frames(1))
+        assert (again.combined, stream.lost) == (1.0, 1)
+        stream.close()
+
+
+def test_half_an_answer_and_a_broken_line():
+    """The connection ends in the middle of a message."""
+
+    def cut(session, count):
+        session.recv()
+        if count == 1:
+            whole = protocol.pack(READING)
+            session.socket.sendall(bytes([0x82, len(whole)]) + whole[: len(whole) // 2])
+            session.socket.shutdown(2)
+        else:
+            session.send(protocol.pack(READING))
+            with contextlib.suppress(Exception):
+                session.recv()
+
+    with sessions(cut) as url:
+        stream = RemoteStream(url, timeout_s=5.0)
+        (reading,) = readings(stream, frames(1))  # by a second session, within the call
+        assert (reading.combined, stream.lost) == (1.0, 1)
+        stream.close()
+
+
+def test_no_server_at_the_start_is_one_line():
+    with listening(lambda connection, count: None) as url:
+        pass
+    with pytest.raises(ServerLostError, match=r"gave no session: .*refused.*Is it running"):
+        RemoteStream(url, timeout_s=1.0)
+
+
+def test_something_else_gives_no_session():
+    def page(connection, count):
+        read_request(connection)
+        connection.sendall(http(b"hello"))
+
+    with listening(page) as url, pytest.raises(ServerRefusedError, match=f"{url} must be a reward server"):
+        RemoteStream(url, timeout_s=1.0)
