@@ -37,9 +37,10 @@ from tqdm import tqdm
 from embodied import cli, evaluation, runs
 from embodied.build import build
 from embodied.collecting import open_dataset
-from embodied.datasets import encode
+from embodied.datasets import Dataset, encode
 from embodied.errors import UserError
 from embodied.practice import Practice, Task, remember, update
+from embodied.practice_demos import open_pair
 from embodied.practice_evaluation import play
 from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
 from embodied.practice_state import load_practice, save_practice
@@ -145,7 +146,10 @@ def _built(
 ) -> tuple[Practice, Imitation, dict[str, Any]]:
     """Success models, demonstrations as transitions, the learner; a run that goes on has what was fitted for it."""
     cameras = reward_cameras(config)
-    datasets = {name: open_dataset(config[name].demos) for name in TASKS}
+    pair = open_pair([config[name].demos for name in TASKS], config.turns)
+    datasets = dict(zip(TASKS, pair, strict=True))
+    for dataset in datasets.values():
+        _check_actions(env, dataset)
     signals = None
     if config.observe == "features":
         state = datasets[TASKS[0]].recording(0, cameras=()).signals
@@ -203,6 +207,17 @@ def _simulated_robot(config: DictConfig) -> gymnasium.Env:
     return RobotEnv(driver, LIMITS, obs="state", absolute=ABSOLUTE, reset=reset)
 
 
+def _check_actions(env: gymnasium.Env, dataset: Dataset) -> None:
+    shape = tuple(dataset.features.get("action", {"shape": ()})["shape"])
+    if not isinstance(env.action_space, spaces.Box):
+        raise UserError(f"env must have continuous actions, for sac; got {env.action_space}.")
+    if env.action_space.shape != shape:
+        raise UserError(
+            f"demos must have the world's actions, {env.action_space.shape}; {dataset.root} has {shape}. "
+            "Collect them in this world."
+        )
+
+
 def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...], folder: Path | None) -> Any:
     """The success model of a task: kept, given, asked for, or fitted to labelled episodes."""
     task, success = config[name], config.success
@@ -247,11 +262,8 @@ class _Shape(gymnasium.Env):
 
 def _learner(config: DictConfig, env: gymnasium.Env, demos: list[Demo]) -> tuple[SAC, Imitation, Standard]:
     """SAC with its two-halved replay, the imitation beside it, and its inputs' standard."""
-    if not isinstance(env.action_space, spaces.Box):
-        raise UserError(f"env must have continuous actions, for sac; got {env.action_space}.")
-    actions, width = env.action_space, demos[0].actions.shape[1]
-    if actions.shape != (width,):
-        raise UserError(f"demos must have the world's actions, {actions.shape}; got ({width},). Collect them in it.")
+    actions = env.action_space
+    assert isinstance(actions, spaces.Box)
     standard = Standard.of(demos)
     inputs = demos[0].inputs.shape[1] + len(TASKS)
     venv = DummyVecEnv([lambda: _Shape(inputs, actions)])
