@@ -349,6 +349,8 @@ class Pipeline:
             told = f"goal: {self.scoring.goal} ({past} past moments rescored)"
         elif what == "episode":
             self.scoring.restart()
+            self._smoothing.restart()
+            self._episode = None  # so that it is not announced twice
             told = "a new episode begins"
         elif what == "quit":
             self.stop()

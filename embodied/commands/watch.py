@@ -34,10 +34,10 @@ from embodied.cameras import CameraError, open_source
 from embodied.collecting import open_dataset
 from embodied.control import HOST, ControlServer, Keys
 from embodied.envs import WORLDS
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
 from embodied.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
 from embodied.serving.client import RemoteStream
-from embodied.sinks import make_sinks
+from embodied.sinks import FORMATS, make_sinks
 from embodied.smoothing import Normaliser, SuccessSmoothing
 from embodied.terminal_view import TerminalView
 from embodied.watching import MAX_AGE_S, MomentSource, Pipeline
@@ -65,7 +65,8 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
     smoothing = SuccessSmoothing(
         _threshold(config), hysteresis=float(config.hysteresis), time_constant_s=float(config.smoothing_s)
     )
-    normaliser = Normaliser({str(name): (float(low), float(high)) for name, (low, high) in config.ranges.items()})
+    ranges = (config.ranges or {}).items()
+    normaliser = Normaliser({str(name): (float(low), float(high)) for name, (low, high) in ranges})
     keys: list[Keys] = []
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")
@@ -152,9 +153,13 @@ def _check(config: DictConfig) -> None:
         value = config[name]
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
             raise UserError(f"{name} must be a number; got {value!r}.")
-    for name, bounds in config.ranges.items():
-        if not isinstance(bounds, Sequence) or len(bounds) != 2:
-            raise UserError(f"ranges.{name} must be [low, high]; got {bounds!r}.")
+    for name, bounds in (config.ranges or {}).items():
+        numbers = isinstance(bounds, Sequence) and all(isinstance(each, int | float) for each in bounds)
+        if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
+            raise UserError(f"ranges.{name} must be [low, high], low < high; got {bounds}.")
+    for name in config.formats or ():
+        if name not in FORMATS:
+            raise UserError(f"formats must be of {', '.join(FORMATS)}; got {name!r}. {nearest(str(name), FORMATS)}")
     if config.goal is not None:
         check_goal(config.goal)
     for text in goal_texts(_plain(config.reward)):
