@@ -201,7 +201,9 @@ class RemoteStream:
         sock = socket.create_connection((address.host, address.port), timeout=self._timeout_s)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # websockets sends without a time limit; a server that stops reading would hold the caller for ever
+            # Reading waits in a thread of its own, with no limit; sending has one, or a server that stops reading
+            # would hold the caller for ever.
+            sock.settimeout(None)
             limit = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             sent = headers(self._token)
