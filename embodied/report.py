@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -123,9 +124,9 @@ class _RewardStrip:
 def write_report(run_folder: Path | str) -> Path:
     """Write `report.html` into a run folder, from the files that are there.
 
-    Reads config.yaml, run.json, progress.csv, evaluations.jsonl, evaluation.json (of `embodied evaluate`, which then
-    is the result) and videos/*.mp4; each part appears once its file
-    does, so a run that was stopped has a report too. Needs no network to be looked at.
+    Reads config.yaml, run.json, progress.csv, evaluations.jsonl, evaluation.json (of `embodied evaluate`, which then is
+    the result) and videos/*.mp4; each part appears once its file does, so a run that was stopped has a report too.
+    Needs no network to be looked at.
 
     Args:
         run_folder: of `embodied train` or `embodied evaluate`.
@@ -224,12 +225,10 @@ def _tags(config: Mapping[str, Any], about: Mapping[str, Any], progress: Mapping
     if names["reward"] == TRUE_REWARD:
         del names["encoder"]
     shown: dict[str, Any] = {"world": _world(config), **names, "seed": config.get("seed", about.get("seed"))}
-    if xs := progress.get("time/total_timesteps", ([], []))[0]:
-        shown["steps"] = number(xs[-1])
-    if seconds := progress.get("time/time_elapsed", ([], []))[1]:
-        shown["time"] = _duration(seconds[-1])
-    if fps := progress.get("time/fps", ([], []))[1]:
-        shown["steps/s"] = number(fps[-1])
+    last = {column: values[-1] for column, (_, values) in progress.items()}
+    for name, column in (("steps", "total_timesteps"), ("time", "time_elapsed"), ("steps/s", "fps")):
+        if (value := last.get(f"time/{column}")) is not None:
+            shown[name] = _duration(value) if name == "time" else number(value)
     if (status := about.get("status")) not in (None, "finished", "done"):
         shown["status"] = status
     return "".join(f"<span><b>{escape(k)}</b>{escape(str(v))}</span>" for k, v in shown.items() if v not in (None, ""))
@@ -277,10 +276,9 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
     cards = []
     points = list({e["steps"]: e for e in evaluations if e["success_rate"] is not None}.values())  # a step's last
     rollout = progress.get("rollout/success_rate")
-    lines = [
-        Series("evaluation", *([float(e[k]) for e in points] for k in ("steps", "success_rate", "ci_low", "ci_high")))
-    ]
     if points:
+        columns = ([float(e[key]) for e in points] for key in ("steps", "success_rate", "ci_low", "ci_high"))
+        lines = [Series("evaluation", *columns)]
         note = "At fixed checkpoints, deterministic policy; the band is the 95 % interval."
         cards.append(
             card("Success", note, line_chart(lines, x_label="steps", percent=True, marks=True, colour=3, width=WIDE))
@@ -332,29 +330,20 @@ def _stills(path: Path) -> list[str]:
 
 
 def _components(progress: Mapping[str, tuple[list[float], list[float]]]) -> str:
-    names = [
-        k.removeprefix("reward/").removesuffix("_mean")
-        for k in progress
-        if k.startswith("reward/") and k.endswith("_mean")
-    ]
     rows = ""
-    for name in names:
+    for name in [found[1] for key in progress if (found := re.fullmatch("reward/(.+)_mean", key))]:
         means, spreads = progress[f"reward/{name}_mean"][1], progress.get(f"reward/{name}_std", ([], [math.nan]))[1]
         cells = "".join(f'<td class="n">{number(v)}</td>' for v in (means[0], means[-1], max(means), spreads[-1]))
         rows += f"<tr><th>{escape(name)}</th><td>{sparkline(means)}</td>{cells}</tr>"
     if not rows:
         return ""
-    latency = [progress[k][1][-1] for k in ("reward/latency_ms_p50", "reward/latency_ms_p95") if k in progress]
-    speed = (
-        f" One encoder call takes {number(latency[0])} ms (p95 {number(latency[1])} ms)." if len(latency) == 2 else ""
-    )
+    note = "Potential of each head, mean over recent steps."
+    latency = [number(progress[k][1][-1]) for k in ("reward/latency_ms_p50", "reward/latency_ms_p95") if k in progress]
+    if len(latency) == 2:
+        note += f" One encoder call takes {latency[0]} ms (p95 {latency[1]} ms)."
     titles = "".join(f'<th class="n">{t}</th>' for t in ("first", "last", "highest", "spread"))
     head = f"<thead><tr><th>head</th><th>over time</th>{titles}</tr></thead>"
-    return card(
-        "Reward components",
-        f"Potential of each head, mean over recent steps.{speed}",
-        f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>',
-    )
+    return card("Reward components", note, f'<div class="scroll"><table>{head}<tbody>{rows}</tbody></table></div>')
 
 
 def facts_table(about: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn.functional import cosine_similarity, interpolate
+from torch.nn.functional import cosine_similarity, interpolate, normalize
 from torch.testing import assert_close
 
 from embodied.envs.rendering import FrameRenderer
@@ -21,6 +21,7 @@ from rewards.preprocess import Preprocess
 from tests.conftest import TINY_CLIP, save_open_clip
 
 HUMANOID = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "humanoid.xml"
+PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
 SIZES = [(480, 480), (96, 96), (96, 160), (101, 75), (32, 32)]
 RESNET = TINY_CLIP | {
     "model_cfg": {
@@ -51,12 +52,6 @@ def tiny_resnet(tmp_path_factory) -> str:
     return save_open_clip(tmp_path_factory.mktemp("tiny_resnet"), RESNET)
 
 
-def pil_transform(size: int, mode: str, interpolation: str):
-    open_clip = import_open_clip()
-    config = open_clip.transform.PreprocessCfg(size=size, resize_mode=mode, interpolation=interpolation)
-    return open_clip.transform.image_transform_v2(config, is_train=False)
-
-
 # Preprocessing ----------------------------------------------------------------------------------------------
 
 
@@ -66,7 +61,9 @@ def pil_transform(size: int, mode: str, interpolation: str):
     ("mode", "interpolation"), [("shortest", "bicubic"), ("squash", "bilinear"), ("longest", "bicubic")]
 )
 def test_fused_preprocessing_is_the_models_own_transform(renders, size, target, mode, interpolation):
-    own = pil_transform(target, mode, interpolation)
+    transform = import_open_clip().transform
+    config = transform.PreprocessCfg(size=target, resize_mode=mode, interpolation=interpolation)
+    own = transform.image_transform_v2(config, is_train=False)
     expected = torch.stack([own(Image.fromarray(frame.numpy())) for frame in renders[size]])
     std = (0.26862954, 0.26130258, 0.27577711)
     fused = Preprocess(
@@ -88,8 +85,7 @@ def test_without_antialias_the_same_comparison_fails(renders):
 
 
 def test_the_float_resize_of_other_devices_agrees_with_the_cpu_s(renders):
-    options = {"mode": "squash", "resize": (32, 32), "crop": (32, 32), "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    fused = Preprocess(**options, interpolation="bicubic")
+    fused = Preprocess(mode="squash", resize=(32, 32), crop=(32, 32), interpolation="bicubic", **PLAIN)
     for size in ((480, 480), (101, 75)):
         images = renders[size].permute(0, 3, 1, 2)
         floats = fused._resize_floats(images, (32, 32))
@@ -98,9 +94,7 @@ def test_the_float_resize_of_other_devices_agrees_with_the_cpu_s(renders):
 
 def test_frames_of_the_right_size_are_not_resized(renders, monkeypatch):
     monkeypatch.setattr(Preprocess, "_resize", None)  # calling it would raise
-    fused = Preprocess(
-        mode="shortest", resize=(96, 96), crop=(80, 80), interpolation="bicubic", mean=(0.0,) * 3, std=(1.0,) * 3
-    )
+    fused = Preprocess(mode="shortest", resize=(96, 96), crop=(80, 80), interpolation="bicubic", **PLAIN)
     images = fused(renders[96, 96], torch.device("cpu"), torch.float32)
     assert_close(images * 255, renders[96, 96].permute(0, 3, 1, 2)[..., 8:88, 8:88].float())
 
@@ -357,7 +351,7 @@ def test_transformers_embeddings_are_its_own(transformers_models, renders, kind,
     inputs = processor([Image.fromarray(frame.numpy()) for frame in renders[size]], return_tensors="pt")
     with torch.no_grad():
         features = model.get_image_features if kind in ("clip", "siglip") else model
-        expected = torch.nn.functional.normalize(features(**inputs).pooler_output, dim=-1)
+        expected = normalize(features(**inputs).pooler_output, dim=-1)
     encoder = TransformersEncoder(folder, precision="fp32")
     embeddings = encoder.encode_images(renders[size])
     assert cosine_similarity(embeddings, expected).min() >= 0.999
@@ -384,16 +378,14 @@ def test_transformers_scores_are_its_own(transformers_models, renders, kind):
         output = model(**tokens, **images)
     encoder = TransformersEncoder(folder, precision="fp32")
     texts = encoder.encode_texts(["the drawer is open", "a robot"])
-    assert_close(texts, torch.nn.functional.normalize(output.text_embeds, dim=-1), atol=1e-5, rtol=0)
+    assert_close(texts, normalize(output.text_embeds, dim=-1), atol=1e-5, rtol=0)
     cosines = encoder.encode_images(renders[96, 96]) @ texts.T
     logits = (output.logits_per_image - (model.logit_bias if kind == "siglip" else 0)) / model.logit_scale.exp()
     assert_close(cosines, logits.detach(), atol=2e-3, rtol=0)
 
 
 def test_transformers_texts_that_do_not_fit(transformers_models):
-    with pytest.raises(
-        ValueError, match=r"TransformersEncoder.encode_texts: model must have a text tower; got .*dinov2"
-    ):
+    with pytest.raises(ValueError, match=r"encode_texts: model must have a text tower; got .*dinov2"):
         TransformersEncoder(transformers_models["dinov2"]).encode_texts(["a robot"])
     clip = TransformersEncoder(transformers_models["clip"])
     assert clip.encode_texts(["robot " * 10]).shape == (1, 16)
