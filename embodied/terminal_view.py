@@ -7,7 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -25,6 +25,17 @@ SPARKS = "▁▂▃▄▅▆▇█"
 RED, GREEN, DIM, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
+@runtime_checkable
+class Writable(Protocol):
+    """A terminal or a file, such as standard error."""
+
+    def write(self, text: str, /) -> object: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+
 class TerminalView:
     """A sink that a person reads.
 
@@ -39,7 +50,7 @@ class TerminalView:
 
     def __init__(
         self,
-        out: TextIO,
+        out: Writable,
         *,
         picture: bool | None = None,
         typed: Callable[[], str | None] = lambda: None,
@@ -57,7 +68,7 @@ class TerminalView:
         """Show a message; it stays until newer ones push it away."""
         self._said.append(f"{time.strftime('%H:%M:%S')} {printable(text)}")
         if not self._redraws:
-            print(self._said[-1], file=self._out, flush=True)
+            self._line(self._said[-1])
 
     def write(self, watched: Watched) -> None:
         for name, value in watched.normalised.items():
@@ -73,13 +84,17 @@ class TerminalView:
         if self._redraws:
             self._draw(watched)
         else:
-            print(one_line(watched), file=self._out, flush=True)
+            self._line(one_line(watched))
 
     def close(self) -> None:
         """Leave the last state on the screen."""
         watched, self._watched = self._watched, None
         if watched is not None and self._redraws:
             self._draw(watched)
+
+    def _line(self, text: str) -> None:
+        self._out.write(text + "\n")
+        self._out.flush()
 
     def _draw(self, watched: Watched) -> None:
         """The block over the one drawn last, in one write."""
