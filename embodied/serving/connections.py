@@ -24,6 +24,8 @@ from embodied.serving.limits import Limits, Rates
 
 BAD_PER_S, BAD_BURST = 5.0, 50  # refused requests of one host, before its new connections wait
 LONGEST_PAUSE_S = 1.0
+KEEP_ALIVE_S = 30  # without a request
+NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Guard:
@@ -65,7 +67,11 @@ class PatientProtocol(H11Protocol):
         if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) and (sock := transport.get_extra_info("socket")):
             # Of Linux: a client that reads nothing of its answer is cut off, be it HTTP or a WebSocket later.
             sock.setsockopt(socket.IPPROTO_TCP, option, int(1000 * guard.limits.answer_s))
-        if len(self.connections) > guard.limits.connections and guard.silent:
+        if len(self.connections) > guard.limits.connections:
+            if not guard.silent:  # all are in use
+                transport.write(NO_ROOM)
+                transport.close()
+                return
             next(iter(guard.silent)).give_up()
         self._wait()
         if pause := guard.pause(self.client[0] if self.client else ""):
@@ -78,6 +84,15 @@ class PatientProtocol(H11Protocol):
             self._stop_waiting()
         else:
             self._wait()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._in_request() or self.transport.is_closing():
+            return
+        if self.conn.trailing_data[0]:  # the next request has begun
+            self._wait()
+        else:
+            self._guard.silent[self] = None  # kept alive, but not at the expense of others
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
@@ -132,8 +147,8 @@ class Server(uvicorn.Server):
             ws_max_size=limits.body_bytes,
             ws_per_message_deflate=False,
             ws_ping_timeout=max(20.0, limits.answer_s),  # pongs are not read while an answer is made
-            limit_concurrency=limits.connections,
             h11_max_incomplete_event_size=16 << 10,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(limits.drain_s),
             access_log=False,
             log_level=log_level,

@@ -1,0 +1,669 @@
+"""A real server on a loopback port: the same numbers as at home, and every bad client harms itself alone."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from embodied import cli
+from embodied.errors import UserError
+from embodied.serving import protocol
+from embodied.serving.app import make_app
+from embodied.serving.connections import Server
+from embodied.serving.limits import Limits
+from embodied.streaming import EpisodeStream
+from rewards.clip_goal import clip_scorer
+from rewards.core import Features, Scorer
+from rewards.shaping import PotentialShaping
+from tests.fakes import FakeEncoder
+from tests.unit.test_serving import BAD_IMAGES, BAD_MESSAGES
+
+RNG = np.random.default_rng(0)
+FRAMES = RNG.integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
+DEADLINE_S = 20.0
+
+
+def scorer(encoder=None):
+    return clip_scorer(encoder=encoder or FakeEncoder(), goal="a", baseline="b", shaping={"kind": "difference"})
+
+
+@contextlib.contextmanager
+def serving(model=None, *, limits=None, token=None, **options):
+    model = model or scorer()
+    options.setdefault("goal_scorer", lambda goal: clip_scorer(encoder=model.encoder, goal=goal, baseline="b"))
+    app = make_app(model, model_id="model-1", limits=limits, token=token, **options)
+    server = Server(app, port=0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started or not thread.is_alive())
+        yield SimpleNamespace(
+            server=server, port=server.port, url=f"http://127.0.0.1:{server.port}", scorer=model, token=token,
+            service=app.state.service, thread=thread,
+        )  # fmt: skip
+    finally:
+        server.should_exit = True
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="module")
+def shared():
+    with serving() as server:
+        yield server
+
+
+def until(done):
+    deadline = time.monotonic() + DEADLINE_S
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ask(server, path, message=None, *, body=None, media=protocol.MSGPACK, headers=None, method=None):
+    """Status, headers and decoded answer."""
+    data = protocol.pack(message) if message is not None else body
+    sent = {"Content-Type": media} if data is not None else {}
+    sent |= {"Authorization": f"Bearer {server.token}"} if server.token else {}
+    request = urllib.request.Request(server.url + path, data, sent | (headers or {}), method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            status, got, body = answer.status, answer.headers, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            status, got, body = error.code, error.headers, error.read()
+    read = protocol.unpack if got["content-type"] == protocol.MSGPACK else json.loads
+    return status, got, read(body)
+
+
+@contextlib.contextmanager
+def session(server, *, opening=None, headers=None):
+    """`say(message) -> answer` of an open session; `opening` False: not opened."""
+    sent = headers or ({"Authorization": f"Bearer {server.token}"} if server.token else {})
+    url = server.url.replace("http", "ws") + protocol.STREAM
+    with connect(url, compression=None, additional_headers=sent, close_timeout=1) as socket:
+
+        def say(message):
+            socket.send(protocol.pack(message) if isinstance(message, dict) else message)
+            return protocol.unpack(socket.recv(timeout=DEADLINE_S))
+
+        say.socket = socket
+        if opening is not False:
+            assert say({"type": "open", **(opening or {})})["type"] == "opened"
+        yield say
+
+
+def frames(*images, form="raw", view="main", **more):
+    value = protocol.encode_images(np.stack(images), form) if len(images) > 1 else protocol.encode_image(*images, form)
+    return {"type": "frames", "images": {view: value}, **more}
+
+
+def close_code(say):
+    """Of the session, whatever it says before."""
+    while True:
+        try:
+            say.socket.recv(timeout=DEADLINE_S)
+        except ConnectionClosed as closed:
+            return closed.rcvd.code if closed.rcvd else None
+
+
+def fine(server):
+    """Others are served as before."""
+    status, _, answer = ask(server, protocol.SCORE, {"images": {"main": protocol.encode_images(FRAMES)}})
+    local = server.scorer.score(torch.from_numpy(FRAMES))
+    return status == 200 and np.allclose(answer["combined"], local, atol=1e-5)
+
+
+# The same numbers ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["raw", "png"])
+def test_score_is_the_local_score(shared, form):
+    message = {"images": {"main": protocol.encode_images(FRAMES, form)}}
+    status, _, answer = ask(shared, protocol.SCORE, message)
+    local = shared.scorer.score(torch.from_numpy(FRAMES)).numpy()
+    assert status == 200
+    np.testing.assert_allclose(answer["combined"], local, atol=1e-5)
+    np.testing.assert_allclose(answer["potentials"]["clip"], local, atol=1e-5)
+    np.testing.assert_allclose(answer["rewards"], 0.99 * local[1:] - local[:-1], atol=1e-5)
+    assert (answer["model_id"], answer["version"]) == ("model-1", "0.1.0")
+    body = protocol.to_json(message)
+    assert ask(shared, protocol.SCORE, body=body, media=protocol.JSON)[2] == answer
+
+
+def test_a_picture_is_a_request(shared):
+    picture = protocol.encode_image(FRAMES[0], "png")["png"]
+    status, headers, answer = ask(shared, protocol.SCORE, body=picture, media="image/png")
+    assert (status, headers["content-type"]) == (200, protocol.JSON)
+    assert answer["combined"] == pytest.approx(shared.scorer.score(torch.from_numpy(FRAMES[:1])).tolist(), abs=1e-5)
+
+
+def test_encode_and_potentials_are_the_local_ones(shared):
+    features = shared.scorer.encode(torch.from_numpy(FRAMES))
+    answer = ask(shared, protocol.ENCODE, {"images": protocol.encode_images(FRAMES)})[2]
+    np.testing.assert_allclose(protocol.decode_array(answer["features"], ndim=2), features, atol=1e-6)
+    texts = ask(shared, protocol.ENCODE, {"texts": ["a", "b"]})[2]["features"]
+    local = shared.scorer.encoder.encode_texts(["a", "b"])
+    np.testing.assert_allclose(protocol.decode_array(texts), local, atol=1e-6)
+    views = {"main": protocol.encode_array(features.reshape(2, 3, 16).numpy())}
+    answer = ask(shared, protocol.POTENTIALS, {"views": views})[2]
+    np.testing.assert_allclose(
+        protocol.decode_array(answer["combined"], ndim=2).ravel(),
+        shared.scorer.score(torch.from_numpy(FRAMES)),
+        atol=1e-5,
+    )
+    other = ask(shared, protocol.POTENTIALS, {"views": views, "goal": "c"})[2]["potentials"]["clip"]
+    goal = clip_scorer(encoder=shared.scorer.encoder, goal="c", baseline="b").score(torch.from_numpy(FRAMES))
+    np.testing.assert_allclose(protocol.decode_array(other).ravel(), goal, atol=1e-5)
+
+
+def test_a_session_reads_as_a_local_stream(shared):
+    local = EpisodeStream(shared.scorer)
+    with session(shared) as say:
+        for k, frame in enumerate(FRAMES[:3]):
+            answer = say(frames(frame, captured_s=0.5 + k, id=k))
+            expected = local.push(local.encode(frame[None]))
+            assert answer["type"] == "reading"
+            assert (answer["episode"], answer["row"]) == (0, k)
+            assert (answer["captured_s"], answer["id"]) == (0.5 + k, k)
+            assert answer["combined"] == pytest.approx(expected.combined, abs=1e-5)
+            assert answer["reward"] == (None if k == 0 else pytest.approx(expected.reward, abs=1e-5))
+            assert answer["latency_ms"] > 0
+            assert (answer["model_id"], answer["version"]) == ("model-1", "0.1.0")
+        several = say(frames(*FRAMES[3:], form="png"))
+        assert several["type"] == "readings"
+        for frame, answer in zip(FRAMES[3:], several["readings"], strict=True):
+            expected = local.push(local.encode(frame[None]))
+            assert answer == {**expected._asdict(), "combined": pytest.approx(expected.combined, abs=1e-5),
+                              "reward": pytest.approx(expected.reward, abs=1e-5),
+                              "potentials": pytest.approx(expected.potentials, abs=1e-5)}  # fmt: skip
+        assert say({"type": "restart"})["episode"] == 1
+        again = say(frames(FRAMES[0]))
+        assert (again["episode"], again["row"], again["reward"]) == (1, 0, None)
+
+
+def test_a_goal_changes_and_the_past_is_scored_again(shared):
+    with session(shared, opening={"goal": "a"}) as say:
+        say(frames(*FRAMES))
+        answer = say({"type": "goal", "text": "c"})
+        local = clip_scorer(encoder=shared.scorer.encoder, goal="c", baseline="b").score(torch.from_numpy(FRAMES))
+        np.testing.assert_allclose(protocol.decode_array(answer["past"]["clip"]), local, atol=1e-5)
+        assert say(frames(FRAMES[0]))["combined"] == pytest.approx(float(local[0]), abs=1e-5)
+        for text in ("x" * 10_000, "", 3):
+            assert say({"type": "goal", "text": text})["code"] == "bad_text"
+        assert say(frames(FRAMES[0]))["type"] == "reading"
+
+
+class Total:
+    """Needs the past, a second view, a signal and every image: what a pointwise head does not."""
+
+    name, frames_read = "total", "all"
+
+    def score(self, features: Features):
+        seen = features.frames["side"].float().mean(dim=(2, 3, 4)) / 255
+        return torch.cumsum(features.views["side"][..., 0] + features.signals["force"] + seen, 1)
+
+
+def total_scorer():
+    return Scorer(FakeEncoder(), {"total": Total()}, lambda each, features: each["total"], PotentialShaping())
+
+
+def test_views_signals_and_images_reach_the_heads():
+    model = total_scorer()
+    both = {"front": protocol.encode_images(FRAMES), "side": protocol.encode_images(FRAMES[::-1].copy(), "png")}
+    force = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    with serving(model, goal_scorer=None) as server:
+        status, _, answer = ask(server, protocol.SCORE, {"images": {"front": both["front"]}})
+        assert (status, answer["code"], answer["error"]) == (422, "unscorable", "missing: 'side'")
+        status, _, answer = ask(server, protocol.SCORE, {"images": both, "signals": {"force": force}})
+        assert status == 200
+        side = torch.from_numpy(FRAMES[::-1].copy())
+        seen = model.encode(side)[:, 0] + torch.tensor(force) + side.float().mean(dim=(1, 2, 3)) / 255
+        np.testing.assert_allclose(answer["combined"], torch.cumsum(seen, 0), rtol=1e-5)
+        with session(server, opening={"views": ["front", "side"], "signals": ["force"]}) as say:
+            readings = say({"type": "frames", "images": both, "signals": {"force": force}})["readings"]
+            np.testing.assert_allclose([each["combined"] for each in readings], answer["combined"], rtol=1e-5)
+            one = {name: protocol.encode_image(FRAMES[0]) for name in both}
+            assert say({"type": "frames", "images": one, "signals": {"force": 1}})["row"] == 6
+            assert say({"type": "frames", "images": one})["code"] == "bad_message"
+            assert say({"type": "frames", "images": one, "signals": {"force": float("nan")}})["code"] == "bad_message"
+            assert say({"type": "frames", "images": {"front": one["front"]}})["code"] == "bad_message"
+            sizes = {"front": one["front"], "side": protocol.encode_image(np.zeros((4, 4, 3), np.uint8))}
+            assert say({"type": "frames", "images": sizes, "signals": {"force": 1}})["code"] == "bad_image"
+            assert say({"type": "goal", "text": "b"})["code"] == "bad_text"
+            assert say({"type": "frames", "images": one, "signals": {"force": 1}})["row"] == 7
+
+
+def test_many_clients_share_batches_and_get_their_own_numbers():
+    encoder = FakeEncoder()
+    sizes, inner = [], encoder.encode_images
+
+    def slow(images):
+        sizes.append(len(images))
+        time.sleep(0.02)
+        return inner(images)
+
+    encoder.encode_images = slow
+    with serving(scorer(encoder)) as server:
+        local = clip_scorer(encoder=FakeEncoder(), goal="a", baseline="b").score(torch.from_numpy(FRAMES))
+
+        def client(k):
+            with session(server) as say:
+                return [
+                    say(frames(FRAMES[(k + t) % 6], form="jpeg" if k == 0 else "raw"))["combined"] for t in range(12)
+                ]
+
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(client, range(8)))
+        for k in range(1, 8):
+            np.testing.assert_allclose(answers[k], [local[(k + t) % 6] for t in range(12)], atol=1e-5)
+        assert max(sizes) >= 4
+        text = urllib.request.urlopen(server.url + protocol.METRICS).read().decode()
+        assert f"embodied_frames_encoded_total {8 * 12}.0" in text
+        assert f'embodied_request_seconds_count{{path="/v1/stream"}} {8 * 13}.0' in text
+
+
+def test_health_and_model_say_what_is_served(shared):
+    assert ask(shared, protocol.HEALTH)[2] == {"status": "ok", "model_id": "model-1", "version": "0.1.0"}
+    told = ask(shared, protocol.MODEL)[2]
+    assert told["heads"] == ["clip"]
+    assert told["encoder"] == {"name": "fake", "dim": 16, "image_size": [8, 8]}
+    assert told["pointwise"] is told["goals"] is True
+    assert told["shaping"]["kind"] == "difference"
+    assert told["limits"]["text_chars"] == 1000
+
+
+# Who may ask --------------------------------------------------------------------------------------------
+
+
+def test_without_the_token_nothing_is_served():
+    with serving(token="secret") as server:
+        assert fine(server)
+        assert ask(server, protocol.HEALTH, headers={"Authorization": ""})[0] == 200
+        for given in ("", "Bearer", "Bearer wrong", "Bearer secret2", "secret", "Basic secret", "Bearer s\u00e9cret"):
+            headers = {"Authorization": given}
+            for path in (protocol.MODEL, protocol.METRICS):
+                status, got, answer = ask(server, path, headers=headers)
+                assert (status, answer["code"], got["www-authenticate"]) == (401, "unauthorised", "Bearer")
+                assert "secret" not in answer["got"]
+            assert ask(server, protocol.SCORE, {}, headers=headers)[0] == 401
+            with pytest.raises(InvalidStatus) as refused, session(server, headers=headers):
+                pass
+            assert refused.value.response.status_code == 401
+            assert json.loads(refused.value.response.body)["code"] == "unauthorised"
+        with session(server) as say:
+            assert say(frames(FRAMES[0]))["type"] == "reading"
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Host": "[bad"}])
+def test_web_pages_of_others_may_not_ask(shared, headers):
+    assert ask(shared, protocol.MODEL, headers=headers)[0] in (400, 403)
+    if "Origin" in headers:
+        with pytest.raises(InvalidStatus) as refused, session(shared, headers=headers):
+            pass
+        assert refused.value.response.status_code == 403
+
+
+# Bad requests -------------------------------------------------------------------------------------------
+
+PICTURE = {"images": {"main": protocol.encode_image(FRAMES[0])}}
+ROWS = {"views": {"main": protocol.encode_array(np.zeros((1, 2, 16), np.float32))}}
+BAD = {
+    **{f"score, {name}": (protocol.SCORE, {"images": {"main": value}}) for name, (value, _) in BAD_IMAGES.items()},
+    **{f"encode, {name}": (protocol.ENCODE, body) for name, body in BAD_MESSAGES.items()},
+    "no images": (protocol.SCORE, {}),
+    "no views": (protocol.SCORE, {"images": {}}),
+    "unequal views": (protocol.SCORE, {"images": {"a": protocol.encode_images(FRAMES), **PICTURE["images"]}}),
+    "a goal of 10,000 characters": (protocol.SCORE, {**PICTURE, "goal": "x" * 10_000}),
+    "a goal that is a number": (protocol.SCORE, {**PICTURE, "goal": 3}),
+    "signals too long": (protocol.SCORE, {**PICTURE, "signals": {"force": [1, 2]}}),
+    "no texts": (protocol.ENCODE, {"texts": []}),
+    "a long text": (protocol.ENCODE, {"texts": ["x" * 10_000]}),
+    "neither": (protocol.ENCODE, {}),
+    "no features": (protocol.POTENTIALS, {}),
+    "narrow features": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((1, 2, 3), "f4"))}}),
+    "flat features": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((2, 16), "f4"))}}),
+    "no rows": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((1, 0, 16), "f4"))}}),
+    "short signals": (protocol.POTENTIALS, {**ROWS, "signals": {"force": [[1.0]]}}),
+    "odd frames": (protocol.POTENTIALS, {**ROWS, "frames": {"main": protocol.encode_array(FRAMES[None, :3])}}),
+    "NaN features": (
+        protocol.POTENTIALS,
+        {"views": {"main": protocol.encode_array(np.full((1, 2, 16), np.nan, "f4"))}},
+    ),
+}
+
+
+def test_every_bad_request_is_answered_with_what_is_wrong():
+    with serving(limits=Limits(requests_per_s=1e6, burst=1_000_000)) as server:
+        for name, (path, message) in BAD.items():
+            body = {"body": message} if isinstance(message, bytes) else {"message": message}
+            status, _, answer = ask(server, path, **body)
+            assert 400 <= status < 500, (name, status, answer)
+            assert answer["error"], name
+            assert {"expected", "got", "code", "model_id", "version"} <= set(answer), name
+            assert answer["code"] != "internal", name
+        assert ask(server, protocol.SCORE, BAD["NaN features"][1])[0] == 400
+        assert ask(server, protocol.POTENTIALS, BAD["NaN features"][1])[2]["code"] == "unscorable"
+        assert ask(server, protocol.SCORE, body=b"a,b", media="text/csv")[0] == 415
+        assert ask(server, protocol.SCORE, body=b"{", media=protocol.JSON)[0] == 400
+        assert ask(server, "/v1/nothing")[0] == 404
+        assert ask(server, protocol.SCORE, method="GET")[0] == 405
+        assert ask(server, protocol.MODEL, {}, method="POST")[0] == 405
+        assert ask(server, protocol.SCORE, body=b"", media=protocol.JSON)[0] == 400
+        assert fine(server)
+
+
+def test_bad_messages_leave_the_session_as_it_was(shared):
+    with session(shared, opening=False) as say:
+        assert say(frames(FRAMES[0]))["expected"] == "open"
+        assert say({"type": "open", "views": []})["code"] == "bad_message"
+        assert say({"type": "open", "views": ["a", "a"]})["code"] == "bad_message"
+        assert say({"type": "open", "goal": "x" * 10_000})["code"] == "bad_text"
+        assert say({"type": "open"})["type"] == "opened"
+        assert say({"type": "open"})["code"] == "bad_message"
+    for values in (list(BAD_IMAGES.values())[:9], list(BAD_IMAGES.values())[9:]):
+        with session(shared) as say:
+            assert say(frames(FRAMES[0]))["row"] == 0
+            for value, code in values:
+                assert say({"type": "frames", "images": {"main": value}, "id": 7})["code"] == code
+            assert say(frames(FRAMES[0]))["row"] == 1
+    with session(shared) as say:
+        for body in BAD_MESSAGES.values():
+            assert say(body)["type"] == "error"
+        assert say("text")["code"] == "bad_message"
+        assert say({"type": "nonsense"})["code"] == "bad_message"
+        assert say(frames(FRAMES[0]))["row"] == 0
+
+
+class Picky:
+    """NaN for a black frame."""
+
+    name, pointwise = "picky", True
+
+    def score(self, features: Features):
+        return torch.where(features.main.isnan().any(-1), torch.nan, 1.0)
+
+
+class BlackEncoder(FakeEncoder):
+    def encode_images(self, images):
+        black = (images == 0).flatten(1).all(1, keepdim=True)
+        return torch.where(black, torch.nan, super().encode_images(images))
+
+
+def test_a_nan_is_said_and_is_nobody_elses():
+    model = Scorer(BlackEncoder(), {"picky": Picky()}, lambda each, features: each["picky"], PotentialShaping())
+    black = np.zeros_like(FRAMES[0])
+    with serving(model) as server, session(server) as one, session(server) as two:
+        assert one(frames(FRAMES[0]))["row"] == 0
+        answer = one(frames(black))
+        assert (answer["type"], answer["code"]) == ("error", "unscorable")
+        assert two(frames(FRAMES[0]))["row"] == 0
+        readings = one(frames(FRAMES[0], black, FRAMES[1]))["readings"]
+        assert [each.get("row", each.get("code")) for each in readings] == [1, "unscorable", 2]
+        message = {"images": {"main": protocol.encode_image(black)}}
+        assert ask(server, protocol.SCORE, message)[0] == 422
+
+
+# Slow, half and too much --------------------------------------------------------------------------------
+
+
+def raw(server, data, *, wait=True):
+    """Everything the server answers to raw bytes, until it closes."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as wire:
+        wire.sendall(data)
+        got = b""
+        with contextlib.suppress(ConnectionResetError):
+            while wait and (part := wire.recv(65536)):
+                got += part
+        return got
+
+
+HEADER = b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/msgpack\r\n"
+
+
+def test_half_sent_requests_are_cut_off_in_time():
+    with serving(limits=Limits(header_s=0.3, body_s=0.3)) as server:
+        started = time.monotonic()
+        assert raw(server, b"") == b""  # opened and silent
+        assert raw(server, HEADER) == b""  # half a header
+        answer = raw(server, HEADER + b"Content-Length: 1000\r\n\r\nhalf")
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "timeout"
+        one = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+        assert raw(server, one + HEADER).count(b"HTTP/1.1 200") == 1  # half a second request
+        assert time.monotonic() - started < DEADLINE_S
+        raw(server, HEADER + b"Content-Length: 1000\r\n\r\nhalf", wait=False)  # gone in the middle of it
+        assert raw(server, b"\x16\x03\x01 this is not HTTP\r\n\r\n").startswith(b"HTTP/1.1 400")
+        assert raw(server, HEADER + b"X: " + b"x" * 100_000 + b"\r\n\r\n").startswith(b"HTTP/1.1 400")
+        assert fine(server)
+        until(lambda: not server.server.server_state.connections)
+        assert not server.service.guard.silent
+
+
+def test_a_session_outlives_the_patience_for_headers():
+    with serving(limits=Limits(header_s=0.2)) as server, session(server) as say:
+        for _ in range(4):
+            time.sleep(0.1)
+            assert say(frames(FRAMES[0]))["type"] == "reading"
+
+
+def test_silent_connections_make_room_for_those_that_ask():
+    with serving(limits=Limits(connections=8, header_s=30.0)) as server, contextlib.ExitStack() as stack:
+        say = stack.enter_context(session(server))
+        for _ in range(30):
+            wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            wire.sendall(b"GET /he")
+        assert fine(server)
+        assert say(frames(FRAMES[0]))["type"] == "reading"
+        assert len(server.server.server_state.connections) <= 8
+
+
+def test_bodies_have_a_size():
+    with serving(limits=Limits(body_bytes=10_000, json_bytes=2_000)) as server:
+        for media, size in ((protocol.MSGPACK, 15_000), (protocol.JSON, 2_500)):
+            status, _, answer = ask(server, protocol.SCORE, body=bytes(size), media=media)
+            assert (status, answer["code"], answer["got"]) == (413, "too_large", str(size))
+        huge = HEADER + b"Content-Length: 99999999999\r\n\r\n"
+        assert raw(server, huge).startswith(b"HTTP/1.1 413")
+        parts = b"Transfer-Encoding: chunked\r\n\r\n" + b"1388\r\n" + bytes(5000) + b"\r\n"
+        assert b"HTTP/1.1 413" in raw(server, HEADER + parts + (b"1388\r\n" + bytes(5000) + b"\r\n") * 2)
+        with session(server) as say:
+            say.socket.send(bytes(10_001))
+            assert close_code(say) == 1009
+        assert ask(server, protocol.SCORE, PICTURE)[0] == 200
+
+
+def test_an_answer_nobody_reads_does_not_hold_the_server():
+    wide = FakeEncoder(dim=4096)
+    with serving(scorer(wide), limits=Limits(answer_s=1.0)) as server:
+        body = protocol.pack({"images": protocol.encode_images(np.zeros((1000, 8, 8, 3), np.uint8))})
+        with socket.socket() as wire:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            wire.connect(("127.0.0.1", server.port))
+            header = HEADER.replace(b"score", b"encode") + b"Content-Length: %d\r\n\r\n" % len(body)
+            wire.sendall(header + body)
+            until(lambda: server.server.server_state.connections)
+            until(lambda: not server.server.server_state.connections)
+        assert fine(server)
+
+
+def test_rates_are_held():
+    with serving(limits=Limits(requests_per_s=0.5, burst=3)) as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as wire:
+            got = b""
+            wire.sendall(b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 6)
+            while got.count(b"HTTP/1.1 ") < 6 and (part := wire.recv(65536)):
+                got += part
+        assert got.count(b"HTTP/1.1 200") in (3, 4)
+        assert got.count(b"HTTP/1.1 429") in (2, 3)
+        assert b"retry-after: " in got
+        assert ask(server, protocol.MODEL)[0] == 200
+
+
+def test_a_session_that_only_sends_rubbish_is_closed():
+    with serving(limits=Limits(requests_per_s=5.0, burst=10)) as server:
+        with session(server) as bad, session(server) as good:
+            assert bad(b"rubbish")["type"] == "error"
+            assert close_code(bad) == protocol.POLICY
+            assert good(frames(FRAMES[0]))["type"] == "reading"
+        assert fine(server)
+
+
+def test_sessions_are_counted_and_idle_ones_go():
+    with serving(limits=Limits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
+        with session(server) as one, session(server) as two:
+            with pytest.raises(InvalidStatus) as refused, session(server):
+                pass
+            assert refused.value.response.status_code == 503
+            assert refused.value.response.headers["retry-after"]
+            assert {close_code(one), close_code(two)} == {protocol.IDLE}
+        with session(server, opening=False) as never:
+            assert close_code(never) == protocol.POLICY
+        assert fine(server)
+
+
+def test_the_session_idle_longest_makes_room():
+    with serving(limits=Limits(sessions=2, spare_s=0.05)) as server, session(server) as idle:
+        time.sleep(0.1)
+        with session(server) as busy:
+            busy(frames(FRAMES[0]))
+            with session(server) as third:
+                assert third(frames(FRAMES[0]))["type"] == "reading"
+                assert close_code(idle) == protocol.IDLE
+
+
+def test_an_episode_that_keeps_images_is_bounded():
+    limits = Limits(episode_pixels=200)
+    opening = {"views": ["side"], "signals": ["force"]}
+    with serving(total_scorer(), limits=limits) as server, session(server, opening=opening) as say:
+        message = frames(FRAMES[0], view="side", signals={"force": 1.0})
+        assert [say(message)["type"] for _ in range(4)] == ["reading"] * 3 + ["error"]
+        say({"type": "restart"})
+        assert say(message)["type"] == "reading"
+
+
+def test_abusers_do_not_slow_the_others():
+    """Rubbish, oversize and half-sent requests from many connections, while a session is read."""
+    stop = threading.Event()
+
+    def abuse(server):
+        while not stop.is_set():
+            with contextlib.suppress(OSError):
+                raw(server, b"rubbish\r\n\r\n")
+                raw(server, HEADER + b"Content-Length: 99999999999\r\n\r\n", wait=False)
+                raw(server, HEADER, wait=False)
+
+    with serving() as server, session(server) as say, ThreadPoolExecutor(3) as pool:
+        abusers = [pool.submit(abuse, server) for _ in range(3)]
+        try:
+            for _ in range(100):
+                assert say(frames(FRAMES[0]))["type"] == "reading"
+        finally:
+            stop.set()
+        for each in abusers:
+            each.result(DEADLINE_S)
+
+
+# The end ------------------------------------------------------------------------------------------------
+
+
+def test_what_is_in_hand_is_finished_before_the_end():
+    encoder = FakeEncoder()
+    inner, entered, leave = encoder.encode_images, threading.Event(), threading.Event()
+
+    def held(images):
+        entered.set()
+        assert leave.wait(DEADLINE_S)
+        return inner(images)
+
+    encoder.encode_images = held
+    with serving(scorer(encoder)) as server, session(server) as busy, session(server) as idle:
+        busy.socket.send(protocol.pack(frames(FRAMES[0])))
+        assert entered.wait(DEADLINE_S)
+        server.server.should_exit = True
+        assert close_code(idle) == protocol.GOING_AWAY
+        with pytest.raises(OSError, match="refused"):
+            socket.create_connection(("127.0.0.1", server.port))
+        leave.set()
+        assert protocol.unpack(busy.socket.recv(timeout=DEADLINE_S))["type"] == "reading"
+        assert close_code(busy) == protocol.GOING_AWAY
+        server.thread.join(DEADLINE_S)
+        assert not server.thread.is_alive()
+
+
+# The command --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["host=0.0.0.0", "reward.goal=x"], "needs a token"),
+        (["reward=true"], "serves nothing"),
+        (["token_file=/nowhere"], "token_file"),
+        (["max_batch=0"], "max_batch"),
+        (["port=70000"], "port"),
+        (["limits.sessions=0"], "limits.sessions"),
+        (["host=192.0.2.1", "token_file={token}"], "cannot listen"),
+    ],
+)
+def test_settings_that_cannot_be_served_are_refused(words, told, tmp_path, monkeypatch):
+    from embodied.commands import serve
+
+    monkeypatch.delenv(protocol.TOKEN_VARIABLE, raising=False)
+    (tmp_path / "token").write_text("secret\n")
+    words = [word.format(token=tmp_path / "token") for word in words]
+    with pytest.raises(UserError, match=told):
+        serve.run(cli.compose("serve", words))
+
+
+def test_a_port_that_is_taken_is_said(shared):
+    from embodied.commands import serve
+
+    with pytest.raises(UserError, match=f"port {shared.port}"):
+        serve.run(cli.compose("serve", ["reward.goal=x", f"port={shared.port}"]))
+
+
+def test_serve_as_its_user_would(tmp_path, tiny_clip):
+    words = ["reward.goal=a red cube", "port=0", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    (tmp_path / "token").write_text("secret\n")
+    command = [sys.executable, "-m", "embodied.cli", "serve", *words, f"token_file={tmp_path / 'token'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        first = process.stdout.readline()
+        assert first.startswith("Serving clip at http://127.0.0.1:"), process.stderr.read()
+        url = first.split()[3]
+        server = SimpleNamespace(url=url, token="secret")
+        picture = protocol.encode_image(RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8), "jpeg")["jpeg"]
+        status, _, answer = ask(server, protocol.SCORE, body=picture, media="image/jpeg")
+        assert status == 200
+        assert len(answer["combined"]) == 1
+        assert answer["model_id"].startswith("clip-")
+        with session(server, opening={"goal": "a blue cube"}) as say:
+            assert say(frames(RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8)))["row"] == 0
+            process.send_signal(signal.SIGTERM)
+            assert close_code(say) == protocol.GOING_AWAY
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        assert "Stopped." in out
+        assert "curl" in out
+        assert "secret" not in out + err
+        assert "Traceback" not in err
+    finally:
+        process.kill()
+        process.communicate()
