@@ -116,6 +116,8 @@ class Tally:
     stuck_resets: int = 0
     planned_resets: int = 0
     stop_resets: int = 0
+    said_success: int = 0  # attempts
+    env_said_wrongly: int = 0  # those of them that were not true at their end, where that is known
 
     @property
     def interventions(self) -> int:
@@ -181,6 +183,8 @@ class Practice:
             tally.steps += attempt.steps
             tally.attempts += 1
             tally.since_reset += 1
+            tally.said_success += attempt.success
+            tally.env_said_wrongly += attempt.success and attempt.env_success is False
             tally.failed = 0 if attempt.success else tally.failed + 1
             tally.turn = 1 - index
             self._stopped = attempt.stopped is not None

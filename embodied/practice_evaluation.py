@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from embodied.practice import Attempt, Practice
+from embodied.practice import Attempt, Practice, Tally
 from embodied.practice_inputs import TASKS
 from embodied.report import write_video
 from rewards.metrics import wilson_interval
@@ -60,6 +60,21 @@ def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
         "said_success": sum(attempt.success for attempt in attempts),
         "said_wrongly": sum(attempt.success and attempt.env_success is False for attempt in attempts),
     }
+
+
+def told(summary: Mapping[str, Any], tally: Tally) -> str:
+    """The end in a few lines."""
+    parts = []
+    for name in TASKS:
+        about = summary[name]
+        if about["episodes"]:
+            parts.append(f"{name} {about['success_rate']:.0%} of {about['episodes']}")
+    return (
+        f"After {tally.steps} steps in {tally.attempts} attempts, a person reset the world {tally.interventions} times "
+        f"({tally.stuck_resets} stuck, {tally.planned_resets} planned, {tally.stop_resets} after stops). "
+        f"The model said yes to {tally.said_success} attempts, wrongly to {tally.env_said_wrongly} as far as is known. "
+        f"Success in evaluation: {', '.join(parts)}."
+    )
 
 
 def _film(folder: Path, i: int, attempt: Attempt) -> None:

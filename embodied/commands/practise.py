@@ -2,7 +2,8 @@
 
 RoboFuME's loop (`embodied.practice`): demonstrations of both tasks and two success models to begin with; then attempts
 at the one and the other, each ended by the success model's yes or by its time, and updates between them. The person
-who must reset a stuck world is counted. Writes a run folder with a line an attempt (attempts.jsonl: what the model
+who must reset a stuck world is counted. Demonstrations should be recorded by turns too, each from where the other task
+ended (demos=<world>-turns): those that all begin at a reset do not show what to do from there. Writes a run folder with a line an attempt (attempts.jsonl: what the model
 said, and the truth where a simulator knows it), curves, checkpoints, evaluations before and after, videos and
 report.html. Ctrl-C or a crash loses nothing before the last checkpoint: resume=true goes on from it.
 
@@ -41,7 +42,7 @@ from embodied.datasets import Dataset, encode
 from embodied.errors import UserError
 from embodied.practice import Practice, Task, remember, update
 from embodied.practice_demos import open_pair
-from embodied.practice_evaluation import play
+from embodied.practice_evaluation import play, told
 from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
 from embodied.practice_state import load_practice, save_practice
 from embodied.report import write_report
@@ -110,7 +111,7 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
         _loop(config, folder, practice, imitation, make, log)
         summary = _evaluate(config, folder, practice, make, final=True)
         runs.write_run(folder, status="finished", steps=practice.tally.steps, tally=vars(practice.tally))
-        print(f"{_told(summary, practice)} Report: {write_report(folder)}")
+        print(f"{told(summary, practice.tally)} Report: {write_report(folder)}")
     except BaseException as error:
         if folder is not None:
             runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -357,10 +358,17 @@ def _loop(
 def _drop_lines(file: Path, steps: int) -> None:
     """Attempts that a resumed run makes again."""
     if file.is_file():
-        kept = [line for line in file.read_text("utf-8").splitlines() if json.loads(line)["steps_done"] <= steps]
+        kept = [line for line in file.read_text("utf-8").splitlines() if _done_by(line, steps)]
         part = file.with_name(f".{file.name}.part")
         part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
         part.replace(file)
+
+
+def _done_by(line: str, steps: int) -> bool:
+    try:
+        return json.loads(line)["steps_done"] <= steps
+    except json.JSONDecodeError:  # half a line, of a run that was killed or of a full disk
+        return False
 
 
 def _evaluate(
@@ -382,18 +390,3 @@ def _evaluate(
     summary = {"steps": practice.tally.steps, **rates, "final": final}
     runs.append_line(folder / "evaluations.jsonl", summary)
     return summary
-
-
-def _told(summary: dict[str, Any], practice: Practice) -> str:
-    """The end in a few lines."""
-    parts = []
-    for name in TASKS:
-        about = summary[name]
-        if about["episodes"]:
-            parts.append(f"{name} {about['success_rate']:.0%} of {about['episodes']}")
-    tally = practice.tally
-    return (
-        f"After {tally.steps} steps in {tally.attempts} attempts, a person reset the world {tally.interventions} times "
-        f"({tally.stuck_resets} stuck, {tally.planned_resets} planned, {tally.stop_resets} after stops). "
-        f"Success in evaluation: {', '.join(parts)}."
-    )

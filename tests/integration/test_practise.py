@@ -76,6 +76,8 @@ def test_it_goes_on_exactly_after_a_kill(words, tmp_path):
     shutil.copytree(folder, first)
     shutil.rmtree(runs.latest_checkpoint(folder))  # as if killed after the one before
     assert int(runs.latest_checkpoint(folder).name) < 40
+    with (folder / "attempts.jsonl").open("a") as stream:
+        stream.write('{"attempt": ')
     assert main(["practise", "run=run", "resume=true"]) == 0
     assert lines(folder / "attempts.jsonl") == lines(first / "attempts.jsonl")
     assert lines(folder / "evaluations.jsonl")[-1] == lines(first / "evaluations.jsonl")[-1]

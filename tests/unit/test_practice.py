@@ -162,6 +162,8 @@ def test_tasks_alternate_without_a_reset_and_success_ends_an_attempt():
     assert [each.steps for each in attempts[:3]] == [6, 6, 6]  # five to get there, and one more yes
     assert practice.env.resets == 1
     assert practice.tally.interventions == 0
+    assert practice.tally.said_success == sum(each.success for each in attempts)
+    assert practice.tally.env_said_wrongly == 0
     assert practice.env.pauses == len(attempts)
     assert practice.tally.steps == 30
 
