@@ -21,7 +21,7 @@ from embodied.robots.eyes import Eyes
 from embodied.robots.judge import Judge, Task, Verdict
 from embodied.robots.limits import Limits, violations
 from embodied.robots.targets import Targets
-from embodied.robots.watchdog import OBSERVATION, POLICY, MaxAge, Watchdog
+from embodied.robots.watchdog import OBSERVATION, POLICY, MaxAge, Stop, Watchdog
 
 OBS_FORMS = ("state", "pixels", "mixed")
 LOOK = 0.5  # of a period after the command the robot is looked at; the rest is for scoring and the policy
@@ -62,6 +62,9 @@ class RobotEnv(gymnasium.Env):
             each control period from the watchdog's thread. `reset` refuses while it is on.
         absolute: action names whose target is given itself: a gripper.
         max_steps: of an episode; None: no limit.
+
+    Attributes:
+        last_stop: the safety stop that ended the last episode; None where none did.
 
     Raises:
         DriverError: the robot cannot be reached, or shows nothing within `READY_S`.
@@ -104,6 +107,7 @@ class RobotEnv(gymnasium.Env):
         self._eyes = Eyes(compare=self.max_age.frozen_s is not None)
         self._steps, self._moving, self._ended = 0, False, True
         self._sent_s: float | None = None
+        self.last_stop: Stop | None = None
         self._watchdog = Watchdog(
             driver.stop,
             self.max_age.limits(driver.cameras),
@@ -164,7 +168,7 @@ class RobotEnv(gymnasium.Env):
             UserError: the operator's stop is on.
         """
         super().reset(seed=seed, options=options)
-        self._ended = True
+        self._ended, self.last_stop = True, None
         self._hold()
         if self._operator is not None and self._operator():
             where = f" Remove {self._where}." if self._where is not None else ""
@@ -202,7 +206,7 @@ class RobotEnv(gymnasium.Env):
         truncated = not terminated and self.max_steps is not None and self._steps >= self.max_steps
         info = self._info(verdict, jitter_s=jitter_s, clamped=clamped, stale=stale)
         if terminated or truncated:
-            self._ended = True
+            self._ended, self.last_stop = True, self._watchdog.stopped
             self._hold()
         return self._obs(), verdict.reward, terminated, truncated, info
 

@@ -94,26 +94,11 @@ class SimulatedRobot:
     def connect(self) -> None:
         if self._socket is not None:
             return
-        address = self._address or self._start()
-        host, _, port = address.rpartition(":")
-        link = socket.socket(socket.AF_INET if host else socket.AF_UNIX)
         try:
-            link.settimeout(ANSWER_S)
-            link.connect((host, int(port)) if host else address)
-        except OSError as error:
-            link.close()
-            raise DriverError(f"SimulatedRobot: no robot at {address} ({error}). Is its process running?") from None
-        link.settimeout(None)
-        self._socket, self._lost, self._state, self._hold = link, None, None, True
-        self._images, self._answers, self.pid = {}, {}, None
-        self._reader = threading.Thread(target=self._read, args=(link,), name="simulated robot", daemon=True)
-        self._reader.start()
-        with self._news:
-            self._news.wait_for(lambda: self._lost or (self._state and self.pid), ANSWER_S)
-            lost = self._lost or (None if self._state and self.pid else "it says nothing")
-        if lost:
-            self._close_link()
-            raise DriverError(f"SimulatedRobot: {address}: {lost}.")
+            self._link(self._address or self._start())
+        except DriverError:
+            self.disconnect()
+            raise
 
     def observe(self) -> Observation:
         with self._news:
@@ -166,6 +151,26 @@ class SimulatedRobot:
 
     # The connection -------------------------------------------------------------------------------------
 
+    def _link(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        link = socket.socket(socket.AF_INET if host else socket.AF_UNIX)
+        try:
+            link.settimeout(ANSWER_S)
+            link.connect((host, int(port)) if host else address)
+        except OSError as error:
+            link.close()
+            raise DriverError(f"SimulatedRobot: no robot at {address} ({error}). Is its process running?") from None
+        link.settimeout(None)
+        self._socket, self._lost, self._state, self._hold = link, None, None, True
+        self._images, self._answers, self.pid = {}, {}, None
+        self._reader = threading.Thread(target=self._read, args=(link,), name="simulated robot", daemon=True)
+        self._reader.start()
+        with self._news:
+            self._news.wait_for(lambda: self._lost or (self._state and self.pid), ANSWER_S)
+            lost = self._lost or (None if self._state and self.pid else "it says nothing")
+        if lost:
+            raise DriverError(f"SimulatedRobot: {address}: {lost}.")
+
     def _start(self) -> str:
         """A process of its own, again if the last one is gone."""
         if self._process is not None and self._process.poll() is None:
@@ -216,6 +221,8 @@ class SimulatedRobot:
             self._lose("the connection ended")
         except (WireError, OSError, KeyError, TypeError, ValueError) as error:
             self._lose(f"it sent rubbish or was cut off ({error})")
+            with suppress(OSError):
+                link.shutdown(socket.SHUT_RDWR)  # the arm stops when its commander is gone
 
     def _take(self, message: dict[str, Any]) -> None:
         kind = message["type"]
