@@ -3,9 +3,11 @@
 RoboFuME's loop (`embodied.practice`): demonstrations of both tasks and two success models to begin with; then attempts
 at the one and the other, each ended by the success model's yes or by its time, and updates between them. The person
 who must reset a stuck world is counted. Demonstrations should be recorded by turns too, each from where the other task
-ended (demos=<world>-turns): those that all begin at a reset do not show what to do from there. Writes a run folder with a line an attempt (attempts.jsonl: what the model
-said, and the truth where a simulator knows it), curves, checkpoints, evaluations before and after, videos and
-report.html. Ctrl-C or a crash loses nothing before the last checkpoint: resume=true goes on from it.
+ended (demos=<world>-turns): those that all begin at a reset do not show what to do from there.
+
+Writes a run folder with a line an attempt (attempts.jsonl: what the model said, and the truth where a simulator knows
+it), curves, checkpoints, evaluations before and after, videos and report.html. Ctrl-C or a crash loses nothing before
+the last checkpoint: resume=true goes on from it.
 
     embodied practise
     embodied practise env=desk-drawer observe=state steps=20000
