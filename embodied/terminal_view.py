@@ -63,6 +63,7 @@ class TerminalView:
         self._said: deque[str] = deque(maxlen=SAID)
         self._height, self._last_s, self._last_typed = 0, -np.inf, None
         self._watched: Watched | None = None
+        self._goal: str | None = None
 
     def tell(self, text: str) -> None:
         """Show a message; it stays until newer ones push it away."""
@@ -71,6 +72,9 @@ class TerminalView:
             self._line(self._said[-1])
 
     def write(self, watched: Watched) -> None:
+        if watched.reading is not None and watched.goal != self._goal:  # its curves would mean something else
+            self._history.clear()
+            self._goal = watched.goal
         for name, value in watched.normalised.items():
             self._history.setdefault(name, deque(maxlen=HISTORY)).append(value)
         if watched.reading is None:
@@ -112,7 +116,7 @@ class TerminalView:
         """At most `columns` cells each, colours not counted."""
         reading = watched.reading
         where = f"episode {reading.episode}, row {reading.row}" if reading else "no reading"
-        state = f"{RED}STALE{PLAIN} " if watched.stale else ""
+        state = f"{RED}STALE for {watched.age_s:.1f} s{PLAIN}  " if watched.stale else ""
         frames = " ".join(f"{n} {f.image.shape[1]}x{f.image.shape[0]}" for n, f in watched.frames.items())
         lines = [f"{state}{BOLD}{_cut(where, 40)}{PLAIN}  {DIM}{_cut(frames, columns - 50)}{PLAIN}"]
         if watched.goal:

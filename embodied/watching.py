@@ -240,8 +240,7 @@ class Pipeline:
             self._latencies.add(latency_s)
             if now - self._percentiles_s >= 1:
                 self._percentiles, self._percentiles_s = self._latencies.percentiles(), now
-        stages = {**stages, "model": now - begun, **self._percentiles}
-        return self._write(frames, reading, latency_s=latency_s, latencies_s=stages)
+        return self._write(frames, reading, latency_s=latency_s, stages_s={**stages, "model": now - begun})
 
     def _write(
         self,
@@ -250,7 +249,7 @@ class Pipeline:
         *,
         stale: bool = False,
         latency_s: float | None = None,
-        latencies_s: Mapping[str, float] | None = None,
+        stages_s: Mapping[str, float] | None = None,
     ) -> Watched:
         """One line, to every sink."""
         now, captured = self._clock(), [frame.captured_s for frame in frames.values()]
@@ -272,7 +271,7 @@ class Pipeline:
             stale=stale,
             age_s=self._age_s(frames),
             latency_s=latency_s,
-            latencies_s=latencies_s or {},
+            latencies_s={**(stages_s or {}), **self._percentiles},
             dropped=self._dropped(),
             model_hz=self._model_hz(),
             goal=self.scoring.goal,
@@ -311,8 +310,9 @@ class Pipeline:
         return 0 if self._dropped_before is None else self.source.dropped - self._dropped_before
 
     def _model_hz(self) -> float:
-        recent = [at for at in self._readings_s.copy() if self._clock() - at <= RATE_OVER_S]
-        return (len(recent) - 1) / (recent[-1] - recent[0]) if len(recent) > 1 and recent[-1] > recent[0] else 0.0
+        now = self._clock()
+        recent = [at for at in self._readings_s.copy() if now - at <= RATE_OVER_S]
+        return (len(recent) - 1) / (now - recent[0]) if len(recent) > 1 and now > recent[0] else 0.0
 
     def _hear(self) -> None:
         """What the source has to tell."""

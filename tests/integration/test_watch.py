@@ -22,6 +22,7 @@ from rewards import process
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder
 from tests.mjpeg_server import MjpegServer
+from tests.reward_server import Running, serving
 
 STATE = {"dtype": "float32", "shape": [1], "names": ["gripper_opening"]}
 
@@ -48,7 +49,7 @@ def encoder(tiny_clip):
 
 
 @pytest.fixture
-def watch(encoder, capfd, tmp_path, monkeypatch):
+def watch(encoder, tiny_clip, capfd, tmp_path, monkeypatch):
     """Run the verb; (exit status, lines, standard error)."""
     monkeypatch.chdir(tmp_path)
 
@@ -57,6 +58,7 @@ def watch(encoder, capfd, tmp_path, monkeypatch):
         out, err = capfd.readouterr()
         return status, [json.loads(line) for line in out.splitlines()], err
 
+    run.model = tiny_clip
     return run
 
 
@@ -69,6 +71,11 @@ def fitted(data, encoder, tmp_path_factory):
         patch.setattr(process, "Recipe", partial(process.Recipe, steps=5))
         assert cli.main(["fit", "reward=process", f"demos=[{data}]", f"out={out}", *encoder]) == 0
     return out
+
+
+def _encoder(watch):
+    """The encoder that `watch` uses."""
+    return OpenCLIPEncoder(watch.model, precision="fp32")
 
 
 REWARDS = {
@@ -233,6 +240,55 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
     assert len(pq.read_table(tmp_path / "out/readings.parquet")) == len(kept)
     with av.open(tmp_path / "out/overlay.mp4") as container:
         assert sum(1 for _ in container.decode(video=0)) > 0
+
+
+# Through a server ---------------------------------------------------------------------------------------
+
+
+def test_a_server_gives_the_numbers_of_this_machine(data, watch):
+    source = [f"source=[front=dataset:{data}#0/front,side=dataset:{data}#0/side]"]
+    _, here, _ = watch(*source, "reward.goal=the square is right")
+    scorer = clip_scorer(encoder=_encoder(watch), goal="the square is right")
+    with serving(scorer) as server:
+        status, there, _ = watch(*source, f"server={server.url}")
+    assert status == 0
+    for key in ("combined", "reward"):
+        np.testing.assert_allclose([line[key] for line in there[1:]], [line[key] for line in here[1:]], atol=1e-5)
+    assert {"server", "network"} <= set(there[0]["latencies_s"])
+
+
+def test_a_server_that_goes_away_is_marked_and_comes_back(watch):
+    port, scorer = free_port(), clip_scorer(encoder=_encoder(watch), goal="a square")
+    with MjpegServer(fps=20, size=(32, 32)) as camera:
+        server = Running(scorer)
+
+        def count(key):
+            return ask(port, "/status")[1][key]
+
+        def steer():
+            nonlocal server
+            until(lambda: count("scored") > 3)
+            server.stop()
+            until(lambda: count("unscorable") > 3)
+            before = count("scored")
+            server = Running(scorer, port=server.port)
+            until(lambda: count("scored") > before + 3)
+
+        steering = Told(steer)
+        status, lines, err = watch(f"source={camera.url}", f"server={server.url}", f"control={port}", "view=none")
+        steering.join()
+        server.stop()
+    assert status == 0
+    away = [line for line in lines if line["combined"] is None]
+    assert len(away) > 3
+    assert {(line["stale"], line["reward"], line["success"]) for line in away} == {(False, None, None)}
+    said = [
+        line["event"] for line in lines if line["event"] and ("no reading" in line["event"] or "back" in line["event"])
+    ]
+    assert "no reading" in said[0]
+    assert "readings are back" in said[-1]
+    assert {line["episode"] for line in lines} == {0, 1, None}
+    assert "no reading" in err
 
 
 # What a person can get wrong ----------------------------------------------------------------------------
