@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
 from functools import partial
 from pathlib import Path
@@ -41,17 +42,36 @@ def run(config: DictConfig) -> None:
     token = _check(config)
     options: dict[str, Any] = {"limits": _limits(config), "token": token}
     options |= {"max_batch": config.max_batch, "max_wait_ms": float(config.max_wait_ms)}
-    torch.set_num_threads(config.threads)
     with _listen(config.host, config.port) as listener:  # before the model is loaded: the port may be taken
-        app = served(config, **options)
         port = listener.getsockname()[1]
-        _say(app.state.service, config.host, port, with_token=token is not None)
-        Server(app, host=config.host, port=port).run(sockets=[listener])
+        if config.replicas == 1:
+            app = served(config, **options)
+            told = app.state.service.describe()
+            _say(f"model {told['model_id']}, encoder {told['encoder']['name']}", config, port, token)
+            Server(app, host=config.host, port=port).run(sockets=[listener])
+    if config.replicas > 1:
+        _serve_replicas(config, port, options)
     print("Stopped.")
+
+
+def _serve_replicas(config: DictConfig, port: int, options: dict[str, Any]) -> None:
+    """Several servers behind Ray Serve's proxy."""
+    from embodied.serving import ray_app  # an extra
+
+    limits = options["limits"]
+    requests = limits.sessions + limits.connections
+    try:
+        build = partial(served, config, **options)
+        ray_app.start(build, host=config.host, port=port, replicas=config.replicas, requests=requests)
+        _say(f"{config.replicas} replicas", config, port, options["token"])
+        ray_app.wait()
+    finally:
+        ray_app.stop()
 
 
 def served(config: DictConfig, **options: Any) -> Any:
     """The application that a config describes, its model loaded and warm; `options` of `make_app`."""
+    torch.set_num_threads(config.threads)
     scorer = scorers.make_scorer(config)
     assert scorer is not None  # _check
     scoring.encode(scorer, np.zeros((1, *scorer.encoder.image_size, 3), np.uint8))
@@ -95,7 +115,9 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror}. Try another port=….") from error
+        raise UserError(
+            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}. Try another port=…."
+        ) from error
 
 
 def _has_goal(reward: dict[str, Any]) -> bool:
@@ -117,12 +139,11 @@ def _model_id(scorer: Scorer, reward: dict[str, Any]) -> str:
     return f"{scorers.reward_name(reward)}-{found.hexdigest()[:12]}"
 
 
-def _say(service: Any, host: str, port: int, *, with_token: bool) -> None:
+def _say(what: str, config: DictConfig, port: int, token: str | None) -> None:
     """Where it listens, and how to ask."""
-    told = service.describe()
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    bearer = f' -H "Authorization: Bearer ${protocol.TOKEN_VARIABLE}"' if with_token else ""
-    print(f"Serving {', '.join(told['heads'])} at {url} (model {told['model_id']}, encoder {told['encoder']['name']}).")
+    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
+    bearer = "" if token is None else f' -H "Authorization: Bearer ${protocol.TOKEN_VARIABLE}"'
+    print(f"Serving {scorers.reward_name(config.reward)} at {url} ({what}).")
     print(f"  curl{bearer} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}{protocol.SCORE}")
     print(f"  embodied watch source=0 server={url}")
     print("Ctrl-C stops it.", flush=True)
