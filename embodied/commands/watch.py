@@ -39,11 +39,13 @@ from embodied.live_scoring import LiveScoring, LocalScoring, RemoteScoring, chec
 from embodied.serving.client import RemoteStream
 from embodied.sinks import FORMATS, make_sinks
 from embodied.smoothing import Normaliser, SuccessSmoothing
+from embodied.streaming import MAX_ROWS
 from embodied.terminal_view import TerminalView
 from embodied.watching import MAX_AGE_S, MomentSource, Pipeline
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
+LIVE_ROWS = 1000  # of an episode: a model that reads the past must not fall behind the camera
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
 
@@ -143,12 +145,12 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"view must be one of {', '.join(VIEWS)}; got {config.view!r}.")
     if config.rerun not in RERUNS:
         raise UserError(f"rerun must be web or window; got {config.rerun!r}.")
-    for name, lowest in (("duration_s", 0), ("max_age_s", 0), ("threads", 1), ("control", 0)):
+    for name, lowest in (
+        ("duration_s", 0), ("max_age_s", 0), ("threads", 1), ("control", 0), ("max_rows", 2)
+    ):  # fmt: skip
         value = config[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < lowest):
             raise UserError(f"{name} must be a number, at least {lowest}, or null; got {value!r}.")
-    if config.max_rows < 2:
-        raise UserError(f"max_rows must be at least 2; got {config.max_rows}.")
     for name in ("threshold", "hysteresis", "smoothing_s"):
         value = config[name]
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
@@ -200,7 +202,8 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
             part.goal = goal if goal is not None else instruction
     scorer = scorers.make_scorer(filled)
     assert scorer is not None
-    scoring = LocalScoring(scorer, source.names, reward=_plain(filled.reward), max_rows=config.max_rows)
+    max_rows = config.max_rows or (LIVE_ROWS if source.live else MAX_ROWS)
+    scoring = LocalScoring(scorer, source.names, reward=_plain(filled.reward), max_rows=max_rows)
     scoring.warm_up()
     return scoring
 

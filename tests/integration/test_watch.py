@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from embodied import cli
+from embodied.commands.watch import stopping
 from embodied.datasets import Dataset, Writer
 from rewards import process
 from rewards.clip_goal import clip_scorer
@@ -120,7 +121,7 @@ def test_a_video_file_is_scored_frame_by_frame_and_recorded(data, tiny_clip, wat
         assert sum(1 for _ in container.decode(video=0)) == len(frames)
 
 
-def test_a_world_is_watched_without_a_reader_that_keeps_up(watch):
+def test_a_world_of_ours_is_watched(watch):
     status, lines, err = watch("source=env:reacher-red", "reward.goal=a red ball", "resize=[32,32]")
     assert status == 0
     assert len(lines) == 51
@@ -242,6 +243,20 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
         assert sum(1 for _ in container.decode(video=0)) > 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_the_run_and_the_second_is_as_ever(number):
+    stopped, heard = [], []
+    before = signal.signal(number, lambda *_: heard.append(number))
+    try:
+        with stopping(lambda: stopped.append(number)):
+            signal.raise_signal(number)
+            assert (stopped, heard) == ([number], [])
+            signal.raise_signal(number)
+        assert (stopped, heard) == ([number], [number])
+    finally:
+        signal.signal(number, before)
+
+
 # Through a server ---------------------------------------------------------------------------------------
 
 
@@ -310,6 +325,7 @@ def test_a_server_that_goes_away_is_marked_and_comes_back(watch):
         (["source=env:reacher-red", "max_rows=1"], "max_rows"),
         (["source=env:reacher-red", "formats=[gif]", "record=out"], "formats"),
         (["source=env:reacher-red", "server=http://127.0.0.1:{port}"], "127.0.0.1:{port}"),
+        (["source=env:reacher-red", "control=99999999"], "control=99999999"),
         ([], "source is missing"),
     ],
 )
