@@ -4,6 +4,7 @@ with RtspServer(fps=30) as server:
     source = open_source(server.url)
     server.hold()        # pictures are taken and queue up, as behind a congested network
     server.release()     # and come all at once
+    server.damage()      # one picture on the way
     server.jump(-3600)   # the camera's clock, seconds
     server.drop()        # cut every connection
 """
@@ -40,7 +41,7 @@ class RtspServer:
     def __init__(self, *, fps: float = 30, size: tuple[int, int] = (120, 160)) -> None:
         self.fps, self.size = fps, size
         self.sent_at: dict[int, float] = {}
-        self._offset_s, self._held, self._closing = 0.0, False, False
+        self._offset_s, self._held, self._closing, self._damage = 0.0, False, False, False
         self._queue: list[list[bytes]] = []
         self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -86,6 +87,10 @@ class RtspServer:
     def jump(self, seconds: float) -> None:
         """Set the camera's clock forth or back."""
         self._offset_s += seconds
+
+    def damage(self) -> None:
+        """Spoil the next picture that is no key frame."""
+        self._damage = True
 
     def drop(self) -> None:
         """Cut every connection."""
@@ -140,6 +145,9 @@ class RtspServer:
             number += 1
             for packet in encoder.encode(frame):
                 payloads = _payloads(bytes(packet))
+                if self._damage and not packet.is_keyframe:
+                    payloads = [each[:3] + b"\xff" * (len(each) - 3) for each in payloads]
+                    self._damage = False
                 packets = []
                 for i, payload in enumerate(payloads):
                     marker = 0x80 if i == len(payloads) - 1 else 0

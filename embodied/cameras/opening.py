@@ -13,10 +13,11 @@ from urllib.parse import urlsplit
 
 from embodied.cameras import recorded
 from embodied.cameras.camera import CameraError
+from embodied.cameras.decoding import without_password
 from embodied.cameras.foreign import ForeignDriver, is_camera
 from embodied.cameras.live import Driver, LiveCamera
 from embodied.cameras.realsense import RealSenseDriver
-from embodied.cameras.recorded import RecordedCamera, Shots, without_password
+from embodied.cameras.recorded import RecordedCamera, Shots
 from embodied.cameras.ros2 import Ros2Driver
 from embodied.cameras.source import KEPT, Source
 from embodied.cameras.streams import StreamDriver

@@ -10,22 +10,20 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import av
 import av.error
 import numpy as np
 
 from embodied.cameras.camera import (
-    MAX_PIXELS,
     BrokenImage,
     CameraError,
     CameraEvent,
     CameraTimeout,
     Frame,
-    check_size,
     decoded,
 )
+from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.transforms import Transform, resized
 from embodied.errors import UserError, nearest
 
@@ -194,9 +192,9 @@ def video(path: str) -> Shots:
     with _opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+        stream.codec_context.options = STRICT
         start, time_s, count, step_s = None, 0.0, 0, float(1 / (stream.average_rate or FOLDER_FPS))
-        packets = container.demux(stream)
+        packets, believed = container.demux(stream), Believed(label)
         while True:
             try:
                 packet = next(packets, None)
@@ -211,13 +209,13 @@ def video(path: str) -> Shots:
                 continue
             except av.error.FFmpegError as error:
                 count += 1
-                yield Shot(None, time_s, f"{label}: a picture after {time_s:.3f} s is damaged ({reason(error)})")
+                yield Shot(None, time_s, str(believed.damaged(time_s, f"after {time_s:.3f} s: {reason(error)}")))
                 continue
             for picture in pictures:
                 if picture.time is not None:
                     start = picture.time if start is None else start
                     time_s = picture.time - start
-                yield _shot(picture, time_s, label)
+                yield _shot(picture, time_s, believed)
                 time_s += step_s
                 count += 1
         if count < stream.frames:
@@ -266,37 +264,9 @@ def _opened(path: str) -> Any:
     return container
 
 
-def check_stream(container: Any, label: str) -> None:
-    """Close the container and raise CameraError where it holds no video that can be decoded."""
-    streams = container.streams.video
-    if streams and streams[0].codec_context is not None:
-        return
-    container.close()
-    lack = "its video's codec is not known here" if streams else "it holds no video"
-    raise CameraError(f"{label}: {lack}. Give a stream or file of H.264, H.265, MJPEG, VP9 or AV1.")
-
-
-def reason(error: BaseException) -> str:
-    """FFmpeg's words for what happened, without the URL and its password."""
-    if isinstance(error, av.error.ExitError | TimeoutError):
-        return "nothing came in time"
-    return str(getattr(error, "strerror", None) or type(error).__name__)
-
-
-def without_password(url: str) -> str:
-    """The URL with `***` where its password was."""
-    parts = urlsplit(url) if "://" in url else None
-    if parts is None or parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{parts.username}:***@{host}").geturl()
-
-
-def _shot(picture: av.VideoFrame, time_s: float, label: str) -> Shot:
+def _shot(picture: av.VideoFrame, time_s: float, believed: Believed) -> Shot:
     try:
-        check_size(picture.width, picture.height, label)
-        if picture.is_corrupt:
-            raise BrokenImage(f"{label}: a picture at {time_s:.3f} s is damaged")
+        believed.check(picture, time_s)
     except BrokenImage as error:
         return Shot(None, time_s, str(error))
     image = picture.reformat(format="rgb24", interpolation=_ACCURATE).to_ndarray()

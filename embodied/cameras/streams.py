@@ -11,9 +11,9 @@ import av
 import av.error
 import numpy as np
 
-from embodied.cameras.camera import MAX_PIXELS, BrokenImage, CameraError, check_size
+from embodied.cameras.camera import CameraError
+from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.live import Grab, SenderClock
-from embodied.cameras.recorded import check_stream, reason, without_password
 
 OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
 LOW_DELAY = {
@@ -54,6 +54,7 @@ class StreamDriver:
         self._pictures: Iterator[tuple[av.VideoFrame, float]] = iter(())
         self._clock = SenderClock()
         self._trust, self._stamped = trust_stamps, False
+        self._believed = Believed(self.name)
 
     def open(self) -> None:
         """Connect and find the video in it."""
@@ -66,11 +67,12 @@ class StreamDriver:
         check_stream(self._container, self.name)
         stream = self._container.streams.video[0]
         stream.thread_type = "SLICE"  # frame threads would hold pictures back
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+        stream.codec_context.options = STRICT
         self.fps = float(stream.average_rate) if stream.average_rate else None
         self._clock = SenderClock()
         self._stamped = self._trust and "jpeg" not in self._container.format.name  # those have no time of their own
-        self._pictures = _Pictures(self._container, stream, self.name)
+        self._believed = Believed(self.name)
+        self._pictures = _Pictures(self._container, stream, self.name, self._believed)
 
     def grab(self) -> Grab:
         """The next picture; CameraError where the stream ended or said nothing for `SILENT_S`."""
@@ -80,9 +82,7 @@ class StreamDriver:
         picture, arrived = came
         stamp = picture.time if self._stamped else None
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
-        if picture.is_corrupt:
-            raise BrokenImage(f"{self.name}: a picture came damaged.")
-        check_size(picture.width, picture.height, self.name)
+        self._believed.check(picture, arrived)
         image = picture.to_ndarray(format="rgb24")
         return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured)
 
@@ -101,8 +101,9 @@ class _Pictures:
     one before it came out: one period ago, or before a stall.
     """
 
-    def __init__(self, container: Any, stream: Any, name: str) -> None:
+    def __init__(self, container: Any, stream: Any, name: str, believed: Believed) -> None:
         self._packets, self._name = container.demux(stream), name
+        self._believed = believed
         self._held = stream.codec_context.name in ("h264", "hevc") and container.format.name in ("rtsp", "mpegts")
         self._before_s: float | None = None  # when the last packet came out
         self._ready: list[tuple[av.VideoFrame, float]] = []
@@ -124,7 +125,7 @@ class _Pictures:
             try:
                 self._ready = [(picture, came) for picture in packet.decode()]
             except av.error.FFmpegError as error:
-                raise BrokenImage(f"{self._name}: a picture cannot be decoded ({reason(error)}).") from error
+                raise self._believed.damaged(came, reason(error)) from error
         return self._ready.pop(0)
 
 

@@ -329,6 +329,21 @@ def test_the_camera_s_clock_may_jump(rtsp, jump):
             assert abs(frame.captured_s - rtsp.sent_at[number_of(frame.image)]) < 1
 
 
+def test_rtsp_pictures_after_a_damaged_one_are_not_believed(rtsp):
+    with open_source(rtsp.url) as source:
+        fresh(source)
+        rtsp.damage()
+        seen = 0
+        end = time.monotonic() + DEADLINE_S
+        while (source.broken < 2 or seen < 10) and time.monotonic() < end:
+            moment = source.next(0.2)
+            if not moment["main"].stale:
+                expected = picture(number_of(moment["main"].image), 120, 160).astype(int)
+                assert np.abs(moment["main"].image - expected).mean() < 15
+                seen += source.broken > 0
+        assert source.broken >= 2  # the damaged one and what was coded on it
+
+
 def test_rtsp_cut_is_made_again(rtsp, quick):
     with open_source(rtsp.url) as source:
         fresh(source)
