@@ -64,7 +64,7 @@ def make_sinks(
 
             keep(LinesOut(lines, live=live))
         if view is not None:
-            from embodied.sinks.rerun_view import LiveView
+            from embodied.sinks.rerun_live import LiveView
 
             keep(LiveView(window=view == "window", live=live))
         if record is not None:

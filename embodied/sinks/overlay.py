@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 from av.video.frame import PictureType
 from PIL import Image, ImageDraw, ImageFont

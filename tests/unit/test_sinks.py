@@ -57,7 +57,7 @@ def mcap_messages(path) -> list[tuple[str, dict]]:
 
 
 def rrd(verb, path) -> str:
-    from embodied.sinks.rerun_view import viewer_binary
+    from embodied.sinks.rerun_live import viewer_binary
 
     done = subprocess.run([viewer_binary(), "rrd", verb, path], capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.returncode == 0, done.stderr
@@ -453,15 +453,39 @@ class TestKill:
 
 
 class TestLiveView:
+    def test_a_viewer_gets_what_was_written(self, tmp_path):
+        from embodied.sinks.rerun_live import LOOPBACK, LiveView, free_port, viewer_binary
+
+        view = LiveView(window=False, live=True, grpc_port=0, web_port=0)
+        saved = tmp_path / "got.rrd"
+        command = [viewer_binary(), "--bind", LOOPBACK, "--port", str(free_port(0)), "--save", saved]
+        reader = subprocess.Popen(
+            [*command, view.address.split("=")[1].replace("%2B", "+")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            k, until = 0, time.monotonic() + DEADLINE_S
+            while time.monotonic() < until:
+                view.write(moment(k))
+                k += 1
+                time.sleep(0.02)
+                if k % 50 == 0 and saved.exists() and b"observation.images.front" in saved.read_bytes():
+                    break
+        finally:
+            reader.terminate()
+            reader.wait()
+            view.close()
+        shown = rrd("stats", saved)
+        for path in ("/observation.images.front", "/reward/clip", "/latency_ms/total", "/goal"):
+            assert path in shown
+
     def test_served_on_loopback_alone_and_gone_with_its_owner(self, tmp_path):
         from urllib.request import urlopen
 
-        from embodied.sinks.rerun_view import LiveView
+        from embodied.sinks.rerun_live import LiveView
 
         view = LiveView(window=False, live=True, grpc_port=0, web_port=0)
         try:
-            for k in range(5):
-                view.write(moment(k))
             with urlopen(view.address, timeout=DEADLINE_S) as page:
                 assert b"rerun" in page.read().lower()
             ports = {int(part.split("/")[0]) for part in view.address.split(":") if part.split("/")[0].isdigit()}
@@ -472,16 +496,52 @@ class TestLiveView:
         assert listening(ports) == set()
 
     def test_a_viewer_that_was_closed_is_an_oserror(self):
-        from embodied.sinks.rerun_view import LiveView
+        from embodied.sinks.rerun_live import LiveView
 
         view = LiveView(window=False, live=True, grpc_port=0, web_port=0)
-        view._process.kill()
-        view._process.wait()
+        for each in viewers(view._process.pid):
+            os.kill(each, signal.SIGKILL)
         until = time.monotonic() + DEADLINE_S
         with pytest.raises(ConnectionError, match="viewer was closed"):  # noqa: PT012
             while time.monotonic() < until:
                 view.write(moment(0))
         view.close()
+
+    def test_a_viewer_that_hangs_stops_nobody(self, monkeypatch):
+        from embodied.sinks import rerun_live
+
+        monkeypatch.setattr(rerun_live, "END_S", 0.5)
+        view = rerun_live.LiveView(window=False, live=True, grpc_port=0, web_port=0)
+        hung = viewers(view._process.pid)
+        for each in hung:
+            os.kill(each, signal.SIGSTOP)
+        k, until = 0, time.monotonic() + DEADLINE_S
+        while not view.skipped and time.monotonic() < until:
+            began = time.monotonic()
+            view.write(moment(k, noise=True))
+            assert time.monotonic() - began < 5
+            k += 1
+            time.sleep(0.002)
+        assert view.skipped
+        view.close()
+        assert not any(alive(each) for each in hung)
+
+
+def viewers(group) -> list[int]:
+    """Processes of Rerun in a group."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            same = int(each.joinpath("stat").read_text().rsplit(")", 1)[1].split()[2]) == group
+            if same and each.joinpath("comm").read_text().strip() == "rerun":
+                found.append(int(each.name))
+    assert found
+    return found
+
+
+def alive(process) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def listening(ports) -> set[str]:
