@@ -13,6 +13,7 @@ import torch
 from websockets.sync.server import serve
 
 from embodied import cli
+from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
 from embodied.scorers import make_scorer
 from embodied.scoring import Layout, Track, label
@@ -691,3 +692,9 @@ def test_something_else_gives_no_session():
 
     with listening(page) as url, pytest.raises(ServerRefusedError, match=f"{url} must be a reward server"):
         RemoteStream(url, timeout_s=1.0)
+
+
+def test_features_are_kept_by_the_model_that_made_them(server):
+    with serving(clip(), model_id="another") as running:
+        marks = [fingerprint(RemoteEncoder(url, **QUICK)) for url in (server.url, server.url, running.url)]
+    assert marks[0] == marks[1] != marks[2]
