@@ -89,7 +89,7 @@ class RtspServer:
         self._offset_s += seconds
 
     def damage(self) -> None:
-        """Spoil the next picture that is no key frame."""
+        """Lose half of the next picture that is no key frame."""
         self._damage = True
 
     def drop(self) -> None:
@@ -146,7 +146,7 @@ class RtspServer:
             for packet in encoder.encode(frame):
                 payloads = _payloads(bytes(packet))
                 if self._damage and not packet.is_keyframe:
-                    payloads = [each[:3] + b"\xff" * (len(each) - 3) for each in payloads]
+                    payloads = [each[: len(each) // 2] for each in payloads]
                     self._damage = False
                 packets = []
                 for i, payload in enumerate(payloads):
