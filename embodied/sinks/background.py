@@ -27,6 +27,11 @@ class Background:
         self._thread = threading.Thread(target=self._run, name=f"sink {sink.name}", daemon=True)
         self._thread.start()
 
+    @property
+    def waiting(self) -> int:
+        """Moments that the sink has not taken yet."""
+        return self._waiting.qsize()
+
     def write(self, watched: Watched) -> None:
         self._raise()
         if self._live:
