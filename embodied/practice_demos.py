@@ -23,7 +23,7 @@ from embodied.errors import UserError
 
 SUFFIX = "-turns"
 STEPS, REST = 60, 4  # actions of a demonstration at most, and after its success
-RESET_EVERY = 10  # rounds
+RESET_EVERY = 2  # rounds: half of the first task's begin at a reset, half where the second one ended
 IMAGE_SIZE, CAMERAS = 192, ("front", "side")
 
 

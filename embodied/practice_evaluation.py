@@ -11,13 +11,14 @@ import numpy as np
 from tqdm import tqdm
 
 from embodied.practice import Attempt, Practice, Tally
-from embodied.practice_inputs import TASKS
 from embodied.report import write_video
 from rewards.metrics import wilson_interval
 
+PLAYED = {"forward": 0, "backward": 1, "again": 0}  # what an evaluation plays in a row -> the task
+
 
 def play(practice: Practice, seeds: Sequence[int], *, folder: Path | None = None, videos: int = 0) -> dict[str, Any]:
-    """Forward from a reset, then backward from where that led, once a seed.
+    """Forward from a reset, backward from where that led, and forward again from there, once a seed.
 
     Args:
         practice: of a world that nothing is learned in meanwhile; its tally is left alone.
@@ -26,17 +27,17 @@ def play(practice: Practice, seeds: Sequence[int], *, folder: Path | None = None
         videos: of the first so many.
 
     Returns:
-        `success_rate`, `ci_low`, `ci_high`, `episodes` of the forward task, and for each task under its name these,
+        `success_rate`, `ci_low`, `ci_high`, `episodes` of the forward task from a reset; and under `PLAYED` each these,
         `said_success` (attempts that ended by the model's yes) and `said_wrongly` (those of them that were not true).
     """
-    played: dict[str, list[Attempt]] = {name: [] for name in TASKS}
+    played: dict[str, list[Attempt]] = {name: [] for name in PLAYED}
     for i, seed in enumerate(tqdm(seeds, desc="evaluation", unit="episode", leave=False)):
         practice.reset(seed=seed)
-        for index, name in enumerate(TASKS):
+        for name, index in PLAYED.items():
             attempt, _ = practice.attempt(index, explore=False, film=folder is not None and i < videos)
             played[name].append(replace(attempt, pictures=[]))
             if folder is not None and attempt.pictures:
-                _film(folder, i, attempt)
+                _film(folder, i, name, attempt)
             if not solved(attempt):
                 break  # there is nothing to undo
     values = {name: rates(attempts) for name, attempts in played.items()}
@@ -65,10 +66,10 @@ def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
 def told(summary: Mapping[str, Any], tally: Tally) -> str:
     """The end in a few lines."""
     parts = []
-    for name in TASKS:
+    for name, where in zip(PLAYED, ("from a reset", "from there", "from there"), strict=True):
         about = summary[name]
         if about["episodes"]:
-            parts.append(f"{name} {about['success_rate']:.0%} of {about['episodes']}")
+            parts.append(f"{name} {where} {about['success_rate']:.0%} of {about['episodes']}")
     return (
         f"After {tally.steps} steps in {tally.attempts} attempts, a person reset the world {tally.interventions} times "
         f"({tally.stuck_resets} stuck, {tally.planned_resets} planned, {tally.stop_resets} after stops). "
@@ -77,9 +78,9 @@ def told(summary: Mapping[str, Any], tally: Tally) -> str:
     )
 
 
-def _film(folder: Path, i: int, attempt: Attempt) -> None:
+def _film(folder: Path, i: int, name: str, attempt: Attempt) -> None:
     word = "success" if solved(attempt) else "failure"
     rewards = np.zeros(attempt.steps, np.float32)
     rewards[-1:] = attempt.success
-    title = f"{attempt.task} · {word} · the model says {'yes' if attempt.success else 'no'}"
-    write_video(folder / "videos" / f"final_{i}_{attempt.task}_{word}.mp4", attempt.pictures, rewards, title=title)
+    title = f"{name} · {word} · the model says {'yes' if attempt.success else 'no'}"
+    write_video(folder / "videos" / f"final_{i}_{name}_{word}.mp4", attempt.pictures, rewards, title=title)
