@@ -66,7 +66,7 @@ class SuccessClassifier:
         encoder's features. Departs: thresholds, abstention, hysteresis and the reports are ours.
     """
 
-    name, pointwise = KIND, True
+    name = KIND
 
     def __init__(
         self,
@@ -81,6 +81,11 @@ class SuccessClassifier:
         _check_output(output)
         self.weights, self.bias, self.floors = dict(weights), bias, dict(floors)
         self.decision, self.output, self.quality = decision, output, quality
+
+    @property
+    def pointwise(self) -> bool:
+        """Whether a step's potential needs no steps before it: held success does."""
+        return self.output != "sparse" or self.decision.hold == 1
 
     def logits(self, features: Features) -> Float[Tensor, "K B T"]:
         """Log-odds of each member, before temperature."""

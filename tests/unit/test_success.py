@@ -7,9 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from embodied.scoring import Layout
+from embodied.streaming import EpisodeStream
 from rewards.calibration import Decision, Latch, Quality, precision_threshold, quality
-from rewards.core import Episode, Features
+from rewards.combine import WeightedSum
+from rewards.core import Episode, Features, Scorer
 from rewards.members import check_episodes
+from rewards.shaping import PotentialShaping
 from rewards.success import SuccessClassifier, SuccessVLM, fit_success, success_scorer
 from rewards.vlm import VLMError
 from tests.fakes import FakeEncoder
@@ -175,3 +179,17 @@ def test_a_chat_model_that_says_yes_too_easily_is_calibrated():
     assert head.score(films[-1].features).sum() == 0
     assert head.score(films[0].features)[0, -3:].sum() == 3
     assert head.quality.precision == 1
+
+
+def test_success_that_is_held_is_held_in_a_stream_too():
+    """It reads the past, so a stream must not give it one row at a time."""
+    head = fit_success(episodes(), encoder=ENCODER, hold=3)
+    assert not head.pointwise
+    assert fit_success(episodes(), encoder=ENCODER, hold=3, output="probability").pointwise
+    scorer = Scorer(ENCODER, {"success": head}, WeightedSum(), PotentialShaping())
+    features = episode(True, 7).features
+    stream = EpisodeStream(scorer, Layout(tuple(features.views)))
+    rows = torch.cat([view[0] for view in features.views.values()], -1).numpy()
+    readings = [stream.push(row).combined for row in rows]
+    assert readings == head.score(features)[0].tolist()
+    assert max(readings) == 1
