@@ -30,10 +30,12 @@ class Grab(NamedTuple):
     Attributes:
         image: (H, W, 3) uint8 RGB.
         captured_s: `time.monotonic()` when it was taken, as well as the driver knows.
+        missed: images before this one that the driver let go for it.
     """
 
     image: np.ndarray
     captured_s: float
+    missed: int = 0
 
 
 @runtime_checkable
@@ -271,10 +273,10 @@ class LiveCamera:
             with self.changed:
                 self._tell_broken(str(error))
             return False
-        self._publish(image, grab.captured_s)
+        self._publish(image, grab.captured_s, grab.missed)
         return True
 
-    def _publish(self, image: np.ndarray, captured_s: float) -> None:
+    def _publish(self, image: np.ndarray, captured_s: float, missed: int) -> None:
         now = self._clock()
         captured_s = min(captured_s, now)
         first = self._first or image.shape[:2]
@@ -296,6 +298,7 @@ class LiveCamera:
                     self._tell("back", f"after {now - self._arrived_s:.2f} s")
             self._lost = self._stalled = False
             self._arrived_s = now
+            self._count += missed
             if kept is None:
                 return
             if self._limit is not None:

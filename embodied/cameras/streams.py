@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ LOW_DELAY = {
     "probesize": "100000",  # bytes and microseconds that are looked at before the first picture, at most
     "analyzeduration": "500000",
 }
+STILLS = ("mjpeg", "png", "rawvideo")  # codecs each of whose pictures stands alone
 RTSP = {"rtsp_transport": "tcp", "max_delay": "0"}  # UDP loses packets, and with them pictures
 
 
@@ -51,7 +53,7 @@ class StreamDriver:
         self._options = {**LOW_DELAY, **(RTSP if url.startswith("rtsp") else {}), **(options or {})}
         self._url, self._format = url, format
         self._container: Any = None
-        self._pictures: Iterator[tuple[av.VideoFrame, float]] = iter(())
+        self._pictures: _Pictures | None = None
         self._clock = SenderClock()
         self._trust, self._stamped = trust_stamps, False
         self._believed = Believed(self.name)
@@ -76,57 +78,128 @@ class StreamDriver:
 
     def grab(self) -> Grab:
         """The next picture; CameraError where the stream ended or said nothing for `SILENT_S`."""
-        came = next(self._pictures, None)
+        came = None if self._pictures is None else next(self._pictures, None)
         if came is None:
             raise CameraError(f"{self.name}: the stream ended.")
-        picture, arrived = came
+        picture, arrived, missed = came
         stamp = picture.time if self._stamped else None
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
         self._believed.check(picture, arrived)
         image = picture.to_ndarray(format="rgb24")
-        return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured)
+        return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured, missed)
 
     def close(self) -> None:
         """Disconnect."""
-        self._pictures = iter(())
+        if self._pictures is not None:
+            self._pictures.close()
+            self._pictures = None
         if self._container is not None:
             self._container.close()
             self._container = None
 
 
+class _Packets:
+    """Compressed pictures and when they came, each in turn: what is not read yet waits with the sender."""
+
+    def __init__(self, packets: Iterator[av.Packet]) -> None:
+        self._packets = packets
+
+    def __next__(self) -> tuple[av.Packet, float, int]:
+        return next(self._packets), time.monotonic(), 0
+
+    def close(self) -> None:
+        pass
+
+
+class _NewestPacket:
+    """The newest compressed picture, when it came, and how many it took the place of.
+
+    A thread reads them as they come. Without it a machine too busy to decode every picture would find old ones in the
+    network's buffers, seconds of them, and nothing in MJPEG would tell their age.
+    """
+
+    def __init__(self, packets: Iterator[av.Packet]) -> None:
+        self._packets, self._changed = packets, threading.Condition()
+        self._newest: tuple[av.Packet, float] | None = None
+        self._missed, self._stopped = 0, False
+        self._end: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="camera-packets", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        end: BaseException = StopIteration()
+        try:
+            for packet in self._packets:
+                with self._changed:
+                    if self._stopped:
+                        return
+                    self._missed += self._newest is not None
+                    self._newest = (packet, time.monotonic())
+                    self._changed.notify()
+        except (av.error.FFmpegError, OSError) as error:
+            end = error
+        with self._changed:
+            self._end = end
+            self._changed.notify()
+
+    def __next__(self) -> tuple[av.Packet, float, int]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._newest or self._end)  # the stream's own timeout ends it
+            if self._newest is None:
+                assert self._end is not None
+                raise self._end
+            (packet, came), missed = self._newest, self._missed
+            self._newest, self._missed = None, 0
+        return packet, came, missed
+
+    def close(self) -> None:
+        """Wait for the thread: nobody may read a container that is closed."""
+        with self._changed:
+            self._stopped = True
+        self._thread.join()
+
+
 class _Pictures:
-    """Pictures one by one, and when each came; a damaged one raises BrokenImage and the next call goes on.
+    """Pictures one by one, when each came and how many before it were let go; a damaged one raises BrokenImage and the
+    next call goes on.
 
     FFmpeg's parser gives an H.264 or H.265 picture out when the next one begins. So what comes out now came when the
     one before it came out: one period ago, or before a stall.
     """
 
     def __init__(self, container: Any, stream: Any, name: str, believed: Believed) -> None:
-        self._packets, self._name = container.demux(stream), name
+        alone = stream.codec_context.name in STILLS
+        self._packets = (_NewestPacket if alone else _Packets)(container.demux(stream))
+        self._name = name
         self._believed = believed
         self._held = stream.codec_context.name in ("h264", "hevc") and container.format.name in ("rtsp", "mpegts")
         self._before_s: float | None = None  # when the last packet came out
         self._ready: list[tuple[av.VideoFrame, float]] = []
+        self._missed = 0
 
     def __iter__(self) -> _Pictures:
         return self
 
-    def __next__(self) -> tuple[av.VideoFrame, float]:
+    def close(self) -> None:
+        self._packets.close()
+
+    def __next__(self) -> tuple[av.VideoFrame, float, int]:
         while not self._ready:
             try:
-                packet = next(self._packets)
+                packet, now, missed = next(self._packets)
             except StopIteration:
                 raise
             except (av.error.FFmpegError, OSError) as error:
                 raise CameraError(f"{self._name}: lost ({reason(error)}).") from error
-            now = time.monotonic()
+            self._missed += missed
             came = self._before_s if self._held and self._before_s is not None else now
             self._before_s = now
             try:
                 self._ready = [(picture, came) for picture in packet.decode()]
             except av.error.FFmpegError as error:
                 raise self._believed.damaged(came, reason(error)) from error
-        return self._ready.pop(0)
+        missed, self._missed = self._missed, 0
+        return *self._ready.pop(0), missed
 
 
 def devices_here() -> str:

@@ -14,6 +14,7 @@ import pytest
 import zmq
 
 from embodied.cameras import CameraError, Source, live, open_source, streams
+from embodied.cameras.streams import StreamDriver
 from embodied.datasets import Writer
 from embodied.errors import UserError
 from tests.mjpeg_server import MjpegServer, damaged, jpeg, number_of, picture
@@ -84,6 +85,19 @@ def test_a_slow_consumer_never_gets_a_backlog(camera):
         behind = camera.sent - number_of(fresh(source).image)
         assert behind <= 3
         assert source.dropped >= 10
+
+
+def test_a_machine_too_busy_to_decode_gets_no_backlog(camera):
+    driver = StreamDriver(camera.url)
+    driver.open()
+    try:
+        driver.grab()
+        time.sleep(1.0)  # decodes nothing
+        grab = driver.grab()
+        assert camera.sent - number_of(grab.image) <= 3
+        assert grab.missed >= 15
+    finally:
+        driver.close()
 
 
 def test_a_camera_gone_at_the_start_says_so_at_once():
@@ -161,8 +175,12 @@ def test_a_stall_that_does_not_end_is_a_loss(camera, quick):
 def test_a_bad_picture_is_skipped_and_told(camera, kind):
     with open_source(camera.url) as source:
         first = fresh(source)
-        camera.send(kind, kind)
-        until(lambda: source.next(0.1) and source.broken >= 2)
+
+        def told():  # one may make room for the next picture before anybody decodes it
+            camera.send(kind)
+            return source.next(0.1) and source.broken >= 2
+
+        until(told)
         for _ in range(5):
             frame = fresh(source)
             assert frame.image.shape == first.image.shape
@@ -252,15 +270,16 @@ class HttpVideo:
                 stream = container.add_stream("libx264", rate=40, options=options)
                 stream.width, stream.height, stream.pix_fmt, stream.gop_size = 160, 120, "yuv420p", 5
                 stream.codec_context.thread_count = 1
-            number = 0
+                stream.codec_context.time_base = Fraction(1, 1000)
+            number, began = 0, time.monotonic()
             while not self.ended.wait(1 / 40):
                 if self.sound:
                     frame = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
                     frame.sample_rate, frame.pts = 48000, number * 1152
                 else:
-                    self.sent_at[number] = time.monotonic()
+                    self.sent_at[number] = now = time.monotonic()  # its clock keeps time however busy the machine is
                     frame = av.VideoFrame.from_ndarray(picture(number, 120, 160), format="rgb24")
-                    frame.pts, frame.time_base = number, Fraction(1, 40)
+                    frame.pts, frame.time_base = round(1000 * (now - began)), Fraction(1, 1000)
                 container.mux(stream.encode(frame))
                 number += 1
 
@@ -281,7 +300,8 @@ def test_live_video_over_http_with_its_true_age():
         for _ in range(20):
             frame = fresh(source)
             ages.append(frame.captured_s - server.sent_at[number_of(frame.image)])
-        assert -0.005 <= np.median(ages) < 0.06
+        period = np.diff(list(server.sent_at.copy().values())).max()  # longer on a busy machine
+        assert -period <= np.median(ages) < 0.06 + period  # at worst it is said to be a picture older
 
 
 def test_a_stream_without_video_says_so():
