@@ -136,7 +136,9 @@ class _NewestPacket:
                     self._missed += self._newest is not None
                     self._newest = (packet, time.monotonic())
                     self._changed.notify()
-        except (av.error.FFmpegError, OSError) as error:
+        except (
+            Exception
+        ) as error:  # raised where the pictures are asked for; whoever waits there must not wait for ever
             end = error
         with self._changed:
             self._end = end

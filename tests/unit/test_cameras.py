@@ -26,6 +26,7 @@ from embodied.cameras import (
     Source,
     live,
     open_source,
+    streams,
 )
 from embodied.cameras.camera import checked, decoded
 from embodied.cameras.decoding import without_password
@@ -400,6 +401,17 @@ def test_connecting_without_warm_up_waits_for_the_connection_only():
     script.steps.append(image(3))
     assert number_of(camera.read()) == 3
     camera.disconnect()
+
+
+def test_whatever_ends_the_reading_of_packets_ends_the_waiting_for_them():
+    def packets():
+        yield from ()
+        raise RuntimeError("surprise")
+
+    newest = streams._NewestPacket(packets())
+    with pytest.raises(RuntimeError, match="surprise"):
+        next(newest)
+    newest.close()
 
 
 # Records ------------------------------------------------------------------------------------------------
