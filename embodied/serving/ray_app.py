@@ -99,8 +99,8 @@ class _Replica:
 def _ray() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
     try:
-        import ray
-        from ray import serve
+        import ray  # pyright: ignore[reportMissingImports]
+        from ray import serve  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError('replicas need Ray Serve: pip install "embodied-rewards[ray]".') from error
     return ray, serve

@@ -121,7 +121,6 @@ def test_a_server_killed_under_a_training_run(tiny_clip, monkeypatch, capsys):
     told = capsys.readouterr().err
     assert "Waiting for" in told
     assert f"{url} answers again" in told
-    monkeypatch.undo()
     assert json.loads(Path("there", "run.json").read_text())["status"] == "finished"
 
 
