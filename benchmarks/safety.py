@@ -3,12 +3,12 @@
 Random policies, wild ones among them, drive the simulated robot (another process, a real socket) through episodes in
 which something goes wrong at a random moment. The robot's own log is the evidence, checked here by arithmetic that
 shares nothing with the code that keeps the limits: every command against the range, the speed, the acceleration and the
-rate; and when the tip came to rest (below a tenth of its greatest commanded speed, 0.04 m/s, and below it ever after).
+rate; and when the tip came to rest (below a tenth of the greatest speed that can be commanded, 0.07 m/s, for good).
 
 Periods are counted from when the loss is established: a camera's newest frame, or the time since the last command, has
-passed the age that `MaxAge` allows; the operator asked; the connection closed; the dead-man timer ran out. Until the robot has
-the stop they are counted by the clock, and while it brakes by the physics' own ticks: a tick that a busy machine delays
-moves nothing. By the clock alone (`by_the_clock_worst`), and after the last command itself, is recorded beside it.
+passed the age that `MaxAge` allows; the operator asked; the connection closed; the dead-man timer ran out. Until the
+robot has the stop they are counted by the clock, and while it brakes by the physics' own ticks: a tick that a busy
+machine delays moves nothing. By the clock alone (`by_the_clock_worst`), and after the last command, is recorded beside.
 
     python -m benchmarks.safety                       # 1,000 episodes; goes on where it was interrupted
     python -m benchmarks.safety episodes=50 speed=1 fresh=true
@@ -38,7 +38,7 @@ from embodied.robots.wire import Faults
 OPTIONS = {"episodes": 1000, "speed": 2.0, "steps": 40, "seed": 0, "fresh": False, "record": True}
 FOLDER = Path("runs", "benchmarks", "safety")
 CTRL_HZ, DEADMAN_S = 20.0, 0.25
-AT_REST = 0.04  # m/s
+AT_REST = 0.1 * 0.4 * 3**0.5  # m/s: 0.4 along each axis may be commanded
 SETTLE_S = 0.35  # watched after an episode, seconds of the robot
 
 FAULTS = {
@@ -128,12 +128,12 @@ class Bench:
         self.asked = False
         stop = self.env.last_stop
         reason = None if stop is None else stop.reason
-        if stop is not None and kind not in ("cable", "commander"):
+        ends = {note["kind"] for note in notes} | {str(note.get("reason")).partition(":")[0] for note in notes}
+        taken = [note["t"] for note in notes if note["kind"] == "act" and note["refused"] is None]
+        if kind == "cable" and "dead-man" in ends and taken:
+            cause_s = taken[-1] + DEADMAN_S
+        elif stop is not None and not (kind == "commander" and "hang up" in ends):
             cause_s = stop.due_s
-        elif kind == "cable":
-            cause_s = next(
-                (note["t"] for note in notes if note["kind"] == "halt" and "dead-man" in note["reason"]), None
-            )
         result = {"index": index, "kind": kind, "style": style, "stopped": reason, "steps": k + 1, **violated(notes)}
         result["expected"] = expected(kind, reason)
         if stop is not None or kind in ("cable", "commander"):
@@ -211,7 +211,8 @@ def violated(notes: list[dict[str, Any]]) -> dict[str, Any]:
 def standstill(notes: list[dict[str, Any]], cause_s: float | None) -> dict[str, Any]:
     """When the tip came to rest for good after a stop, in control periods after its cause; None where it did not."""
     ticks = [note for note in notes if note["kind"] == "tick" and note["t"] >= (cause_s or 0.0)]
-    halts = [note["t"] for note in notes if note["kind"] == "halt" and note["t"] >= (cause_s or 0.0) - 1e-3]
+    acts = [note["t"] for note in notes if note["kind"] == "act" and note["refused"] is None]
+    halts = [note["t"] for note in notes if note["kind"] == "halt" and acts and note["t"] >= acts[-1]]
     moving = [k for k, note in enumerate(ticks) if note["speed"] >= AT_REST]
     if cause_s is None or not ticks or (moving and moving[-1] == len(ticks) - 1) or (moving and not halts):
         return {"periods": None}
@@ -222,7 +223,6 @@ def standstill(notes: list[dict[str, Any]], cause_s: float | None) -> dict[str, 
         halting = min(max(halts[0], cause_s), last) - cause_s
         braking = TICK_S * sum(halts[0] <= note["t"] <= last for note in ticks)
     travelled = sum(float(np.linalg.norm(np.subtract(b["tip"], a["tip"]))) for a, b in itertools.pairwise(ticks))
-    acts = [note["t"] for note in notes if note["kind"] == "act" and note["refused"] is None]
     return {
         "periods": (halting + braking) * CTRL_HZ,
         "halt_periods": halting * CTRL_HZ,

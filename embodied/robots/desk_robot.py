@@ -34,16 +34,40 @@ from embodied.robots.driver import Clock
 from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messages, WireError, packed
 
 TICK_S = 0.01  # of the servo
+SERVO_SPEED = 0.5  # m/s along each axis: a tick or a target that comes late is not made up for by a jump
 REACH_S = 0.05  # a target is reached so long after it came: one control period
-BRAKE_S = 0.005  # of its speed the tip goes on when it brakes: held there it does not creep back
+STILL, BRAKE_TICKS = 0.1, 3  # rad/s; a joint that is slower is held where it was sent
+FINGERS_STILL = 0.005  # m/s
 STATE_TICKS = 2  # a measurement each
 BACKLOG = 2**20  # bytes not yet taken by the other side, above which frames are left out
 
 
 class _Arm(Desk):
-    """The desk, stepped by the servo's tick."""
+    """The desk, stepped by the servo's tick; its brake holds the joints, not the tip."""
 
     ctrl_dt = TICK_S
+    braked, _braking = False, 0
+
+    def brake(self) -> None:
+        """Bring every joint to rest and hold it there. Fingers that hold something go on holding it."""
+        self.settle()
+        if abs(self.data.joint("finger_left").qvel[0]) > FINGERS_STILL:
+            self.data.ctrl[7] = self.opening
+        self.braked, self._braking = True, BRAKE_TICKS
+
+    def go(self) -> None:
+        """Follow actions again, from here."""
+        if self.braked:
+            self.settle()
+        self.braked = False
+
+    def _apply(self, action: np.ndarray) -> None:
+        if not self.braked:
+            super()._apply(action)
+        elif self._braking:  # the servo's damping works alone: its spring is drawn to where a moving joint is
+            moving = np.abs(self.data.qvel[self._arm_dof]) > STILL
+            self.data.ctrl[:7] = np.where(moving, self.data.qpos[self._arm], self.data.ctrl[:7])
+            self._braking -= 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,10 +130,9 @@ class DeskRobot:
         self._halt("not released yet")
 
     def _halt(self, reason: str) -> None:
-        """Hold still where the arm comes to rest, braking at its hardest; the first reason is kept."""
-        self.world.settle()
-        rest = self.world.sent + BRAKE_S * self._speed()
-        self._target = np.array([*rest, min(max(self.world.opening / OPENING, 0.0), 1.0)])
+        """Brake, and hold still; the first reason is kept."""
+        self.world.brake()
+        self._target = np.array([*self.world.sent, min(max(self.world.data.ctrl[7] / OPENING, 0.0), 1.0)])
         self._commanded_s = None
         if self.stopped is None:
             self.stopped = reason
@@ -122,7 +145,8 @@ class DeskRobot:
             self._halt(f"dead-man: no command for {self.options.deadman_s:g} s")
         left = TICK_S if self._commanded_s is None else max(self._commanded_s + REACH_S - now, TICK_S)
         move = (self._target[:3] - self.world.sent) * (TICK_S / left) / STEP
-        self.world.step(np.array([*np.clip(move, -1, 1), 2 * self._target[3] - 1]))
+        most = SERVO_SPEED * TICK_S / STEP
+        self.world.step(np.array([*np.clip(move, -most, most), 2 * self._target[3] - 1]))
         self._ticks += 1
         speed = self._speed()
         self._note("tick", tip=self.world.site("tip").tolist(), speed=float(np.linalg.norm(speed)))
@@ -275,6 +299,7 @@ class DeskRobot:
             if now - message["sent_s"] > self.options.deadman_s:
                 self._halt(f"a command came {now - message['sent_s']:.2f} s late")
                 return
+            self.world.go()
             self._target, self._commanded_s = np.array(command), now
 
     def _break(self) -> None:

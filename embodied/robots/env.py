@@ -17,13 +17,12 @@ from gymnasium import spaces
 
 from embodied.errors import UserError
 from embodied.robots.driver import Driver, DriverError, Observation
-from embodied.robots.eyes import Eyes
+from embodied.robots.eyes import OBS_FORMS, Eyes, observed, observed_space
 from embodied.robots.judge import Judge, Task, Verdict
 from embodied.robots.limits import Limits, violations
 from embodied.robots.targets import Targets
 from embodied.robots.watchdog import OBSERVATION, POLICY, MaxAge, Stop, Watchdog
 
-OBS_FORMS = ("state", "pixels", "mixed")
 LOOK = 0.5  # of a period after the command the robot is looked at; the rest is for scoring and the policy
 READY_S = 5.0  # seconds of ours that a robot may take to show itself before an episode
 POLLS = 8  # of the watchdog, each control period
@@ -121,7 +120,7 @@ class RobotEnv(gymnasium.Env):
             self._hold()
             self.set_task(task)
             self.action_space = spaces.Box(-1.0, 1.0, (len(driver.action_names),), np.float32)
-            self.observation_space = self._space()
+            self.observation_space = observed_space(self._obs())
         except BaseException:
             self.close()
             raise
@@ -130,12 +129,12 @@ class RobotEnv(gymnasium.Env):
 
     @property
     def camera(self) -> str | None:
-        """The first camera, which pixel observations show."""
+        """The first camera: what pixel observations show."""
         return self.cameras[0] if self.cameras else None
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Every camera of the robot, by name."""
+        """Every camera of the robot."""
         return self.driver.cameras
 
     def set_task(self, task: Task | None) -> None:
@@ -178,8 +177,7 @@ class RobotEnv(gymnasium.Env):
             self._reset_scene(self)
             self._hold()
         self._start()
-        self._steps, self._ended = 0, False
-        verdict = Verdict()
+        self._steps, self._ended, verdict = 0, False, Verdict()
         if self._judge is not None:
             self._judge.restart()
             verdict = self._judge.look(self._eyes.pictures(self.views), self.signals(), stopped=False)
@@ -276,9 +274,7 @@ class RobotEnv(gymnasium.Env):
                 self._watchdog.trip(f"robot: {error}", self._clock.now())
         if self._sent_s is not None:
             self._clock.sleep(self._sent_s + self.period_s - self._clock.now())
-        jitter_s, clamped = np.nan, False
-        if self._watchdog.stopped is None:
-            jitter_s, clamped = self._command(action)
+        jitter_s, clamped = self._command(action) if self._watchdog.stopped is None else (np.nan, False)
         self._clock.sleep(LOOK * self.period_s)
         before = self._eyes.new_s(self.views)
         self._look()
@@ -385,19 +381,8 @@ class RobotEnv(gymnasium.Env):
     # What is told ---------------------------------------------------------------------------------------
 
     def _obs(self) -> Any:
-        proprio = self._observation.proprio.astype(np.float32)
-        if self.obs_form == "state":
-            return proprio
-        pixels = self.frame()
-        return pixels if self.obs_form == "pixels" else {"pixels": pixels, "agent_pos": proprio}
-
-    def _space(self) -> spaces.Space:
-        unbounded = np.full(len(self.driver.observation_names), np.inf, np.float32)
-        state = spaces.Box(-unbounded, unbounded)
-        if self.obs_form == "state":
-            return state
-        pixels = spaces.Box(0, 255, self.frame().shape, np.uint8)
-        return pixels if self.obs_form == "pixels" else spaces.Dict({"pixels": pixels, "agent_pos": state})
+        pixels = None if self.obs_form == "state" else self.frame()
+        return observed(self.obs_form, self._observation.proprio.astype(np.float32), pixels)
 
     def _info(self, verdict: Verdict, *, jitter_s: float, clamped: bool, stale: bool) -> dict[str, Any]:
         now, stopped = self._clock.now(), self._watchdog.stopped

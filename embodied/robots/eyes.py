@@ -1,17 +1,20 @@
 """What a robot's cameras have shown, and whether it is new: a frame that comes again is not.
 
-Shape letters: V views; H, W image.
+Shape letters: S proprioception; V views; H, W image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from PIL import Image
 
 from embodied.cameras.camera import Frame
+
+OBS_FORMS = ("state", "pixels", "mixed")
 
 
 class _Seen(NamedTuple):
@@ -88,6 +91,22 @@ class Eyes:
             elif self._seen[name].changed.captured_s < since:
                 found.append(f"camera {name} repeats one picture (MaxAge.frozen_s=None lets it)")
         return found
+
+
+def observed(form: str, proprio: np.ndarray, pixels: np.ndarray | None) -> Any:
+    """What a policy sees: (S,) float32 for "state", (H, W, 3) uint8 for "pixels", a dict of both for "mixed"."""
+    if form == "state":
+        return proprio
+    return pixels if form == "pixels" else {"pixels": pixels, "agent_pos": proprio}
+
+
+def observed_space(obs: Any) -> spaces.Space:
+    """The space of observations that look like one."""
+    if isinstance(obs, dict):
+        return spaces.Dict({name: observed_space(each) for name, each in obs.items()})
+    if obs.dtype == np.uint8:
+        return spaces.Box(0, 255, obs.shape, np.uint8)
+    return spaces.Box(-np.inf, np.inf, obs.shape, np.float32)
 
 
 def _resized(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class Bench:
 
     def __init__(self, folder):
         self.address, self.log = str(folder / "robot.sock"), folder / "log.jsonl"
-        self.process = start(address=self.address, log=str(self.log), deadman_s=0.6, size=32)
+        self.process = start(address=self.address, log=str(self.log), deadman_s=1.0, size=32)
 
     def notes(self, kind=None, since=0.0):
         whole = self.log.read_text().rpartition("\n")[0]  # the last line may still be written
@@ -93,9 +93,13 @@ def test_it_goes_where_it_is_sent(env, robot):
     for _ in range(12):
         obs, reward, terminated, _, info = env.step(np.array([0.5, 0, 0.3, -1.0]))
         assert not terminated, info["stopped"]
-    here = env.signals()
-    assert 0.05 < here["gripper_x"] - before < 0.12 + 1e-6  # 12 periods at half of 0.4 m/s
-    assert here["gripper_x"] == pytest.approx(info["command"][0], abs=0.02)
+    sent = info["command"][0]
+    assert 0.05 < sent - before < 0.12 + 1e-6  # 12 periods at half of 0.4 m/s
+    for _ in range(60):
+        env.step(np.array([0, 0, 0, -1.0]))
+        if abs(env.signals()["gripper_x"] - sent) < 0.02:
+            break
+    assert env.signals()["gripper_x"] == pytest.approx(sent, abs=0.02)
     assert env.observation_space.contains(obs)
     assert obs["pixels"].shape == (32, 32, 3)
     assert reward == 0
@@ -158,7 +162,7 @@ def test_what_is_lost_stops_the_arm(env, robot, bench, faults, cause):
 
 def test_a_cable_pulled_in_an_episode(env, robot, bench):
     begin(env)
-    robot.inject(Faults(cable_s=1.5))
+    robot.inject(Faults(cable_s=2.0))
     pulled = time.monotonic()
     *_, terminated, _, info = run(env)
     assert terminated
@@ -166,9 +170,9 @@ def test_a_cable_pulled_in_an_episode(env, robot, bench):
     until(lambda: bench.notes("halt", pulled))
     assert bench.notes("halt", pulled)[0]["reason"].startswith("dead-man: ")  # nobody could tell it
     assert_still(bench, bench.notes("halt", pulled)[0]["t"])
-    until(lambda: time.monotonic() > pulled + 1.5)
+    until(lambda: time.monotonic() > pulled + 2.0)
     begin(env)
-    late = [note for note in bench.notes("act", pulled + 1.5) if note["sent_s"] < pulled + 1.4]
+    late = [note for note in bench.notes("act", pulled + 2.0) if note["sent_s"] < pulled + 1.9]
     assert all(note["refused"] for note in late)  # what waited in the cable moved nothing
 
 
@@ -195,6 +199,7 @@ def test_an_action_that_is_no_number_stops_the_arm(env, bench):
 def test_the_robot_refuses_what_is_no_number_even_from_its_driver(robot, bench):
     robot.connect()
     robot.release()
+    until(lambda: robot.observe().stopped is None)
     since = time.monotonic()
     robot.act(np.array([math.nan, 0.0, 0.1, 0.0]))
     until(lambda: bench.notes("act", since) and robot.observe().stopped)
