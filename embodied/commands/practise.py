@@ -42,11 +42,11 @@ from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import Dataset, encode
 from embodied.errors import UserError
-from embodied.practice import Practice, Task, remember, update
-from embodied.practice_demos import open_pair
-from embodied.practice_evaluation import play, told
-from embodied.practice_inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
-from embodied.practice_state import load_practice, save_practice
+from embodied.practice.demos import open_pair
+from embodied.practice.evaluation import play, told
+from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
+from embodied.practice.loop import Practice, Task, remember, update
+from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
 from embodied.worlds import env_maker, reward_cameras
 from policies.demonstrations import Imitation, SymmetricReplay, narrow

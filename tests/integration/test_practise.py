@@ -12,7 +12,7 @@ from embodied import runs
 from embodied.cli import compose, main
 from embodied.collecting import collect
 from embodied.commands import practise
-from embodied.practice_demos import open_pair
+from embodied.practice.demos import open_pair
 
 TASKS = ("drawer", "close")
 

@@ -9,9 +9,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from embodied.datasets import Dataset, Writer
 from embodied.errors import UserError
-from embodied.practice import Practice, Row, Tally, Task, remember, update
-from embodied.practice_inputs import Demo, Senses, Standard, demonstrations, mirrored, transitions
-from embodied.practice_state import load_practice, save_practice
+from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, transitions
+from embodied.practice.loop import Practice, Row, Tally, Task, remember, update
+from embodied.practice.state import load_practice, save_practice
 from policies.demonstrations import Imitation, SymmetricReplay, Transitions, narrow
 from policies.sb3 import sac
 from rewards.calibration import Decision
@@ -308,7 +308,7 @@ def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("embodied.practice_state.save_file", full)
+    monkeypatch.setattr("embodied.practice.state.save_file", full)
     with pytest.raises(UserError, match="No space left"):
         save_practice(tmp_path, practice)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [first.name]

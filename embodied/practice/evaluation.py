@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from embodied.practice import Attempt, Practice, Tally
+from embodied.practice.loop import Attempt, Practice, Tally
 from embodied.report import write_video
 from rewards.metrics import wilson_interval
 

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 from embodied import runs
 from embodied.errors import UserError
-from embodied.practice import Practice, Tally
+from embodied.practice.loop import Practice, Tally
 from policies.demonstrations import SymmetricReplay
 
 REPLAY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from stable_baselines3 import SAC
 
-from embodied.practice_inputs import TASKS, Senses, Standard, SuccessHead
+from embodied.practice.inputs import TASKS, Senses, Standard, SuccessHead
 from policies.demonstrations import Imitation, SymmetricReplay
 from rewards.calibration import UNSURE, YES, Latch
 from rewards.core import Features
