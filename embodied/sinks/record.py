@@ -8,7 +8,6 @@ from pathlib import Path
 
 from embodied.errors import UserError
 from embodied.sinks.background import Background
-from embodied.sinks.recover import recover
 from embodied.watched import Sink, Watched
 
 LOCK = ".lock"
@@ -68,6 +67,36 @@ class Folder:
 
     def close(self) -> None:
         self._lock.close()
+
+
+def recover(root: Path) -> list[str]:
+    """Finish what a killed run left unfinished. Nothing that was recorded is lost or recorded twice.
+
+    Args:
+        root: of a record nobody is writing.
+
+    Returns:
+        What was done, in words; nothing where all is whole.
+
+    Raises:
+        OSError: something could not be finished, for want of room; what was recorded is still there.
+    """
+    done: list[str] = []
+    for part in root.glob("*.part"):
+        part.unlink()
+    for lines in sorted(root.glob("readings*.jsonl")):
+        if not lines.with_suffix(".parquet").exists():
+            from embodied.sinks.jsonl import make_parquet
+
+            done.append(f"{make_parquet(lines).name}: made from {lines.name}")
+    for log in sorted(root.glob("watch*.mcap")):
+        from embodied.sinks.mcap_file import finish
+
+        if finish(log):
+            done.append(f"{log.name}: finished")
+    from embodied.sinks import dataset
+
+    return [*done, *dataset.recover(root)]
 
 
 def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int) -> Iterator[Sink]:

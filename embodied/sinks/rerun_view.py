@@ -57,6 +57,7 @@ class Stream:
         self._clock_s: float | None = None
         self._views: tuple[str, ...] | None = None
         self._shown: dict[str, int] = {}
+        self._known: set[str] = set()  # what had a value in the last moment
         self._index, self._goal = 0, None
 
     def add(self, watched: Watched) -> None:
@@ -74,7 +75,11 @@ class Stream:
                 self._shown[view] = frame.index
                 image = rr.Image(frame.image).compress(jpeg_quality=JPEG_QUALITY)
                 to.log(f"observation.images.{view}", image)
-        for path, value in _scalars(watched).items():
+        values = _scalars(watched)
+        for path in self._known - values.keys():  # its curve ends here; else a line would span the gap
+            to.log(path, rr.Clear(recursive=False))
+        self._known = set(values)
+        for path, value in values.items():
             to.log(path, rr.Scalars(value))
         if watched.event:
             level = rr.TextLogLevel.WARN if watched.stale else rr.TextLogLevel.INFO
@@ -154,7 +159,7 @@ def blueprint(rerun: Any, views: tuple[str, ...]) -> Any:
 
 
 def _scalars(watched: Watched) -> dict[str, float]:
-    """Entity path -> value; what is not known is left out, so that its curve breaks."""
+    """Entity path -> value; what is not known is left out."""
     values: dict[str, float | None] = {
         "smoothed": watched.smoothed,
         "success": watched.success,

@@ -25,8 +25,8 @@ from embodied.sinks.dataset import Episodes
 from embodied.sinks.files import Appended
 from embodied.sinks.jsonl import LinesOut, Readings, make_parquet, read_lines
 from embodied.sinks.overlay import Overlay, Painter
+from embodied.sinks.record import recover
 from embodied.sinks.recover import main as recover_main
-from embodied.sinks.recover import recover
 from embodied.watched import line
 from tests.watching_moments import image, moment
 
@@ -392,6 +392,15 @@ class TestRecord:
         for name in ("rerun", "mcap"):
             with pytest.raises(UserError, match=rf'pip install "embodied-rewards\[{name}\]"'):
                 make_sinks(live=False, record=tmp_path, formats=[name])
+
+    def test_curves_in_rerun_break_where_there_was_no_reading(self, tmp_path):
+        from embodied.sinks.rerun_view import RerunFile
+
+        for gap in ((), (3, 4)):
+            write_all([RerunFile(tmp_path / "w.rrd", live=False)], [moment(k, stale=k in gap) for k in range(8)])
+            cleared = {each.split()[5] for each in rrd("print", tmp_path / "w.rrd").splitlines() if "Clear" in each}
+            paths = {"/reward/clip", "/reward/combined", "/normalised/clip", "/latency_ms/total"}
+            assert cleared & paths == (paths if gap else set())
 
     def test_rerun_says_when_the_disk_is_full(self, tmp_path, size_limit):
         from embodied.sinks.rerun_view import RerunFile
