@@ -19,7 +19,7 @@ demo: $(STAMP)  ## train "the drawer is open" from its sentence, judge it over 5
 	@$(BIN)/python -m benchmarks.demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 check: static test  ## format, lint, types, tests
 
