@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +123,6 @@ class RobotEnv(gymnasium.Env):
         except BaseException:
             self.close()
             raise
-
-    # The task -------------------------------------------------------------------------------------------
 
     @property
     def camera(self) -> str | None:
@@ -329,9 +326,12 @@ class RobotEnv(gymnasium.Env):
 
     def _hold(self) -> None:
         """Still, and unwatched until the next command."""
-        self._watchdog.rest()
-        with suppress(DriverError):  # it stops by its own dead-man timer; `_ready` says so where it is gone
+        try:
             self.driver.stop()
+        except DriverError:  # it stops by its own dead-man timer, and `_ready` says so where it is gone
+            self._watchdog.rest(told=False)
+        else:
+            self._watchdog.rest(told=True)
         self._moving = False
 
     def _reach(self) -> None:
@@ -364,6 +364,8 @@ class RobotEnv(gymnasium.Env):
         Raises:
             DriverError: it did not within `READY_S`; says what is missing.
         """
+        self.driver.stop()
+        self._watchdog.rest(told=True)  # so no stop that could not be sent before comes after the release
         self.driver.release()
         since, deadline = self._clock.now(), time.monotonic() + READY_S
         while True:
@@ -377,8 +379,6 @@ class RobotEnv(gymnasium.Env):
             if time.monotonic() > deadline:
                 raise DriverError(f"The robot is not ready after {READY_S:g} s: {'; '.join(missing)}.")
             self._clock.sleep(self.period_s / POLLS)
-
-    # What is told ---------------------------------------------------------------------------------------
 
     def _obs(self) -> Any:
         pixels = None if self.obs_form == "state" else self.frame()

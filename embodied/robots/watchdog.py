@@ -124,12 +124,16 @@ class Watchdog:
             self._look()
             self._changed.notify()
 
-    def rest(self) -> None:
-        """Watch nothing until `watch`: the robot holds still on purpose. Forgets what stopped it, but a stop that could
-        not be sent is tried on."""
+    def rest(self, *, told: bool) -> None:
+        """Watch nothing until `watch`: the robot holds still on purpose. Forgets what stopped it.
+
+        Args:
+            told: whether the robot has been told to stop since; else that is tried on, each poll.
+        """
         with self._changed:
-            self._watching, self.stopped = False, None
+            self._watching, self.stopped, self._untold = False, None, not told
             self._seen.clear()
+            self._changed.notify()
 
     def trip(self, reason: str, due_s: float) -> Stop:
         """Stop the robot now; the first reason is kept.

@@ -184,7 +184,7 @@ def test_the_watchdog_stops_from_its_own_thread_and_remembers_why(watchdog):
     dog.trip("limit: later", 0.0)
     assert dog.stopped.reason.startswith("policy: ")  # the first reason is kept
     assert stop.calls == 1
-    dog.rest()
+    dog.rest(told=True)
     assert dog.stopped is None
 
 
@@ -192,7 +192,7 @@ def test_nothing_is_watched_at_rest(watchdog):
     stop = Recorder()
     dog = watchdog(stop)
     dog.watch()
-    dog.rest()
+    dog.rest(told=True)
     dog.seen("policy", time.monotonic() - 10)
     assert not stop.called.wait(0.05)
     dog.watch()  # looks before it returns
@@ -377,7 +377,7 @@ class TestArm:
     def __init__(self):
         self.clock, self.commands, self.rng = Clock(), [], np.random.default_rng(0)
         self.at, self.force, self.gone, self.own, self.stops, self.connects = np.zeros(2), 0.0, None, None, 0, 0
-        self.held, self.last, self.index, self.still = True, None, 0, False
+        self.held, self.last, self.index, self.still, self.slow = True, None, 0, False, 0.0
 
     def connect(self):
         self.connects, self.gone = self.connects + 1, None
@@ -409,6 +409,7 @@ class TestArm:
         if self.gone:
             raise DriverError(self.gone)
         self.held = False
+        time.sleep(self.slow)
 
     def disconnect(self):
         self.held = True
@@ -495,6 +496,18 @@ def test_a_robot_that_refuses_or_is_gone_ends_the_episode_and_is_reached_again(a
     env.reset()
     assert arm.connects == 2
     assert env.step(np.zeros(2))[2] is False
+
+
+def test_a_stop_that_was_not_told_does_not_come_late(arm, make_env):
+    env = make_env()
+    env.reset()
+    env.step(np.zeros(2))
+    arm.gone = "cable"
+    assert env.step(np.zeros(2))[2] is True
+    arm.slow = 0.05  # several polls of the watchdog, which could not stop it so far
+    env.reset()
+    assert arm.held is False
+    assert env.step(np.zeros(2))[4]["stopped"] is None
 
 
 def test_a_slow_policy_is_stopped_while_it_thinks(arm, make_env):
