@@ -212,7 +212,7 @@ def test_a_config_needs_no_encoder_of_its_own(server):
 def test_beside_other_rewards_all_read_the_servers_features(server):
     words = ["env=cartpole", "reward=[clip,remote]", "reward.clip.goal=shut", f"reward.remote.url={server.url}"]
     with pytest.raises(UserError, match=f"own server, {server.url}.*add encoder=remote encoder.url={server.url}"):
-        make_scorer(cli.compose("train", words))
+        remote_scorer(url=server.url, encoder=FakeEncoder(), **QUICK)
     composed = make_scorer(cli.compose("train", [*words, "encoder=remote", f"encoder.url={server.url}"]))
     parts = {"clip": clip_scorer(encoder=FakeEncoder(), goal="shut"), "remote": clip()}
     for each in parts.values():
