@@ -36,9 +36,9 @@ from benchmarks.clock_camera import read_stamp
 from benchmarks.common import record
 from benchmarks.measure import tree_memory
 from embodied.cameras import open_source
-from embodied.live_scoring import LocalScoring
-from embodied.watched import Watched
-from embodied.watching import Pipeline
+from embodied.watching.live_scoring import LocalScoring
+from embodied.watching.pipeline import Pipeline
+from embodied.watching.watched import Watched
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from embodied.cameras.camera import Frame
 from embodied.streaming import Reading
-from embodied.watched import Watched
+from embodied.watching.watched import Watched
 
 
 def image(k: int, height: int = 48, width: int = 64, *, noise: bool = False) -> np.ndarray:

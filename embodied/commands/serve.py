@@ -27,13 +27,13 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
-from embodied.live_scoring import toward
 from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
 from embodied.serving.limits import Limits
 from embodied.serving.peer import read_token
 from embodied.serving.service import is_loopback
+from embodied.watching.live_scoring import toward
 from rewards.core import Scorer
 
 

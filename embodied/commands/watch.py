@@ -32,16 +32,16 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import paths, scorers
 from embodied.cameras import CameraError, open_source
 from embodied.collecting import open_dataset
-from embodied.control import HOST, ControlServer, Keys
 from embodied.envs import WORLDS
 from embodied.errors import UserError, nearest
-from embodied.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
 from embodied.serving.client import RemoteStream
 from embodied.sinks import FORMATS, make_sinks
-from embodied.smoothing import Normaliser, SuccessSmoothing
 from embodied.streaming import MAX_ROWS
-from embodied.terminal_view import TerminalView
-from embodied.watching import MAX_AGE_S, MomentSource, Pipeline
+from embodied.watching.control import HOST, ControlServer, Keys
+from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
+from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
+from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")

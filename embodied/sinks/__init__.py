@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from embodied.errors import UserError, nearest
-from embodied.watched import Sink
+from embodied.watching.watched import Sink
 
 FORMATS = ("jsonl", "parquet", "overlay", "lerobot", "rerun", "mcap")
 DEFAULT_FORMATS = ("jsonl", "parquet", "overlay", "lerobot")

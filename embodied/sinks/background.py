@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 
-from embodied.watched import Sink, Watched
+from embodied.watching.watched import Sink, Watched
 
 WAIT_S = 0.2  # between looks at whether a sink that is waited for has failed
 

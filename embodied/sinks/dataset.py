@@ -31,7 +31,7 @@ from embodied.datasets import Writer
 from embodied.datasets import layout as files
 from embodied.errors import UserError
 from embodied.sinks.files import Appended
-from embodied.watched import Watched
+from embodied.watching.watched import Watched
 
 JOURNAL = ".journal"
 ABOUT, ROWS = "about.json", "rows.jsonl"

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embodied.sinks.files import Appended
-from embodied.watched import Watched, line
+from embodied.watching.watched import Watched, line
 
 BATCH = 10_000  # lines that are turned into one row group
 CLOSE_S = 1.0  # to wait at the end for a reader of standard output

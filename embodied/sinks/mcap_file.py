@@ -21,7 +21,7 @@ from PIL import Image
 
 from embodied.errors import UserError
 from embodied.sinks.files import Appended
-from embodied.watched import Watched, line
+from embodied.watching.watched import Watched, line
 
 CHUNK_S = 0.5
 JPEG_QUALITY = 85

@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.ImageDraw import ImageDraw as Draw
 
 from embodied.sinks.files import Appended
-from embodied.watched import Watched
+from embodied.watching.watched import Watched
 
 HEIGHT, PANEL, MIN_WIDTH, MAX_WIDTH = 360, 132, 480, 1600  # px: views, the strip below, the whole picture
 SPAN_S = 20.0  # that the curve shows

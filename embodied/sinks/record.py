@@ -8,7 +8,7 @@ from pathlib import Path
 
 from embodied.errors import UserError
 from embodied.sinks.background import Background
-from embodied.watched import Sink, Watched
+from embodied.watching.watched import Sink, Watched
 
 LOCK = ".lock"
 FILES = ("readings.jsonl", "readings.parquet", "overlay.mp4", "watch.rrd", "watch.mcap")

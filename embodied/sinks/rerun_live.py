@@ -18,7 +18,7 @@ from pathlib import Path
 from embodied.errors import UserError
 from embodied.sinks.background import Background
 from embodied.sinks.rerun_view import FLUSH_S, Stream
-from embodied.watched import Watched
+from embodied.watching.watched import Watched
 
 LOOPBACK = "127.0.0.1"
 GRPC_PORT, WEB_PORT = 9876, 9090  # where they are free

@@ -16,7 +16,7 @@ from typing import Any
 
 from embodied.errors import UserError
 from embodied.sinks.files import Appended
-from embodied.watched import Watched
+from embodied.watching.watched import Watched
 
 APPLICATION = "embodied_watch"
 JPEG_QUALITY = 80
@@ -147,7 +147,9 @@ def blueprint(rerun: Any, views: tuple[str, ...]) -> Any:
     below = [
         curves("reward", "reward/**"),
         curves("normalised, success", "normalised/**", "smoothed", "success", "stale"),
-        rrb.Vertical(curves("latency, ms", "latency_ms/**", "age_ms"), curves("model, Hz", "model_hz")),
+        rrb.Vertical(
+            curves("latency, ms", "latency_ms/**"), curves("age, ms", "age_ms"), curves("model, Hz", "model_hz")
+        ),
         rrb.Vertical(rrb.TextDocumentView(name="goal", origin="goal"), rrb.TextLogView(name="events", origin="events")),
     ]
     return rrb.Blueprint(

@@ -15,12 +15,12 @@ from PIL import Image
 
 from embodied.cameras import open_source
 from embodied.commands import label
-from embodied.live_scoring import LocalScoring, RemoteScoring
 from embodied.serving.app import make_app
 from embodied.serving.client import RemoteStream
 from embodied.serving.connections import Server
 from embodied.streaming import EpisodeStream
-from embodied.watching import Pipeline
+from embodied.watching.live_scoring import LocalScoring, RemoteScoring
+from embodied.watching.pipeline import Pipeline
 from rewards.core import Episode, Features
 from tests.golden.test_labelling import SIZE, STEPS, scorers
 

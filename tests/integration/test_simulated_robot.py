@@ -272,6 +272,16 @@ def test_only_one_can_hold_the_arm(bench, robot):
     robot.observe()
 
 
+def test_the_next_one_can_have_the_arm_at_once(bench):
+    for _ in range(15):
+        driver = SimulatedRobot(bench.address)
+        driver.connect()
+        driver.release()
+        for _ in range(50):
+            driver.act(np.array([0.0, 0.0, 0.2, 0.5]))
+        driver.disconnect()
+
+
 def test_a_robot_of_another_speed_or_none_is_refused(bench, tmp_path):
     with pytest.raises(DriverError, match="its speed is"):
         SimulatedRobot(bench.address, speed=3.0).connect()

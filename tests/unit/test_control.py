@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from embodied.cameras.camera import Frame
-from embodied.control import MAX_BODY, ControlServer, Keys
 from embodied.errors import UserError
-from embodied.live_scoring import MAX_GOAL
 from embodied.streaming import Reading
-from embodied.terminal_view import TerminalView, one_line, pictures
-from embodied.watched import Watched
+from embodied.watching.control import MAX_BODY, ControlServer, Keys
+from embodied.watching.live_scoring import MAX_GOAL
+from embodied.watching.terminal_view import TerminalView, one_line, pictures
+from embodied.watching.watched import Watched
 
 
 class Pipe:

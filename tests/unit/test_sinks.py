@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -27,7 +28,7 @@ from embodied.sinks.jsonl import LinesOut, Readings, make_parquet, read_lines
 from embodied.sinks.overlay import Overlay, Painter
 from embodied.sinks.record import recover
 from embodied.sinks.recover import main as recover_main
-from embodied.watched import line
+from embodied.watching.watched import line
 from tests.watching_moments import image, moment
 
 ALL = ("jsonl", "parquet", "overlay", "lerobot", "rerun", "mcap")
@@ -398,7 +399,7 @@ class TestRecord:
 
         for gap in ((), (3, 4)):
             write_all([RerunFile(tmp_path / "w.rrd", live=False)], [moment(k, stale=k in gap) for k in range(8)])
-            cleared = {each.split()[5] for each in rrd("print", tmp_path / "w.rrd").splitlines() if "Clear" in each}
+            cleared = set(re.findall(r" - (/\S+) - .*Clear", rrd("print", tmp_path / "w.rrd")))
             paths = {"/reward/clip", "/reward/combined", "/normalised/clip", "/latency_ms/total"}
             assert cleared & paths == (paths if gap else set())
 

@@ -13,12 +13,12 @@ import torch
 from embodied import scoring
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.errors import UserError
-from embodied.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
 from embodied.scoring import Layout, Track
 from embodied.sinks.background import Background
-from embodied.smoothing import Normaliser, SuccessSmoothing
-from embodied.watch_summary import Latencies
-from embodied.watching import Pipeline
+from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
+from embodied.watching.pipeline import Pipeline
+from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.summary import Latencies
 from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
 from rewards.compose import composed_scorer

@@ -1,0 +1,223 @@
+"""Steering a running watch: keys in its terminal, and a small HTTP API on this machine.
+
+    GET  /status                     the run so far
+    POST /goal    {"goal": "text"}   another goal; the past is rescored, nothing is encoded again
+    POST /episode {}                 a new episode begins
+    POST /mark    {"text": "…"}      a mark in the record
+
+Answers are JSON: {"done": "…"} or {"error": "…"}. Only this machine is listened to, and a POST must say
+`Content-Type: application/json`, which no web page of another origin can without asking first.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import select
+import sys
+import termios
+import threading
+import tty
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from embodied.errors import UserError
+from embodied.watching.live_scoring import MAX_GOAL
+
+Ask = Callable[[str, str], "Future[str]"]  # `Pipeline.ask`
+
+HOST = "127.0.0.1"
+MAX_BODY = 16_384  # bytes
+SOCKET_S = 5.0  # for a request to come in whole
+ANSWER_S = 30.0  # for the pipeline to come round to it
+LEGEND = "n new episode · g new goal · space mark · q quit"
+ESCAPE, ENTER, ERASE, CTRL_U = "\x1b", "\r\n", "\x7f\b", "\x15"
+
+
+# Keys ---------------------------------------------------------------------------------------------------
+
+
+class Keys:
+    """Hot keys of a terminal, read without waiting.
+
+    `n` begins an episode, `g` asks for a goal's text (Enter takes it, Escape forgets it), space marks, `q` quits.
+    Ctrl-C keeps its meaning.
+
+    Args:
+        ask: what a key does, as `Pipeline.ask`.
+        descriptor: of a terminal; its settings are put back by `close`.
+
+    Raises:
+        UserError: not a terminal.
+    """
+
+    def __init__(self, ask: Ask, descriptor: int) -> None:
+        if not os.isatty(descriptor):
+            raise UserError("hot keys need a terminal; give keys=false.")
+        self.typed: str | None = None  # of a goal so far; None while no goal is being typed
+        self._ask, self._descriptor = ask, descriptor
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._before = termios.tcgetattr(descriptor)
+        tty.setcbreak(descriptor)
+
+    def poll(self) -> None:
+        """Do what the keys pressed since last time say."""
+        while select.select([self._descriptor], [], [], 0)[0]:
+            pressed = os.read(self._descriptor, 1024)
+            if not pressed:  # the terminal went away
+                return
+            text = self._decode(pressed)
+            if text.startswith(ESCAPE):  # Escape itself, or an arrow and the like
+                self.typed = None
+                continue
+            for key in text:
+                self._press(key)
+
+    def close(self) -> None:
+        """Put the terminal back as it was."""
+        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+
+    def _press(self, key: str) -> None:
+        if self.typed is None:
+            if key == "g":
+                self.typed = ""
+            elif what := {"n": "episode", " ": "mark", "q": "quit"}.get(key):
+                self._ask(what, "")
+        elif key in ENTER:
+            if self.typed.strip():
+                self._ask("goal", self.typed)
+            self.typed = None
+        elif key in ERASE:
+            self.typed = self.typed[:-1]
+        elif key == CTRL_U:
+            self.typed = ""
+        elif key.isprintable() and len(self.typed) <= MAX_GOAL:  # one too many, so that it is refused and not cut
+            self.typed += key
+
+
+# HTTP ---------------------------------------------------------------------------------------------------
+
+
+class ControlServer:
+    """The HTTP API, on a thread of its own.
+
+    Args:
+        ask: as `Pipeline.ask`.
+        status: as `Pipeline.status`.
+        port: on 127.0.0.1; 0: any free one (`self.port`).
+
+    Raises:
+        UserError: the port is taken or may not be used.
+    """
+
+    def __init__(self, ask: Ask, status: Callable[[], dict[str, Any]], port: int) -> None:
+        try:
+            self._server = _Server(ask, status, port)
+        except (OSError, OverflowError) as error:
+            raise UserError(f"control={port} cannot be listened on: {error}. Choose another port.") from error
+        self.port: int = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="control", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    """What handlers find at `server`."""
+
+    daemon_threads = True
+
+    def __init__(self, ask: Ask, status: Callable[[], dict[str, Any]], port: int) -> None:
+        self.ask, self.status = ask, status
+        super().__init__((HOST, port), _Handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that went away in the middle is its own affair."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+    timeout = SOCKET_S
+    server_version, sys_version = "embodied", ""
+
+    def do_GET(self) -> None:
+        if self._is_local():
+            if self.path == "/status":
+                self._answer(200, self.server.status())
+            else:
+                self._answer(404, {"error": f"no {self.path[:80]}; there is GET /status."})
+
+    def do_POST(self) -> None:
+        if not self._is_local():
+            return
+        what, key = self.path.removeprefix("/"), {"/goal": "goal", "/episode": "", "/mark": "text"}.get(self.path)
+        if key is None:
+            return self._answer(404, {"error": f"no {self.path[:80]}; there are POST /goal, /episode and /mark."})
+        body = self._body()
+        if body is None:
+            return None
+        text = body.get(key, "") if key else ""
+        if not isinstance(text, str) or (what == "goal" and not text.strip()):
+            return self._answer(400, {"error": f'body must be {{"{key}": "a text"}}; got {json.dumps(body)[:80]}.'})
+        if len(text) > MAX_GOAL:
+            told = f"{key} must be at most {MAX_GOAL} characters; got {len(text)}. Say it shorter."
+            return self._answer(400, {"error": told})
+        try:
+            self._answer(200, {"done": self.server.ask(what, text).result(ANSWER_S)})
+        except (UserError, ValueError, TypeError) as error:
+            self._answer(400, {"error": str(error)})
+        except CancelledError:
+            self._answer(503, {"error": "the run is over."})
+        except (TimeoutError, RuntimeError, OSError) as error:
+            self._answer(503, {"error": str(error) or f"not done within {ANSWER_S:.0f} s."})
+
+    def _is_local(self) -> bool:
+        """A page of another origin that resolves its own name to this machine is not let in."""
+        host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
+        if host not in (HOST, "localhost"):
+            self._answer(403, {"error": f"host must be {HOST} or localhost; got {host[:80]!r}."})
+            return False
+        return True
+
+    def _body(self) -> dict[str, Any] | None:
+        """The JSON object that was sent; None once it has been refused."""
+        if self.headers.get_content_type() != "application/json":
+            return self._answer(415, {"error": "Content-Type must be application/json."})
+        length = self.headers.get("Content-Length", "")
+        if not (length.isascii() and length.isdigit()):
+            return self._answer(411, {"error": "Content-Length must be given."})
+        if int(length) > MAX_BODY:
+            return self._answer(413, {"error": f"body must be at most {MAX_BODY} bytes; got {length[:20]}."})
+        try:
+            body = json.loads(self.rfile.read(int(length)) or b"{}")
+        except (ValueError, RecursionError):
+            return self._answer(400, {"error": "body must be JSON."})
+        except TimeoutError:
+            return self._answer(408, {"error": f"body must come within {SOCKET_S:.0f} s."})
+        if not isinstance(body, dict):
+            return self._answer(400, {"error": "body must be a JSON object."})
+        return body
+
+    def _answer(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode() + b"\n"
+        self.close_connection = True  # what is left of a refused body is not read as the next request
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Standard error is the view's."""
