@@ -10,8 +10,8 @@ passed the age that `MaxAge` allows; the operator asked; the connection closed; 
 robot has the stop they are counted by the clock, and while it brakes by the physics' own ticks: a tick that a busy
 machine delays moves nothing. By the clock alone (`by_the_clock_worst`), and after the last command, is recorded beside.
 
-    python -m benchmarks.safety                       # 1,000 episodes; goes on where it was interrupted
-    python -m benchmarks.safety episodes=50 speed=1 fresh=true
+    python -m benchmarks.safety                       # 1,000 episodes, 35 minutes; goes on where it was interrupted
+    python -m benchmarks.safety episodes=50 speed=2 fresh=true
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from embodied.robots.env import RobotEnv
 from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot, end, start
 from embodied.robots.wire import Faults
 
-OPTIONS = {"episodes": 1000, "speed": 2.0, "steps": 40, "seed": 0, "fresh": False, "record": True}
+OPTIONS = {"episodes": 1000, "speed": 1.0, "steps": 40, "seed": 0, "fresh": False, "record": True}
 FOLDER = Path("runs", "benchmarks", "safety")
 CTRL_HZ, DEADMAN_S = 20.0, 0.25
 AT_REST = 0.1 * 0.4 * 3**0.5  # m/s: 0.4 along each axis may be commanded

@@ -39,6 +39,7 @@ REACH_S = 0.05  # a target is reached so long after it came: one control period
 STILL, BRAKE_TICKS = 0.1, 3  # rad/s; a joint that is slower is held where it was sent
 FINGERS_STILL = 0.005  # m/s
 STATE_TICKS = 2  # a measurement each
+LAST_WORDS = 20  # reads
 BACKLOG = 2**20  # bytes not yet taken by the other side, above which frames are left out
 
 
@@ -217,8 +218,8 @@ class DeskRobot:
                 self._film()
             self._send_due()
             pause = max(min(tick, film) - self.clock.now(), 0) / self.clock.speed
-            heard = self._client is not None and self.clock.now() >= self._cable_until
-            watched: list[Any] = [listener, *([self._client] if heard else [])]
+            heard = self.clock.now() >= self._cable_until
+            watched: list[Any] = [listener, *([self._client] if self._client else [])] if heard else []
             watched += [sys.stdin] if self.options.until_eof else []
             readable, _, _ = select.select(watched, [], [], pause)
             if self._client in readable:
@@ -229,6 +230,9 @@ class DeskRobot:
                 return
 
     def _accept(self, listener: socket.socket) -> None:
+        for _ in range(LAST_WORDS):  # the end of the last connection may wait behind what it said
+            if self._client is not None and select.select([self._client], [], [], 0)[0]:
+                self._receive()
         connection, _ = listener.accept()
         connection.setblocking(False)
         if self._client is not None:  # two could not both command it
