@@ -142,7 +142,7 @@ def main() -> None:
         agreed = agreement(url)
         print(json.dumps(agreed), flush=True)
         for k, seed in enumerate(seeds):
-            settings = [f"env={ENV}", f"seed={seed}", f"steps={steps}", "videos=1", "eval_every=0"]
+            settings = [f"env={ENV}", f"seed={seed}", f"steps={steps}", "videos=1", "eval_every=0", "log_every=100"]
             for where, reward in (("local", REWARD), ("remote", ("reward=remote", f"reward.url={url}"))):
                 run = ROOT / f"{where}-{steps}-s{seed}"
                 runs[where].append(train(run, [*settings, *reward]))
