@@ -20,7 +20,7 @@ from embodied.watching.watched import Sink
 FORMATS = ("jsonl", "parquet", "overlay", "lerobot", "rerun", "mcap")
 DEFAULT_FORMATS = ("jsonl", "parquet", "overlay", "lerobot")
 VIEWS = ("web", "window")
-LIVE_FPS = 10  # of the dataset of a live source
+LIVE_FPS = 10  # of the dataset of a live source, at most: its rows are copied where the model is slower
 
 
 def make_sinks(
@@ -41,7 +41,7 @@ def make_sinks(
         formats: of the record, from `FORMATS`; without it, `DEFAULT_FORMATS`.
         view: Rerun live: "web" (its address is the sink's `address`) or "window"; without it, none.
         lines: a descriptor for JSON lines, such as 1; without it, none.
-        fps: moments a second of a recorded source, or of a live one's dataset; without it, `LIVE_FPS`.
+        fps: moments a second of the source, where it tells: of the dataset too, up to `LIVE_FPS` of a live one.
 
     Raises:
         UserError: an unknown format or view, a package that is missing, or a folder that cannot be used.
@@ -70,10 +70,11 @@ def make_sinks(
         if record is not None:
             from embodied.sinks.record import Folder, recording
 
+            rate = min(fps or LIVE_FPS, LIVE_FPS) if live else fps or LIVE_FPS
             folder = Folder(Path(record))
             with ExitStack() as failed:
                 failed.callback(folder.close)
-                for sink in recording(folder, formats, live=live, fps=max(round(fps or LIVE_FPS), 1)):
+                for sink in recording(folder, formats, live=live, fps=max(round(rate), 1)):
                     keep(sink)
                 failed.pop_all()
             keep(folder)

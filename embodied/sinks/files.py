@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 from types import TracebackType
+
+
+def write_all(file: io.RawIOBase, data: bytes | memoryview) -> None:
+    """All of the data, where one call may write less of it."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 class Appended:
@@ -29,9 +37,7 @@ class Appended:
         """
         view = memoryview(piece).cast("B")
         try:
-            written = 0
-            while written < len(view):
-                written += self._file.write(view[written:]) or 0
+            write_all(self._file, view)
         except OSError:
             with contextlib.suppress(OSError):  # a device has no end; the first error is the one to tell
                 self._file.truncate(self.size)

@@ -14,13 +14,13 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from embodied.errors import UserError
-from embodied.sinks.files import Appended
+from embodied.sinks.files import Appended, write_all
 from embodied.watching.watched import Watched, line
 
 CHUNK_S = 0.5
@@ -159,7 +159,7 @@ def finish(path: Path) -> bool:
     if not _unfinished(path):
         return False
     mcap = library()
-    with path.open("r+b") as file:
+    with path.open("r+b", buffering=0) as file:  # nothing is held back that could fail again later
         while True:
             found = list(_records(file))
             end = found[-1][1] + found[-1][2] if found else len(MAGIC)
@@ -167,8 +167,7 @@ def finish(path: Path) -> bool:
             summary = _summary(mcap, file, found, end)
             file.seek(end)
             try:
-                file.write(summary)
-                file.flush()
+                write_all(file, summary)
                 return True
             except OSError:
                 file.truncate(end)
@@ -187,7 +186,7 @@ def _unfinished(path: Path) -> bool:
         return file.read() != MAGIC or size == len(MAGIC)
 
 
-def _records(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
+def _records(file: io.RawIOBase) -> Iterator[tuple[int, int, int]]:
     """(opcode, offset, length with its head) of each whole record of the data section."""
     size = file.seek(0, io.SEEK_END)
     at = len(MAGIC)
@@ -200,7 +199,7 @@ def _records(file: BinaryIO) -> Iterator[tuple[int, int, int]]:
         at += 9 + length
 
 
-def _summary(mcap: Any, file: BinaryIO, found: list[tuple[int, int, int]], end: int) -> bytes:
+def _summary(mcap: Any, file: io.RawIOBase, found: list[tuple[int, int, int]], end: int) -> bytes:
     """What follows the data: its end, then schemas, channels, statistics, an index of the chunks, the footer."""
     records = mcap.records
     data_end, repeated, indexes = (mcap.data_stream.RecordBuilder() for _ in range(3))

@@ -98,6 +98,8 @@ class Stream:
             data = self._bytes.read(flush_timeout_sec=FLUSH_WAIT_S) or b""
         except RuntimeError as error:
             raise OSError(f"Rerun does not give what it was given: {error}") from error
+        if not data:
+            return b""
         begin, self._begun = HEADER if self._begun else 0, True
         return data[begin : _messages_end(data)]
 
