@@ -121,6 +121,8 @@ class DeskRobot:
         self._target = np.zeros(4)
         self._commanded_s: float | None = None  # of the last command since the release
         self.arrange(options.seed)
+        for camera in options.cameras:
+            self.world.frame(camera)  # the first takes half a second, in which nothing would move
 
     # The arm --------------------------------------------------------------------------------------------
 
