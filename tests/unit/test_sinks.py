@@ -448,7 +448,8 @@ class TestKill:
             f"sinks = make_sinks(live=True, record=Path(sys.argv[1]), formats={ALL!r}, fps=20)\n"
             "for k in range(10**6):\n"
             "    for sink in sinks: sink.write(replace(moment(k, episode=int(k > 20)), at_s=k / 20))\n"
-            "    while any(sink.waiting for sink in sinks if hasattr(sink, 'waiting')): time.sleep(0.001)\n"
+            "    while any(sink.waiting for sink in sinks if hasattr(sink, 'waiting')):\n"
+            f"        time.sleep(0.001); assert time.monotonic() < {time.monotonic() + DEADLINE_S}\n"
             "    print(k, flush=True)\n"
         )
         root = tmp_path / "session"
