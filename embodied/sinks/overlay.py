@@ -22,7 +22,7 @@ from PIL.ImageDraw import ImageDraw as Draw
 from embodied.sinks.files import Appended
 from embodied.watching.watched import Watched
 
-HEIGHT, PANEL, MIN_WIDTH, MAX_WIDTH = 360, 132, 480, 1600  # px: views, the strip below, the whole picture
+HEIGHT, PANEL, MIN_WIDTH, MAX_WIDTH = 360, 132, 640, 1600  # px: views, the strip below, the whole picture
 SPAN_S = 20.0  # that the curve shows
 BARS = 4  # heads that are drawn; further ones are counted
 TICKS = 90_000  # a second, of the video
