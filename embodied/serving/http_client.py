@@ -234,7 +234,7 @@ class _LaterError(Exception):
 def _reason(error: Exception, timeout_s: float) -> str:
     """A failed attempt in a few words."""
     if isinstance(error, TimeoutError):
-        return f"nothing came in {timeout_s:g} s"
+        return f"its answer took more than {timeout_s:g} s"
     if isinstance(error, http.client.RemoteDisconnected | BrokenPipeError | ConnectionResetError):
         return "it hung up"
     if isinstance(error, http.client.IncompleteRead):

@@ -325,9 +325,11 @@ def test_a_server_killed_and_started_again_is_waited_for(capsys):
 
     thread = threading.Thread(target=come_back)
     thread.start()
-    torch.testing.assert_close(remote.encode(frames(3)), before)
-    thread.join()
-    again[0].stop()
+    try:
+        torch.testing.assert_close(remote.encode(frames(3)), before)
+    finally:
+        thread.join()
+        again[0].stop()
     assert "Waiting for" in capsys.readouterr().err
     remote.encoder.client.close()
 
@@ -399,7 +401,7 @@ def dripping(connection, count):
     data = http(ANSWER)
     if count < 2:
         connection.sendall(data[:-100])
-        ends = time.monotonic() + 1.5
+        ends = time.monotonic() + 4
         for byte in data[-100:]:
             if time.monotonic() > ends:
                 return
@@ -409,14 +411,23 @@ def dripping(connection, count):
         connection.sendall(data)
 
 
-@pytest.mark.parametrize("fault", [drop, half, garbled, busy, silent, dripping])
-def test_an_answer_that_does_not_come_whole_is_asked_for_again(fault):
+@pytest.mark.parametrize(("fault", "told"), [
+    (drop, "it hung up"),
+    (half, "it hung up in the middle of its answer"),
+    (garbled, "its answer cannot be read"),
+    (busy, "Full"),
+    (silent, "its answer took more than 0.4 s"),
+    (dripping, "its answer took more than 0.4 s"),
+])  # fmt: skip
+def test_an_answer_that_does_not_come_whole_is_asked_for_again(fault, told):
     with listening(fault) as url:
         client = Client(url, timeout_s=0.4, patience_s=30.0)
         assert client.about()["padding"] == "x" * 1000
         client.close()
-    with listening(fault) as url, pytest.raises(ServerLostError, match="gave no answer in 0 s"):
+    start = time.monotonic()
+    with listening(fault) as url, pytest.raises(ServerLostError, match=f"gave no answer in 0 s: {told}"):
         Client(url, timeout_s=0.4, patience_s=0.0).about()
+    assert time.monotonic() - start < 3
 
 
 def test_the_wait_a_server_asks_for_is_waited(monkeypatch):
