@@ -648,9 +648,7 @@ def test_serve_as_its_user_would(tmp_path, tiny_clip):
         first = process.stdout.readline()
         assert first.startswith("Serving clip at http://127.0.0.1:"), process.stderr.read()
         # All of it: communicate() skips what readline has buffered.
-        told = first + "".join(
-            process.stdout.readline() for _ in range(3)
-        )
+        told = first + "".join(process.stdout.readline() for _ in range(3))
         url = first.split()[3]
         server = SimpleNamespace(url=url, token="secret")
         picture = protocol.encode_image(RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8), "jpeg")["jpeg"]
