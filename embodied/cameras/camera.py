@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from embodied.errors import UserError
 
 MAX_PIXELS = 64_000_000  # of one image; a larger one is rubbish or a decompression bomb
+EVENTS_KEPT = 1000  # of each camera, until somebody asks
 # What pillow raises on what is no image.
 _RUBBISH = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from embodied.cameras.camera import BrokenImage, CameraError, CameraEvent, CameraTimeout, Frame, checked
+from embodied.cameras.camera import EVENTS_KEPT, BrokenImage, CameraError, CameraEvent, CameraTimeout, Frame, checked
 from embodied.cameras.transforms import Transform, resized
 from embodied.errors import UserError
 
@@ -141,7 +141,7 @@ class LiveCamera:
         self.name, self.max_age_s = name, max_age_s
         self.width: int | None = None
         self.height: int | None = None
-        self.events: list[CameraEvent] = []
+        self.events: deque[CameraEvent] = deque(maxlen=EVENTS_KEPT)
         self.broken = 0
         self.frames: deque[Frame] = deque(maxlen=keep)
         self.changed = changed or threading.Condition()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ import av.error
 import numpy as np
 
 from embodied.cameras.camera import (
+    EVENTS_KEPT,
     BrokenImage,
     CameraError,
     CameraEvent,
@@ -86,7 +88,7 @@ class RecordedCamera:
         self.name, self.fps = name, resample or fps
         self.width: int | None = None
         self.height: int | None = None
-        self.events: list[CameraEvent] = []
+        self.events: deque[CameraEvent] = deque(maxlen=EVENTS_KEPT)
         self.broken = 0
         self._begin, self._label, self._resample, self._transform = shots, label, resample, transform or Transform()
         self._shots: Shots | None = None

@@ -60,12 +60,13 @@ class Source:
             self.close()
             raise
 
-    @property
-    def events(self) -> list[CameraEvent]:
-        """What happened to the cameras so far, oldest first."""
-        with self._changed:
-            both = [event for camera in self._all() for event in camera.events]
-        return sorted(both, key=lambda event: event.at_s)
+    def news(self) -> list[CameraEvent]:
+        """What happened to the cameras since the last call, oldest first; of each the last `EVENTS_KEPT`."""
+        told = []
+        for camera in self._all():
+            while camera.events:  # which its thread may be adding to
+                told.append(camera.events.popleft())
+        return sorted(told, key=lambda event: event.at_s)
 
     @property
     def broken(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -41,10 +41,9 @@ class MomentSource(Protocol):
     names: tuple[str, ...]
     dropped: int
 
-    @property
-    def events(self) -> Sequence[CameraEvent]: ...
-
     def next(self, timeout_s: float) -> Mapping[str, Frame] | None: ...
+
+    def news(self) -> Sequence[CameraEvent]: ...
 
     def close(self) -> None: ...
 
@@ -88,7 +87,6 @@ class Pipeline:
         self._stop = threading.Event()
         self._asked: queue.SimpleQueue[tuple[Future[str], str, str]] = queue.SimpleQueue()
         self._said: list[str] = []  # events that the next line carries
-        self._heard: Counter[str] = Counter()  # of each camera's events
         self._last: tuple[int, ...] | None = None  # indices of the moment scored last
         self._dropped_before: int | None = None  # by the source, while the model was being loaded
         self._trouble: str | None = None  # the kind of it that left the last moment without a reading
@@ -316,12 +314,8 @@ class Pipeline:
 
     def _hear(self) -> None:
         """What the source has to tell."""
-        met: Counter[str] = Counter()
-        for event in list(self.source.events):
-            met[event.camera] += 1
-            if met[event.camera] > self._heard[event.camera]:
-                self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
-        self._heard = met
+        for event in self.source.news():
+            self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
 
     def _say(self, kind: str, text: str, *, aloud: bool = False) -> None:
         self._summary.events[kind] += 1

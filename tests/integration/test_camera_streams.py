@@ -17,6 +17,7 @@ from embodied.cameras import CameraError, Source, live, open_source, streams
 from embodied.cameras.streams import StreamDriver
 from embodied.datasets import Writer
 from embodied.errors import UserError
+from tests.camera_events import events, kinds
 from tests.mjpeg_server import MjpegServer, damaged, jpeg, number_of, picture
 from tests.rtsp_server import RtspServer
 
@@ -33,10 +34,6 @@ def until(condition):
 def fresh(source: Source, view="main"):
     """The next frame that is not stale."""
     return until(lambda: (m := source.next(0.2)) and not m[view].stale and m[view])
-
-
-def kinds(source):
-    return [event.kind for event in source.events]
 
 
 @pytest.fixture
@@ -226,7 +223,7 @@ def test_a_rig_of_two(camera, quick):
             assert np.median(np.abs(seen)) < 0.07  # nearest in time: half a period of the fast one, and some noise
             other.leave()
             moment = until(lambda: (m := source.next(1.0))["side"].stale and not m["front"].stale and m)
-            assert {event.camera for event in source.events if event.kind == "lost"} <= {"side"}
+            assert {event.camera for event in events(source) if event.kind == "lost"} <= {"side"}
             other.come_back()
             until(lambda: (m := source.next(1.0)) and not any(f.stale for f in m.values()))
 

@@ -34,6 +34,7 @@ from embodied.cameras.live import Grab, SenderClock
 from embodied.cameras.recorded import Shot, folder_images, resampled
 from embodied.cameras.transforms import Transform
 from embodied.errors import UserError
+from tests.camera_events import events, kinds
 from tests.mjpeg_server import damaged, jpeg, number_of, picture
 
 DEADLINE_S = 20.0
@@ -75,10 +76,6 @@ class Script:
 
 def image(number=0, height=32, width=64):
     return picture(number, height, width)
-
-
-def kinds(source):
-    return [event.kind for event in source.events]
 
 
 # Settings -----------------------------------------------------------------------------------------------
@@ -289,7 +286,7 @@ def test_a_loss_is_told_once_and_survived(monkeypatch):
     with Source({"main": LiveCamera(script, keep=2)}) as source:
         until(lambda: source.next(0.1)["main"].index == 1)
         assert kinds(source) == ["lost", "back"]
-        assert "cable pulled" in source.events[0].text
+        assert "cable pulled" in events(source)[0].text
         assert script.opened == 5
 
 
@@ -307,7 +304,7 @@ def test_broken_zero_size_and_huge_frames_are_skipped_and_counted():
         until(lambda: source.broken == 3 and number_of(source.next(0.1)["main"].image) == 2)
         assert "broken" in kinds(source)
         assert "lost" not in kinds(source)
-        assert len(source.events) == 1  # a storm of them is told once a second
+        assert len(events(source)) == 1  # a storm of them is told once a second
 
 
 def test_another_size_is_brought_to_the_first_and_told():
@@ -562,7 +559,7 @@ def test_a_folder_s_bad_images_are_left_out_and_told(tmp_path):
     assert frames[1].image.shape == frames[0].image.shape
     assert source.broken == 4
     assert kinds(source) == ["broken"] * 4 + ["resized"]
-    assert "1.jpg" in source.events[0].text
+    assert "1.jpg" in events(source)[0].text
 
 
 def test_an_empty_folder_and_a_dataset_s_folder_say_what_to_do(tmp_path):
@@ -637,7 +634,7 @@ def test_a_lerobot_camera_is_a_source_and_comes_back():
         assert 0.2 < time.monotonic() - frame.captured_s < 0.5  # its own time, not that of reading
         until(lambda: source.next(0.1) and camera.connections == 2)
         until(lambda: kinds(source)[:2] == ["lost", "back"])
-        assert "LeRobotShaped(7)" not in source.events[0].text or source.events[0].camera == "wrist"
+        assert "LeRobotShaped(7)" not in events(source)[0].text or events(source)[0].camera == "wrist"
     assert not camera.is_connected
 
 

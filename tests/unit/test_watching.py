@@ -37,12 +37,13 @@ class FakeSource:
     """Moments from a list: images, "stale", "none" or a CameraEvent that comes before the next of them."""
 
     def __init__(self, moments, *, live=False, names=("main",), clock=time.monotonic):
-        self.live, self.names, self.dropped, self.events, self.closed = live, names, 0, [], False
+        self.live, self.names, self.dropped, self.closed = live, names, 0, False
         self._moments, self._clock, self._last, self._index = deque(moments), clock, None, -1
+        self._events = []
 
     def next(self, timeout_s):
         while self._moments and isinstance(self._moments[0], CameraEvent):
-            self.events.append(self._moments.popleft())
+            self._events.append(self._moments.popleft())
         if not self._moments:
             raise EOFError
         moment = self._moments.popleft()
@@ -56,6 +57,10 @@ class FakeSource:
         self._last = {name: Frame(image=moment, captured_s=at, index=self._index) for name in self.names}
         return self._last
 
+    def news(self):
+        told, self._events = self._events, []
+        return told
+
     def close(self):
         self.closed = True
 
@@ -63,7 +68,7 @@ class FakeSource:
 class Camera30:
     """A live camera on a thread: numbered images every `period_s`; only the newest is kept."""
 
-    live, names, events = True, ("main",), ()
+    live, names = True, ("main",)
 
     def __init__(self, period_s):
         self.dropped = 0
@@ -88,6 +93,9 @@ class Camera30:
             self.dropped += max(self._newest.index - self._handed - 1, 0)
             self._handed = self._newest.index
             return {"main": self._newest}
+
+    def news(self):
+        return []
 
     def close(self):
         self._stop.set()
