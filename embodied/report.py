@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from embodied.charts import Series, interval_bar, line_chart, number, sparkline
 from embodied.divergence import ALARM
+from embodied.files import whole, write_text
 
 STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px
@@ -69,22 +70,17 @@ def write_video(
     scale = max(1, math.ceil(MIN_WIDTH / width))
     height, width = height * scale // 2 * 2, width * scale // 2 * 2  # H.264 wants even sizes
     strip = _RewardStrip(values, len(pictures), width, title)
-    part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
-            stream.width, stream.height, stream.pix_fmt = width, height + STRIP, "yuv420p"
-            canvas = Image.new("RGB", (width, height + STRIP), GROUND)
-            for index, picture in enumerate(pictures):
-                image = Image.fromarray(picture)
-                canvas.paste(image if image.size == (width, height) else image.resize((width, height)), (0, 0))
-                canvas.paste(strip.draw(index), (0, height))
-                container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
-            container.mux(stream.encode(None))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part, av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = width, height + STRIP, "yuv420p"
+        canvas = Image.new("RGB", (width, height + STRIP), GROUND)
+        for index, picture in enumerate(pictures):
+            image = Image.fromarray(picture)
+            canvas.paste(image if image.size == (width, height) else image.resize((width, height)), (0, 0))
+            canvas.paste(strip.draw(index), (0, height))
+            container.mux(stream.encode(av.VideoFrame.from_image(canvas)))
+        container.mux(stream.encode(None))
 
 
 class _RewardStrip:
@@ -177,12 +173,7 @@ def write_page(
         warnings=warnings,
         body="\n".join(section for section in sections if section),
     )
-    part = folder / "report.html.part"
-    try:
-        part.write_text(page, "utf-8")
-        part.replace(folder / "report.html")
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(folder / "report.html", page)
     return folder / "report.html"
 
 

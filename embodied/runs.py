@@ -14,7 +14,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import subprocess
 from collections import deque
 from collections.abc import Mapping
@@ -26,7 +25,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
@@ -37,12 +35,12 @@ from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.feature_memory import FeatureMemory
+from embodied.files import latest_checkpoint, write_checkpoint, write_text
 from embodied.labeller import Labeller, restore_constraints
 from embodied.worlds import make_venv
 from rewards.core import Scorer
 
 ROOT = Path("runs")  # of the folders that commands make
-KEPT = 2  # checkpoints
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 COUNTERS = (
     "num_timesteps",
@@ -91,7 +89,7 @@ def write_run(folder: Path, **values: Any) -> None:
     """Set values in run.json, keeping the others."""
     file = folder / "run.json"
     old = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    _replace(file, json.dumps(old | values, indent=2) + "\n")
+    write_text(file, json.dumps(old | values, indent=2) + "\n")
 
 
 def facts() -> dict[str, Any]:
@@ -151,7 +149,7 @@ def logger(folder: Path, *, steps: int | None = None) -> Logger:
         evaluations = folder / "evaluations.jsonl"
         if evaluations.is_file():
             lines = evaluations.read_text("utf-8").splitlines()
-            _replace(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
+            write_text(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
     csv = CSVOutputFormat(str(file))
     if kept:
         csv.keys = kept[0].split(",")
@@ -177,39 +175,15 @@ def save_checkpoint(folder: Path, model: BaseAlgorithm, labeller: Labeller | Non
     Raises:
         UserError: the disk is full; the former checkpoint is whole.
     """
-    root = folder / "checkpoints"
-    root.mkdir(exist_ok=True)
-    final, part = root / f"{model.num_timesteps:010d}", root / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    try:
+
+    def write(part: Path) -> None:
         with (part / "learner.zip").open("wb") as file:  # SB3 leaves its own open when the disk is full
             model.save(file)
         tensors, values = _collect(model, labeller)
         save_file(tensors, part / "state.safetensors")
         (part / "state.json").write_text(json.dumps(values), "utf-8")
-        for file in part.iterdir():
-            _sync(file)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        former = latest_checkpoint(folder)
-        raise UserError(
-            f"checkpoint: {root} must take {final.name}; got {error}. "
-            + (f"The checkpoint {former.name} is whole; go on from it with resume=true." if former else "")
-        ) from error
-    if final.exists():  # a run resumed without a step
-        shutil.rmtree(final)
-    part.rename(final)
-    _sync(root)
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT]:
-        shutil.rmtree(old)
-    return final
 
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run."""
-    found = sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
-    return found[-1] if found else None
+    return write_checkpoint(folder, model.num_timesteps, write)
 
 
 def load_parameters(checkpoint: Path, model: BaseAlgorithm) -> None:
@@ -368,19 +342,3 @@ def _worlds(model: BaseAlgorithm) -> WorldVecEnv:
 
 def _below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, Any]:
     return {name[len(prefix) + 1 :]: array for name, array in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half."""
-    part = file.with_name(f".{file.name}.part")
-    part.write_text(text, "utf-8")
-    part.replace(file)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder's entries, through a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from embodied import evaluation, runs
+from embodied import evaluation, files, runs
 from embodied.build import build
 from embodied.commands.train import saved_config, told
 from embodied.errors import UserError
@@ -27,7 +27,7 @@ from embodied.worlds import env_maker, make_venv, reward_cameras
 def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
     folder = runs.find(config.run, runs.ROOT / "train")
-    checkpoint = runs.latest_checkpoint(folder)
+    checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
     trained = saved_config(folder)

@@ -32,6 +32,7 @@ from embodied.collecting import open_dataset
 from embodied.datasets import Dataset, encode
 from embodied.envs import WORLDS, world_id
 from embodied.errors import UserError
+from embodied.files import write_text
 from embodied.judge_figures import GROUPS, Case, Division
 from embodied.judge_report import table, write_judgement
 from embodied.judging import Judged, controls, divide, films, judge, to_json
@@ -89,7 +90,7 @@ def run(config: DictConfig) -> None:
     about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     result = {"encode_ms": encode_ms, "verdicts": verdicts, "rewards": {each.name: each for each in judged}}
-    _write(folder / "judgement.json", json.dumps(to_json(result), indent=1) + "\n")
+    write_text(folder / "judgement.json", json.dumps(to_json(result), indent=1) + "\n")
     page = write_judgement(
         folder,
         judged,
@@ -338,10 +339,3 @@ def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> No
 
 def _plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = file.with_name(file.name + ".part")
-    part.write_text(text, "utf-8")
-    part.replace(file)

@@ -36,6 +36,7 @@ from embodied.collecting import COLLECTED, open_dataset
 from embodied.datasets import Dataset, encode, layout
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError, nearest
+from embodied.files import whole
 from rewards.core import Episode, Features, Scorer
 
 ROOT = Path("runs", "label")
@@ -97,9 +98,8 @@ def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out
                 for i, made in zip(chosen, score(scorer, episodes, endings), strict=True):
                     labels[i] = made
                     folder.mkdir(parents=True, exist_ok=True)
-                    part = folder / f".{i:06d}.part"
-                    save_file(made, part)
-                    part.replace(folder / f"{i:06d}.safetensors")
+                    with whole(folder / f"{i:06d}.safetensors") as part:
+                        save_file(made, part)
                     bar.update()
     return [labels[i] for i in range(len(dataset))]
 
@@ -207,9 +207,8 @@ def _write_sidecar(
         table[name] = np.concatenate([each[name] for each in labels])
     metadata = {key.encode(): str(value).encode() for key, value in about.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part{os.getpid()}")
-    pq.write_table(pa.table(table).replace_schema_metadata(metadata), part)
-    part.replace(out)
+    with whole(out) as part:
+        pq.write_table(pa.table(table).replace_schema_metadata(metadata), part)
 
 
 def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str, *, in_place: bool) -> None:

@@ -37,11 +37,12 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
-from embodied import cli, evaluation, runs
+from embodied import cli, evaluation, files, runs
 from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import Dataset, encode
 from embodied.errors import UserError
+from embodied.files import write_text
 from embodied.practice.demos import open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
@@ -79,7 +80,7 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
     folder, checkpoint = None, None
     if config.resume:
         folder, config = _resumed(config)
-        checkpoint = runs.latest_checkpoint(folder)
+        checkpoint = files.latest_checkpoint(folder)
     elif config.run and Path(config.run).exists():
         raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
     _check(config)
@@ -117,7 +118,7 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
     except BaseException as error:
         if folder is not None:
             runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            if runs.latest_checkpoint(folder) is not None:
+            if files.latest_checkpoint(folder) is not None:
                 print(f"Go on with: embodied practise run={folder} resume=true", file=sys.stderr)
         raise
     finally:
@@ -290,7 +291,7 @@ def _made_folder(config: DictConfig) -> Path:
 def _resumed(config: DictConfig) -> tuple[Path, DictConfig]:
     """The folder to go on in, and the config it was started with; `steps`, where given, is the new number of them."""
     folder = runs.find(config.run or "latest", runs.ROOT / "practise")
-    checkpoint = runs.latest_checkpoint(folder)
+    checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
     old = OmegaConf.load(folder / "config.yaml")
@@ -299,9 +300,7 @@ def _resumed(config: DictConfig) -> tuple[Path, DictConfig]:
         if config.steps < int(checkpoint.name):
             raise UserError(f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}.")
         old.steps = config.steps
-        part = folder / ".config.yaml.part"
-        part.write_text(OmegaConf.to_yaml(old), "utf-8")
-        part.replace(folder / "config.yaml")
+        write_text(folder / "config.yaml", OmegaConf.to_yaml(old))
     return folder, old
 
 
@@ -361,9 +360,7 @@ def _drop_lines(file: Path, steps: int) -> None:
     """Attempts that a resumed run makes again."""
     if file.is_file():
         kept = [line for line in file.read_text("utf-8").splitlines() if _done_by(line, steps)]
-        part = file.with_name(f".{file.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), "utf-8")
-        part.replace(file)
+        write_text(file, "".join(f"{line}\n" for line in kept))
 
 
 def _done_by(line: str, steps: int) -> bool:

@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied.captions import Captions, vary
 from embodied.errors import UserError, nearest
+from embodied.files import whole
 from embodied.paths import asset
 from embodied.pretraining import judge_scene, order_along_expert, retrieval
 from embodied.renders import Renders, render
@@ -159,9 +160,8 @@ def _rendered(
         trained = _policies(scene) if name.startswith("train-") else None
         made = render(ids, count, seed=seed, image_size=size, own_look=own_look, workers=workers, policies=trained)
         file.parent.mkdir(exist_ok=True)
-        part = file.with_suffix(".part.npz")
-        np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
-        part.rename(file)
+        with whole(file) as part:
+            np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
     with np.load(file) as kept:
         return Renders(kept["frames"], kept["degrees"], tuple(kept["facts"].tolist()))
 
@@ -195,6 +195,5 @@ def _examples(renders: dict[str, Renders]) -> tuple[Examples, list[tuple[str, st
 
 
 def _save(file: Path, state: dict[str, Any]) -> None:
-    part = file.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(file)
+    with whole(file) as part:
+        torch.save(state, part)

@@ -30,6 +30,7 @@ from embodied.envs.experts import expert
 from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
+from embodied.files import whole
 from embodied.scorers import make_scorer, reward_name
 from embodied.scoring import Layout, Track
 from embodied.worlds import env_maker, reward_cameras
@@ -98,12 +99,8 @@ def run(config: DictConfig) -> None:
     strips = [strip for row in rows for strip in row]
     sheet = draw(strips, config.columns, _title(config))
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    try:
+    with whole(out) as part:
         sheet.save(part, "PNG")
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
     if scorer is not None:
         print(table(strips))
     print(f"Contact sheet: {out} ({len(strips)} rows, frames of {size} px)")

@@ -24,10 +24,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from embodied import cli, evaluation, runs
+from embodied import cli, evaluation, files, runs
 from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
+from embodied.files import write_text
 from embodied.labeller import Labeller
 from embodied.report import write_report
 from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
@@ -40,7 +41,7 @@ def run(config: DictConfig) -> None:
     folder, checkpoint = None, None
     if config.resume:
         folder, config = resumed(config)
-        checkpoint = runs.latest_checkpoint(folder)
+        checkpoint = files.latest_checkpoint(folder)
     elif config.run and Path(config.run).exists():
         raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
     torch.set_num_threads(config.threads)
@@ -82,7 +83,7 @@ def run(config: DictConfig) -> None:
     except BaseException as error:
         if folder is not None:
             runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            if runs.latest_checkpoint(folder) is not None:
+            if files.latest_checkpoint(folder) is not None:
                 print(f"Go on with: embodied train run={folder} resume=true", file=sys.stderr)
         raise
     finally:
@@ -102,7 +103,7 @@ def resumed(config: DictConfig) -> tuple[Path, DictConfig]:
         UserError: there is no such run, it has no checkpoint, or it is beyond the steps given.
     """
     folder = runs.find(config.run or "latest", runs.ROOT / "train")
-    checkpoint = runs.latest_checkpoint(folder)
+    checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
     old = saved_config(folder)
@@ -130,9 +131,7 @@ def saved_config(folder: Path) -> DictConfig:
 
 def save_config(folder: Path, config: DictConfig) -> None:
     """Write config.yaml, whole or not at all."""
-    part = folder / ".config.yaml.part"
-    part.write_text(OmegaConf.to_yaml(config), "utf-8")
-    part.replace(folder / "config.yaml")
+    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
 
 
 def made_folder(config: DictConfig) -> Path:

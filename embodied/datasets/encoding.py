@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
+from embodied.files import whole
 from rewards.core import FRAMES_READ, Encoder, Episode, Features
 
 CACHE = Path("runs", "cache", "features")
@@ -120,9 +120,8 @@ def _view(
         frames = dataset.frames(i, camera)
     features = encoder.encode_images(torch.from_numpy(frames)).float().cpu().contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.part{os.getpid()}")
-    save_file({"features": features.clone()}, part)
-    part.replace(file)
+    with whole(file) as part:
+        save_file({"features": features.clone()}, part)
     return features, frames
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from embodied.datasets import layout
 from embodied.datasets.video import concatenate, write_video
 from embodied.errors import UserError
+from embodied.files import sync, whole
 
 _ABOUT = "episode.json"
 
@@ -307,9 +307,8 @@ class Writer:
             place = {"chunk_index": number // layout.CHUNK, "file_index": number % layout.CHUNK}
             path = self.root / template.format(**place)
             path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.part")
-            join([staged[k]["folder"] / name for k in group], part, group)
-            part.replace(path)
+            with whole(path) as part:
+                join([staged[k]["folder"] / name for k in group], part, group)
             begin = 0
             for k in group:
                 rows[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
@@ -335,7 +334,7 @@ class Writer:
         for name, value in ((layout.INFO, info), (layout.STATS, stats), (layout.OWN, own)):
             (part / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
         for path in part.rglob("*"):
-            _sync(path)
+            sync(path)
         if self._meta.is_dir():
             self._meta.rename(old)
         part.rename(self._meta)
@@ -384,11 +383,3 @@ def _episodes_schema(rows: list[dict[str, Any]]) -> pa.Schema:
         return pa.int64() if whole and isinstance(value, int) else pa.float64()
 
     return pa.schema([(name, kind(name, value)) for name, value in rows[0].items()])
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

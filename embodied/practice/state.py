@@ -9,20 +9,17 @@ exactly from there; a robot begins anew from a reset.
 from __future__ import annotations
 
 import json
-import os
 import random
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from embodied import runs
-from embodied.errors import UserError
+from embodied.files import write_checkpoint
 from embodied.practice.loop import Practice, Tally
 from policies.demonstrations import SymmetricReplay
 
@@ -38,29 +35,15 @@ def save_practice(folder: Path, practice: Practice) -> Path:
     Raises:
         UserError: the disk is full; the former checkpoint is whole.
     """
-    root = folder / "checkpoints"
-    root.mkdir(exist_ok=True)
-    final, part = root / f"{practice.tally.steps:010d}", root / ".part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
-    tensors, values = _collect(practice)
-    try:
+
+    def write(part: Path) -> None:
         with (part / "learner.zip").open("wb") as file:
             practice.model.save(file)
+        tensors, values = _collect(practice)
         save_file(tensors, part / "state.safetensors")
         (part / "state.json").write_text(json.dumps(values), "utf-8")
-        for file in (*part.iterdir(), part):
-            _sync(file)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise UserError(f"checkpoint: {root} must take {final.name}; got {error}. Older ones are whole.") from error
-    if final.exists():
-        shutil.rmtree(final)
-    part.rename(final)
-    _sync(root)
-    for old in sorted(path for path in root.iterdir() if path.name.isdigit())[: -runs.KEPT]:
-        shutil.rmtree(old)
-    return final
+
+    return write_checkpoint(folder, practice.tally.steps, write)
 
 
 def load_practice(checkpoint: Path, practice: Practice) -> bool:
@@ -123,12 +106,3 @@ def _replay(practice: Practice) -> SymmetricReplay:
     replay = practice.model.replay_buffer
     assert isinstance(replay, SymmetricReplay)
     return replay
-
-
-def _sync(path: Path) -> None:
-    """Have the disk keep a file, or a folder's entries, through a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -30,6 +30,7 @@ import numpy as np
 from embodied.datasets import Writer
 from embodied.datasets import layout as files
 from embodied.errors import UserError
+from embodied.files import write_text
 from embodied.sinks.files import Appended
 from embodied.watching.watched import Watched
 
@@ -276,9 +277,7 @@ class Packer:
                 if there:
                     continue
                 raise
-            part = about.with_suffix(".part")
-            part.write_text(json.dumps(wanted), "utf-8")
-            part.replace(about)
+            write_text(about, json.dumps(wanted))
             return
 
 

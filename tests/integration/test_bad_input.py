@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +158,7 @@ def test_nan_from_a_reward_names_the_head(capsys, here, tiny_clip, monkeypatch):
 
 @needs_full
 def test_a_full_disk_in_preview(capsys, here):
-    (here / ".preview.png.part").symlink_to(FULL)
+    (here / f".preview.part{os.getpid()}.png").symlink_to(FULL)
     line = refused(capsys, "preview", "env=cartpole", "reward=true", "columns=2", "max_steps=2")
     assert "the disk is full" in line
     assert list(here.iterdir()) == []
@@ -165,7 +166,7 @@ def test_a_full_disk_in_preview(capsys, here):
 
 @needs_full
 def test_a_full_disk_in_a_video(here):
-    (here / "v.mp4.part").symlink_to(FULL)
+    (here / f".v.part{os.getpid()}.mp4").symlink_to(FULL)
     noise = np.random.default_rng(0).integers(0, 255, (40, 64, 64, 3), dtype=np.uint8)
     with pytest.raises(OSError, match="No space left") as caught:
         write_video(here / "v.mp4", list(noise), np.zeros(40))
@@ -176,7 +177,7 @@ def test_a_full_disk_in_a_video(here):
 @needs_full
 def test_a_full_disk_in_a_report_keeps_the_old_one(here):
     old = write_report(here).read_text()
-    (here / "report.html.part").symlink_to(FULL)
+    (here / f".report.part{os.getpid()}.html").symlink_to(FULL)
     with pytest.raises(OSError, match="No space left"):
         write_report(here)
     assert (here / "report.html").read_text() == old

@@ -112,7 +112,7 @@ def test_a_folder_becomes_a_page_a_table_and_figures(judge, tmp_path, capsys):
     ):
         assert text in page, text
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
-    assert not list((tmp_path / "out").glob("*.part"))
+    assert not list((tmp_path / "out").glob(".*.part*"))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["verb"] == "judge"
 
 

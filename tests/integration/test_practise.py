@@ -8,7 +8,7 @@ import pytest
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 
-from embodied import runs
+from embodied import files
 from embodied.cli import compose, main
 from embodied.collecting import collect
 from embodied.commands import practise
@@ -43,7 +43,7 @@ def lines(file):
 
 
 def parameters(folder):
-    _, found, _ = load_from_zip_file(str(runs.latest_checkpoint(folder) / "learner.zip"), load_data=False)
+    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(folder) / "learner.zip"), load_data=False)
     leaves, _ = torch.utils._pytree.tree_flatten(found)
     return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
@@ -74,8 +74,8 @@ def test_it_goes_on_exactly_after_a_kill(words, tmp_path):
     assert main([*words, "observe=state", "checkpoint_every=1"]) == 0
     folder, first = tmp_path / "run", tmp_path / "whole"
     shutil.copytree(folder, first)
-    shutil.rmtree(runs.latest_checkpoint(folder))  # as if killed after the one before
-    assert int(runs.latest_checkpoint(folder).name) < 40
+    shutil.rmtree(files.latest_checkpoint(folder))  # as if killed after the one before
+    assert int(files.latest_checkpoint(folder).name) < 40
     with (folder / "attempts.jsonl").open("a") as stream:
         stream.write('{"attempt": ')
     assert main(["practise", "run=run", "resume=true"]) == 0

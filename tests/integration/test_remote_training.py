@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from embodied import runs
+from embodied import files
 from embodied.cli import compose, main
 from embodied.envs.bridge import make
 from embodied.envs.wrappers import ScoredEnv
@@ -42,7 +42,7 @@ def numbers(folder):
         log = [float(v or 0) for row in csv.DictReader(stream) for k, v in sorted(row.items()) if k not in TIMED]
     from stable_baselines3.common.save_util import load_from_zip_file
 
-    _, found, _ = load_from_zip_file(str(runs.latest_checkpoint(Path(folder)) / "learner.zip"), load_data=False)
+    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(Path(folder)) / "learner.zip"), load_data=False)
     leaves, _ = torch.utils._pytree.tree_flatten(found)
     return np.array(log), np.concatenate([leaf.numpy().ravel() for leaf in leaves if isinstance(leaf, torch.Tensor)])
 

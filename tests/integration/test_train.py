@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from embodied import paths, runs
+from embodied import files, paths
 from embodied.cli import compose, main
 from embodied.envs import WORLDS, world_id
 from embodied.labeller import Labeller
@@ -42,7 +42,7 @@ def parameters(folder):
     import torch
     from stable_baselines3.common.save_util import load_from_zip_file
 
-    _, found, _ = load_from_zip_file(str(runs.latest_checkpoint(folder) / "learner.zip"), load_data=False)
+    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(folder) / "learner.zip"), load_data=False)
     leaves, _ = torch.utils._pytree.tree_flatten(found)
     return [leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
 
@@ -102,7 +102,7 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
             main([*words, "run=stopped"])
     assert json.loads(Path("stopped/run.json").read_text())["status"] == "failed"
     assert "run=stopped resume=true" in capsys.readouterr().err
-    assert runs.latest_checkpoint(Path("stopped")).name == "0000000300"
+    assert files.latest_checkpoint(Path("stopped")).name == "0000000300"
     assert main(["train", "run=stopped", "resume=true"]) == 0
 
     straight, stopped = Path("straight"), Path("stopped")

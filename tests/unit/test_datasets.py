@@ -170,7 +170,7 @@ def test_a_killed_writer_goes_on(tmp_path, monkeypatch):
     add(to, 2)
     add(to, 3)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_sync", killed)
+        patch.setattr(module, "sync", killed)
         with pytest.raises(Killed):
             to.close()
     assert len(Dataset(root)) == 2

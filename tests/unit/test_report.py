@@ -148,7 +148,7 @@ def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
         assert text in page, text
     assert "Warning" not in page
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"report.html"}
-    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob(".*.part*"))
 
 
 def test_a_report_of_a_run_that_wrote_nothing_yet(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
-from embodied import runs
+from embodied import files, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
@@ -136,7 +136,7 @@ def test_the_newest_checkpoints_are_kept(setup, tmp_path):
         runs.save_checkpoint(tmp_path, model, labeller)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["0000000016", "0000000024"]
-    assert runs.latest_checkpoint(tmp_path).name == names[-1]
+    assert files.latest_checkpoint(tmp_path).name == names[-1]
 
 
 def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
@@ -154,7 +154,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     signal.signal(signal.SIGXFSZ, ignore)
-    assert runs.latest_checkpoint(tmp_path) == former
+    assert files.latest_checkpoint(tmp_path) == former
     assert {file.name: file.read_bytes() for file in former.iterdir()} == before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [former.name]
 
