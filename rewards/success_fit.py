@@ -28,6 +28,7 @@ from rewards.core import Encoder, Episode
 
 KIND = "success"
 FOLDS, TAIL = 5, 3
+ROUNDING = 1e-6  # of p, in float64 where thresholds are set, in float32 where they are used
 SURE = 2 / 3  # the least p of a yes, and of a no, however well the calibration episodes separate
 
 
@@ -110,8 +111,9 @@ def calibrated(
     trials = len(labels)
     temperature, offset = fit_platt(z, y, trials=trials) if leaning else (fit_temperature(z, y, trials=trials), 0.0)
     p = 1 / (1 + np.exp(-np.clip((z - offset) / temperature, -500, 500)))
-    yes = max(SURE, precision_threshold(p, y, precision, base_rate=base_rate))
-    no = max(SURE, precision_threshold(1 - p, ~y, precision, base_rate=None if base_rate is None else 1 - base_rate))
+    yes = max(SURE, precision_threshold(p, y, precision, base_rate=base_rate) - ROUNDING)
+    opposite = None if base_rate is None else 1 - base_rate
+    no = max(SURE, precision_threshold(1 - p, ~y, precision, base_rate=opposite) - ROUNDING)
     if false_alarm is not None:
         failed = [
             each[~np.isnan(mark)].max() for each, mark in zip(logits, labels, strict=True) if not (mark > 0).any()
