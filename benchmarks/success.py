@@ -106,7 +106,7 @@ def detector_rows(task: str, head: SuccessClassifier, judged: list[Judged], othe
     truth = [each.done[task] for each in judged]
     chance = [head.probability(each.episode.features)[0].numpy() for each in judged]
     answers = [head.verdicts(each.episode.features)[0].numpy() for each in judged]
-    held = [head.decision.rewards(torch.from_numpy(each)[None])[0].numpy() for each in answers]
+    held = [head.decision.rewards(torch.from_numpy(each)[None])[0][0].numpy() for each in answers]
     owner = np.repeat(np.arange(len(judged)), [len(each) for each in truth])
     y = np.concatenate(truth)
     raw, steady = (quality(np.concatenate(each).astype(int), y, owner) for each in (answers, held))

@@ -123,7 +123,7 @@ def batch(scorer: Scorer, episodes: Sequence[Track], layout: Layout) -> Features
     width = (rows.shape[-1] - len(layout.signals)) // len(layout.views)
     images: dict[str, Tensor] = {}
     depth: dict[str, Tensor] = {}
-    if scorer.frames_read != "none":
+    if scorer.frames_read != "none" and episodes[0].frames:
         seen = torch.from_numpy(np.stack([np.stack(each.frames) for each in episodes]))  # (B, N, V, H, W, 3)
         images = {name: seen[:, :, v] for v, name in enumerate(layout.views)}
         measured = [each.depth for each in episodes if each.depth is not None]

@@ -9,7 +9,7 @@ Shape letters: T rows so far, V views, D feature width, S signals; H, W image.
 from __future__ import annotations
 
 from collections import deque
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from embodied import scoring
 from embodied.scoring import Layout, Track
 from rewards.core import Scorer
 
-MAX_ROWS = 3000  # of one episode, where a head reads the past: 100 s at 30 frames/s
+# Of one episode, where a head reads the past: whole each time, or what it remembers of it (10 min at 30 frames/s).
+MAX_ROWS, MAX_REMEMBERED = 3000, 18_000
 
 
 class Reading(NamedTuple):
@@ -42,25 +43,30 @@ class Reading(NamedTuple):
 class EpisodeStream:
     """Rows in, readings out; one episode after another.
 
-    Pointwise heads see one row at a time, so the cost of a reading does not grow. Others are given the whole episode
-    so far, at most `max_rows` of it; the row after begins a new episode by itself, which `Reading.episode` tells.
+    Heads that can (`Scorer.advances`) see one row at a time, so the cost of a reading does not grow; others are given
+    the whole episode so far. An episode whose past is read has at most `max_rows`; the row after begins a new one by
+    itself, which `Reading.episode` tells.
 
     Args:
         scorer: its heads score; it encodes only in `encode`.
         layout: what a row holds.
-        max_rows: of one episode that is kept, ≥ 2: for heads that read the past, and for `rescored`.
+        max_rows: of one episode that is kept, ≥ 2: for heads that read the past, and for `rescored`; None:
+            `MAX_REMEMBERED` where all heads can go on row by row, `MAX_ROWS` otherwise.
 
     Raises:
         ValueError: fewer than two rows.
     """
 
-    def __init__(self, scorer: Scorer, layout: Layout | None = None, *, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, scorer: Scorer, layout: Layout | None = None, *, max_rows: int | None = None) -> None:
+        if max_rows is None:
+            max_rows = MAX_REMEMBERED if scorer.advances else MAX_ROWS
         if max_rows < 2:
             raise ValueError(f"EpisodeStream: max_rows must be at least 2; got {max_rows}.")
         self.scorer, self.layout, self._max_rows = scorer, layout or Layout(), max_rows
         self.episode, self._index = 0, 0
         self._rows: deque[np.ndarray] = deque(maxlen=max_rows)
-        self._frames: list[np.ndarray] = []
+        self._frames: list[np.ndarray] = []  # as many as the next row is scored with
+        self._memories: dict[str, Any] | None = None  # of the heads; None at the reset
         self._before: torch.Tensor | None = None  # (1, 1), the combined potential of the row before
 
     def encode(self, frames: np.ndarray, signals: dict[str, float] | None = None) -> np.ndarray:
@@ -71,7 +77,7 @@ class EpisodeStream:
         """The next row begins a new episode."""
         if self._index:
             self.episode += 1
-        self._index, self._before, self._frames = 0, None, []
+        self._index, self._before, self._frames, self._memories = 0, None, [], None
         self._rows.clear()
 
     @torch.inference_mode()
@@ -89,21 +95,32 @@ class EpisodeStream:
         reads = self.scorer.frames_read
         if reads != "none" and frames is None:
             raise ValueError(f"EpisodeStream.push: frames must be given: the scorer reads {reads} of them; got None.")
-        pointwise = self.scorer.pointwise and reads == "none"
-        if not pointwise and self._index == self._max_rows:
+        if not self.scorer.pointwise and self._index == self._max_rows:
             self.restart()
-        images = [*self._frames, frames] if reads == "all" or (reads == "first" and not self._frames) else self._frames
-        track = Track([row] if pointwise else [*self._rows, row], frames=images)  # pyright: ignore[reportArgumentType]
+        advances, memories, images = self.scorer.advances, None, self._frames
+        if frames is not None and (reads == "all" or (reads == "first" and not images)):
+            images = [frames] if advances else [*images, frames]
+        track = Track([row] if advances else [*self._rows, row], frames=images)
         features = scoring.batch(self.scorer, [track], self.layout)
-        potentials = self.scorer.potentials(features)
+        if advances:
+            potentials, memories = self.scorer.advance(features, self._memories)
+        else:
+            potentials = self.scorer.potentials(features)
         combined = self.scorer.combined(potentials, features)[:, -1:]
         reward = None
         if self._before is not None:
             reward = float(self.scorer.shaping(self._before, combined, torch.zeros(1, 1, dtype=torch.bool)))
         last = {name: float(values[0, -1]) for name, values in potentials.items()}
-        reading = Reading(self.episode, self._index, last, float(combined), reward)
+        self._frames, self._memories = images, memories
+        return self.take(row, last, combined, reward)
+
+    def take(
+        self, row: np.ndarray, potentials: dict[str, float], combined: torch.Tensor, reward: float | None
+    ) -> Reading:
+        """Go on by one row that has been scored; `combined` (1, 1)."""
+        reading = Reading(self.episode, self._index, potentials, float(combined), reward)
         self._rows.append(row)
-        self._frames, self._before = images, combined  # pyright: ignore[reportAttributeAccessIssue]
+        self._before = combined
         self._index += 1
         return reading
 
@@ -112,10 +129,11 @@ class EpisodeStream:
         """Go on with another scorer of the same encoder; nothing is encoded again.
 
         Returns:
-            What its heads say of the rows that are kept, oldest first: the last `max_rows` of this episode.
+            What its heads say of the rows that are kept, oldest first: the last `max_rows` of this episode. None where
+            they would look into images that are gone; then the next row begins a new episode.
 
         Raises:
-            ValueError: another encoder, or one that reads images the stream did not keep.
+            ValueError: another encoder, or one that reads images the stream was not given.
         """
         if scorer.encoder is not self.scorer.encoder:
             raise ValueError("EpisodeStream.rescored: scorer must have the encoder of the rows; got another.")
@@ -123,12 +141,17 @@ class EpisodeStream:
             raise ValueError(
                 f"EpisodeStream.rescored: the scorer reads {scorer.frames_read} images, which were not kept. Restart."
             )
+        if scorer.frames_read == "all" and scorer.advances:
+            self.restart()
         past: list[dict[str, float]] = []
-        before = None
+        before = memories = None
         if self._rows:
             features = scoring.batch(scorer, [Track(list(self._rows), frames=self._frames)], self.layout)
-            potentials = scorer.potentials(features)
+            if scorer.advances:
+                potentials, memories = scorer.advance(features)
+            else:
+                potentials = scorer.potentials(features)
             before = scorer.combined(potentials, features)[:, -1:]
             past = [{name: float(values[0, t]) for name, values in potentials.items()} for t in range(len(self._rows))]
-        self.scorer, self._before = scorer, before
+        self.scorer, self._before, self._memories = scorer, before, memories
         return past

@@ -6,6 +6,7 @@ answer that is neither a sure yes nor a sure no is "unsure". Statistics in float
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -259,10 +260,15 @@ class Decision:
     def _each(self, logits: Float[Tensor, "K B T"]) -> Float[Tensor, "K B T"]:
         return ((logits - self.offset) / self.temperature).sigmoid()
 
-    def rewards(self, verdicts: Int8[Tensor, "B T"]) -> Float[Tensor, "B T"]:
-        """1 while success holds (see `Latch`), else 0; never 1 on an unsure frame."""
-        latch = Latch(self.hold, len(verdicts))
-        return torch.stack([latch.step(verdicts[:, t]) for t in range(verdicts.shape[1])], 1).float()
+    def rewards(self, verdicts: Int8[Tensor, "B T"], before: Latch | None = None) -> tuple[Float[Tensor, "B T"], Latch]:
+        """1 while success holds (see `Latch`), else 0, never 1 on an unsure frame; and the latch after these.
+
+        Args:
+            verdicts: of the frames that follow.
+            before: the latch after those before, which stays as it is; None at the reset.
+        """
+        latch = Latch(self.hold, len(verdicts)) if before is None else copy.deepcopy(before)
+        return torch.stack([latch.step(verdicts[:, t]) for t in range(verdicts.shape[1])], 1).float(), latch
 
 
 class Latch:

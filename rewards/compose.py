@@ -29,8 +29,18 @@ class Part:
     def pointwise(self) -> bool:
         return self.scorer.pointwise
 
+    @property
+    def advances(self) -> bool:
+        return self.scorer.advances
+
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         return self.scorer.combined(self.scorer.potentials(features), features)
+
+    def advance(
+        self, features: Features, memory: Mapping[str, Any] | None = None
+    ) -> tuple[Float[Tensor, "B T"], Mapping[str, Any]]:
+        potentials, memory = self.scorer.advance(features, memory)
+        return self.scorer.combined(potentials, features), memory
 
 
 def composed_scorer(

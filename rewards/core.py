@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, UInt8
@@ -83,8 +83,15 @@ class Head(Protocol):
     """Light: features in, one potential per step out; higher is better, units are the head's own.
 
     Time starts at the reset, and the potential of a step reads nothing after it. A head that reads images too says
-    so by an attribute `frames_read`: "first" (of each episode) or "all"; without it, "none". One whose potential of a
-    step reads that step alone says so by `pointwise = True`: a stream then scores one row a frame.
+    so by an attribute `frames_read`: "first" (of each episode) or "all"; without it, "none".
+
+    A stream scores one row a frame of a head that can be scored so. One whose potential of a step reads that step
+    alone says `pointwise = True`. One that reads the past says `advances = True` and has
+
+        advance(features, memory=None) -> (Float[Tensor, "B T"], memory)
+
+    the potentials of the T rows that follow, and what those after them need of all before: None at the reset. `score`
+    is `advance` from None. It does not change the memory it is given.
     """
 
     name: str
@@ -138,6 +145,36 @@ class Scorer:
     def pointwise(self) -> bool:
         """Whether every head's potential of a step reads that step alone."""
         return all(getattr(head, "pointwise", False) for head in self.heads.values())
+
+    @property
+    def advances(self) -> bool:
+        """Whether rows can be scored as they come, by `advance`."""
+        return all(
+            getattr(head, "pointwise", False) or getattr(head, "advances", False) for head in self.heads.values()
+        )
+
+    def advance(
+        self, features: Features, memories: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Float[Tensor, "B T"]], dict[str, Any]]:
+        """What each head says of the T rows that follow, and what it needs of them for those after (see `Head`).
+
+        Args:
+            features: of the rows that follow, with the frames that heads read of them.
+            memories: what the last call returned; None at the reset.
+
+        Raises:
+            FloatingPointError: a head gave NaN or infinity; names the head.
+        """
+        scores: dict[str, Tensor] = {}
+        kept: dict[str, Any] = {}
+        for name, head in self.heads.items():
+            if getattr(head, "pointwise", False):
+                scores[name] = head.score(features)
+            else:
+                step: Any = head
+                scores[name], kept[name] = step.advance(features, memories and memories[name])
+            _check_finite(scores[name], f"head {name!r}")
+        return scores, kept
 
     def encode(self, frames: Tensor) -> Float[Tensor, "N D"]:
         """The features of any frames, (N, H, W, 3) uint8 -> (N, D) float32, unit length."""

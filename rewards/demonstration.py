@@ -82,7 +82,7 @@ class Demonstration:
         of φ falls when a step ends, which ranks frames and outcomes better (benchmarks/results/perceptual.json).
     """
 
-    name = "demonstration"
+    name, advances = "demonstration", True
 
     def __init__(self, models: Mapping[str, StepModel], *, form: str = "onward", sequenced: bool = False) -> None:
         if form not in FORMS:
@@ -134,12 +134,29 @@ class Demonstration:
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each frame, in [0, 1]; a view that is missing gives 0."""
-        return mean_over_views("Demonstration", features, self.models, self._potential)
+        return self.advance(features)[0]
 
-    def _potential(self, model: StepModel, state: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
-        later = model.rewards(state)[..., 1:]
-        if self.sequenced:
-            later = in_sequence(later)
+    @property
+    def pointwise(self) -> bool:
+        return not self.sequenced
+
+    def advance(
+        self, features: Features, memory: Mapping[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
+        """φ of the frames that follow (see `rewards.core.Head`)."""
+        best: dict[str, Tensor] = {}  # view -> (B, K), the highest reward of each step so far
+
+        def potential(named: tuple[str, StepModel], state: Tensor) -> Tensor:
+            view, model = named
+            later = model.rewards(state)[..., 1:]
+            if self.sequenced:
+                later, best[view] = in_sequence(later, None if memory is None else memory[view])
+            return self._weighted(later)
+
+        named = {view: (view, model) for view, model in self.models.items()}
+        return mean_over_views("Demonstration", features, named, potential), best
+
+    def _weighted(self, later: Float[Tensor, "B T K"]) -> Float[Tensor, "B T"]:
         weights = torch.ones(later.shape[-1]) if self.form == "onward" else 2.0 ** torch.arange(1, later.shape[-1] + 1)
         weights = weights.to(later)
         return later @ weights / weights.sum()
@@ -159,10 +176,21 @@ class Demonstration:
         return cls(models, **config)
 
 
-def in_sequence(rewards: Float[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:
-    """Each step's reward times the least of the highest rewards so far of the steps before it."""
-    so_far = rewards.cummax(1).values.cummin(-1).values
-    return torch.cat([rewards[..., :1], rewards[..., 1:] * so_far[..., :-1]], -1)
+def in_sequence(
+    rewards: Float[Tensor, "B T K"], best: Float[Tensor, "B K"] | None = None
+) -> tuple[Float[Tensor, "B T K"], Float[Tensor, "B K"]]:
+    """Each step's reward times the least of the highest rewards so far of the steps before it.
+
+    Args:
+        rewards: R_k of the rows that follow.
+        best: the highest before them; None at the reset.
+
+    Returns:
+        The products, and the highest now.
+    """
+    highest = (rewards if best is None else torch.cat([best[:, None], rewards], 1)).cummax(1).values
+    so_far = highest[:, -rewards.shape[1] :].cummin(-1).values
+    return torch.cat([rewards[..., :1], rewards[..., 1:] * so_far[..., :-1]], -1), highest[:, -1]
 
 
 def demonstration_scorer(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -108,6 +109,20 @@ def balanced_pairs(
 # Fusion -----------------------------------------------------------------------------------------------------
 
 
+class Fused(NamedTuple):
+    """Where fusion stands after a row, (B,) each.
+
+    Attributes:
+        first: Φ_0.
+        progress: Φ.
+        summed: Φ_I.
+    """
+
+    first: Tensor
+    progress: Tensor
+    summed: Tensor
+
+
 def fuse(
     hops_inc: Float[Tensor, "B T"],
     hops_fwd: Float[Tensor, "B T"],
@@ -118,6 +133,29 @@ def fuse(
     strength: float = STRENGTH,
     epsilon: float = EPSILON,
 ) -> Float[Tensor, "B T"]:
+    """Progress from predicted hops of a whole episode: `fuse_next` from its first row.
+
+    Args:
+        first: Φ_0 in [0, 1] at the reset, how far the task had come; None: 0.
+        hops_inc, hops_fwd, hops_bwd, fusion, strength, epsilon: see `fuse_next`.
+
+    Raises:
+        ValueError: as `fuse_next`.
+    """
+    first = torch.zeros_like(hops_inc[:, 0]) if first is None else first
+    return fuse_next(hops_inc, hops_fwd, hops_bwd, first, fusion=fusion, strength=strength, epsilon=epsilon)[0]
+
+
+def fuse_next(
+    hops_inc: Float[Tensor, "B T"],
+    hops_fwd: Float[Tensor, "B T"],
+    hops_bwd: Float[Tensor, "B T"] | None,
+    before: Fused | Float[Tensor, " B"],
+    *,
+    fusion: str = "guarded",
+    strength: float = STRENGTH,
+    epsilon: float = EPSILON,
+) -> tuple[Float[Tensor, "B T"], Fused]:
     """Progress from predicted hops; causal, in [0, 1], and never raised by a missing prediction.
 
         incremental  Φ_I,t = Φ_I,t−1 + (1 − Φ_I,t−1)·h(t−1, t) forward, + Φ_I,t−1·h(t−1, t) back;  Φ_I,0 = 0
@@ -134,14 +172,17 @@ def fuse(
     Φ_F is what h(start, t) makes of Φ_0, which is Φ_0 + (1 − Φ_0)·h or Φ_0 + Φ_0·h instead of h.
 
     Args:
-        hops_inc: h(t−1, t); column 0 is not read.
+        hops_inc: h(t−1, t); at the reset column 0 is not read.
         hops_fwd: h(start, t), start being the episode's first frame.
         hops_bwd: h(goal, t), goal being a reference and never the episode's own last frame; None where there is no
             reference goal: then P = Φ_F and w = 1, and the mean is of two.
-        first: Φ_0 in [0, 1], how far the task had come at the reset; None: 0.
+        before: where fusion stood after the row before these, or at the reset Φ_0 in [0, 1].
         fusion: one of `FUSIONS`.
         strength: a ≥ 0. The paper's 20 is severe: (Φ_F, Φ_B) = (0.4, 0.5) gives w = 0.37 at ε = 0.
         epsilon: ε > 0. The paper names none; a tiny one freezes the start, where P is small.
+
+    Returns:
+        Φ of these rows, and where fusion stands after them.
 
     Raises:
         ValueError: an unknown fusion, "backward" without a goal, a < 0, or ε ≤ 0.
@@ -150,30 +191,37 @@ def fuse(
     _check_fusion(hops_bwd is not None, fusion, strength, epsilon)
     hops = {"inc": hops_inc, "fwd": hops_fwd} | ({} if hops_bwd is None else {"bwd": hops_bwd})
     known = {name: torch.isfinite(each) for name, each in hops.items()}
-    known["inc"] = torch.cat([torch.ones_like(known["inc"][:, :1]), known["inc"][:, 1:]], 1)
     clean = {name: torch.where(known[name], each, 0.0).clamp(-1, 1) for name, each in hops.items()}
-    step = torch.cat([torch.zeros_like(hops_inc[:, :1]), clean["inc"][:, 1:]], 1)
-    first = torch.zeros_like(hops_inc[:, 0]) if first is None else first
+    step = clean["inc"]
+    at_reset = not isinstance(before, Fused)
+    if at_reset:
+        known["inc"] = torch.cat([torch.ones_like(known["inc"][:, :1]), known["inc"][:, 1:]], 1)
+        step = torch.cat([torch.zeros_like(step[:, :1]), step[:, 1:]], 1)
+    first, progress, summed = (before, before, before) if at_reset else before
     anchored = [apply_hop(first[:, None].expand_as(step), clean["fwd"]).clamp(0, 1)]
     if hops_bwd is not None:
         anchored.append((1 + clean["bwd"]).clamp(max=1))
 
     # each is Φ_t = keep·Φ_t−1 + add, since (1 − Φ)·h or Φ·h is h⁺ − |h|·Φ
-    summed = _recurrence(first, 1 - step.abs(), step.clamp(min=0))
-    if fusion == "incremental":
-        return summed
-    if fusion in ("forward", "backward"):
-        value, seen = (anchored[0], known["fwd"]) if fusion == "forward" else (anchored[1], known["bwd"])
-        return _recurrence(first, (~seen).to(value), value * seen)
+    total = _recurrence(summed, 1 - step.abs(), step.clamp(min=0))
     seen = torch.stack(list(known.values())).all(0)
-    if fusion == "mean":
-        mean = torch.stack([summed, *anchored]).mean(0)
-        return _recurrence(first, (~seen).to(mean), mean * seen)
-    middle = torch.stack(anchored).mean(0)
-    apart = (anchored[-1] - anchored[0]).abs() / (middle + epsilon)
-    trust = torch.exp(-strength * apart**2) * seen
-    trust[:, 0] = 0.0
-    return _recurrence(first, 1 - trust / 2 * (1 + step.abs()), trust / 2 * (middle + step.clamp(min=0)))
+    if fusion == "incremental":
+        fused = total
+    elif fusion in ("forward", "backward", "mean"):
+        value, seen = {
+            "forward": (anchored[0], known["fwd"]),
+            "backward": (anchored[-1], known.get("bwd", seen)),
+            "mean": (torch.stack([total, *anchored]).mean(0), seen),
+        }[fusion]
+        fused = _recurrence(progress, (~seen).to(value), value * seen)
+    else:
+        middle = torch.stack(anchored).mean(0)
+        apart = (anchored[-1] - anchored[0]).abs() / (middle + epsilon)
+        trust = torch.exp(-strength * apart**2) * seen
+        if at_reset:
+            trust[:, 0] = 0.0
+        fused = _recurrence(progress, 1 - trust / 2 * (1 + step.abs()), trust / 2 * (middle + step.clamp(min=0)))
+    return fused, Fused(first, fused[:, -1], total[:, -1])
 
 
 def _recurrence(progress: Tensor, keep: Tensor, add: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,6 +40,21 @@ class Tracker(Protocol):
     def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
 
 
+class Walked(NamedTuple):
+    """What an episode's next rows need: its way, its frames' size, and where the robot was so far.
+
+    Attributes:
+        size: H, W of its frames, px.
+        robot: (T, D), x_t in the axes of the way.
+        opening: (T,) of the gripper; empty where nothing measures it.
+    """
+
+    path: Way
+    size: tuple[int, int]
+    robot: np.ndarray
+    opening: np.ndarray
+
+
 class KeypointProgress:
     """Progress of the gripper along the way that an answerer saw in the episode's first frame.
 
@@ -64,7 +79,7 @@ class KeypointProgress:
             frames or the signals gripper_x, _y, _z.
     """
 
-    name = "keypoint"
+    name, advances = "keypoint", True
 
     def __init__(
         self,
@@ -100,23 +115,38 @@ class KeypointProgress:
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Φ of each frame, in [0, 1]."""
+        return self.advance(features)[0]
+
+    def advance(
+        self, features: Features, memory: Sequence[Walked] | None = None
+    ) -> tuple[Float[Tensor, "B T"], list[Walked]]:
+        """Φ of the frames that follow (see `rewards.core.Head`); costs a little more, the longer the episode."""
         camera = self._camera or next(iter(features.frames), "")
-        if camera not in features.frames:
+        steps = features.main.shape[1]
+        needed = memory is None or self._calibrated is None
+        if needed and camera not in features.frames:
             raise ValueError(
                 f"KeypointProgress.score: features must hold frames of camera {camera or 'any'!r}; "
                 f"got {', '.join(features.frames) or 'none'}."
             )
-        frames = features.frames[camera].cpu()
-        depths = features.depth.get(camera)
-        steps = features.main.shape[1]
+        frames = features.frames[camera].cpu() if needed else None
         opening = features.signals.get(OPENING)
-        paths = self.paths(frames[:, 0], None if depths is None else depths.cpu().numpy())
-        rows = []
-        for b, path in enumerate(paths):
-            robot = self._robot(features, frames[b], b, path, steps)
-            wide = None if opening is None else opening[b].cpu().numpy().astype(np.float64)
-            rows.append(path_progress(path.points, path.gates, robot, wide, sigma=self._sigma, reach=self._reach))
-        return torch.from_numpy(np.stack(rows)).to(features.main)
+        if memory is None:
+            assert frames is not None
+            depths = features.depth.get(camera)
+            paths = self.paths(frames[:, 0], None if depths is None else depths.cpu().numpy())
+            size = frames.shape[2], frames.shape[3]
+            memory = [Walked(path, size, np.zeros((0, path.points.shape[1])), np.zeros(0)) for path in paths]
+        rows, walked = [], []
+        for b, (path, size, robot, wide) in enumerate(memory):
+            robot = np.concatenate([robot, self._robot(features, frames, b, path, size)])
+            if opening is not None:
+                wide = np.concatenate([wide, opening[b].cpu().numpy().astype(np.float64)])
+            held = None if opening is None else wide
+            progress = path_progress(path.points, path.gates, robot, held, sigma=self._sigma, reach=self._reach)
+            rows.append(progress[-steps:])
+            walked.append(Walked(path, size, robot, wide))
+        return torch.from_numpy(np.stack(rows)).to(features.main), walked
 
     def paths(self, frames: UInt8[Tensor, "B H W 3"], depths: np.ndarray | None = None) -> list[Way]:
         """The way from each first frame, with its depth, (B, H, W) metres; the same frame, the same way.
@@ -144,15 +174,16 @@ class KeypointProgress:
         away = float((camera.extrinsics[:3, :3] @ floor + camera.extrinsics[:3, 3])[2])
         return flat_path(stops, away / float(camera.intrinsics[1, 1]), camera.extrinsics[:2, 2].tolist())
 
-    def _robot(self, features: Features, frames: Tensor, b: int, path: Way, steps: int) -> np.ndarray:
+    def _robot(self, features: Features, frames: Tensor | None, b: int, path: Way, size: tuple[int, int]) -> np.ndarray:
         """x_t, in the axes of the path."""
         if self._calibrated is None:
             assert self._grounder is not None
-            if len(frames) != steps:
+            assert frames is not None
+            if frames.shape[1] != (steps := features.main.shape[1]):
                 raise ValueError(
-                    f"KeypointProgress.score: frames must be all {steps}, to find the gripper; got {len(frames)}."
+                    f"KeypointProgress.score: frames must be all {steps}, to find the gripper; got {frames.shape[1]}."
                 )
-            return self._grounder.track(frames, self._gripper).numpy().astype(np.float64) * (path.unit or 1.0)
+            return self._grounder.track(frames[b], self._gripper).numpy().astype(np.float64) * (path.unit or 1.0)
         if missing := [name for name in TIP if name not in features.signals]:
             raise ValueError(
                 f"KeypointProgress.score: signals must hold {', '.join(TIP)}; {', '.join(missing)} missing. "
@@ -161,7 +192,7 @@ class KeypointProgress:
         tip = torch.stack([features.signals[name][b] for name in TIP], -1).cpu().numpy().astype(np.float64)
         if path.unit is None:
             return tip
-        return self._calibrated.at(frames.shape[1], frames.shape[2]).project(tip) * path.unit
+        return self._calibrated.at(*size).project(tip) * path.unit
 
 
 def _content(frame: Tensor, depth: np.ndarray | None) -> bytes:

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,13 +22,35 @@ from torch import Tensor
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.hop_model import OTHER_TASKS, Demo, HopModel, Recipe, demonstrations, stack_views, train
-from rewards.hops import EPSILON, STRENGTH, fuse
+from rewards.hops import EPSILON, STRENGTH, Fused, fuse_next
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KEPT_DEMOS, KEPT_ROWS = 4, 16  # of each task, of each demonstration: rehearsed when a new task is learned
 REFERENCES = 3  # goals that an episode is held against
 ADAPTATION = Recipe(steps=150, lr=1e-3)  # longer, it unlearns what the new task shares with old ones
+
+
+Hops = tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"] | None]  # back, from start, from goal
+
+
+class Known(NamedTuple):
+    """What one reference goal makes of an episode's first and last row and of itself: states (B, 1, E), seen (B, 1)."""
+
+    start: Tensor
+    start_seen: Tensor
+    goal: Tensor
+    goal_seen: Tensor
+    last: Tensor
+    last_seen: Tensor
+
+
+class Memory(NamedTuple):
+    """What the rows after need of an episode: its first row (B, V, D), its states by each goal, and its progress."""
+
+    start: Tensor
+    known: list[Known]
+    fused: Fused
 
 
 class ProcessReward:
@@ -52,7 +74,7 @@ class ProcessReward:
         or solved, is not credited with the way back.
     """
 
-    name = "process"
+    name, advances = "process", True
 
     def __init__(
         self,
@@ -83,9 +105,17 @@ class ProcessReward:
     @torch.no_grad()
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Fused progress of each row."""
-        inc, fwd, bwd = self.hops(features)
-        first = None if bwd is None else torch.nan_to_num(1 + bwd[:, 0]).clamp(0, 1)
-        return fuse(inc, fwd, bwd, first=first, **self._fusion)
+        return self.advance(features)[0]
+
+    def advance(self, features: Features, memory: Memory | None = None) -> tuple[Float[Tensor, "B T"], Memory]:
+        """Fused progress of the rows that follow (see `rewards.core.Head`)."""
+        (inc, fwd, bwd), start, states = self._hops(features, memory)
+        if memory is None:
+            fused = torch.zeros_like(inc[:, 0]) if bwd is None else torch.nan_to_num(1 + bwd[:, 0]).clamp(0, 1)
+        else:
+            fused = memory.fused
+        progress, fused = fuse_next(inc, fwd, bwd, fused, **self._fusion)
+        return progress, Memory(start, states, fused)
 
     def toward(self, goal: str) -> ProcessReward:
         """The same model, judging another task."""
@@ -95,21 +125,31 @@ class ProcessReward:
         self, features: Features
     ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"] | None]:
         """Predicted h(t−1, t), h(start, t) and h(goal, t), NaN where no camera shows what they need."""
+        return self._hops(features, None)[0]
+
+    def _hops(self, features: Features, memory: Memory | None) -> tuple[Hops, Tensor, list[Known]]:
+        """The hops of the rows that follow, the episode's first row, and what each goal makes of first and last."""
         rows = self._rows(features)
-        start = rows[:, 0]
+        start = rows[:, 0] if memory is None else memory.start
         text = self.text.to(rows).expand(len(rows), -1)
         given = [goal.to(rows).expand_as(start) for goal in self.references] or [torch.full_like(start, math.nan)]
         found: list[list[Tensor]] = [[], [], []]
-        for goal in given:
+        known: list[Known] = []
+        for k, goal in enumerate(given):
             states, seen = self.model.states(rows, start, goal, text)  # (B, T, E)
-            before = torch.cat([states[:, :1], states[:, :-1]], 1)
-            last_seen = torch.cat([seen[:, :1], seen[:, :-1]], 1)
+            if memory is None:
+                goal_state, goal_seen = self.model.states(goal[:, None], start, goal, text)  # (B, 1, E)
+                was = Known(states[:, :1], seen[:, :1], goal_state, goal_seen, states[:, :1], seen[:, :1])
+            else:
+                was = memory.known[k]
+            before = torch.cat([was.last, states[:, :-1]], 1)
+            last_seen = torch.cat([was.last_seen, seen[:, :-1]], 1)
             found[0].append(_mask(self.model.hops(before, states), seen & last_seen))
-            found[1].append(_mask(self.model.hops(states[:, :1].expand_as(states), states), seen & seen[:, :1]))
-            anchor, shown = self.model.states(goal[:, None], start, goal, text)  # (B, 1, E)
-            found[2].append(_mask(self.model.hops(anchor.expand_as(states), states), seen & shown))
+            found[1].append(_mask(self.model.hops(was.start.expand_as(states), states), seen & was.start_seen))
+            found[2].append(_mask(self.model.hops(was.goal.expand_as(states), states), seen & was.goal_seen))
+            known.append(was._replace(last=states[:, -1:], last_seen=seen[:, -1:]))
         inc, fwd, bwd = (torch.stack(each).mean(0) for each in found)
-        return inc, fwd, bwd if self.references else None
+        return (inc, fwd, bwd if self.references else None), start, known
 
     def _rows(self, features: Features) -> Float[Tensor, "B T V D"]:
         """The views the model knows; a lone unnamed camera stands for the first."""

@@ -149,7 +149,7 @@ class RAPL:
     demonstration, lowered where the way there cost more transport d than demonstrations cost each other, d₀ (both by
     banded Sinkhorn plans on `ROWS` rows). It depends on the episode so far, not on the frame alone.
     "episode" is the published reward. It reads the whole episode, so it can label recorded ones and must not be used
-    to act; `causal` says which it is.
+    to act; `advances` says which it is.
 
     Args:
         models: view -> its f, with the demonstrations.
@@ -165,7 +165,7 @@ class RAPL:
         if readout not in READOUTS:
             raise ValueError(f"RAPL: readout must be one of {', '.join(READOUTS)}; got {readout!r}.")
         self.models = {name: copy.deepcopy(each).eval().requires_grad_(False) for name, each in models.items()}
-        self.readout, self.causal = readout, readout == "causal"
+        self.readout = readout
 
     @classmethod
     def fit(cls, demos: Sequence[Episode], *, readout: str = "causal", updates: int = 20, seed: int = 0) -> RAPL:
@@ -201,7 +201,26 @@ class RAPL:
         if self.readout == "episode":
             seen = {name: model for name, model in self.models.items() if name in features.views}
             return mean_over_views("RAPL", features, seen or self.models, _episode_rewards)
-        return mean_over_views("RAPL", features, self.models, _causal_potential)
+        return self.advance(features)[0]
+
+    @property
+    def advances(self) -> bool:
+        return self.readout == "causal"
+
+    def advance(
+        self, features: Features, memory: Mapping[str, Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
+        """The causal φ of the rows that follow (see `rewards.core.Head`)."""
+        costs: dict[str, Tensor] = {}  # view -> (B, rows so far, K, M)
+
+        def potential(named: tuple[str, Aligned], state: Tensor) -> Tensor:
+            view, model = named
+            cost = cosine_cost(model(state)[:, None], model.demos).movedim(1, 2)
+            costs[view] = cost if memory is None else torch.cat([memory[view], cost], 1)
+            return _causal_potential(costs[view], state.shape[1], model.spread)
+
+        named = {view: (view, model) for view, model in self.models.items()}
+        return mean_over_views("RAPL", features, named, potential), costs
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
@@ -279,13 +298,12 @@ def _episode_rewards(model: Aligned, state: Float[Tensor, "B T D"]) -> Float[Ten
     return -(cost * plan).sum(-1).mean(1) * state.shape[1]
 
 
-def _causal_potential(model: Aligned, state: Float[Tensor, "B T D"]) -> Float[Tensor, "B T"]:
-    num_rows = state.shape[1]
-    embedded = model(state)
+def _causal_potential(cost: Float[Tensor, "B R K M"], num_rows: int, spread: Tensor) -> Float[Tensor, "B T"]:
+    """φ of the last T of the R rows so far, from all rows' costs against K demonstrations of M rows."""
     share = torch.linspace(0, 1, ROWS)
-    cost = cosine_cost(embedded[:, None], model.demos).movedim(1, 2)  # (B, T, K, M)
-    place = (-cost / EPSILON).softmax(-1) @ share  # τ, (B, T, K)
-    taken = (torch.arange(num_rows)[:, None] * share).round().long()  # (T, N): rows of each prefix
+    place = (-cost[:, -num_rows:] / EPSILON).softmax(-1) @ share  # τ, (B, T, K)
+    so_far = torch.arange(cost.shape[1] - num_rows, cost.shape[1])
+    taken = (so_far[:, None] * share).round().long()  # (T, N): rows of each prefix
     prefix = cost[:, taken].movedim(3, 2)  # (B, T, K, N, M)
     last = place[..., None].clamp(min=1 / (ROWS - 1))
     columns = (share <= last + 1e-6).to(cost)  # of the demonstration up to τ, two at least
@@ -293,7 +311,7 @@ def _causal_potential(model: Aligned, state: Float[Tensor, "B T D"]) -> Float[Te
     allowed = (share[:, None] - share / last[..., None]).abs() <= BAND + 0.5 / (last[..., None] * (ROWS - 1))
     plan = sinkhorn(prefix, iterations=5, columns=columns, allowed=allowed)
     distance = (prefix * plan).sum((-2, -1))
-    return (place * (model.spread / distance.clamp(min=1e-9)).clamp(max=1)).mean(-1)
+    return (place * (spread / distance.clamp(min=1e-9)).clamp(max=1)).mean(-1)
 
 
 def _align(successes: Sequence[Tensor], failures: Sequence[Tensor], updates: int, seed: int, title: str) -> Aligned:

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from rewards.calibration import Decision, Quality
+from rewards.calibration import Decision, Latch, Quality
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.members import check_episodes, fitted_views
@@ -66,7 +66,7 @@ class SuccessClassifier:
         encoder's features. Departs: thresholds, abstention, hysteresis and the reports are ours.
     """
 
-    name = KIND
+    name, advances = KIND, True
 
     def __init__(
         self,
@@ -109,8 +109,14 @@ class SuccessClassifier:
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """The reward, 0 or 1; or p."""
-        out = self.probability(features) if self.output != "sparse" else self.decision.rewards(self.verdicts(features))
-        return out.to(features.main)
+        return self.advance(features)[0]
+
+    def advance(self, features: Features, memory: Latch | None = None) -> tuple[Float[Tensor, "B T"], Latch | None]:
+        """The rewards of the frames that follow (see `rewards.core.Head`)."""
+        if self.output != "sparse":
+            return self.probability(features).to(features.main), None
+        rewards, memory = self.decision.rewards(self.verdicts(features), memory)
+        return rewards.to(features.main), memory
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write a folder that `load` reads."""
@@ -196,7 +202,12 @@ class SuccessVLM:
 
     probability = SuccessClassifier.probability
     verdicts = SuccessClassifier.verdicts
-    score = SuccessClassifier.score
+    score, advance = SuccessClassifier.score, SuccessClassifier.advance
+
+    @property
+    def advances(self) -> bool:
+        """Whether a frame can be asked about by itself: not where an earlier one's answer stands for it."""
+        return self.every == 1
 
     def calibrate(self, episodes: Sequence[Episode], **wanted: Any) -> None:
         """Set temperature and thresholds on labelled episodes whose features hold frames; see `calibrated`."""

@@ -144,7 +144,7 @@ class VPLReward:
         a free classifier); its active queries and radial-flow prior are left out; no exp(r/temperature) on relabelling.
     """
 
-    name = KIND
+    name, advances = KIND, True
 
     def __init__(
         self,
@@ -169,12 +169,25 @@ class VPLReward:
     @torch.no_grad()
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """r̃ of each frame, in [0, 1]; a missing view counts as its least over the fixed rows."""
+        return self.advance(features)[0]
+
+    @property
+    def pointwise(self) -> bool:
+        return not self.resample
+
+    @torch.no_grad()
+    def advance(
+        self, features: Features, latents: list[Tensor] | None = None
+    ) -> tuple[Float[Tensor, "B T"], list[Tensor]]:
+        """r̃ of the frames that follow; each episode keeps its z (see `rewards.core.Head`)."""
         views = fitted_views(features, list(self.reference), KIND)
-        latents = [self._latent({c: v[b, 0] for c, v in views.items()}) for b in range(len(features.main))]
+        if latents is None:
+            latents = [self._latent({c: v[b, 0] for c, v in views.items()}) for b in range(len(features.main))]
         if not self.resample:
-            return self._scaled(flat(views), latents[0]).unflatten(0, features.main.shape[:2]).to(features.main)
+            scaled = self._scaled(flat(views), latents[0]).unflatten(0, features.main.shape[:2])
+            return scaled.to(features.main), latents
         rows = [self._scaled({c: v[b].float().cpu() for c, v in views.items()}, z) for b, z in enumerate(latents)]
-        return torch.stack(rows).to(features.main)
+        return torch.stack(rows).to(features.main), latents
 
     def _latent(self, first_row: Mapping[str, Float[Tensor, " D"]]) -> Float[Tensor, " Z"]:
         mean, log_variance = self.q

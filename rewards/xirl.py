@@ -93,7 +93,7 @@ class XIRL:
         "distance" and no better by "time"); the time read-out is ours and the default.
     """
 
-    name = "xirl"
+    name, pointwise = "xirl", True
 
     def __init__(self, embedders: Mapping[str, Embedder], *, readout: str = "time") -> None:
         if readout not in READOUTS:

@@ -36,7 +36,6 @@ from embodied.envs import WORLDS
 from embodied.errors import UserError, nearest
 from embodied.serving.client import RemoteStream
 from embodied.sinks import FORMATS, make_sinks
-from embodied.streaming import MAX_ROWS
 from embodied.watching.control import HOST, ControlServer, Keys
 from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
 from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
@@ -45,7 +44,7 @@ from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
-LIVE_ROWS = 1000  # of an episode: a model that reads the past must not fall behind the camera
+LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
 
@@ -202,7 +201,7 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
             part.goal = goal if goal is not None else instruction
     scorer = scorers.make_scorer(filled)
     assert scorer is not None
-    max_rows = config.max_rows or (LIVE_ROWS if source.live else MAX_ROWS)
+    max_rows = config.max_rows or (None if scorer.advances or not source.live else LIVE_ROWS)
     scoring = LocalScoring(scorer, source.names, reward=_plain(filled.reward), max_rows=max_rows)
     scoring.warm_up()
     return scoring

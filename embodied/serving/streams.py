@@ -36,14 +36,6 @@ class SessionStream(EpisodeStream):
         """(1, 1), the combined potential of the row before."""
         return self._before
 
-    def take(self, row: np.ndarray, potentials: dict[str, float], combined: Tensor, reward: float | None) -> Reading:
-        """Go on by one row that has been scored; `combined` (1, 1)."""
-        reading = Reading(self.episode, self._index, potentials, float(combined), reward)
-        self._rows.append(row)
-        self._before = combined
-        self._index += 1
-        return reading
-
 
 @torch.inference_mode()
 def push_all(rows: Sequence[tuple[SessionStream, Sequence[np.ndarray]]]) -> list[list[Outcome]]:

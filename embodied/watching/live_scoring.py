@@ -20,7 +20,7 @@ from embodied.errors import UserError
 from embodied.scoring import Layout
 from embodied.serving.client import RemoteStream
 from embodied.serving.peer import ServerLostError
-from embodied.streaming import MAX_ROWS, EpisodeStream, Reading
+from embodied.streaming import EpisodeStream, Reading
 from rewards.chat import VLMError
 from rewards.core import Scorer
 
@@ -123,7 +123,7 @@ class LocalScoring:
         views: tuple[str, ...] = ("main",),
         *,
         reward: Mapping[str, Any] | None = None,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
     ) -> None:
         self.stream = EpisodeStream(scorer, Layout(views), max_rows=max_rows)
         self._reward = reward

@@ -99,7 +99,7 @@ def test_in_sequence_a_step_waits_for_the_ones_before_it():
     for t in range(6):
         for k in range(1, 3):
             expected[0, t, k] *= min(rewards[0, : t + 1, j].max() for j in range(k))
-    assert_allclose(in_sequence(torch.from_numpy(rewards)).numpy(), expected, rtol=1e-12)
+    assert_allclose(in_sequence(torch.from_numpy(rewards))[0].numpy(), expected, rtol=1e-12)
 
 
 # XIRL -------------------------------------------------------------------------------------------------------

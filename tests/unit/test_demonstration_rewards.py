@@ -13,6 +13,7 @@ from rewards.metrics import value_order_correlation
 from rewards.rapl import RAPL, rapl_scorer
 from rewards.views import trimmed
 from rewards.xirl import XIRL, xirl_scorer
+from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
 ENCODER = FakeEncoder(dim=24)
@@ -70,6 +71,18 @@ def test_nothing_after_a_step_is_read_and_a_batch_is_its_episodes(family):
     for t in (1, 7, 20):
         torch.testing.assert_close(head.score(Features(views={"front": state[:, :t]})), whole[:, :t])
     torch.testing.assert_close(head.score(Features(views={"front": state[1:]})), whole[1:], rtol=1e-4, atol=1e-5)
+
+
+@both
+def test_rows_can_come_one_by_one(family):
+    state = torch.cat([path(20, 60), path(20, 61)])
+    for options in ({"sequenced": True}, {}) if family == "demonstration" else ({},):
+        head = fitted(family, **options)
+        if not getattr(head, "pointwise", False):
+            check_advance(head, Features(views={"front": state}))
+        else:
+            alone = [head.score(Features(views={"front": state[:, t : t + 1]})) for t in range(20)]
+            torch.testing.assert_close(torch.cat(alone, 1), head.score(Features(views={"front": state})))
 
 
 @both
@@ -179,8 +192,8 @@ def test_other_forms_and_steps_per_demonstration_rank_the_end_above_the_start():
 
 def test_rapl_over_whole_episodes_prefers_what_went_the_demonstrations_way():
     head = fitted("rapl", readout="episode")
-    assert not head.causal
-    assert fitted("rapl").causal
+    assert not head.advances
+    assert fitted("rapl").advances
     good, half = demo(60).features, demo(61, until=0.4).features
     back = Features(views={"front": good.main.flip(1)})
     means = [head.score(each).mean().item() for each in (good, half, back)]

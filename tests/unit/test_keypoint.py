@@ -12,6 +12,7 @@ from rewards.core import Episode, Features
 from rewards.keypoint import KeypointProgress, KeypointRule, KeypointShaping, keypoint_scorer, success_threshold
 from rewards.keypoint_path import Camera, flat_path, lift_path
 from rewards.keypoint_plan import Stop
+from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
 RNG = np.random.default_rng(0)
@@ -56,6 +57,13 @@ class Tracks:
     def track(self, frames, text):
         assert text == "the claw"
         return self.places[: len(frames)]
+
+
+class Seen:
+    """Finds the gripper by what is in each frame."""
+
+    def track(self, frames, text):
+        return frames[:, :2, 0, 0].float() / 4
 
 
 def at_target(**options) -> Stop:
@@ -178,6 +186,18 @@ def test_progress_by_tracking_without_a_calibration():
     )  # 10 px are 0.1 m
     with pytest.raises(ValueError, match="frames must be all 4, to find the gripper; got 1"):
         head.score(features(np.zeros((4, 3))))
+
+
+def test_rows_can_come_one_by_one():
+    robot = np.concatenate([np.linspace([-0.1, 0, 0.2], TARGET, 6), np.linspace(TARGET, [0.1, 0, 0.3], 6)])
+    opening = [1.0, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.9, 1]
+    stops = at_target(gate="grasp"), Stop(at=(60.0, 30.0))
+    head = KeypointProgress(Answers(*stops), calibration={"front": calibration()})
+    check_advance(head, features(robot, opening=opening))
+    head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()})
+    check_advance(head, features(robot, seeds=(1, 2)))
+    tracks = KeypointProgress(Answers(Stop(at=(30.0, 30.0))), grounder=Seen(), scene_m=0.96)
+    check_advance(tracks, features(robot, all_frames=True))
 
 
 def test_a_first_frame_is_planned_once_and_new_ones_together():

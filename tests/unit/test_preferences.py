@@ -13,6 +13,7 @@ from rewards.metrics import spearman
 from rewards.preference import PreferenceReward, fixed_set, preference_scorer
 from rewards.vlm import VLMError
 from rewards.vpl import VPLReward, fit_vpl, vpl_scorer
+from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
 WIDTH = 4
@@ -226,6 +227,7 @@ def test_resampling_is_per_episode_and_the_same_at_every_door(vpl):
     alone = torch.cat([head.score(Features(views={"front": each[None]})) for each in both])
     assert_close(together, alone)
     assert_close(head.score(Features(views={"front": both[:, :5]})), together[:, :5])  # and while it grows
+    check_advance(head, Features(views={"front": both}))
     same = torch.cat([both[:1, :1].expand(1, 20, WIDTH), both[1:, :1].expand(1, 20, WIDTH)])
     drawn = [head._latent({"front": row[0]}) for row in same]
     assert not torch.equal(drawn[0], drawn[1])

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from rewards.core import Episode, Features
 from rewards.hop_model import CAP, Demo, HopModel, Pairs, Recipe, demonstrations
+from rewards.hops import FUSIONS
 from rewards.metrics import value_order_correlation
 from rewards.process import ProcessReward, process_scorer
+from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
 QUICK = Recipe(steps=150, pairs=128, lr=5e-3)
@@ -83,6 +85,19 @@ def test_it_is_causal_and_batches_do_not_mix(fitted):
         assert torch.allclose(together[i], progress(fitted, one), atol=1e-5)
     cut = Features(views={k: view[:, :9] for k, view in both.views.items()})
     assert torch.allclose(fitted.score(cut), together[:, :9], atol=1e-5)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("goal", [TASKS[0], "a text without demonstrations"])
+def test_rows_can_come_one_by_one(fitted, fusion, goal):
+    if fusion == "backward" and goal != TASKS[0]:
+        return  # there is none without a reference
+    head = ProcessReward(fitted.model, fitted.demos, encoder=ENCODER, goal=goal, views=fitted.views, fusion=fusion)
+    some = [episode(TASKS[0], seed).features.views for seed in (1, 2)]
+    views = {name: torch.cat([each[name] for each in some]) for name in ("front", "side")}
+    check_advance(head, Features(views=views))
+    views["front"][0, 4:7] = views["side"][0, 5:9] = torch.nan  # cameras lost for a while
+    check_advance(head, Features(views=views))
 
 
 def test_no_change_is_no_hop(fitted):

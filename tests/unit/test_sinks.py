@@ -417,6 +417,14 @@ class TestRecord:
         write_all([RerunFile(tmp_path / "w.rrd", live=False)], [moment(0)])
         assert "/reward/clip" in rrd("stats", tmp_path / "w.rrd")
 
+    def test_rerun_takes_any_name(self, tmp_path):
+        from embodied.sinks.rerun_view import RerunFile
+
+        named = moment(1)
+        reading = named.reading._replace(potentials={"the cup/mug is upright!": 0.5})
+        write_all([RerunFile(tmp_path / "w.rrd", live=False)], [replace(named, reading=reading)])
+        assert r"/reward/the\ cup\/mug\ is\ upright\!" in rrd("stats", tmp_path / "w.rrd")
+
     def test_curves_in_rerun_break_where_there_was_no_reading(self, tmp_path):
         from embodied.sinks.rerun_view import RerunFile
 

@@ -24,6 +24,30 @@ class RisingHead:
         return 1 - (features.main * features.main[:, :1]).sum(-1)
 
 
+class GoingHead(RisingHead):
+    """The same, row by row."""
+
+    name, advances = "going", True
+
+    def advance(self, features: Features, memory: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        self.given = features.main.shape[1]
+        first = features.main[:, :1] if memory is None else memory
+        return 1 - (features.main * first).sum(-1), first
+
+
+class SeeingHead:
+    """Reads every image, row by row."""
+
+    name, frames_read, advances = "seeing", "all", True
+
+    def score(self, features: Features) -> torch.Tensor:
+        return self.advance(features)[0]
+
+    def advance(self, features: Features, memory: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+        total = next(iter(features.frames.values())).float().mean((2, 3, 4)).cumsum(1) / 255 + (memory or 0.0)
+        return total, total[:, -1:]
+
+
 class BrightHead:
     """Reads every image."""
 
@@ -41,6 +65,9 @@ SCORERS = {
     "pointwise": lambda: clip_scorer(encoder=FakeEncoder(), goal="up", shaping={"kind": "difference"}),
     "past": lambda: make(RisingHead()),
     "images": lambda: make(RisingHead(), BrightHead()),
+    "row by row": lambda: make(GoingHead()),
+    "images row by row": lambda: make(GoingHead(), SeeingHead()),
+    "one that cannot": lambda: make(GoingHead(), BrightHead()),
 }
 
 
@@ -101,6 +128,27 @@ def test_another_goal_rescores_what_is_kept_and_encodes_nothing(frames):
     seen = [each[name] for each in [*past, reading.potentials]]
     assert_close(np.array(seen, np.float32), whole.potentials[name], rtol=1e-5, atol=1e-5)
     assert reading.reward == pytest.approx(whole.rewards[-1], abs=1e-5)
+
+
+def test_another_goal_of_a_head_that_goes_on(frames):
+    encoder = FakeEncoder()
+    scorers = [
+        Scorer(encoder, {"going": GoingHead()}, WeightedSum({"going": w}), PotentialShaping()) for w in (1.0, 2.0)
+    ]
+    stream = EpisodeStream(scorers[0], Layout(("front", "side")))
+    rows = [stream.encode(moment) for moment in frames]
+    (whole,) = scoring.label(scorers[1], [Track(rows, [False] * 6)], Layout(("front", "side")))
+    for row in rows[:-1]:
+        stream.push(row)
+    assert len(stream.rescored(scorers[1])) == 6
+    reading = stream.push(rows[-1])
+    assert scorers[1].heads["going"].given == 1
+    assert reading.potentials["going"] == pytest.approx(whole.potentials["going"][-1], abs=1e-5)
+    seeing = Scorer(encoder, {"seeing": SeeingHead()}, WeightedSum(), PotentialShaping())
+    stream = EpisodeStream(seeing, Layout(("front", "side")))
+    stream.push(rows[0], frames[0])
+    assert stream.rescored(seeing) == []  # its images are gone
+    assert stream.push(rows[1], frames[1])[:2] == (1, 0)
 
 
 def test_a_bad_number_leaves_the_stream_as_it_was(frames):

@@ -16,6 +16,7 @@ from rewards.members import check_episodes
 from rewards.shaping import PotentialShaping
 from rewards.success import SuccessClassifier, SuccessVLM, fit_success, success_scorer
 from rewards.vlm import VLMError
+from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
 ENCODER = FakeEncoder(dim=8)
@@ -114,9 +115,10 @@ def test_the_latch():
     on = [bool(latch.step(torch.tensor([v], dtype=torch.int8))) for v in said]
     assert on == [False, True, True, True, False, True, True, False, False]
     assert latch.counts == {"yes": 5, "no": 3, "unsure": 1}
-    rewards = Decision(hold=2).rewards(torch.tensor([said], dtype=torch.int8))
+    rewards, _ = Decision(hold=2).rewards(torch.tensor([said], dtype=torch.int8))
     assert rewards[0].tolist() == [float(each) for each in on]  # the same at every door
-    assert Decision(hold=1).rewards(torch.tensor([said], dtype=torch.int8))[0].tolist() == [float(v == 1) for v in said]
+    rewards, _ = Decision(hold=1).rewards(torch.tensor([said], dtype=torch.int8))
+    assert rewards[0].tolist() == [float(v == 1) for v in said]
 
 
 def test_quality_counts_frames_and_trusts_episodes():
@@ -182,7 +184,7 @@ def test_a_chat_model_that_says_yes_too_easily_is_calibrated():
 
 
 def test_success_that_is_held_is_held_in_a_stream_too():
-    """It reads the past, so a stream must not give it one row at a time."""
+    """It reads the past, so a stream must not give it one row alone."""
     head = fit_success(episodes(), encoder=ENCODER, hold=3)
     assert not head.pointwise
     assert fit_success(episodes(), encoder=ENCODER, hold=3, output="probability").pointwise
@@ -193,3 +195,4 @@ def test_success_that_is_held_is_held_in_a_stream_too():
     readings = [stream.push(row).combined for row in rows]
     assert readings == head.score(features)[0].tolist()
     assert max(readings) == 1
+    check_advance(head, features)
