@@ -14,10 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from embodied import runs
+from embodied.files import write_text
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GIVEN = ("claim", "value", "unit", "bar", "met", "n", "seeds", "interval")  # of every row, by the benchmark
 REQUIRED = ("claim", "value", "unit")
+
+
+def read_options(defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The `key=value` words of the command line over the defaults; JSON, but for what is text by default.
+
+    Raises:
+        SystemExit: a key that is not there, or a value that is not JSON.
+    """
+    given: dict[str, Any] = {}
+    for word in sys.argv[1:]:
+        key, _, value = word.partition("=")
+        try:
+            given[key] = value if isinstance(defaults[key], str) else json.loads(value)
+        except (KeyError, json.JSONDecodeError):
+            sys.exit(f"options are key=value with {', '.join(defaults)}, values in JSON; got {word}.")
+    return {**defaults, **given}
 
 
 def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESULTS) -> Path:
@@ -34,7 +51,7 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
         The file.
 
     Raises:
-        ValueError: no rows, or a row without a claim, a value or a unit.
+        ValueError: no rows, a row without a claim, a value or a unit, or a number that is not finite.
     """
     rows = [dict(row) for row in rows]
     if not rows:
@@ -54,9 +71,7 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
         results.append(given | detail | facts | {"command": command, "date": date})
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
-    part = folder / f".{name}.json.part"
-    part.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(file)
+    write_text(file, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return file
 
 

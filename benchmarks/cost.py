@@ -26,7 +26,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from benchmarks import vlmrm_scheme
-from benchmarks.common import record
+from benchmarks.common import read_options, record
 from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
 from embodied import labeller as labelling
 from embodied import scoring
@@ -302,12 +302,11 @@ def main() -> None:
     use_two_cores()
     if sys.argv[1:2] == ["--child"]:
         return child(json.loads(sys.argv[2]))
-    options = OPTIONS | {
-        key: value if key == "parts" else json.loads(value) for key, value in (arg.split("=") for arg in sys.argv[1:])
-    }
+    options = read_options(OPTIONS)
     table = measure(options)
     if options["record"]:
-        record("cost", table)
+        parts = str(options["parts"])
+        record("cost" if parts == OPTIONS["parts"] else f"cost_{parts.replace(',', '_')}", table)
     for row in table:
         print(f"{row['claim']}: {row['value']:.3f} {row['unit']} (bar {row['bar']})")
         for stage, ms in row.get("cpu_ms_per_step", {}).items():

@@ -9,7 +9,6 @@ episodes at the last step of training. Runs are kept in runs/benchmarks/families
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import record, train
+from benchmarks.common import read_options, record, train
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "families")
@@ -108,7 +107,7 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run what is missing, some at a time, recording after every run."""
-    jobs_at_once = int(dict(word.split("=") for word in sys.argv[1:]).get("jobs", 2))
+    jobs_at_once = read_options({"jobs": 2})["jobs"]
     jobs = [Job(env, reward, seed) for env in GOALS for seed in SEEDS for reward in REWARDS]
     results: dict[Job, dict[str, Any]] = {}
     with ThreadPoolExecutor(jobs_at_once) as pool:

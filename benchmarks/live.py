@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.clock_camera import read_stamp
-from benchmarks.common import record
+from benchmarks.common import read_options, record
 from benchmarks.measure import tree_memory
 from embodied.cameras import open_source
 from embodied.watching.live_scoring import LocalScoring
@@ -232,9 +232,7 @@ def gaps(lines: Sequence[dict[str, Any]], log: Sequence[dict[str, Any]]) -> tupl
 
 def main() -> None:
     """Measure what is asked for, each part into a file of its own."""
-    options = OPTIONS | {
-        key: value if key == "parts" else json.loads(value) for key, value in (arg.split("=") for arg in sys.argv[1:])
-    }
+    options = read_options(OPTIONS)
     for part in options["parts"].split(","):
         table = {"latency": latency, "endurance": endurance}[part](float(options["minutes"]) or MINUTES[part])
         if options["record"]:

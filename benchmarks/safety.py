@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -28,7 +27,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.common import record
+from benchmarks.common import read_options, record
 from embodied.robots.desk_robot import TICK_S
 from embodied.robots.driver import DriverError
 from embodied.robots.env import RobotEnv
@@ -209,13 +208,17 @@ def violated(notes: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def standstill(notes: list[dict[str, Any]], cause_s: float | None) -> dict[str, Any]:
-    """When the tip came to rest for good after a stop, in control periods after its cause; None where it did not."""
+    """When the tip came to rest for good after a stop, in control periods after its cause.
+
+    Where it did not, `periods` is None and `watched_periods` how long it was looked at.
+    """
     ticks = [note for note in notes if note["kind"] == "tick" and note["t"] >= (cause_s or 0.0)]
     acts = [note["t"] for note in notes if note["kind"] == "act" and note["refused"] is None]
     halts = [note["t"] for note in notes if note["kind"] == "halt" and acts and note["t"] >= acts[-1]]
     moving = [k for k, note in enumerate(ticks) if note["speed"] >= AT_REST]
     if cause_s is None or not ticks or (moving and moving[-1] == len(ticks) - 1) or (moving and not halts):
-        return {"periods": None}
+        watched = (ticks[-1]["t"] - cause_s) * CTRL_HZ if ticks and cause_s is not None else 0.0
+        return {"periods": None, "watched_periods": watched}
     halting, braking, clock = 0.0, 0.0, 0.0
     if moving:
         last = ticks[moving[-1]]["t"]
@@ -268,11 +271,12 @@ def rows(done: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, 
     groups = {"a lost camera": CAMERA, "a lost policy": POLICY, "any stop": tuple(FAULTS)}
     for name, members in groups.items():
         stops = [each for each in done if each["kind"] in members and "periods" in each]
-        periods = [each["periods"] for each in stops if each["periods"] is not None]
         if not stops:
             continue
-        never = len(stops) - len(periods)
-        worst = max(periods, default=float("inf")) if not never else float("inf")
+        seen = [each for each in stops if each["periods"] is not None]
+        # One not seen at rest took at least as long as it was watched.
+        periods = [each["watched_periods"] if each["periods"] is None else each["periods"] for each in stops]
+        worst = max(periods)
         after = [each["after_last_command_s"] for each in stops if each.get("after_last_command_s") is not None]
         table.append(
             {
@@ -280,14 +284,15 @@ def rows(done: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, 
                 "value": round(worst, 3),
                 "unit": "control periods of 50 ms",
                 "bar": "<= 1" if members in (CAMERA, POLICY) else None,  # an arm pressed on something springs back
-                "met": worst <= 1 if members in (CAMERA, POLICY) else None,
+                "met": worst <= 1 and len(seen) == len(stops) if members in (CAMERA, POLICY) else None,
                 "n": len(stops),
                 "median": float(np.median(periods)),
                 "p99": float(np.percentile(periods, 99)),
-                "halt_worst": max(each["halt_periods"] for each in stops if each["periods"] is not None),
-                "by_the_clock_worst": max(each["clock_periods"] for each in stops if each["periods"] is not None),
+                "never_seen_at_rest": len(stops) - len(seen),
                 "above_the_bar": sum(each > 1 for each in periods),
-                "travelled_m_worst": max(each["travelled_m"] for each in stops if each["periods"] is not None),
+                "halt_worst": max((each["halt_periods"] for each in seen), default=None),
+                "by_the_clock_worst": max((each["clock_periods"] for each in seen), default=None),
+                "travelled_m_worst": max((each["travelled_m"] for each in seen), default=None),
                 "after_last_command_s_worst": max(after, default=None),
                 **common,
             }
@@ -297,9 +302,7 @@ def rows(done: list[dict[str, Any]], options: dict[str, Any]) -> list[dict[str, 
 
 def main() -> None:
     """Run what is missing and record; every finished episode is kept at once."""
-    options = OPTIONS | {key: json.loads(value) for key, value in (word.split("=") for word in sys.argv[1:])}
-    if unknown := set(options) - set(OPTIONS):
-        sys.exit(f"safety: options are {', '.join(OPTIONS)}; got {', '.join(sorted(unknown))}.")
+    options = read_options(OPTIONS)
     kept = FOLDER / f"episodes-speed{options['speed']:g}-steps{options['steps']}-seed{options['seed']}.jsonl"
     if options["fresh"]:
         kept.unlink(missing_ok=True)

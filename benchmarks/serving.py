@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import socket
 import subprocess
@@ -32,7 +31,7 @@ import numpy as np
 import torch
 import websockets
 
-from benchmarks.common import record
+from benchmarks.common import read_options, record
 from embodied.build import build
 from embodied.cli import compose
 from embodied.scorers import make_scorer
@@ -253,9 +252,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--abuse"]:
         print(asyncio.run(abuse(int(sys.argv[2]), time.monotonic() + float(sys.argv[3]))))
         return
-    options = OPTIONS | {
-        key: value if key == "parts" else json.loads(value) for key, value in (arg.split("=") for arg in sys.argv[1:])
-    }
+    options = read_options(OPTIONS)
     for part in options["parts"].split(","):
         table = {"rate": rate, "abuse": abused}[part](int(options["repeats"]), float(options["seconds"]))
         if options["record"]:

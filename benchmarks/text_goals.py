@@ -13,7 +13,6 @@ runs/benchmarks/text_goals and skipped when they are finished, so the script can
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import record, train
+from benchmarks.common import read_options, record, train
 from embodied.captions import Captions
 from embodied.paths import asset
 from rewards.metrics import wilson_interval
@@ -109,7 +108,7 @@ def _met(ratio: float | None, *, complete: bool) -> bool | None:
 
 def main() -> None:
     """Run what is missing, two at a time, recording after every run."""
-    jobs_at_once = int(dict(word.split("=") for word in sys.argv[1:]).get("jobs", 2))
+    jobs_at_once = read_options({"jobs": 2})["jobs"]
     own = [Job(env, None, seed) for seed in SEEDS for env in dict.fromkeys(env for env, _ in PAIRS)]
     text = [Job(env, goal, seed) for env, goal in PAIRS for seed in SEEDS]
     captions = [Captions.load(asset(scene) / "captions.yaml") for scene in SCENES]

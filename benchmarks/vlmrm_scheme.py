@@ -32,7 +32,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
-from benchmarks.common import record
+from benchmarks.common import read_options, record
 from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
 from embodied.envs.bridge import make
 from embodied.envs.classic import FixedCartPole
@@ -226,9 +226,7 @@ def main() -> None:
     use_two_cores()
     if sys.argv[1:2] == ["--child"]:
         return child(json.loads(sys.argv[2]))
-    options: dict[str, Any] = OPTIONS | {
-        key: value if key == "envs" else json.loads(value) for key, value in (arg.split("=") for arg in sys.argv[1:])
-    }
+    options = read_options(OPTIONS)
     table: list[dict[str, Any]] = []
     for env in options["envs"].split(","):
         results: dict[str, list[dict[str, Any]]] = {"theirs": [], "ours": []}

@@ -40,9 +40,9 @@ def make_recorded(end=None):
     return TimeLimit(Recorded(end=end), LIMIT)
 
 
-def scorers(tiny_clip):
+def scorers(tiny_clip, precision="fp32"):
     heads = {"probe": ProbeHead(), "shade": ShadeHead()}
-    encoder = OpenCLIPEncoder(tiny_clip, precision="fp32", device="cpu")
+    encoder = OpenCLIPEncoder(tiny_clip, precision=precision, device="cpu")
     goal = {"goal": "the drawer is open", "baseline": "a robot arm at a desk"}
     return {
         "remembering": Scorer(ProbeEncoder(), heads, WeightedSum({"probe": 2.0, "shade": -1.0}), PotentialShaping()),
