@@ -1,6 +1,6 @@
 """A simulated robot behind the driver's interface: our desk in another process, over a local socket, with faults.
 
-    python -m embodied.robots.simulated --address /tmp/robot.sock --log /tmp/robot.jsonl
+    python -m embodied.robots.simulated --address ./robot.sock --log robot.jsonl
 
 starts one by itself; `SimulatedRobot()` starts its own. With `speed` above 1 it is faster than real time: its physics,
 servo, cameras, dead-man timer, the delays of its faults and, through `SimulatedRobot.clock`, the environment's control

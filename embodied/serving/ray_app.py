@@ -63,9 +63,7 @@ def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requ
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
     except RuntimeError as error:
         stop()
-        raise UserError(
-            f"the replicas did not start: {error} Why is in Ray's logs, /tmp/ray/session_latest."
-        ) from error
+        raise UserError(f"the replicas did not start: {error} Why is in the logs of Ray's session.") from error
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 

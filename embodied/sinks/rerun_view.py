@@ -57,7 +57,7 @@ class Stream:
         self._clock_s: float | None = None
         self._views: tuple[str, ...] | None = None
         self._shown: dict[str, int] = {}
-        self._known: set[str] = set()  # what had a value in the last moment
+        self._known: set[tuple[str, ...]] = set()  # what had a value in the last moment
         self._index, self._goal = 0, None
 
     def add(self, watched: Watched) -> None:
@@ -77,10 +77,10 @@ class Stream:
                 to.log(f"observation.images.{view}", image)
         values = _scalars(watched)
         for path in self._known - values.keys():  # its curve ends here; else a line would span the gap
-            to.log(path, rr.Clear(recursive=False))
+            to.log(list(path), rr.Clear(recursive=False))
         self._known = set(values)
         for path, value in values.items():
-            to.log(path, rr.Scalars(value))
+            to.log(list(path), rr.Scalars(value))
         if watched.event:
             level = rr.TextLogLevel.WARN if watched.stale else rr.TextLogLevel.INFO
             to.log("events", rr.TextLog(watched.event, level=level))
@@ -162,22 +162,22 @@ def blueprint(rerun: Any, views: tuple[str, ...]) -> Any:
     )
 
 
-def _scalars(watched: Watched) -> dict[str, float]:
-    """Entity path -> value; what is not known is left out."""
-    values: dict[str, float | None] = {
-        "smoothed": watched.smoothed,
-        "success": watched.success,
-        "stale": watched.stale,
-        "age_ms": watched.age_s * 1000,
-        "model_hz": watched.model_hz,
-        "dropped": watched.dropped,
-        "latency_ms/total": None if watched.latency_s is None else watched.latency_s * 1000,
-        **{f"latency_ms/{name}": seconds * 1000 for name, seconds in watched.latencies_s.items()},
+def _scalars(watched: Watched) -> dict[tuple[str, ...], float]:
+    """Parts of an entity path (heads are named by anything, goals too) -> value; what is not known is left out."""
+    values: dict[tuple[str, ...], float | None] = {
+        ("smoothed",): watched.smoothed,
+        ("success",): watched.success,
+        ("stale",): watched.stale,
+        ("age_ms",): watched.age_s * 1000,
+        ("model_hz",): watched.model_hz,
+        ("dropped",): watched.dropped,
+        ("latency_ms", "total"): None if watched.latency_s is None else watched.latency_s * 1000,
+        **{("latency_ms", name): seconds * 1000 for name, seconds in watched.latencies_s.items()},
     }
     if watched.reading is not None:
-        values |= {f"reward/{name}": value for name, value in watched.reading.potentials.items()}
-        values |= {f"normalised/{name}": value for name, value in watched.normalised.items()}
-        values |= {"reward/combined": watched.reading.combined, "reward/step": watched.reading.reward}
+        values |= {("reward", name): value for name, value in watched.reading.potentials.items()}
+        values |= {("normalised", name): value for name, value in watched.normalised.items()}
+        values |= {("reward", "combined"): watched.reading.combined, ("reward", "step"): watched.reading.reward}
     return {path: float(value) for path, value in values.items() if value is not None}
 
 
