@@ -1,6 +1,9 @@
 """Run-time checks of array shapes and types, and fixtures that many tests share."""
 
+import contextlib
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -53,3 +56,21 @@ def save_open_clip(folder: Path, config: dict) -> str:
 def tiny_clip(tmp_path_factory) -> str:
     """The name of a tiny open_clip model of random weights in a local folder; reads 32 px images, D = 32."""
     return save_open_clip(tmp_path_factory.mktemp("tiny_clip"), TINY_CLIP)
+
+
+@pytest.fixture
+def size_limit():
+    """A file size that this process cannot pass: writing fails as on a full disk."""
+
+    @contextlib.contextmanager
+    def limit(size):
+        former = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, former)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    return limit

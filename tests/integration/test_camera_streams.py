@@ -17,18 +17,12 @@ from embodied.cameras import CameraError, Source, live, open_source, streams
 from embodied.cameras.streams import StreamDriver
 from embodied.datasets import Writer
 from embodied.errors import UserError
-from tests.camera_events import events, kinds
+from tests.cameras import events, kinds
 from tests.mjpeg_server import MjpegServer, damaged, jpeg, number_of, picture
 from tests.rtsp_server import RtspServer
+from tests.waiting import until
 
 DEADLINE_S = 30.0
-
-
-def until(condition):
-    end = time.monotonic() + DEADLINE_S
-    while not (found := condition()):
-        assert time.monotonic() < end, "waited too long"
-    return found
 
 
 def fresh(source: Source, view="main"):

@@ -139,7 +139,7 @@ def test_unlabelled_demonstrations_are_refused_or_taken_for_successes(judge, tmp
 
 
 def test_a_killed_judgement_leaves_no_report(judge, tmp_path, monkeypatch):
-    from embodied import judge_report
+    from embodied.judging import report as judge_report
 
     def stop(*args):
         raise KeyboardInterrupt

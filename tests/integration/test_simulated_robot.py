@@ -18,6 +18,7 @@ from embodied.robots.env import RobotEnv
 from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot, end, start
 from embodied.robots.watchdog import MaxAge
 from embodied.robots.wire import Faults, packed
+from tests.waiting import until
 
 AGES = MaxAge(camera_s=0.7, frozen_s=0.7, observation_s=0.6, policy_s=0.5)  # patient: this machine may be busy
 FORWARD = np.array([0.4, 0.0, 0.3, 0.5])
@@ -61,13 +62,6 @@ def env(robot):
     env = RobotEnv(robot, LIMITS, absolute=ABSOLUTE, max_age=AGES, reset=lambda env: robot.arrange(1))
     yield env
     env.close()
-
-
-def until(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.005)
 
 
 def run(env, steps=400, action=FORWARD):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from embodied.judge_figures import Case, Figure, Sheet
-from embodied.judging import (
+from embodied.judging.figures import Case, Figure, Sheet
+from embodied.judging.judgement import (
     Division,
     controls,
     cut,
@@ -22,7 +22,7 @@ from embodied.judging import (
     reversed_film,
     to_json,
 )
-from embodied.verdicts import verdict
+from embodied.judging.verdicts import verdict
 from rewards.combine import WeightedSum
 from rewards.core import Episode, Features, Scorer
 from rewards.shaping import PotentialShaping
