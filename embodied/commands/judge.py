@@ -33,11 +33,11 @@ from embodied.datasets import Dataset, encode
 from embodied.envs import WORLDS, world_id
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.judge_figures import GROUPS, Case, Division
-from embodied.judge_report import table, write_judgement
-from embodied.judging import Judged, controls, divide, films, judge, to_json
+from embodied.judging.figures import GROUPS, Case, Division
+from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
+from embodied.judging.report import table, write_judgement
+from embodied.judging.verdicts import verdict
 from embodied.scorers import COMPOSED, make_scorer, reward_name
-from embodied.verdicts import verdict
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied.judge_figures import GROUPS, Canary, Case, Division, Figure, Sheet
+from embodied.judging.figures import GROUPS, Canary, Case, Division, Figure, Sheet
 from rewards.audit import Reliability
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Scorer

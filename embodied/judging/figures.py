@@ -1,4 +1,4 @@
-"""The figures of one reward, from what it said of episodes and canaries; `embodied.judging` defines them."""
+"""The figures of one reward, from what it said of episodes and canaries; `embodied.judging.judgement` defines them."""
 
 from __future__ import annotations
 

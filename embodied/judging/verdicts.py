@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from embodied.judging import Judged
+from embodied.judging.judgement import Judged
 
 
 @dataclass(frozen=True, kw_only=True)

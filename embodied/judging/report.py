@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from embodied.charts import number
-from embodied.judge_charts import Curve, dot_rows, film, legend, panel
-from embodied.judge_figures import CANARIES, GROUPS, Canary, Case, Division, Figure
-from embodied.judging import Judged
+from embodied.judging.charts import Curve, dot_rows, film, legend, panel
+from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, Figure
+from embodied.judging.judgement import Judged
+from embodied.judging.verdicts import Rules, Verdict
 from embodied.report import card, config_card, facts_table, write_page
-from embodied.verdicts import Rules, Verdict
 
 Frames = Callable[[int], np.ndarray]  # episode -> (T, H, W, 3) uint8
 COLOURS = {"success": 3, "near miss": 2, "failure": 4, "random": 6}
