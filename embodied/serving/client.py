@@ -127,9 +127,11 @@ class RemoteStream:
         return Reading(episode, int(answer["row"]), potentials, float(answer["combined"]), reward)
 
     def restart(self) -> None:
-        """The next moment begins a new episode; so it does anyway where the server is away."""
-        with contextlib.suppress(ServerLostError):
+        """The next moment begins a new episode, in a new session where the server is away or too busy to say so."""
+        try:
             self._ask({"type": "restart"}, "restarted")
+        except ServerLostError:
+            self._drop()
 
     def set_goal(self, text: str) -> dict[str, np.ndarray]:
         """Go on with another goal, in later sessions too; nothing is encoded again.

@@ -207,10 +207,10 @@ class Session:
         return await self._service.on_heads(push_each, stream, rows, images)
 
     def _keep(self, stream: SessionStream, pixels: int) -> None:
-        """Count the images that heads will be shown again, which are kept until the episode ends."""
+        """Count the images that heads will be shown again, which are then kept until the episode ends."""
         most = self._service.limits.episode_pixels
         kept = pixels + (self._kept[1] if self._kept[0] == stream.episode else 0)
-        if stream.scorer.frames_read == "all":
+        if stream.scorer.frames_read == "all" and not stream.scorer.advances:
             if kept > most:
                 raise protocol.too_large("pixels in one episode; send restart", most, kept)
             self._kept = (stream.episode, kept)
