@@ -36,7 +36,9 @@ from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messag
 TICK_S = 0.01  # of the servo
 SERVO_SPEED = 0.5  # m/s along each axis: a tick or a target that comes late is not made up for by a jump
 REACH_S = 0.05  # a target is reached so long after it came: one control period
-STILL, BRAKE_TICKS = 0.1, 3  # rad/s; a joint that is slower is held where it was sent
+BRAKE_NM = 60.0  # what a joint's brake holds
+BRAKE_SOLREF, BRAKE_SOLIMP = (0.01, 1.0), (0.99, 0.999)  # MuJoCo's friction creeps unless it is as stiff as it can be
+STILL, BRAKE_TICKS = 0.1, 6  # rad/s; a joint that is slower is held where it was sent
 FINGERS_STILL = 0.005  # m/s
 STATE_TICKS = 2  # a measurement each
 LAST_WORDS = 20  # reads
@@ -44,28 +46,35 @@ BACKLOG = 2**20  # bytes not yet taken by the other side, above which frames are
 
 
 class _Arm(Desk):
-    """The desk, stepped by the servo's tick; its brake holds the joints, not the tip."""
+    """The desk, stepped by the servo's tick; its brakes, friction as in a real arm's, hold the joints, not the tip."""
 
     ctrl_dt = TICK_S
     braked, _braking = False, 0
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.model.dof_solref[self._arm_dof] = BRAKE_SOLREF
+        self.model.dof_solimp[self._arm_dof, :2] = BRAKE_SOLIMP
 
     def brake(self) -> None:
         """Bring every joint to rest and hold it there. Fingers that hold something go on holding it."""
         self.settle()
         if abs(self.data.joint("finger_left").qvel[0]) > FINGERS_STILL:
             self.data.ctrl[7] = self.opening
+        self.model.dof_frictionloss[self._arm_dof] = BRAKE_NM
         self.braked, self._braking = True, BRAKE_TICKS
 
     def go(self) -> None:
         """Follow actions again, from here."""
         if self.braked:
             self.settle()
+        self.model.dof_frictionloss[self._arm_dof] = 0.0
         self.braked = False
 
     def _apply(self, action: np.ndarray) -> None:
         if not self.braked:
             super()._apply(action)
-        elif self._braking:  # the servo's damping works alone: its spring is drawn to where a moving joint is
+        elif self._braking:  # the servo's spring is drawn to where a moving joint is, lest it work against the brake
             moving = np.abs(self.data.qvel[self._arm_dof]) > STILL
             self.data.ctrl[:7] = np.where(moving, self.data.qpos[self._arm], self.data.ctrl[:7])
             self._braking -= 1
