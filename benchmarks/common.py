@@ -84,14 +84,14 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
     ]
 
 
-def train(folder: Path, settings: Sequence[str]) -> dict[str, Any]:
-    """The last evaluation of `embodied train` with these settings; trained now, on one thread, unless it was before."""
+def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict[str, Any]:
+    """The last evaluation of `embodied VERB` with these settings; run now, on one thread, unless it was before."""
     if (done := trained(folder)) is not None:
         return done
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:
-        command = [sys.executable, "-m", "embodied.cli", "train", *settings, f"run={folder}"]
+        command = [sys.executable, "-m", "embodied.cli", verb, *settings, f"run={folder}"]
         subprocess.run(command, check=True, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1"})
     result = trained(folder)
     assert result is not None, f"{folder} must be finished"

@@ -9,6 +9,9 @@ another fault happens for three seconds: no pictures, connection gone, another s
 Memory is that of its process, after the first tenth. A gap is marked if a stale line came within it and no line that
 claims to be fresh was captured in it.
 
+Growth: what a reading costs of rewards that read the past, late in a long episode against early in it; scored whole
+at each row, as they are offline, it would cost `whole_ms`. Rows are noise, which cost what pictures' features do.
+
     python -m benchmarks.live                                  # quiet machine; 10 minutes, then an hour
     python -m benchmarks.live parts=latency minutes=1 record=false
     python -m benchmarks.live parts=endurance minutes=60       # may run beside other work
@@ -36,17 +39,26 @@ from benchmarks.clock_camera import read_stamp
 from benchmarks.common import read_options, record
 from benchmarks.measure import tree_memory
 from embodied.cameras import open_source
+from embodied.streaming import EpisodeStream
 from embodied.watching.live_scoring import LocalScoring
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.watched import Watched
 from rewards.clip_goal import clip_scorer
-from rewards.encoders import OpenCLIPEncoder
+from rewards.combine import WeightedSum
+from rewards.core import Episode, Features, Head, Scorer
+from rewards.demonstration import Demonstration
+from rewards.encoders import OpenCLIPEncoder, embedded_encoder
+from rewards.hop_model import Recipe
+from rewards.process import ProcessReward
+from rewards.rapl import RAPL
+from rewards.shaping import PotentialShaping
 
 MODEL, SIZE = "ViT-B-32", 224
-OPTIONS: dict[str, Any] = {"parts": "latency,endurance", "minutes": 0.0, "record": True}
-MINUTES = {"latency": 10.0, "endurance": 60.0}
+OPTIONS: dict[str, Any] = {"parts": "latency,growth,endurance", "minutes": 0.0, "record": True}
+MINUTES = {"latency": 10.0, "growth": 0.0, "endurance": 60.0}
 SLACK_S = 1.0  # of a fault's ends, for pictures on their way and the age at which one counts as stale
 GAPS = ("stall", "gone", "broken", "empty")
+ROWS = 10_000  # five and a half minutes at 30 Hz
 GROWTH_BAR, WARM = 0.02, 0.1
 
 
@@ -149,6 +161,58 @@ def latency(minutes: float) -> list[dict[str, Any]]:
     ]
 
 
+# Growth -------------------------------------------------------------------------------------------------
+
+
+def growth(_: float) -> list[dict[str, Any]]:
+    """The cost of a reading in an episode of `ROWS` rows."""
+    torch.set_num_threads(1)
+    encoder = embedded_encoder()
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(ROWS, encoder.dim)).astype(np.float32)
+    noise /= np.linalg.norm(noise, axis=1, keepdims=True)
+    demos = [
+        Episode(
+            features=Features(views={"main": torch.from_numpy(noise[k * 50 : (k + 1) * 50])[None]}),
+            instruction="open it",
+            success=True,
+        )
+        for k in range(5)
+    ]
+    heads: dict[str, Head] = {
+        "process": ProcessReward.fit(demos, encoder=encoder, recipe=Recipe(steps=5)),
+        "demonstration": Demonstration.fit(demos, sequenced=True),
+        "rapl": RAPL.fit(demos),
+    }
+    table = []
+    for name, head in heads.items():
+        scorer = Scorer(encoder, {name: head}, WeightedSum(), PotentialShaping(kind="difference"))
+        stream, seconds = EpisodeStream(scorer), []
+        for row in noise:
+            start = time.perf_counter()
+            stream.push(row)
+            seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            scorer.potentials(Features(views={"main": torch.from_numpy(noise)[None]}))
+        whole = time.perf_counter() - start
+        early, late = (float(np.median(part)) * 1e3 for part in (seconds[100:600], seconds[-500:]))
+        table.append(
+            {
+                "claim": f"{name}: a reading after {ROWS:,} rows of an episode against one after 100",
+                "value": late / early,
+                "unit": "ratio",
+                "bar": "<= 1.1",
+                "met": late <= 1.1 * early,
+                "n": 500,
+                "early_ms": early,
+                "late_ms": late,
+                "whole_ms": whole * 1e3,
+            }
+        )
+    return table
+
+
 # Endurance ----------------------------------------------------------------------------------------------
 
 
@@ -234,7 +298,9 @@ def main() -> None:
     """Measure what is asked for, each part into a file of its own."""
     options = read_options(OPTIONS)
     for part in options["parts"].split(","):
-        table = {"latency": latency, "endurance": endurance}[part](float(options["minutes"]) or MINUTES[part])
+        table = {"latency": latency, "growth": growth, "endurance": endurance}[part](
+            float(options["minutes"]) or MINUTES[part]
+        )
         if options["record"]:
             record(f"live_{part}", table)
         for row in table:
