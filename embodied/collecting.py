@@ -14,7 +14,7 @@ from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from embodied import runs
+from embodied import checkpoints, runs
 from embodied.datasets import Dataset, Writer
 from embodied.envs import WORLDS
 from embodied.envs.desk import Desk
@@ -367,4 +367,4 @@ def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
     trained = OmegaConf.load(folder / "config.yaml")
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
-    return changed, runs.load_policy(folder)  # pyright: ignore[reportReturnType]
+    return changed, checkpoints.load_policy(folder)  # pyright: ignore[reportReturnType]

@@ -15,12 +15,12 @@ import torch
 from omegaconf import DictConfig
 from tqdm import tqdm
 
-from embodied import evaluation, files, runs
+from embodied import checkpoints, evaluation, files, runs
 from embodied.build import build
-from embodied.commands.train import saved_config, told
+from embodied.commands.train import told
 from embodied.errors import UserError
 from embodied.report import write_report
-from embodied.scorers import make_scorer
+from embodied.scorers import kept, make_scorer
 from embodied.worlds import env_maker, make_venv, reward_cameras
 
 
@@ -30,10 +30,11 @@ def run(config: DictConfig) -> None:
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    trained = saved_config(folder)
+    trained = runs.saved_config(folder, "train")
+    kept(trained.reward, folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
-    runs.load_constraints(checkpoint, scorer)
+    checkpoints.load_constraints(checkpoint, scorer)
     count = min(config.num_worlds, config.episodes)
     venv = make_venv(trained, scorer, num_worlds=count, workers=0, seed=config.seed)
     env = env_maker(trained)()
@@ -41,7 +42,7 @@ def run(config: DictConfig) -> None:
         if "buffer_size" in trained.policy:
             trained.policy.buffer_size = count  # nothing is learned here
         model = build(trained.policy, venv=venv, seed=config.seed, device=config.device)
-        runs.load_parameters(checkpoint, model)
+        checkpoints.load_parameters(checkpoint, model)
         with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
             result = evaluation.evaluate(model, venv, config.episodes, seed=config.seed, scorer=scorer, tick=bar.update)
         seen = {"scorer": scorer, "cameras": reward_cameras(trained)}

@@ -23,6 +23,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tqdm import tqdm
 
-from embodied import cli, evaluation, files, runs
+from embodied import evaluation, runs
 from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import Dataset, encode
@@ -77,54 +78,37 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
         make: makes the world; called once for a robot (anything with `pause`), twice for a world of which there can
             be two: the other one is for evaluation.
     """
-    folder, checkpoint = None, None
-    if config.resume:
-        folder, config = _resumed(config)
-        checkpoint = files.latest_checkpoint(folder)
-    elif config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
-    _check(config)
-    torch.set_num_threads(config.threads)
-    encoder = build(config.encoder)
-    env = make()
-    log: Logger | None = None
-    try:
-        practice, imitation, heads = _built(config, env, encoder, folder)
-        if folder is None:  # nothing is written before everything could be built
-            folder = _made_folder(config)
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), "utf-8")
+    with runs.Run(config, "practise") as run, ExitStack() as opened:
+        config = run.config
+        _check(config)
+        torch.set_num_threads(config.threads)
+        encoder = build(config.encoder)
+        env = make()
+        opened.callback(env.close)
+        practice, imitation, heads = _built(config, env, encoder, run.folder)
+        folder = run.begin("success")
+        if run.checkpoint is None:
             for name, head in heads.items():
                 if isinstance(head, SuccessClassifier):
                     head.save(folder / "fitted" / name, encoder)
-            runs.write_run(folder, verb="practise", seed=config.seed, command=sys.argv, **runs.facts())
-        runs.write_run(folder, status="running")
-        log = runs.logger(folder, steps=None if checkpoint is None else int(checkpoint.name))
+        log = runs.logger(folder, steps=run.done)
+        opened.callback(log.close)
         practice.model.set_logger(log)
         practice.reset(seed=config.seed)
-        if checkpoint is None:
+        if run.checkpoint is None:
             with tqdm(total=config.pretrain_updates, desc="demonstrations", unit="update", leave=False) as bar:
                 update(practice.model, imitation, config.pretrain_updates, tick=bar.update)
             practice.tally.updates = config.pretrain_updates
             _evaluate(config, folder, practice, make)
             save_practice(folder, practice)
         else:
-            if not load_practice(checkpoint, practice):
+            if not load_practice(run.checkpoint, practice):
                 print("This world cannot save its state: practice goes on from a reset.", file=sys.stderr)
             _drop_lines(folder / "attempts.jsonl", practice.tally.steps)
         _loop(config, folder, practice, imitation, make, log)
         summary = _evaluate(config, folder, practice, make, final=True)
-        runs.write_run(folder, status="finished", steps=practice.tally.steps, tally=vars(practice.tally))
+        run.finish(steps=practice.tally.steps, tally=vars(practice.tally))
         print(f"{told(summary, practice.tally)} Report: {write_report(folder)}")
-    except BaseException as error:
-        if folder is not None:
-            runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            if files.latest_checkpoint(folder) is not None:
-                print(f"Go on with: embodied practise run={folder} resume=true", file=sys.stderr)
-        raise
-    finally:
-        if log is not None:
-            log.close()
-        env.close()
 
 
 # Building -----------------------------------------------------------------------------------------------
@@ -278,30 +262,6 @@ def _learner(config: DictConfig, env: gymnasium.Env, demos: list[Demo]) -> tuple
     )
     narrow(model)
     return model, Imitation(model, shown, weight=config.imitation, batch_size=model.batch_size), standard
-
-
-def _made_folder(config: DictConfig) -> Path:
-    if config.run:
-        Path(config.run).mkdir(parents=True)
-        return Path(config.run)
-    name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-    return runs.new_folder(runs.ROOT / "practise", name, "success", config.seed)
-
-
-def _resumed(config: DictConfig) -> tuple[Path, DictConfig]:
-    """The folder to go on in, and the config it was started with; `steps`, where given, is the new number of them."""
-    folder = runs.find(config.run or "latest", runs.ROOT / "practise")
-    checkpoint = files.latest_checkpoint(folder)
-    if checkpoint is None:
-        raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
-    old = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(old, DictConfig)
-    if cli.given(config, "steps") and config.steps != old.steps:
-        if config.steps < int(checkpoint.name):
-            raise UserError(f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}.")
-        old.steps = config.steps
-        write_text(folder / "config.yaml", OmegaConf.to_yaml(old))
-    return folder, old
 
 
 # Practising ---------------------------------------------------------------------------------------------

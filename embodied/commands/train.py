@@ -14,21 +14,19 @@ the number it was started with.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Logger
 from tqdm import tqdm
 
-from embodied import cli, evaluation, files, runs
+from embodied import checkpoints, evaluation, runs
 from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
-from embodied.errors import UserError
-from embodied.files import write_text
 from embodied.labeller import Labeller
 from embodied.report import write_report
 from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
@@ -38,109 +36,42 @@ from rewards.core import Scorer
 
 def run(config: DictConfig) -> None:
     """Train, evaluate, report."""
-    folder, checkpoint = None, None
-    if config.resume:
-        folder, config = resumed(config)
-        checkpoint = files.latest_checkpoint(folder)
-    elif config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
-    torch.set_num_threads(config.threads)
-    scorer = make_scorer(config)
-    venv = make_venv(config, scorer, num_worlds=config.num_worlds, workers=config.workers, seed=config.seed)
-    labeller: Labeller | None = None
-    if scorer is not None:
-        labeller = Labeller(scorer, batch_size=config.encode_batch, encode_threads=config.encode_threads)
-    progress: Progress | None = None
-    log: Logger | None = None
-    try:
+    with runs.Run(config, "train") as run, ExitStack() as opened:
+        config = run.config
+        if run.folder is not None:
+            kept(config.reward, run.folder)
+        torch.set_num_threads(config.threads)
+        scorer = make_scorer(config)
+        venv = make_venv(config, scorer, num_worlds=config.num_worlds, workers=config.workers, seed=config.seed)
+        opened.callback(venv.close)
+        labeller: Labeller | None = None
+        if scorer is not None:
+            labeller = Labeller(scorer, batch_size=config.encode_batch, encode_threads=config.encode_threads)
+            opened.callback(labeller.close)
         model: BaseAlgorithm = build(config.policy, venv=venv, seed=config.seed, device=config.device)
-        if folder is None:  # nothing is written before everything could be built
-            folder = made_folder(config)
-            save_config(folder, config)
-            if scorer is not None:
-                keep_fitted(scorer, config.reward, folder)
-            runs.write_run(folder, verb="train", seed=config.seed, command=sys.argv, **runs.facts())
-        runs.write_run(folder, status="running")
-        done = int(checkpoint.name) if checkpoint is not None else None
-        log = runs.logger(folder, steps=done)
+        folder = run.begin(reward_name(config.reward))
+        if scorer is not None and run.checkpoint is None:
+            keep_fitted(scorer, config.reward, folder)
+        log = runs.logger(folder, steps=run.done)
+        opened.callback(log.close)
         model.set_logger(log)
-        if checkpoint is not None and not runs.load_checkpoint(checkpoint, model, labeller):
+        if run.checkpoint is not None and not checkpoints.load_checkpoint(run.checkpoint, model, labeller):
             print("This world cannot save its state: its episodes begin anew.", file=sys.stderr)
         progress = Progress(config, folder, scorer, labeller)
+        opened.callback(progress.close)
         callbacks: list[BaseCallback] = [progress] if labeller is None else [labeller, progress]
         if config.steps > model.num_timesteps:
             # log_interval: Progress decides when to log, after the labels are there
             model.learn(
                 config.steps - model.num_timesteps,
                 callback=callbacks,
-                reset_num_timesteps=checkpoint is None,
+                reset_num_timesteps=run.checkpoint is None,
                 log_interval=None,  # pyright: ignore[reportArgumentType]
             )
         summary = finish(config, folder, model, scorer)
         warned = labeller.watch.messages if labeller is not None else []
-        runs.write_run(folder, status="finished", warnings=warned, steps=model.num_timesteps)
+        run.finish(warnings=warned, steps=model.num_timesteps)
         print(f"{told(summary)}. Report: {write_report(folder)}")
-    except BaseException as error:
-        if folder is not None:
-            runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-            if files.latest_checkpoint(folder) is not None:
-                print(f"Go on with: embodied train run={folder} resume=true", file=sys.stderr)
-        raise
-    finally:
-        if progress is not None:
-            progress.close()
-        if log is not None:
-            log.close()
-        if labeller is not None:
-            labeller.close()
-        venv.close()
-
-
-def resumed(config: DictConfig) -> tuple[Path, DictConfig]:
-    """The folder to go on in, and the config it was started with; `steps`, where given, is the new number of them.
-
-    Raises:
-        UserError: there is no such run, it has no checkpoint, or it is beyond the steps given.
-    """
-    folder = runs.find(config.run or "latest", runs.ROOT / "train")
-    checkpoint = files.latest_checkpoint(folder)
-    if checkpoint is None:
-        raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
-    old = saved_config(folder)
-    if cli.given(config, "steps") and config.steps != old.steps:
-        if config.steps < int(checkpoint.name):
-            raise UserError(f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}.")
-        old.steps = config.steps
-        save_config(folder, old)
-    return folder, old
-
-
-def saved_config(folder: Path) -> DictConfig:
-    """The config a run was started with, with what was fitted for it; settings that came later have their defaults."""
-    saved, defaults = OmegaConf.load(folder / "config.yaml"), cli.compose("train", [])
-    assert isinstance(saved, DictConfig)
-    for key, default in defaults.items():
-        if key not in saved:
-            saved[key] = default
-    for key, default in defaults.env.items():
-        if key not in saved.env:
-            saved.env[key] = default
-    kept(saved.reward, folder)
-    return saved
-
-
-def save_config(folder: Path, config: DictConfig) -> None:
-    """Write config.yaml, whole or not at all."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
-
-
-def made_folder(config: DictConfig) -> Path:
-    """The run folder, new."""
-    if config.run:
-        Path(config.run).mkdir(parents=True)
-        return Path(config.run)
-    name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-    return runs.new_folder(runs.ROOT / "train", name, reward_name(config.reward), config.seed)
 
 
 def finish(config: DictConfig, folder: Path, model: BaseAlgorithm, scorer: Scorer | None) -> dict[str, Any]:
@@ -210,7 +141,7 @@ class Progress(BaseCallback):
         if self._due("evaluate"):
             self._evaluate()
         if self._due("checkpoint"):
-            runs.save_checkpoint(self._folder, self.model, self._labeller)
+            checkpoints.save_checkpoint(self._folder, self.model, self._labeller)
 
     def _on_rollout_end(self) -> None:
         model = self.model
@@ -226,7 +157,7 @@ class Progress(BaseCallback):
         self._bar.set_postfix_str(", ".join([*(f"{key} {value}" for key, value in shown.items()), self._evaluated]))
 
     def _on_training_end(self) -> None:
-        runs.save_checkpoint(self._folder, self.model, self._labeller)
+        checkpoints.save_checkpoint(self._folder, self.model, self._labeller)
         self.close()
 
     def _evaluate(self) -> None:

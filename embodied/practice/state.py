@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file, save_file
 
-from embodied import runs
+from embodied.checkpoints import load_parameters
 from embodied.files import write_checkpoint
 from embodied.practice.loop import Practice, Tally
 from policies.demonstrations import SymmetricReplay
@@ -53,7 +53,7 @@ def load_practice(checkpoint: Path, practice: Practice) -> bool:
         Whether the world could go on exactly from there.
     """
     model = practice.model
-    runs.load_parameters(checkpoint, model)
+    load_parameters(checkpoint, model)
     tensors = load_file(checkpoint / "state.safetensors")
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))
     replay = _replay(practice)

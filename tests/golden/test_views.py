@@ -5,7 +5,7 @@ import pytest
 import torch
 from stable_baselines3 import SAC
 
-from embodied import evaluation, runs
+from embodied import checkpoints, evaluation, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import WorldError
 from embodied.envs.wrappers import ScoredEnv
@@ -121,9 +121,9 @@ def test_a_checkpoint_in_the_middle_of_an_episode_keeps_its_images(read, tmp_pat
         model, labeller = learner(venv), Labeller(scorer, batch_size=5)
         model.set_logger(runs.Logger(None, []))
         if checkpoint is not None:
-            assert runs.load_checkpoint(checkpoint, model, labeller)
+            assert checkpoints.load_checkpoint(checkpoint, model, labeller)
         model.learn(steps, callback=labeller, log_interval=None, reset_num_timesteps=checkpoint is None)
-        saved = runs.save_checkpoint(folder, model, labeller) if folder else None
+        saved = checkpoints.save_checkpoint(folder, model, labeller) if folder else None
         labeller.close()
         venv.close()
         return model, saved, labeller

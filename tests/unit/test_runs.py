@@ -10,7 +10,7 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
-from embodied import files, runs
+from embodied import checkpoints, files, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.labeller import Labeller
@@ -69,12 +69,12 @@ def test_a_checkpoint_goes_on_to_the_same_curve(setup, tmp_path, kwargs, first):
 
     half, half_labeller = setup(**kwargs)
     learn(half, half_labeller, first)
-    checkpoint = runs.save_checkpoint(tmp_path, half, half_labeller)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, half_labeller)
     np.random.rand(7), torch.rand(7), half.action_space.sample()
 
     resumed, resumed_labeller = setup(**kwargs)
     resumed.set_logger(runs.Logger(None, []))
-    assert runs.load_checkpoint(checkpoint, resumed, resumed_labeller)
+    assert checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
     assert resumed.num_timesteps == first
     learn(resumed, resumed_labeller, 128 - first, reset=False)
 
@@ -87,11 +87,13 @@ def test_a_checkpoint_goes_on_to_the_same_curve(setup, tmp_path, kwargs, first):
     if "combine" in kwargs:
         learned = labeller.scorer.combine.multipliers["probe"]
         assert learned != 0.5
-        runs.load_constraints(runs.save_checkpoint(tmp_path, resumed, resumed_labeller), half_labeller.scorer)
+        checkpoints.load_constraints(
+            checkpoints.save_checkpoint(tmp_path, resumed, resumed_labeller), half_labeller.scorer
+        )
         assert half_labeller.scorer.combine.multipliers == {"probe": learned}
     if getattr(straight, "replay_buffer", None) is not None:
-        for name, array in runs._replay_fields(straight.replay_buffer).items():
-            np.testing.assert_array_equal(array, runs._replay_fields(resumed.replay_buffer)[name], err_msg=name)
+        for name, array in checkpoints._replay_fields(straight.replay_buffer).items():
+            np.testing.assert_array_equal(array, checkpoints._replay_fields(resumed.replay_buffer)[name], err_msg=name)
         np.testing.assert_array_equal(labeller.memory.rows, resumed_labeller.memory.rows)
         labeller.relabel(labeller.scorer)
         resumed_labeller.relabel(resumed_labeller.scorer)
@@ -102,11 +104,11 @@ def test_without_its_random_state_the_curve_would_differ(setup, tmp_path):
     """Negative control: the comparison above can fail."""
     half, labeller = setup()
     learn(half, labeller, 32)
-    checkpoint = runs.save_checkpoint(tmp_path, half, labeller)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, labeller)
     learn(half, labeller, 96, reset=False)
     resumed, resumed_labeller = setup()
     resumed.set_logger(runs.Logger(None, []))
-    runs.load_checkpoint(checkpoint, resumed, resumed_labeller)
+    checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
     np.random.rand(1)
     learn(resumed, resumed_labeller, 96, reset=False)
     one, two = parameters(half), parameters(resumed)
@@ -120,10 +122,10 @@ def test_worlds_that_cannot_tell_their_state_begin_new_episodes(setup, tmp_path,
     monkeypatch.setattr("tests.probes.ProbeWorld.get_state", get_state)
     half, labeller = setup()
     learn(half, labeller, 40)
-    checkpoint = runs.save_checkpoint(tmp_path, half, labeller)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, labeller)
     resumed, resumed_labeller = setup()
     resumed.set_logger(runs.Logger(None, []))
-    assert not runs.load_checkpoint(checkpoint, resumed, resumed_labeller)
+    assert not checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
     learn(resumed, resumed_labeller, 40, reset=False)
     assert resumed.num_timesteps == 80
 
@@ -133,7 +135,7 @@ def test_the_newest_checkpoints_are_kept(setup, tmp_path):
     learn(model, labeller, 8)
     for steps in (8, 16, 24):
         model.num_timesteps = steps
-        runs.save_checkpoint(tmp_path, model, labeller)
+        checkpoints.save_checkpoint(tmp_path, model, labeller)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["0000000016", "0000000024"]
     assert files.latest_checkpoint(tmp_path).name == names[-1]
@@ -142,7 +144,7 @@ def test_the_newest_checkpoints_are_kept(setup, tmp_path):
 def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
     model, labeller = setup()
     learn(model, labeller, 40)
-    former = runs.save_checkpoint(tmp_path, model, labeller)
+    former = checkpoints.save_checkpoint(tmp_path, model, labeller)
     before = {file.name: file.read_bytes() for file in former.iterdir()}
     learn(model, labeller, 8, reset=False)
     limit, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -150,7 +152,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
         try:
             with pytest.raises(UserError, match=r"0000000040 is whole; go on from it with resume=true"):
-                runs.save_checkpoint(tmp_path, model, labeller)
+                checkpoints.save_checkpoint(tmp_path, model, labeller)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     signal.signal(signal.SIGXFSZ, ignore)
@@ -162,7 +164,7 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
 def test_parameters_load_without_unpickling(setup, tmp_path, monkeypatch):
     model, labeller = setup()
     learn(model, labeller, 40)
-    checkpoint = runs.save_checkpoint(tmp_path, model, labeller)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, model, labeller)
     other, _ = setup()
 
     def refuse(*args, **kwargs):
@@ -170,7 +172,7 @@ def test_parameters_load_without_unpickling(setup, tmp_path, monkeypatch):
 
     monkeypatch.setattr("cloudpickle.loads", refuse)
     monkeypatch.setattr("pickle.loads", refuse)
-    runs.load_parameters(checkpoint, other)
+    checkpoints.load_parameters(checkpoint, other)
     for name, value in parameters(model).items():
         np.testing.assert_array_equal(value, parameters(other)[name])
     assert other.log_ent_coef.item() == model.log_ent_coef.item() != 0
