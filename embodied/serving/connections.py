@@ -151,6 +151,7 @@ class Server(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=math.ceil(limits.drain_s),
             access_log=False,
+            log_config=None,  # uvicorn's own closes every handler of the process it runs in
             log_level=log_level,
             proxy_headers=False,
             server_header=False,

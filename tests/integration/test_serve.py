@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import socket
@@ -470,6 +471,23 @@ def test_a_port_that_is_taken_is_said(shared):
 
     with pytest.raises(UserError, match=f"port {shared.port}"):
         serve.run(cli.compose("serve", ["reward.goal=x", f"port={shared.port}"]))
+
+
+def test_a_server_leaves_the_log_of_its_process_alone():
+    closed = []
+
+    class Handler(logging.Handler):
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    handler = Handler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with serving():
+            assert not closed
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 def test_serve_as_its_user_would(tmp_path, tiny_clip):
