@@ -122,6 +122,8 @@ def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller |
     model.ep_success_buffer = deque(values["successes"], maxlen=model._stats_window_size)
     model.logger.name_to_value.update(values["logged"])
     model.logger.name_to_count.update(values["counted"])
+    for name in values["logged"]:  # which SB3 would miss where nothing more is recorded before the next row
+        model.logger.name_to_excluded[name] = tuple(values.get("excluded", {}).get(name, ("",)))
     replay = getattr(model, "replay_buffer", None)
     if replay is not None:
         _load_replay(replay, tensors, values["replay"])
@@ -173,6 +175,7 @@ def _collect(model: BaseAlgorithm, labeller: Labeller | None) -> tuple[dict[str,
         "successes": [float(value) for value in model.ep_success_buffer or ()],
         "logged": {name: float(value) for name, value in model.logger.name_to_value.items()},
         "counted": dict(model.logger.name_to_count),
+        "excluded": {name: list(formats) for name, formats in model.logger.name_to_excluded.items()},
         "worlds": None if any(arrays is None for arrays in saved) else worlds,
         "random": {
             "numpy": [kind, None, position, has_gauss, gauss],

@@ -83,16 +83,16 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
 
 @pytest.mark.parametrize("policy", ["sac", "ppo"])
 def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
-    """600 steps straight, and 600 with a crash after 400 that goes back to the checkpoint at 300."""
+    """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
     more = QUICK if policy == "sac" else ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
-    words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=600", "log_every=100"]
-    words += [*SMALL, *more, "checkpoint_every=300", "eval_every=200", "eval_episodes=2"]
+    words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
+    words += [*SMALL, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=2"]
     assert main([*words, "run=straight"]) == 0
 
     label = Labeller._label
 
     def crash(self):
-        if self.num_timesteps > 400:
+        if self.num_timesteps > 200:
             raise MemoryError("crash")
         label(self)
 
@@ -102,7 +102,7 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
             main([*words, "run=stopped"])
     assert json.loads(Path("stopped/run.json").read_text())["status"] == "failed"
     assert "run=stopped resume=true" in capsys.readouterr().err
-    assert files.latest_checkpoint(Path("stopped")).name == "0000000300"
+    assert files.latest_checkpoint(Path("stopped")).name == "0000000150"
     assert main(["train", "run=stopped", "resume=true"]) == 0
 
     straight, stopped = Path("straight"), Path("stopped")
@@ -114,7 +114,7 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
 
 
 def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
-    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=600", "log_every=100", "checkpoint_every=200"]
+    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=300", "log_every=50", "checkpoint_every=100"]
     words += [*SMALL, *QUICK, "workers=2"]
     assert main([*words, "run=straight"]) == 0
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
