@@ -7,8 +7,8 @@ encoding and scoring are all in it. The model is a ViT-B-32 with random weights,
 Endurance: `embodied watch`, as its user starts it, with the default record, on a 30 Hz camera in which every minute
 another fault happens for three seconds: no pictures, connection gone, another size, half pictures, empty pictures.
 Memory is that of its process, after the first quarter: by then all faults have come twice, and the record has packed
-its first long episode, which brings a video encoder that stays. A gap is marked if a stale line came within it and no line that
-claims to be fresh was captured in it.
+its first long episode, which brings a video encoder that stays. A gap is marked if a stale line came within it and no
+line that claims to be fresh was captured in it.
 
 Growth: what a reading costs of rewards that read the past, late in a long episode against early in it; scored whole
 at each row, as they are offline, it would cost `whole_ms`. Rows are noise, which cost what pictures' features do.

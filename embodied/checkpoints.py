@@ -120,10 +120,11 @@ def load_checkpoint(checkpoint: Path, model: BaseAlgorithm, labeller: Labeller |
         setattr(model, name, value)
     model.ep_info_buffer = deque(values["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(values["successes"], maxlen=model._stats_window_size)
-    model.logger.name_to_value.update(values["logged"])
-    model.logger.name_to_count.update(values["counted"])
-    for name in values["logged"]:  # which SB3 would miss where nothing more is recorded before the next row
-        model.logger.name_to_excluded[name] = tuple(values.get("excluded", {}).get(name, ("",)))
+    log = model.logger
+    for name, (kind, value) in values["logged"].items():
+        log.name_to_value[name] = np.dtype(kind).type(value)  # a float32 is written with fewer digits
+    log.name_to_count.update(values["counted"])
+    log.name_to_excluded.update({name: tuple(formats) for name, formats in values["excluded"].items()})
     replay = getattr(model, "replay_buffer", None)
     if replay is not None:
         _load_replay(replay, tensors, values["replay"])
@@ -173,7 +174,7 @@ def _collect(model: BaseAlgorithm, labeller: Labeller | None) -> tuple[dict[str,
         "counters": {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)},
         "episodes": [{key: float(value) for key, value in each.items()} for each in model.ep_info_buffer or ()],
         "successes": [float(value) for value in model.ep_success_buffer or ()],
-        "logged": {name: float(value) for name, value in model.logger.name_to_value.items()},
+        "logged": {name: _typed(value) for name, value in model.logger.name_to_value.items()},
         "counted": dict(model.logger.name_to_count),
         "excluded": {name: list(formats) for name, formats in model.logger.name_to_excluded.items()},
         "worlds": None if any(arrays is None for arrays in saved) else worlds,
@@ -194,6 +195,12 @@ def _collect(model: BaseAlgorithm, labeller: Labeller | None) -> tuple[dict[str,
             memory = labeller.memory.arrays(replay.size())
             tensors |= {f"memory/{name}": array for name, array in memory.items()}
     return {name: np.ascontiguousarray(array) for name, array in tensors.items()}, values
+
+
+def _typed(value: Any) -> tuple[str, float | int]:
+    """A logged number as JSON: the name of its type, and itself."""
+    array = np.asarray(value)
+    return array.dtype.name, array.item()
 
 
 def _replay_fields(replay: ReplayBuffer) -> dict[str, np.ndarray]:

@@ -321,11 +321,13 @@ def test_rtsp_pictures_that_queued_up_are_old(rtsp):
         rtsp.hold()
         time.sleep(1.2)
         rtsp.release()
-        for _ in range(60):
+        count, ends = 0, time.monotonic() + 30  # a busy machine may need a while until it is up to date again
+        while count < 30 and time.monotonic() < ends:
             frame = source.next(0.1)["main"]
             age = time.monotonic() - rtsp.sent_at[number_of(frame.image)]
-            assert frame.stale or age < 0.3 + 0.1
-        assert not frame.stale
+            assert frame.stale or age < 0.3 + 0.3
+            count += not frame.stale
+        assert count == 30
 
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
