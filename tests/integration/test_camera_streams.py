@@ -325,7 +325,7 @@ def test_rtsp_pictures_that_queued_up_are_old(rtsp):
         while count < 30 and time.monotonic() < ends:
             frame = source.next(0.1)["main"]
             age = time.monotonic() - rtsp.sent_at[number_of(frame.image)]
-            assert frame.stale or age < 0.3 + 0.3
+            assert frame.stale or age < 0.3 + 0.1
             count += not frame.stale
         assert count == 30
 
