@@ -51,5 +51,5 @@ def run(config: DictConfig) -> None:
         venv.close()
         env.close()
     summary = {"steps": int(checkpoint.name), "seed": config.seed} | result.summary()
-    (folder / "evaluation.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
+    files.write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     print(f"{told(summary)}. Report: {write_report(folder)}")
