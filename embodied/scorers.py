@@ -145,7 +145,7 @@ class _Filler:
         key = (wanted, frames_read)
         if key not in self._demos:
             from embodied.collecting import open_dataset
-            from embodied.datasets import encode  # pyarrow and PyAV, which few rewards need
+            from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
             dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
             if isinstance(wanted, int) and len(dataset) < wanted:

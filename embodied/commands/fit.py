@@ -20,7 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from embodied.build import build, locate
 from embodied.collecting import open_dataset
-from embodied.datasets import encode
+from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG

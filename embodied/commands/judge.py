@@ -29,7 +29,8 @@ from tqdm import tqdm
 from embodied import runs
 from embodied.build import build
 from embodied.collecting import open_dataset
-from embodied.datasets import Dataset, encode
+from embodied.datasets import Dataset
+from embodied.datasets.encoding import encode
 from embodied.envs import WORLDS, world_id
 from embodied.errors import UserError
 from embodied.files import write_text

@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from embodied import scorers
 from embodied.collecting import COLLECTED, open_dataset
-from embodied.datasets import Dataset, encode, layout
-from embodied.datasets.encoding import fingerprint
+from embodied.datasets import Dataset, layout
+from embodied.datasets.encoding import encode, fingerprint
 from embodied.errors import UserError, nearest
 from embodied.files import whole
 from rewards.core import Episode, Features, Scorer

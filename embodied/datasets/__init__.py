@@ -2,13 +2,12 @@
 
 dataset = Dataset("path/to/lerobot")             # embodied.collecting.open_dataset also takes names
 dataset.recording(0).frames["front"]             # (T, H, W, 3) uint8
-encode(dataset, encoder)                         # features of all episodes, made once
+encoding.encode(dataset, encoder)                # features of all episodes, made once; needs torch, unlike the rest
 """
 
 from __future__ import annotations
 
-from embodied.datasets.encoding import encode
 from embodied.datasets.reader import Dataset, Recording
 from embodied.datasets.writer import Writer
 
-__all__ = ["Dataset", "Recording", "Writer", "encode"]
+__all__ = ["Dataset", "Recording", "Writer"]

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied.datasets import Dataset, encode
+from embodied.datasets import Dataset
+from embodied.datasets.encoding import encode
 from embodied.envs.worker import view_names
 from embodied.errors import UserError
 from policies.demonstrations import Transitions

@@ -13,9 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from embodied.errors import UserError, nearest
-from embodied.watching.watched import Sink
+
+if TYPE_CHECKING:  # torch comes with it, and a process that only packs starts without
+    from embodied.watching.watched import Sink
 
 FORMATS = ("jsonl", "parquet", "overlay", "lerobot", "rerun", "mcap")
 DEFAULT_FORMATS = ("jsonl", "parquet", "overlay", "lerobot")

@@ -1,8 +1,8 @@
 """A LeRobot dataset of what was watched: one episode for each of the stream's.
 
 While an episode runs, its images lie in a journal, raw and one after another, with a line of numbers for each row; a
-killed process loses nothing of it. When the episode ends the journal becomes an episode of the dataset, on a thread of
-its own, since encoding its video takes a while.
+killed process loses nothing of it. When the episode ends the journal becomes an episode of the dataset, in another
+process (`embodied.sinks.packing`).
 
 A dataset's frames are 1 / fps apart. A recorded source's moments are its rows; a live source's come when they come, so
 a row holds the newest moment at its time. An episode ends with the stream's, where the goal changes, where the pictures
@@ -18,32 +18,21 @@ potentials stand), `stale` where its pictures are old, `captured_s` is the clock
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from embodied.datasets import Writer
-from embodied.datasets import layout as files
-from embodied.errors import UserError
-from embodied.files import write_text
 from embodied.sinks.files import Appended
+from embodied.sinks.packing import ABOUT, JOURNAL, ROWS, pack_elsewhere, plain
 from embodied.watching.watched import Watched
 
-JOURNAL = ".journal"
-ABOUT, ROWS = "about.json", "rows.jsonl"
-WRITER = "writer.json"  # with what the dataset was opened
 MAX_BYTES = 512_000_000  # of one journal's images
 STALE_S = 1.0  # of old pictures that an episode may hold at a time
 GAP_S = 60.0  # between moments of one episode, whose rows in between repeat the first
 TASK = "watch"  # of an episode without a goal
-BOOL = {"dtype": "bool", "shape": [1], "names": None}
-FLOAT = {"dtype": "float32", "shape": [1], "names": None}
-CLOCK = {"dtype": "float64", "shape": [1], "names": None}
 
 
 class Episodes:
@@ -60,7 +49,6 @@ class Episodes:
     def __init__(self, root: Path, *, live: bool, fps: int) -> None:
         self._root, self._live, self._fps = root, live, fps
         self._journal: _Journal | None = None
-        self._packer: Packer | None = None
         self._thread = ThreadPoolExecutor(1, "packing")
         self._packing: list[Future[None]] = []
         self._number, self._failed, self._closed = 0, False, False
@@ -80,16 +68,14 @@ class Episodes:
             return
         self._closed = True
         try:
-            if self._journal is not None and not self._failed:
-                self._end()
-        finally:
             if self._journal is not None:
-                self._journal.close(whole=False)
+                self._journal.close(whole=not self._failed)
+        finally:
             self._thread.shutdown(cancel_futures=self._failed)
         if not self._failed:
             self._collect()
-        if self._packer is not None:
-            self._packer.close(whole=not self._failed)
+            if self._number:
+                pack_elsewhere(self._root)
 
     def _write(self, watched: Watched) -> None:
         journal = self._journal
@@ -109,12 +95,7 @@ class Episodes:
         assert journal is not None
         journal.close()  # its last row is written here: it may fail, and the journal is then still ours
         self._journal = None
-        self._packing.append(self._thread.submit(self._pack, journal.folder))
-
-    def _pack(self, folder: Path) -> None:
-        if self._packer is None:
-            self._packer = Packer(self._root)
-        self._packer.pack(folder)
+        self._packing.append(self._thread.submit(pack_elsewhere, self._root, journal.folder))
 
     def _collect(self) -> None:
         """Raise what packing met."""
@@ -133,11 +114,11 @@ class _Journal:
         self._heads = tuple(first.reading.potentials)
         self._goal, self._episode = first.goal, first.reading.episode
         about = {
-            "fps": fps, "views": {_plain(view): size for view, size in self._sizes.items()}, "heads": self._heads,
+            "fps": fps, "views": {plain(view): size for view, size in self._sizes.items()}, "heads": self._heads,
             "instruction": first.goal or TASK, "started": first.time,
         }  # fmt: skip
         (folder / ABOUT).write_text(json.dumps(about), "utf-8")
-        self._images = {view: Appended(folder / f"{_plain(view)}.rgb") for view in self._sizes}
+        self._images = {view: Appended(folder / f"{plain(view)}.rgb") for view in self._sizes}
         self._rows = Appended(folder / ROWS)
         self._waiting: tuple[dict[str, Any], dict[str, np.ndarray]] | None = None  # a row whose reward is yet to come
         self._row, self._reward = -1, 0.0
@@ -204,159 +185,6 @@ class _Journal:
         for view, (height, width) in self._sizes.items():
             self._images[view].write(np.ascontiguousarray(images[view][:height, :width]).data)
         self._rows.write(json.dumps(row | {"next_reward": reward, "next_success": bool(success)}).encode() + b"\n")
-
-
-class Packer:
-    """Journals into the episodes of a dataset.
-
-    Args:
-        root: the record's folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self._root = root
-        self._writer: Writer | None = None
-
-    def pack(self, folder: Path) -> None:
-        """One journal into one episode; then it goes. One that is packed already, or holds no row, only goes.
-
-        Raises:
-            OSError: it could not be written; the journal stays.
-        """
-        try:
-            about = files.read_json(folder / ABOUT)
-            columns, frames = _read(folder, about)
-            if columns is not None:
-                features = _features(about["heads"])
-                self._open(about["fps"], features, about["views"])
-                assert self._writer is not None
-                if folder.name not in _journals(self._writer.root):
-                    self._writer.add(
-                        columns, frames, instruction=about["instruction"], kind="watched", journal=folder.name,
-                        started=about["started"],
-                    )  # fmt: skip
-        except UserError as error:
-            raise OSError(f"the episode in {folder} cannot be packed: {error}") from error
-        shutil.rmtree(folder)
-
-    def open_again(self) -> None:
-        """The dataset as a killed run had it, with its whole episodes that it had not packed yet."""
-        about = self._root / JOURNAL / WRITER
-        if about.is_file():
-            was = files.read_json(about)
-            self._open(was["fps"], was["features"], was["views"])
-
-    def close(self, *, whole: bool) -> None:
-        """Finish the dataset; without `whole`, what is not packed stays for `recover`."""
-        writer, self._writer = self._writer, None
-        journal = self._root / JOURNAL
-        if writer is not None:
-            if not whole:
-                writer.__exit__(OSError, None, None)
-                return
-            writer.close()
-        (journal / WRITER).unlink(missing_ok=True)
-        if journal.is_dir() and not any(journal.iterdir()):
-            journal.rmdir()
-
-    def _open(self, fps: int, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
-        """The dataset these episodes fit: the one open, an earlier one, or a new one."""
-        wanted = {"fps": fps, "features": features, "views": {view: list(size) for view, size in views.items()}}
-        about = self._root / JOURNAL / WRITER
-        if self._writer is not None:
-            if files.read_json(about) == json.loads(json.dumps(wanted)):
-                return
-            self._writer.close()
-            self._writer = None
-        for number in range(1, 1000):
-            root = self._root / ("dataset" if number == 1 else f"dataset-{number:03d}")
-            there = root.exists()
-            try:
-                self._writer = Writer(root, fps=fps, features=features, cameras={v: tuple(s) for v, s in views.items()})
-            except UserError:
-                if there:
-                    continue
-                raise
-            write_text(about, json.dumps(wanted))
-            return
-
-
-def _features(heads: list[str]) -> dict[str, Any]:
-    names = [f"potential.{_plain(head)}" for head in heads] + ["potential.combined"]
-    flags = dict.fromkeys(("next.done", "success.predicted", "scored", "stale"), BOOL)
-    return {"reward.combined": FLOAT, **flags, **dict.fromkeys(names, FLOAT), "captured_s": CLOCK}
-
-
-def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray]]:
-    """A journal's whole rows, as `Writer.add` takes them; None where there is none. Images stay on the disk."""
-    rows: list[dict[str, Any]] = []
-    path = folder / ROWS
-    if path.is_file():
-        rows = [json.loads(each) for each in path.read_bytes().split(b"\n")[:-1]]
-    count = len(rows)
-    for view, (height, width) in about["views"].items():
-        image = folder / f"{view}.rgb"
-        count = min(count, image.stat().st_size // (height * width * 3) if image.is_file() else 0)
-    if not count:
-        return None, {}
-    rows = rows[:count]
-    columns = {
-        "reward.combined": np.array([row["next_reward"] for row in rows], np.float32),
-        "next.done": np.arange(count) == count - 1,
-        "success.predicted": np.array([row["next_success"] for row in rows]),
-        "scored": np.array([row["scored"] for row in rows]),
-        "stale": np.array([row["stale"] for row in rows]),
-        "potential.combined": np.array([row["combined"] for row in rows], np.float32),
-        "captured_s": np.array([row["captured_s"] for row in rows], np.float64),
-    }
-    for head in about["heads"]:
-        columns[f"potential.{_plain(head)}"] = np.array([row["potentials"][head] for row in rows], np.float32)
-    frames = {
-        view: np.memmap(folder / f"{view}.rgb", np.uint8, "r", shape=(count, height, width, 3))
-        for view, (height, width) in about["views"].items()
-    }
-    return columns, frames  # pyright: ignore[reportReturnType]
-
-
-def _journals(root: Path) -> set[str]:
-    """Names of the journals that are episodes of a dataset already."""
-    found: set[str] = set()
-    for staged in (root / files.STAGING).glob("episode-*/episode.json"):
-        found.add(files.read_json(staged)["own"].get("journal", ""))
-    own = root / "meta" / files.OWN
-    if own.is_file():
-        found.update(each.get("journal", "") for each in files.read_json(own)["episodes"].values())
-    return found
-
-
-def recover(root: Path) -> list[str]:
-    """Make episodes of the journals that a killed run left, and pack its dataset; what was done, in words.
-
-    Raises:
-        OSError: one could not be packed; it stays.
-    """
-    journal = root / JOURNAL
-    if not journal.is_dir():
-        return []
-    left = sorted(each for each in journal.iterdir() if each.is_dir())
-    packer = Packer(root)
-    whole = False
-    try:
-        packer.open_again()
-        for folder in left:
-            if (folder / ABOUT).is_file() and (folder / ABOUT).stat().st_size:
-                packer.pack(folder)
-            else:  # killed at its very start
-                shutil.rmtree(folder)
-        whole = True
-    finally:
-        packer.close(whole=whole)
-    return [f"dataset: {len(left)} episodes of a run that was killed"] if left else ["dataset: packed"]
-
-
-def _plain(name: str) -> str:
-    """A name as LeRobot allows it."""
-    return name.replace("/", "_")
 
 
 def _even(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -94,9 +94,9 @@ def recover(root: Path) -> list[str]:
 
         if finish(log):
             done.append(f"{log.name}: finished")
-    from embodied.sinks import dataset
+    from embodied.sinks import packing
 
-    return [*done, *dataset.recover(root)]
+    return [*done, *packing.recover(root)]
 
 
 def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int) -> Iterator[Sink]:

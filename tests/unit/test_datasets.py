@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from embodied.collecting import open_dataset
-from embodied.datasets import Dataset, Writer, encode, layout
-from embodied.datasets.encoding import fingerprint
+from embodied.datasets import Dataset, Writer, layout
+from embodied.datasets.encoding import encode, fingerprint
 from embodied.datasets.video import VideoError, concatenate, read_frames, write_video
 from embodied.errors import UserError
 from tests.fakes import FakeEncoder

@@ -1,6 +1,9 @@
 """Overlay films, LeRobot datasets and MCAP files that a stream writes."""
 
 import contextlib
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -126,15 +129,43 @@ class TestEpisodes:
         assert recover(tmp_path) == []
         assert len(Dataset(tmp_path / "dataset")) == 1
 
-    def test_a_kill_between_packing_and_clearing_records_nothing_twice(self, tmp_path, monkeypatch):
-        sink = Episodes(tmp_path, live=False, fps=10)
-        with monkeypatch.context() as patch:
-            patch.setattr("embodied.sinks.dataset.shutil.rmtree", lambda folder, **_: None)
-            write_all([sink], [moment(k) for k in range(4)])
-        assert list((tmp_path / ".journal").iterdir())
-        recover(tmp_path)
+    def test_a_kill_between_packing_and_clearing_records_nothing_twice(self, tmp_path):
+        sink, journal, copy = Episodes(tmp_path, live=False, fps=10), tmp_path / ".journal", tmp_path / "copy"
+        for k in range(4):
+            sink.write(moment(k))
+        (name,) = (each.name for each in journal.iterdir())
+        shutil.copytree(journal / name, copy)
+        sink.close()
+        assert Dataset(tmp_path / "dataset").length(0) == 4
+        journal.mkdir()
+        copy.rename(journal / name)
+        assert recover(tmp_path) == ["dataset: 1 episodes of a run that was killed"]
         assert len(Dataset(tmp_path / "dataset")) == 1
-        assert not (tmp_path / ".journal").exists()
+        assert not journal.exists()
+
+    def test_packing_that_dies_is_told_and_loses_nothing(self, tmp_path, monkeypatch):
+        sink, killed = Episodes(tmp_path, live=False, fps=10), tmp_path / "killed"
+        killed.write_text("#!/bin/sh\nkill -9 $$\n")
+        killed.chmod(0o700)
+        moments = [moment(k, episode=episode) for episode in range(3) for k in range(4)]
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", str(killed))
+            with pytest.raises(OSError, match="exit status -9"):
+                write_all([sink], moments)
+        sink.close()
+        recover(tmp_path)
+        dataset = Dataset(tmp_path / "dataset")
+        assert len(dataset) >= 1
+        assert {dataset.length(i) for i in range(len(dataset) - 1)} <= {4}
+
+    def test_packing_ends_with_who_wanted_it(self, tmp_path):
+        sink = Episodes(tmp_path, live=False, fps=10)
+        for k in range(4):
+            sink.write(moment(k))
+        command = [sys.executable, "-m", "embodied.sinks.packing", str(tmp_path)]
+        assert subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode == 1
+        sink.close()
+        assert Dataset(tmp_path / "dataset").length(0) == 4
 
 
 class TestMcap:
