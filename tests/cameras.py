@@ -8,6 +8,7 @@ from embodied.cameras import CameraTimeout, Source
 from embodied.cameras.camera import CameraEvent
 from embodied.cameras.live import Grab
 from tests.mjpeg_server import picture
+from tests.waiting import until
 
 _TOLD: WeakKeyDictionary[Source, list[CameraEvent]] = WeakKeyDictionary()
 
@@ -21,6 +22,11 @@ def events(source: Source) -> list[CameraEvent]:
 
 def kinds(source: Source) -> list[str]:
     return [event.kind for event in events(source)]
+
+
+def fresh(source: Source, view="main"):
+    """The next frame that is not stale."""
+    return until(lambda: (m := source.next(0.2)) and not m[view].stale and m[view])
 
 
 class Script:

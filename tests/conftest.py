@@ -74,3 +74,12 @@ def size_limit():
             signal.signal(signal.SIGXFSZ, handler)
 
     return limit
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A camera's losses are noticed and mended sooner."""
+    from embodied.cameras import live, streams
+
+    monkeypatch.setattr(streams, "SILENT_S", 0.6)
+    monkeypatch.setattr(live, "BACKOFF_MAX_S", 0.2)

@@ -1,7 +1,5 @@
-"""A real server on a loopback port: the same numbers as at home, and who may ask for them."""
+"""A real server on a loopback port: the same numbers as at home, its command, and its end."""
 
-import contextlib
-import json
 import logging
 import os
 import signal
@@ -18,110 +16,31 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
 
 from embodied import cli
 from embodied.errors import UserError
 from embodied.serving import protocol
-from embodied.serving.app import make_app
-from embodied.serving.connections import Server
-from embodied.serving.limits import Limits
 from embodied.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer
-from rewards.core import Features, Scorer
-from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
-from tests.unit.test_serving import BAD_IMAGES, BAD_MESSAGES
-from tests.waiting import until
-
-RNG = np.random.default_rng(0)
-FRAMES = RNG.integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
-DEADLINE_S = 20.0
-
-
-def scorer(encoder=None):
-    return clip_scorer(encoder=encoder or FakeEncoder(), goal="a", baseline="b", shaping={"kind": "difference"})
-
-
-@contextlib.contextmanager
-def serving(model=None, *, limits=None, token=None, **options):
-    model = model or scorer()
-    options.setdefault("goal_scorer", lambda goal: clip_scorer(encoder=model.encoder, goal=goal, baseline="b"))
-    app = make_app(model, model_id="model-1", limits=limits, token=token, **options)
-    server = Server(app, port=0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        until(lambda: server.started or not thread.is_alive())
-        yield SimpleNamespace(
-            server=server, port=server.port, url=f"http://127.0.0.1:{server.port}", scorer=model, token=token,
-            service=app.state.service, thread=thread,
-        )  # fmt: skip
-    finally:
-        server.should_exit = True
-        thread.join(DEADLINE_S)
-        assert not thread.is_alive()
+from tests.serving_client import (
+    DEADLINE_S,
+    FRAMES,
+    RNG,
+    ask,
+    close_code,
+    frames,
+    scorer,
+    serving,
+    session,
+    total_scorer,
+)
 
 
 @pytest.fixture(scope="module")
 def shared():
     with serving() as server:
         yield server
-
-
-def ask(server, path, message=None, *, body=None, media=protocol.MSGPACK, headers=None, method=None):
-    """Status, headers and decoded answer."""
-    data = protocol.pack(message) if message is not None else body
-    sent = {"Content-Type": media} if data is not None else {}
-    sent |= {"Authorization": f"Bearer {server.token}"} if server.token else {}
-    request = urllib.request.Request(server.url + path, data, sent | (headers or {}), method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
-            status, got, body = answer.status, answer.headers, answer.read()
-    except urllib.error.HTTPError as error:
-        with error:
-            status, got, body = error.code, error.headers, error.read()
-    read = protocol.unpack if got["content-type"] == protocol.MSGPACK else json.loads
-    return status, got, read(body)
-
-
-@contextlib.contextmanager
-def session(server, *, opening=None, headers=None):
-    """`say(message) -> answer` of an open session; `opening` False: not opened."""
-    sent = headers or ({"Authorization": f"Bearer {server.token}"} if server.token else {})
-    url = server.url.replace("http", "ws") + protocol.STREAM
-    with connect(url, compression=None, additional_headers=sent, close_timeout=1) as socket:
-
-        def say(message):
-            socket.send(protocol.pack(message) if isinstance(message, dict) else message)
-            return protocol.unpack(socket.recv(timeout=DEADLINE_S))
-
-        say.socket = socket
-        if opening is not False:
-            assert say({"type": "open", **(opening or {})})["type"] == "opened"
-        yield say
-
-
-def frames(*images, form="raw", view="main", **more):
-    value = protocol.encode_images(np.stack(images), form) if len(images) > 1 else protocol.encode_image(*images, form)
-    return {"type": "frames", "images": {view: value}, **more}
-
-
-def close_code(say):
-    """Of the session, whatever it says before."""
-    while True:
-        try:
-            say.socket.recv(timeout=DEADLINE_S)
-        except ConnectionClosed as closed:
-            return closed.rcvd.code if closed.rcvd else None
-
-
-def fine(server):
-    """Others are served as before."""
-    status, _, answer = ask(server, protocol.SCORE, {"images": {"main": protocol.encode_images(FRAMES)}})
-    local = server.scorer.score(torch.from_numpy(FRAMES))
-    return status == 200 and np.allclose(answer["combined"], local, atol=1e-5)
 
 
 # The same numbers ---------------------------------------------------------------------------------------
@@ -204,20 +123,6 @@ def test_a_goal_changes_and_the_past_is_scored_again(shared):
         assert say(frames(FRAMES[0]))["type"] == "reading"
 
 
-class Total:
-    """Needs the past, a second view, a signal and every image: what a pointwise head does not."""
-
-    name, frames_read = "total", "all"
-
-    def score(self, features: Features):
-        seen = features.frames["side"].float().mean(dim=(2, 3, 4)) / 255
-        return torch.cumsum(features.views["side"][..., 0] + features.signals["force"] + seen, 1)
-
-
-def total_scorer():
-    return Scorer(FakeEncoder(), {"total": Total()}, lambda each, features: each["total"], PotentialShaping())
-
-
 def test_views_signals_and_images_reach_the_heads():
     model = total_scorer()
     both = {"front": protocol.encode_images(FRAMES), "side": protocol.encode_images(FRAMES[::-1].copy(), "png")}
@@ -281,137 +186,6 @@ def test_health_and_model_say_what_is_served(shared):
     assert told["pointwise"] is told["goals"] is True
     assert told["shaping"]["kind"] == "difference"
     assert told["limits"]["text_chars"] == 1000
-
-
-# Who may ask --------------------------------------------------------------------------------------------
-
-
-def test_without_the_token_nothing_is_served():
-    with serving(token="secret") as server:
-        assert fine(server)
-        assert ask(server, protocol.HEALTH, headers={"Authorization": ""})[0] == 200
-        for given in ("", "Bearer", "Bearer wrong", "Bearer secret2", "secret", "Basic secret", "Bearer s\u00e9cret"):
-            headers = {"Authorization": given}
-            for path in (protocol.MODEL, protocol.METRICS):
-                status, got, answer = ask(server, path, headers=headers)
-                assert (status, answer["code"], got["www-authenticate"]) == (401, "unauthorised", "Bearer")
-                assert "secret" not in answer["got"]
-            assert ask(server, protocol.SCORE, {}, headers=headers)[0] == 401
-            with pytest.raises(InvalidStatus) as refused, session(server, headers=headers):
-                pass
-            assert refused.value.response.status_code == 401
-            assert json.loads(refused.value.response.body)["code"] == "unauthorised"
-        with session(server) as say:
-            assert say(frames(FRAMES[0]))["type"] == "reading"
-
-
-@pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Host": "[bad"}])
-def test_web_pages_of_others_may_not_ask(shared, headers):
-    assert ask(shared, protocol.MODEL, headers=headers)[0] in (400, 403)
-    if "Origin" in headers:
-        with pytest.raises(InvalidStatus) as refused, session(shared, headers=headers):
-            pass
-        assert refused.value.response.status_code == 403
-
-
-# Bad requests -------------------------------------------------------------------------------------------
-
-PICTURE = {"images": {"main": protocol.encode_image(FRAMES[0])}}
-ROWS = {"views": {"main": protocol.encode_array(np.zeros((1, 2, 16), np.float32))}}
-BAD = {
-    **{f"score, {name}": (protocol.SCORE, {"images": {"main": value}}) for name, (value, _) in BAD_IMAGES.items()},
-    **{f"encode, {name}": (protocol.ENCODE, body) for name, body in BAD_MESSAGES.items()},
-    "no images": (protocol.SCORE, {}),
-    "no views": (protocol.SCORE, {"images": {}}),
-    "unequal views": (protocol.SCORE, {"images": {"a": protocol.encode_images(FRAMES), **PICTURE["images"]}}),
-    "a goal of 10,000 characters": (protocol.SCORE, {**PICTURE, "goal": "x" * 10_000}),
-    "a goal that is a number": (protocol.SCORE, {**PICTURE, "goal": 3}),
-    "signals too long": (protocol.SCORE, {**PICTURE, "signals": {"force": [1, 2]}}),
-    "no texts": (protocol.ENCODE, {"texts": []}),
-    "a long text": (protocol.ENCODE, {"texts": ["x" * 10_000]}),
-    "neither": (protocol.ENCODE, {}),
-    "no features": (protocol.POTENTIALS, {}),
-    "narrow features": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((1, 2, 3), "f4"))}}),
-    "flat features": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((2, 16), "f4"))}}),
-    "no rows": (protocol.POTENTIALS, {"views": {"main": protocol.encode_array(np.zeros((1, 0, 16), "f4"))}}),
-    "short signals": (protocol.POTENTIALS, {**ROWS, "signals": {"force": [[1.0]]}}),
-    "odd frames": (protocol.POTENTIALS, {**ROWS, "frames": {"main": protocol.encode_array(FRAMES[None, :3])}}),
-    "NaN features": (
-        protocol.POTENTIALS,
-        {"views": {"main": protocol.encode_array(np.full((1, 2, 16), np.nan, "f4"))}},
-    ),
-}
-
-
-def test_every_bad_request_is_answered_with_what_is_wrong():
-    with serving(limits=Limits(requests_per_s=1e6, burst=1_000_000)) as server:
-        for name, (path, message) in BAD.items():
-            body = {"body": message} if isinstance(message, bytes) else {"message": message}
-            status, _, answer = ask(server, path, **body)
-            assert 400 <= status < 500, (name, status, answer)
-            assert answer["error"], name
-            assert {"expected", "got", "code", "model_id", "version"} <= set(answer), name
-            assert answer["code"] != "internal", name
-        assert ask(server, protocol.SCORE, BAD["NaN features"][1])[0] == 400
-        assert ask(server, protocol.POTENTIALS, BAD["NaN features"][1])[2]["code"] == "unscorable"
-        assert ask(server, protocol.SCORE, body=b"a,b", media="text/csv")[0] == 415
-        assert ask(server, protocol.SCORE, body=b"{", media=protocol.JSON)[0] == 400
-        assert ask(server, "/v1/nothing")[0] == 404
-        assert ask(server, protocol.SCORE, method="GET")[0] == 405
-        assert ask(server, protocol.MODEL, {}, method="POST")[0] == 405
-        assert ask(server, protocol.SCORE, body=b"", media=protocol.JSON)[0] == 400
-        assert fine(server)
-
-
-def test_bad_messages_leave_the_session_as_it_was(shared):
-    with session(shared, opening=False) as say:
-        assert say(frames(FRAMES[0]))["expected"] == "open"
-        assert say({"type": "open", "views": []})["code"] == "bad_message"
-        assert say({"type": "open", "views": ["a", "a"]})["code"] == "bad_message"
-        assert say({"type": "open", "goal": "x" * 10_000})["code"] == "bad_text"
-        assert say({"type": "open"})["type"] == "opened"
-        assert say({"type": "open"})["code"] == "bad_message"
-    for values in (list(BAD_IMAGES.values())[:9], list(BAD_IMAGES.values())[9:]):
-        with session(shared) as say:
-            assert say(frames(FRAMES[0]))["row"] == 0
-            for value, code in values:
-                assert say({"type": "frames", "images": {"main": value}, "id": 7})["code"] == code
-            assert say(frames(FRAMES[0]))["row"] == 1
-    with session(shared) as say:
-        for body in BAD_MESSAGES.values():
-            assert say(body)["type"] == "error"
-        assert say("text")["code"] == "bad_message"
-        assert say({"type": "nonsense"})["code"] == "bad_message"
-        assert say(frames(FRAMES[0]))["row"] == 0
-
-
-class Picky:
-    """NaN for a black frame."""
-
-    name, pointwise = "picky", True
-
-    def score(self, features: Features):
-        return torch.where(features.main.isnan().any(-1), torch.nan, 1.0)
-
-
-class BlackEncoder(FakeEncoder):
-    def encode_images(self, images):
-        black = (images == 0).flatten(1).all(1, keepdim=True)
-        return torch.where(black, torch.nan, super().encode_images(images))
-
-
-def test_a_nan_is_said_and_is_nobody_elses():
-    model = Scorer(BlackEncoder(), {"picky": Picky()}, lambda each, features: each["picky"], PotentialShaping())
-    black = np.zeros_like(FRAMES[0])
-    with serving(model) as server, session(server) as one, session(server) as two:
-        assert one(frames(FRAMES[0]))["row"] == 0
-        answer = one(frames(black))
-        assert (answer["type"], answer["code"]) == ("error", "unscorable")
-        assert two(frames(FRAMES[0]))["row"] == 0
-        readings = one(frames(FRAMES[0], black, FRAMES[1]))["readings"]
-        assert [each.get("row", each.get("code")) for each in readings] == [1, "unscorable", 2]
-        message = {"images": {"main": protocol.encode_image(black)}}
-        assert ask(server, protocol.SCORE, message)[0] == 422
 
 
 # The end ------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from embodied.serving import protocol
 from embodied.serving.limits import Limits
 from tests.fakes import FakeEncoder
-from tests.integration.test_serve import (
+from tests.serving_client import (
     DEADLINE_S,
     FRAMES,
     PICTURE,
