@@ -16,7 +16,6 @@ from tests.cameras import fresh, kinds
 from tests.mjpeg_server import damaged, jpeg, number_of, picture
 from tests.waiting import until
 
-
 # ZeroMQ, as LeRobot's image server sends --------------------------------------------------------------------
 
 
