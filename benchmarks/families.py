@@ -2,14 +2,16 @@
 
 Every reward has its defaults: texts from the captions, five demonstrations of the scripted expert, the front camera.
 `shaped` is the sparse success plus differences of the process reward's potential. Success is judged on 50 held-out
-episodes at the last step of training. Runs are kept in runs/benchmarks/families and skipped when they are finished.
+episodes at the last step of training. What is recorded is not run again, on whatever machine it was; each run says
+where and of which commit. To measure all anew, remove benchmarks/results/families_*.json and runs/benchmarks/families.
 
-    python -m benchmarks.families                             # 63 runs of two to three minutes, two at a time
+    python -m benchmarks.families                             # 63 runs of three to six minutes, two at a time
     python -m benchmarks.families tasks=["desk-press"] jobs=1
 """
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record, train
+from benchmarks.common import RESULTS, read_options, record, train
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "families")
@@ -50,10 +52,31 @@ class Job:
     seed: int
 
     def run(self) -> dict[str, Any]:
-        """Train, unless it was done before; the last evaluation."""
+        """Train, unless it was done before; its success, and where it was."""
         goal = [f'reward.goal="{GOALS[self.env]}"'] if self.reward == "clip" else []
         settings = [f"env={self.env}", *REWARDS[self.reward], *goal, f"seed={self.seed}", f"steps={STEPS}"]
-        return train(ROOT / self.env / f"{self.reward}-s{self.seed}", [*settings, "videos=1", "eval_every=0"])
+        folder = ROOT / self.env / f"{self.reward}-s{self.seed}"
+        result = train(folder, [*settings, "videos=1", "eval_every=0"])
+        about = json.loads((folder / "run.json").read_text())
+        return {
+            "seed": self.seed,
+            "success": result["success_rate"],
+            "episodes": result["episodes"],
+            "commit": about["commit"],
+            "cpu": about["hardware"]["cpu"],
+        }
+
+
+def recorded(env: str) -> dict[Job, dict[str, Any]]:
+    """The runs of a task that its results hold."""
+    file = RESULTS / f"{name(env)}.json"
+    rows = json.loads(file.read_text("utf-8")) if file.is_file() else []
+    return {Job(env, row["reward"], run["seed"]): run for row in rows for run in row.get("runs", ())}
+
+
+def name(env: str) -> str:
+    """Of a task's results."""
+    return f"families_{env.removeprefix('desk-')}"
 
 
 def rows(env: str, results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -61,13 +84,12 @@ def rows(env: str, results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     means: dict[str, float] = {}
     for reward in REWARDS:
-        found = [(seed, results[Job(env, reward, seed)]) for seed in SEEDS if Job(env, reward, seed) in results]
-        if not found:
+        runs = [results[Job(env, reward, seed)] for seed in SEEDS if Job(env, reward, seed) in results]
+        if not runs:
             continue
-        rates = [result["success_rate"] for _, result in found]
-        episodes = sum(result["episodes"] for _, result in found)
-        solved = round(sum(result["success_rate"] * result["episodes"] for _, result in found))
-        if len(found) == len(SEEDS):
+        rates = [run["success"] for run in runs]
+        episodes = sum(run["episodes"] for run in runs)
+        if len(runs) == len(SEEDS):
             means[reward] = float(np.mean(rates))
         table.append(
             {
@@ -75,9 +97,10 @@ def rows(env: str, results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
                 "value": float(np.mean(rates)),
                 "unit": "share",
                 "n": episodes,
-                "seeds": [seed for seed, _ in found],
-                "success": rates,
-                "interval": wilson_interval(solved, episodes),
+                "seeds": [run["seed"] for run in runs],
+                "interval": wilson_interval(round(sum(run["success"] * run["episodes"] for run in runs)), episodes),
+                "reward": reward,
+                "runs": runs,
             }
         )
     if len(means) == len(REWARDS):
@@ -110,15 +133,15 @@ def main() -> None:
     options = read_options({"jobs": 2, "tasks": list(GOALS)})
     if unknown := set(options["tasks"]) - set(GOALS):
         raise SystemExit(f"tasks must be among {', '.join(GOALS)}; got {', '.join(unknown)}.")
+    results = {job: run for env in options["tasks"] for job, run in recorded(env).items()}
     jobs = [Job(env, reward, seed) for env in options["tasks"] for seed in SEEDS for reward in REWARDS]
-    results: dict[Job, dict[str, Any]] = {}
     with ThreadPoolExecutor(options["jobs"]) as pool:
-        futures = {pool.submit(job.run): job for job in jobs}
+        futures = {pool.submit(job.run): job for job in jobs if job not in results}
         for future in as_completed(futures):
             job = futures[future]
             results[job] = future.result()
-            print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
-            record(f"families_{job.env.removeprefix('desk-')}", rows(job.env, results))
+            print(f"{job}: success {results[job]['success']:.2f}", flush=True)
+            record(name(job.env), rows(job.env, results))
 
 
 if __name__ == "__main__":
