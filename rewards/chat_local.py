@@ -21,7 +21,7 @@ class LocalChat:
         model: hub id (`Qwen/Qwen2.5-VL-3B-Instruct`) or a folder as `save_pretrained` writes it, processor and chat
             template included.
         device: "auto" (CUDA if there is one), or a torch device.
-        precision: "auto" (bf16 where the hardware computes in it, else fp32), "fp32", "bf16", "fp16".
+        precision: "auto" (bf16 where that is faster, else fp32), "fp32", "bf16", "fp16".
         max_tokens: of an answer; one that is cut off is an error.
 
     Raises:

@@ -32,7 +32,7 @@ class OpenCLIPEncoder(FrozenEncoder):
             the weights) or `hf-hub:OWNER/NAME`.
         pretrained: weights tag or file, when `model` is an architecture alone; "random" for seeded random weights
             (speed measurements and tests).
-        precision: "auto" (bf16 weights and inputs where the hardware computes in it, else fp32), "fp32", "bf16",
+        precision: "auto" (bf16 weights and inputs where that is faster, else fp32), "fp32", "bf16",
             "fp16". Unit vectors come out in float32 always.
         device: "auto" (CUDA if there is one), or a torch device.
         batch_size: frames per forward pass.

@@ -133,12 +133,19 @@ def test_bf16_is_close_to_fp32(request, renders, kind):
     assert not torch.equal(exact, fast)
 
 
-def test_auto_precision_follows_the_hardware(tiny_clip, monkeypatch):
-    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda: False)
-    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == "fp32"
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == "bf16"
+@pytest.mark.parametrize(
+    ("has", "precision"),
+    [
+        ({"neon": True, "bf16": True}, "fp32"),
+        ({"avx2": True, "sse4a": True}, "fp32"),
+        ({"avx512_bf16": True}, "fp32"),
+        ({"avx512_bf16": True, "sse4a": True}, "bf16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_precision_follows_the_hardware(tiny_clip, monkeypatch, has, precision):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == precision
 
 
 def test_batch_equals_one_by_one_and_compiled_batches_keep_one_shape(tiny_clip, renders, monkeypatch):
