@@ -12,6 +12,10 @@ class UserError(Exception):
     """Told to the user in one line, without a traceback; the command line exits with status 2."""
 
 
+class BusyError(UserError):
+    """Another process is at work there; later there is nothing wrong with it."""
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The choices for a name that is none of them, as the end of an error text.
 

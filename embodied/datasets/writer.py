@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from embodied.datasets import layout
 from embodied.datasets.video import concatenate, write_video
-from embodied.errors import UserError
+from embodied.errors import BusyError, UserError
 from embodied.files import sync, whole
 
 _ABOUT = "episode.json"
@@ -42,7 +42,8 @@ class Writer:
         data_mb, video_mb: size after which a new file begins.
 
     Raises:
-        UserError: the folder holds something else, or is being written by another process.
+        UserError: the folder holds something else.
+        BusyError: another process is writing there.
     """
 
     def __init__(
@@ -69,7 +70,6 @@ class Writer:
         self.features: dict[str, dict[str, Any]] = {**plain, **shown, **layout.COUNTERS}
         self._env = dict(env or {})
         self._meta, self._staging = self.root / "meta", self.root / layout.STAGING
-        self._recover()
         self._check_folder()
         self._staging.mkdir(parents=True, exist_ok=True)
         self._lock = (self._staging / "lock").open("w")
@@ -77,10 +77,11 @@ class Writer:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise UserError(
+            raise BusyError(
                 f"{self.root}: another process is writing here. Wait for it, or write elsewhere."
             ) from error
         try:
+            self._recover()
             self._info, self._tasks, self._own = self._former()
             self._staged = self._kept()
         except BaseException:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ import numpy as np
 
 from embodied.datasets import Writer
 from embodied.datasets import layout as files
-from embodied.errors import UserError
+from embodied.errors import BusyError, UserError
 from embodied.files import write_text
 
 JOURNAL = ".journal"
@@ -41,23 +42,24 @@ def pack_elsewhere(root: Path, folder: Path | None = None) -> None:
         folder: one journal, whose episode is then staged; without it, all that are left, and the dataset is finished.
 
     Raises:
-        OSError: it could not be written, or the other process was killed; the journal stays.
-        RuntimeError: a fault of ours, with its traceback.
+        OSError: it could not be written, or the other process failed; the journal stays.
     """
-    command = [sys.executable, "-m", "embodied.sinks.packing", str(root), *([str(folder)] if folder else [])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # A session of its own, for Ctrl-C is not meant for it; a pipe, whose end tells it that we are gone.
+    arguments = [str(root)] if folder is None else [str(root), str(folder)]
+    command = [sys.executable, "-P", "-m", "embodied.sinks.packing", *arguments]
+    # What is imported here is imported there, whatever lies in the working directory.
+    path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    # A process group of its own, for Ctrl-C is not meant for it; a pipe, whose end tells it that we are gone.
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, env=environment
-    )
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+    )  # fmt: skip
     assert process.stdin is not None
     assert process.stderr is not None
     with process.stdin, process.stderr as told:
         error = told.read().decode(errors="replace").strip()
         status = process.wait()
     if status:
-        kind = OSError if status < 0 or status == os.EX_IOERR else RuntimeError
-        raise kind(error or f"packing {folder or root} ended with exit status {status}")
+        raise OSError(error or f"packing {folder or root} ended with exit status {status}")
 
 
 class Packer:
@@ -101,7 +103,7 @@ class Packer:
             self._open(was["fps"], was["features"], was["views"])
 
     def close(self, *, whole: bool) -> None:
-        """Finish the dataset; without `whole`, what is not packed stays for `recover`."""
+        """Finish the dataset, whose journals are all packed; without `whole`, what is not stays for `recover`."""
         writer, self._writer = self._writer, None
         if not whole:
             if writer is not None:
@@ -109,10 +111,7 @@ class Packer:
             return
         if writer is not None:
             writer.close()
-        journal = self._root / JOURNAL
-        (journal / WRITER).unlink(missing_ok=True)
-        if journal.is_dir() and not any(journal.iterdir()):
-            journal.rmdir()
+        shutil.rmtree(self._root / JOURNAL)
 
     def _open(self, fps: int, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
         """The dataset these episodes fit: the one open, an earlier one, or a new one."""
@@ -128,6 +127,8 @@ class Packer:
             there = root.exists()
             try:
                 self._writer = Writer(root, fps=fps, features=features, cameras={v: tuple(s) for v, s in views.items()})
+            except BusyError as error:  # it may be the one these episodes belong to
+                raise OSError(str(error)) from error
             except UserError:
                 if there:
                     continue
@@ -226,6 +227,8 @@ def plain(name: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """The other process; its exit status."""
+    for each in (signal.SIGINT, signal.SIGTERM):  # sent to all of a service, of which this is the one to finish
+        signal.signal(each, signal.SIG_IGN)
     os.nice(NICENESS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     root, *folders = map(Path, arguments)
@@ -236,7 +239,7 @@ def main(arguments: list[str]) -> int:
             recover(root)
     except OSError as error:
         print(error, file=sys.stderr)
-        return os.EX_IOERR
+        return 1
     return 0
 
 

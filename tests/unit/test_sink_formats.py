@@ -1,6 +1,7 @@
 """Overlay films, LeRobot datasets and MCAP files that a stream writes."""
 
 import contextlib
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,29 @@ class TestEpisodes:
         dataset = Dataset(tmp_path / "dataset")
         assert len(dataset) >= 1
         assert {dataset.length(i) for i in range(len(dataset) - 1)} <= {4}
+
+    def test_a_dataset_that_another_process_writes_is_not_passed_over(self, tmp_path):
+        moments = [moment(k) for k in range(4)]
+        write_all([Episodes(tmp_path, live=False, fps=10)], moments)
+        sink = Episodes(tmp_path, live=False, fps=10)
+        for each in moments:
+            sink.write(each)
+        lock = tmp_path / "dataset" / ".staging" / "lock"
+        lock.parent.mkdir()
+        with lock.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with pytest.raises(OSError, match="another process is writing"):
+                sink.close()
+        assert sorted(each.name for each in tmp_path.iterdir()) == [".journal", "dataset"]
+        recover(tmp_path)
+        assert len(Dataset(tmp_path / "dataset")) == 2
+
+    def test_what_lies_in_the_working_directory_does_not_run(self, tmp_path, monkeypatch):
+        for name in ("queue.py", "embodied.py"):
+            (tmp_path / name).write_text("raise SystemExit(9)")
+        monkeypatch.chdir(tmp_path)
+        write_all([Episodes(tmp_path / "record", live=False, fps=10)], [moment(k) for k in range(4)])
+        assert Dataset(tmp_path / "record" / "dataset").length(0) == 4
 
     def test_packing_ends_with_who_wanted_it(self, tmp_path):
         sink = Episodes(tmp_path, live=False, fps=10)
