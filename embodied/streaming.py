@@ -95,7 +95,7 @@ class EpisodeStream:
         reads = self.scorer.frames_read
         if reads != "none" and frames is None:
             raise ValueError(f"EpisodeStream.push: frames must be given: the scorer reads {reads} of them; got None.")
-        if not self.scorer.pointwise and self._index == self._max_rows:
+        if not self.scorer.pointwise and self._index >= self._max_rows:
             self.restart()
         advances, memories, images = self.scorer.advances, None, self._frames
         if frames is not None and (reads == "all" or (reads == "first" and not images)):

@@ -71,9 +71,14 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike, *, trials: int | None = None
 
 
 def precision_threshold(
-    probabilities: ArrayLike, labels: ArrayLike, precision: float = 0.95, *, base_rate: float | None = None
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    precision: float = 0.95,
+    *,
+    base_rate: float | None = None,
+    least: float = 0.5,
 ) -> float:
-    """The lowest threshold, never below even odds, at which p ≥ threshold is right with the wanted precision.
+    """The lowest threshold, `least` or more, at which p ≥ threshold is right with the wanted precision.
 
         precision(τ) = π·TPR(τ) / (π·TPR(τ) + (1−π)·FPR(τ)),   π the base rate
 
@@ -82,9 +87,10 @@ def precision_threshold(
         labels: (N,) bool.
         precision: wanted, in (0, 1].
         base_rate: π where it will be used; None: that of the labels. Fewer successes, a higher threshold.
+        least: even odds by default.
 
     Raises:
-        ValueError: one class alone, or no threshold reaches the precision.
+        ValueError: one class alone, or no threshold from `least` on that something passes reaches the precision.
     """
     where = "precision_threshold"
     scores, labels = _labelled(probabilities, labels, where)
@@ -100,13 +106,16 @@ def precision_threshold(
     last = np.append(scores[1:] != scores[:-1], True)  # a threshold takes all of a tie
     hits, alarms = np.cumsum(labels)[last] / labels.sum(), np.cumsum(~labels)[last] / (~labels).sum()
     reached = rate * hits / (rate * hits + (1 - rate) * alarms)
+    passing = scores[last] >= least
+    thresholds, reached = scores[last][passing], reached[passing]
     good = np.flatnonzero(reached >= precision)
     if not len(good):
+        best = f"the best from {least:.2f} on is {reached.max():.2f}" if len(reached) else f"none is {least:.2f}"
         raise ValueError(
-            f"{where}: precision must be within reach of the scores; wanted {precision}, the best is "
-            f"{reached.max():.2f}. Label more episodes, failures that look like successes above all, or want less."
+            f"{where}: precision must be within reach of the scores; wanted {precision}, {best}. "
+            "Label more episodes, failures that look like successes above all, or want less."
         )
-    return max(0.5, float(scores[last][good[-1]]))
+    return least if good[-1] == len(thresholds) - 1 else float(thresholds[good[-1]])
 
 
 def conformal_rejection(maxima: ArrayLike, false_alarm: float = 0.1) -> float:

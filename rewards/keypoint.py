@@ -287,7 +287,8 @@ def success_threshold(goal: str, encoder: Encoder, demos: Sequence[Episode]) -> 
         ValueError: no successful episode.
     """
     text = encoder.encode_texts([goal])[0]
-    cosines = [(episode.features.main[0] @ text.to(episode.features.main), bool(episode.success)) for episode in demos]
+    known = [episode for episode in demos if episode.success is not None]
+    cosines = [(episode.features.main[0] @ text.to(episode.features.main), bool(episode.success)) for episode in known]
     good = [each[-1] for each, success in cosines if success]
     if not good:
         raise ValueError(
@@ -323,7 +324,7 @@ def keypoint_scorer(
         path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
         success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
             `threshold` on its cosine (None: fitted to demos; without any, there is no success model).
-        demos: recorded episodes of which one knows whether they succeeded, for that threshold.
+        demos: recorded episodes, for that threshold; those of which nobody said whether they succeeded are left out.
         dense: see `KeypointRule`.
         shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
 

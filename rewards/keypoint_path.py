@@ -17,7 +17,7 @@ from rewards.keypoint_plan import Stop
 
 CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
 EMPTY = 0.1  # a gripper narrower than this holds nothing
-SLACK = 0.1  # how much wider than when it closed a gripper still holds
+SLACK = 0.1  # how much wider than at its narrowest a gripper still holds
 THIN = 0.035  # metres that a thin thing reaches back from its nearest point
 LEAD_M = 0.15  # metres of path that coming to the first waypoint counts for
 GATE_M = 0.04  # metres of path that grasping or releasing counts for
@@ -120,7 +120,8 @@ def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, p
     """Stops in the world, by measured depth, or else on the level plane z = `plane` metres.
 
     A stop's depth is the median of the 3 x 3 pixels about it. Of a thin thing it is that of what lies nearest within a
-    24th of the image, and its place the middle of all there that is no more than `THIN` farther.
+    24th of the image, and its place the middle of all there that is no more than `THIN` farther. Pixels that were not
+    measured, 0 or not finite, do not count; where none was, the plane stands in.
     """
 
     @cache  # several stops are about one place
@@ -130,9 +131,12 @@ def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, p
         side = max(1, depth.shape[0] // 24) if thin else 1
         u, v = (round(min(max(x, side), n - 1 - side)) for x, n in zip(pixel, depth.shape[::-1], strict=True))
         patch = depth[v - side : v + side + 1, u - side : u + side + 1]
+        measured = np.isfinite(patch) & (patch > 0)
+        if not measured.any():
+            return camera.on_plane(pixel, plane)
         if not thin:
-            return camera.lift(np.array([pixel]), np.median(patch, keepdims=True)[0])[0]
-        near = patch <= patch.min() + THIN
+            return camera.lift(np.array([pixel]), np.median(patch[measured], keepdims=True))[0]
+        near = measured & (patch <= patch[measured].min() + THIN)
         rows, columns = np.nonzero(near)
         pixels = np.stack([columns, rows], -1) + np.array([u - side, v - side], np.float64)
         return camera.lift(pixels, patch[near]).mean(0)
@@ -203,7 +207,7 @@ def path_progress(
     passed = np.ones(len(robot), bool)
     holding = np.ones(len(robot), bool)
     progress = fallback = np.zeros(len(robot))
-    behind, first, grip = LEAD_M, 0, 1.0
+    behind, first, grip = LEAD_M, 0, np.ones(len(robot))
     ends = [k for k, gate in enumerate(gates) if gate or k == len(gates) - 1]
     for last in ends:
         arc, gap = nearest_on_polyline(way[first : last + 1], robot)
@@ -220,7 +224,8 @@ def path_progress(
             event &= (opening > grip + SLACK) & np.concatenate([[False], (event & holding)[:-1]])
         passed = np.maximum.accumulate(event)
         if gate == "grasp" and opening is not None and passed.any():
-            grip, fallback = float(opening[passed.argmax()]), here
+            fallback = here
+            grip = np.minimum.accumulate(np.where(passed & (opening >= EMPTY), opening, np.inf))  # it may still close
             holding = (opening >= EMPTY) & (opening <= grip + SLACK)
         elif gate == "release":
             holding = np.ones(len(robot), bool)

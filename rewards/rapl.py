@@ -62,11 +62,11 @@ def sinkhorn(
         raise ValueError(f"sinkhorn: epsilon and iterations must be > 0; got {epsilon} and {iterations}.")
     kernel = -cost / epsilon
     if allowed is not None:
-        kernel = kernel.masked_fill(~allowed, -1e9)  # finite, so that a row that is left out makes no NaN
+        kernel = kernel.masked_fill(~allowed, -1e4)  # finite, so that no NaN comes, and small, so that nothing cancels
     size = cost.shape[-2:]
     log_rows = _log_marginal(rows, size[0], cost)
     log_columns = _log_marginal(columns, size[1], cost)
-    left, right = torch.zeros_like(log_rows), torch.zeros_like(log_columns)
+    left, right = torch.zeros_like(log_rows), log_columns.where(log_columns.isinf(), 0.0)
     for _ in range(iterations):
         left = log_rows - (kernel + right[..., None, :]).logsumexp(-1)
         right = log_columns - (kernel + left[..., None]).logsumexp(-2)
@@ -76,7 +76,7 @@ def sinkhorn(
 def _log_marginal(marginal: Tensor | None, size: int, like: Tensor) -> Tensor:
     if marginal is None:
         return like.new_full((*like.shape[:-2], size), -math.log(size))
-    return marginal.to(like).clamp(min=1e-12).log()
+    return marginal.to(like).log()
 
 
 def band_mask(num_rows: int, num_columns: int, band: float) -> Bool[Tensor, "N M"]:
@@ -308,7 +308,8 @@ def _causal_potential(cost: Float[Tensor, "B R K M"], num_rows: int, spread: Ten
     last = place[..., None].clamp(min=1 / (ROWS - 1))
     columns = (share <= last + 1e-6).to(cost)  # of the demonstration up to τ, two at least
     columns = columns / columns.sum(-1, keepdim=True)
-    allowed = (share[:, None] - share / last[..., None]).abs() <= BAND + 0.5 / (last[..., None] * (ROWS - 1))
+    band = (1 / (last * (ROWS - 1))).clamp(min=BAND)[..., None]  # no narrower than a step, as in `band_mask`
+    allowed = (share[:, None] - share / last[..., None]).abs() <= band + 1e-6
     plan = sinkhorn(prefix, iterations=5, columns=columns, allowed=allowed)
     distance = (prefix * plan).sum((-2, -1))
     return (place * (spread / distance.clamp(min=1e-9)).clamp(max=1)).mean(-1)

@@ -111,9 +111,9 @@ def calibrated(
     trials = len(labels)
     temperature, offset = fit_platt(z, y, trials=trials) if leaning else (fit_temperature(z, y, trials=trials), 0.0)
     p = 1 / (1 + np.exp(-np.clip((z - offset) / temperature, -500, 500)))
-    yes = max(SURE, precision_threshold(p, y, precision, base_rate=base_rate) - ROUNDING)
+    yes = max(SURE, precision_threshold(p, y, precision, base_rate=base_rate, least=SURE) - ROUNDING)
     opposite = None if base_rate is None else 1 - base_rate
-    no = max(SURE, precision_threshold(1 - p, ~y, precision, base_rate=opposite) - ROUNDING)
+    no = max(SURE, precision_threshold(1 - p, ~y, precision, base_rate=opposite, least=SURE) - ROUNDING)
     if false_alarm is not None:
         failed = [
             each[~np.isnan(mark)].max() for each, mark in zip(logits, labels, strict=True) if not (mark > 0).any()

@@ -47,7 +47,7 @@ def pack_elsewhere(root: Path, folder: Path | None = None) -> None:
     arguments = [str(root)] if folder is None else [str(root), str(folder)]
     command = [sys.executable, "-P", "-m", "embodied.sinks.packing", *arguments]
     # What is imported here is imported there, whatever lies in the working directory.
-    path = os.pathsep.join(each or os.getcwd() for each in sys.path)
+    path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
     # A process group of its own, for Ctrl-C is not meant for it; a pipe, whose end tells it that we are gone.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,

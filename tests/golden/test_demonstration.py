@@ -169,6 +169,21 @@ def test_sinkhorn_meets_its_marginals_and_the_plan_of_the_plain_iteration():
     assert_allclose(plan, sinkhorn_plain(cost, 0.1, rows, columns, mask), atol=1e-6)
 
 
+def test_columns_and_rows_of_no_mass_are_not_there():
+    rng = np.random.default_rng(5)
+    cost = rng.random((6, 5)).astype(np.float32)
+    columns, rows = np.array([0.5, 0.3, 0.2, 0, 0]), np.array([0.4, 0, 0.2, 0.2, 0.1, 0.1])
+    mask = np.abs(np.linspace(0, 1, 6)[:, None] - np.linspace(0, 5 / 3, 5)) <= 0.6
+    keep = rows > 0
+    expected = np.zeros((6, 5))
+    expected[np.ix_(keep, columns > 0)] = sinkhorn_plain(
+        cost[keep, :3].astype(float), 0.05, rows[keep], columns[:3], mask[keep, :3]
+    )
+    tensors = [torch.from_numpy(each) for each in (cost, rows, columns, mask)]
+    plan = sinkhorn(tensors[0], iterations=300, rows=tensors[1], columns=tensors[2], allowed=tensors[3])
+    assert_allclose(plan.numpy(), expected, atol=1e-5)
+
+
 def test_a_sharp_plan_is_the_best_assignment():
     rng = np.random.default_rng(3)
     cost = rng.random((4, 4))

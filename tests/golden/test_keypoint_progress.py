@@ -43,6 +43,8 @@ def by_hand(points, gates, robot, opening):
     for t, x in enumerate(robot):
         wide = opening[t]
         widest = max(widest, wide)
+        if grip is not None and wide >= EMPTY:
+            grip = min(grip, wide)
         holding = grip is None or EMPTY <= wide <= grip + SLACK
         held_here = False
         while stage < len(ends) and gates[ends[stage]]:
@@ -141,6 +143,20 @@ def test_closing_on_nothing_and_dropping_fall_back():
     assert got[19:].max() < grasped  # the fingers only pass through the width of an object
     assert lost[33:].max() < full[31]
     np.testing.assert_array_equal(lost[:32], full[:32])  # nothing after t is read at t
+
+
+def test_a_gripper_that_was_still_closing_is_seen_to_drop():
+    robot, _ = placing()
+    opening = np.ones(len(robot))
+    grasped = int(np.argmin(np.linalg.norm(robot - PLACE[1], axis=1)))
+    opening[grasped], opening[grasped + 1 :] = 0.84, 0.3
+    dropped = opening.copy()
+    dropped[grasped + 3 :] = 0.9
+    full, lost = (
+        path_progress(PLACE, PLACE_GATES, robot, each, sigma=SIGMA, reach=REACH) for each in (opening, dropped)
+    )
+    np.testing.assert_array_equal(lost[: grasped + 3], full[: grasped + 3])
+    assert lost[grasped + 4 :].max() < full[grasped + 2]
 
 
 def test_nearest_point_of_equals_is_the_farthest_on():

@@ -41,19 +41,28 @@ def test_platt_s_offset_and_slope():
     assert_allclose([(p - target).mean(), ((p - target) * logits).mean()], 0, atol=2e-4)
 
 
+@pytest.mark.parametrize("least", [0.5, 0.65])
 @pytest.mark.parametrize("base_rate", [None, 0.02])
-def test_precision_threshold_by_trying_them_all(base_rate):
+def test_precision_threshold_by_trying_them_all(base_rate, least):
     rng = np.random.default_rng(1)
     labels = rng.random(300) < 0.3
     scores = np.round(np.clip(0.3 + 0.4 * labels + 0.15 * rng.normal(size=300), 0, 1), 2)  # with ties
     rate = labels.mean() if base_rate is None else base_rate
     good = []
-    for each in np.unique(scores):
+    for each in [least, *np.unique(scores[scores >= least])]:
         fired = scores >= each
         right, wrong = rate * fired[labels].mean(), (1 - rate) * fired[~labels].mean()
         if right / (right + wrong) >= 0.9:
             good.append(each)
-    assert precision_threshold(scores, labels, 0.9, base_rate=base_rate) == max(0.5, min(good))
+    assert precision_threshold(scores, labels, 0.9, base_rate=base_rate, least=least) == min(good)
+
+
+def test_a_precision_that_only_a_lower_threshold_reaches_is_refused():
+    scores, labels = [0.9] + [0.4] * 19 + [0.1] * 9, [False] + [True] * 19 + [False] * 9
+    with pytest.raises(ValueError, match=r"wanted 0\.95, the best from 0\.50 on is 0\.00"):
+        precision_threshold(scores, labels, 0.95)
+    with pytest.raises(ValueError, match=r"none is 0\.95"):
+        precision_threshold(scores, labels, 0.95, least=0.95)
 
 
 def test_conformal_rejection_keeps_its_promise():

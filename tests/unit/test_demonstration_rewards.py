@@ -63,6 +63,13 @@ def test_one_to_ten_demonstrations_order_a_new_one_and_tell_its_end(family, coun
         assert value_order_correlation(head.score(rewound)[0], rewound=True) > 0.9
 
 
+@pytest.mark.parametrize("count", [1, 4])
+def test_rapl_rises_evenly_on_a_way_like_the_demonstrations(count):
+    score = fitted("rapl", count).score(demo(50).features)[0]
+    assert score.diff().max() < 0.25  # no place where it wakes up
+    assert score[len(score) // 2] > 0.3
+
+
 @both
 def test_nothing_after_a_step_is_read_and_a_batch_is_its_episodes(family):
     head = fitted(family, **({"sequenced": True} if family == "demonstration" else {}))

@@ -137,6 +137,21 @@ def test_the_desk_is_lifted_where_it_is():
     world.close()
 
 
+@pytest.mark.parametrize("thin", [False, True])
+@pytest.mark.parametrize("lost", [0.0, np.nan, np.inf])
+def test_depth_that_was_not_measured_does_not_count(thin, lost):
+    stop = at_target(thin=thin)
+    u, v = (round(each) for each in stop.at)
+    depth = np.full(CAMERA.size, 0.8, np.float32)
+    whole = lift_path([stop], CAMERA, depth, 0.03).points
+    depth[v, u - 1 : u + 1] = lost
+    np.testing.assert_allclose(lift_path([stop], CAMERA, depth, 0.03).points, whole, atol=0.02)
+    depth[:] = lost
+    np.testing.assert_allclose(
+        lift_path([stop], CAMERA, depth, 0.03).points, lift_path([stop], CAMERA, None, 0.03).points
+    )
+
+
 def test_stops_move_up_and_along():
     stops = [at_target(up=0.1), at_target(by=0.2, tail=(40.0, 47.0), head=(50.0, 47.0))]
     up, along = lift_path(stops, CAMERA, None, 0.03).points

@@ -97,7 +97,7 @@ def test_what_cannot_be_fitted_says_why():
         check_episodes(5, "success")
     with pytest.raises(ValueError, match="got neither"):
         success_scorer(encoder=ENCODER)
-    with pytest.raises(ValueError, match=r"the best is 0\.67"):
+    with pytest.raises(ValueError, match=r"the best from 0\.50 on is 0\.50"):
         precision_threshold([0.9, 0.9, 0.1], [True, False, True], 0.95)
 
 
