@@ -69,8 +69,10 @@ def _where(row: Mapping[str, Any]) -> str:
     hardware, versions = row["hardware"], row["versions"]
     machine = f"{hardware['cpu']}, {hardware['cores']} cores" + (f", {hardware['gpu']}" if hardware.get("gpu") else "")
     names = ("python", "torch", "mujoco")
-    commit = (row.get("commit") or "unknown")[:10]
-    return f"{machine}; " + ", ".join(f"{n} {versions[n]}" for n in names) + f"; {row['date']}, {commit}"
+    commit = (row.get("commit") or "unknown").split()[0]
+    commit = commit[:10] + "+" * commit.endswith("+")
+    told = ", ".join(f"{n} {versions[n]}" for n in names)
+    return f"`{row['command']}`: {machine}; {told}; {row['date']}, {commit}"
 
 
 def _number(value: Any) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import errno
 import importlib
+import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
 from embodied.errors import UserError, nearest
@@ -26,7 +27,7 @@ COMMANDS = Path(__file__).resolve().parent / "commands"
 GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
-EXIT_USER_ERROR, EXIT_INTERRUPTED = 2, 130
+EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 USAGE = """\
 usage: embodied VERB [key=value …]
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: what follows `embodied` on the command line; None takes it from there.
 
     Returns:
-        The exit status: 0, 2 after a user's error, 130 after Ctrl-C.
+        The exit status: 0, 2 after a user's error, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     flags, words = {w for w in words if w.startswith("-")}, [w for w in words if not w.startswith("-")]
@@ -73,13 +74,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}. {nearest(verb, verbs())}")
         where = f"embodied {verb}"
         if flags & {"--help", "-h"}:
-            print(verb_help(verb))
+            print(verb_help(verb, overrides))
             return 0
         config = compose(verb, overrides)
         importlib.import_module(f"embodied.commands.{verb}").run(config)
     except KeyboardInterrupt:
         print(f"{where}: stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except BrokenPipeError:  # its reader, such as head, has had enough; Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except Exception as error:
         message = explain(error)
         if message is None or "--debug" in flags:
@@ -105,20 +109,50 @@ def docstring(verb: str) -> str:
     return ast.get_docstring(ast.parse((COMMANDS / f"{verb}.py").read_text("utf-8"))) or verb
 
 
-def verb_help(verb: str) -> str:
-    """What `embodied VERB --help` prints: its text, the choices of each group, the settings and their defaults."""
+def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
+    """What `embodied VERB --help` prints: its text, the choices of each group, the settings of those chosen."""
     from omegaconf import OmegaConf
 
-    config, chosen = _compose(verb, [])
+    config, chosen = _compose(verb, _choose(verb, overrides).groups)
     parts = [docstring(verb)]
     if chosen:
         parts.append("Groups, their default and their choices:")
         parts[-1] += "".join(f"\n  {group}={name}\n{_wrap(choices(group))}" for group, name in chosen.items())
     if "reward" in chosen:
         parts.append(COMPOSITION.format(combinations=" ".join(choices("reward/combine"))))
-    settings = OmegaConf.to_yaml(config).rstrip().replace("\n", "\n  ")
+    settings = "\n  ".join(_commented(OmegaConf.to_yaml(config).splitlines(), _comments(verb, chosen)))
     parts.append(f"Settings and their defaults (key=value; a.b=value inside a group):\n  {settings}")
     return "\n\n".join(parts)
+
+
+def _comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """What the config files say of each dotted key, and in their first line of the group."""
+    said: dict[str, str] = {}
+    for group, name in {"": verb, **chosen}.items():
+        file = paths.configs() / group / f"{name}.yaml"
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        if group and lines and lines[0].startswith("# "):
+            said[group] = lines[0][2:]
+        for key, line in _keyed(lines):
+            if comment := re.search(r"\s#\s+(.*)$", line):
+                said[f"{group}.{key}" if group else key] = comment[1]
+    return said
+
+
+def _commented(lines: Sequence[str], said: Mapping[str, str]) -> list[str]:
+    """Lines of YAML with what is said of their keys."""
+    return [f"{line}  # {said[key]}" if key in said else line for key, line in _keyed(lines)]
+
+
+def _keyed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The dotted key of each line of YAML, empty where there is none, and the line."""
+    above: list[tuple[int, str]] = []
+    for line in lines:
+        found = re.match(r"( *)(\w+):", line)
+        if found:
+            indent = len(found[1])
+            above = [(depth, key) for depth, key in above if depth < indent] + [(indent, found[2])]
+        yield ".".join(key for _, key in above) if found else "", line
 
 
 def choices(group: str) -> list[str]:
@@ -143,6 +177,44 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     """
     from omegaconf import DictConfig, OmegaConf
 
+    groups, values, plain, parts = _choose(verb, overrides)
+    base, _ = _compose(verb, groups)
+    if parts:
+        values = [each for word in values for each in _to_parts(word, base)]
+    for word in values:
+        key = word.split("=", 1)[0]
+        if word[0] not in "+~":
+            _check_key(key, base)
+    config, _ = _compose(verb, groups + values)
+    config.merge_with(plain)
+    for word in values:
+        if word[0] not in "+~":
+            _check_kind(word.split("=", 1)[0], base, config)
+        if not word.startswith("~"):
+            key = word.split("=", 1)[0].lstrip("+")
+            node: Any = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+            node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
+    if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
+        raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+class _Choice(NamedTuple):
+    """Overrides, apart."""
+
+    groups: list[str]  # Hydra's, of the groups' choices
+    values: list[str]  # of settings
+    plain: dict[str, str]  # settings that have a group's name
+    parts: list[str]  # rewards that are composed
+
+
+def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
+    """What is a choice of a group and what a setting.
+
+    Raises:
+        UserError: not an override, or an unknown choice.
+    """
     groups, values, plain = [], [], {}
     parts: list[str] = []
     base, chosen = _compose(verb, [])
@@ -175,26 +247,7 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
                 known = choices("reward/combine")
                 raise UserError(f"reward.combine must be a way to combine; got {name!r}. {nearest(name, known)}")
             groups.append(f"reward/combine={name}")
-    base, _ = _compose(verb, groups)
-    if parts:
-        values = [each for word in values for each in _to_parts(word, base)]
-    for word in values:
-        key = word.split("=", 1)[0]
-        if word[0] not in "+~":
-            _check_key(key, base)
-    config, _ = _compose(verb, groups + values)
-    config.merge_with(plain)
-    for word in values:
-        if word[0] not in "+~":
-            _check_kind(word.split("=", 1)[0], base, config)
-        if not word.startswith("~"):
-            key = word.split("=", 1)[0].lstrip("+")
-            node: Any = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
-            node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
-    if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
-        raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
-    assert isinstance(config, DictConfig)
-    return config
+    return _Choice(groups, values, plain, parts)
 
 
 def given(config: DictConfig, key: str) -> bool:
@@ -338,7 +391,9 @@ def explain(error: BaseException) -> str | None:
 def _wrap(names: list[str]) -> str:
     import textwrap
 
-    return textwrap.fill(" ".join(names), 100, initial_indent="      ", subsequent_indent="      ")
+    return textwrap.fill(
+        " ".join(names), 100, initial_indent="      ", subsequent_indent="      ", break_on_hyphens=False
+    )
 
 
 if __name__ == "__main__":

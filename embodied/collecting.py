@@ -16,11 +16,12 @@ from tqdm import tqdm
 
 from embodied import checkpoints, runs
 from embodied.datasets import Dataset, Writer
-from embodied.envs import WORLDS
+from embodied.envs import SCRIPTED, WORLDS
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
+from embodied.settings import check_least
 from embodied.worlds import env_maker
 
 COLLECTED = Path("runs", "collect")
@@ -30,12 +31,13 @@ TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
 
 
-def open_dataset(source: str | Path) -> Dataset:
+def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
     """A dataset by folder or by name.
 
     Args:
         source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
             is collected first if it is not there.
+        setting: what errors call it.
 
     Raises:
         UserError: neither; or a damaged dataset.
@@ -47,9 +49,10 @@ def open_dataset(source: str | Path) -> Dataset:
         return Dataset(COLLECTED / name)
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
-        known = [f"{each}-{kind}" for each in WORLDS for kind in POLICIES]
+        known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
         raise UserError(
-            f"data must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. {nearest(name, known)}"
+            f"{setting} must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. "
+            f"{nearest(name, known)}"
         )
     from embodied.cli import compose
 
@@ -352,9 +355,7 @@ def _check(config: DictConfig) -> None:
     if config.policy not in policies and not config.policy.startswith("run:"):
         raise UserError(f"policy must be expert, random, mixed or run:FOLDER; got {config.policy!r}. "
                         f"{nearest(config.policy, policies)}")  # fmt: skip
-    for name in ("episodes", "image_size"):
-        if config[name] < 1:
-            raise UserError(f"{name} must be at least 1; got {config[name]}.")
+    check_least(config, episodes=1, image_size=1)
     if config.image_size % 2:
         raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")
     shares = {kind: float(config.shares[kind]) for kind in KINDS}

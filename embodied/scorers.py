@@ -15,7 +15,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.build import build, locate
-from embodied.envs import WORLDS
+from embodied.envs import SCRIPTED
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.goal_images import simulated
@@ -140,7 +140,7 @@ class _Filler:
         if isinstance(wanted, bool) or not isinstance(wanted, int | str) or (isinstance(wanted, int) and wanted < 1):
             raise UserError(
                 f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
-                f"Try {name}=5 or {name}=path/to/lerobot."
+                f"Try reward.{name}=5 or reward.{name}=path/to/lerobot."
             )
         key = (wanted, frames_read)
         if key not in self._demos:
@@ -159,10 +159,11 @@ class _Filler:
     def _env_name(self, name: str, wanted: int) -> str:
         env = str(self._config.env.id) if "env" in self._config else ""
         world = env.removeprefix("embodied/").removesuffix("-v0")
-        if world not in WORLDS:
+        if world not in SCRIPTED:
             raise UserError(
                 f"reward.{name} must be a dataset where no world of ours has an expert; got {wanted}. "
-                f"Give a LeRobot folder: {name}=path/to/lerobot."
+                f"Give a LeRobot folder, reward.{name}=path/to/lerobot, or a fitted head where the reward has one, "
+                "reward.model=FOLDER."
             )
         return world
 

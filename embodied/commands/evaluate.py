@@ -21,11 +21,14 @@ from embodied.commands.train import told
 from embodied.errors import UserError
 from embodied.report import write_report
 from embodied.scorers import kept, make_scorer
+from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, make_venv, reward_cameras
 
 
 def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
+    check_least(config, episodes=1, num_worlds=1, videos=0, threads=1)
+    check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:

@@ -22,6 +22,7 @@ from embodied.build import build, locate
 from embodied.collecting import open_dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
+from embodied.settings import check_least
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG
 
@@ -31,6 +32,7 @@ def run(config: DictConfig) -> None:
     reward: Any = OmegaConf.to_container(config.reward, resolve=True)
     folder = Path(config.out)
     _check(reward, folder)
+    check_least(config, episodes=0, threads=1)
     torch.set_num_threads(config.threads)
     encoder = build(config.encoder)
     demos = _episodes(config, encoder)
@@ -67,7 +69,7 @@ def _episodes(config: DictConfig, encoder: Encoder) -> list[Episode]:
     cameras = None if config.cameras is None else list(config.cameras)
     demos: list[Episode] = []
     for source in sources:
-        dataset = open_dataset(str(source))
+        dataset = open_dataset(str(source), setting="demos")
         count = min(config.episodes or len(dataset), len(dataset))
         demos += encode(dataset, encoder, cameras=cameras, indices=range(count))
     if not demos:

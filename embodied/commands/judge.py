@@ -39,6 +39,7 @@ from embodied.judging.judgement import Judged, controls, divide, films, judge, t
 from embodied.judging.report import table, write_judgement
 from embodied.judging.verdicts import verdict
 from embodied.scorers import COMPOSED, make_scorer, reward_name
+from embodied.settings import check_least
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 
@@ -190,8 +191,6 @@ def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
 def reward_parts(config: DictConfig, instruction: str) -> dict[str, dict[str, Any]]:
     """Name -> config of each reward, judged one by one; a goal that is left open is the data's instruction."""
     reward = _plain(config.reward)
-    if reward.get("_target_") is None:
-        raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
     parts = dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
     for part in parts.values():
         if "goal" in part and part["goal"] is None and part.get("goals") is None and instruction:
@@ -304,9 +303,9 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a value out of its range, or a run folder that exists.
     """
-    for name, low in (("canaries", 1), ("resamples", 10), ("worst", 0), ("threads", 1)):
-        if config[name] < low:
-            raise UserError(f"{name} must be at least {low}; got {config[name]}.")
+    check_least(config, canaries=1, resamples=10, worst=0, threads=1)
+    if config.reward.get("_target_") is None:
+        raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
     if not 0 < config.fit < 1:
         raise UserError(f"fit must be between 0 and 1, a share of the episodes; got {config.fit}.")
     if config.unlabelled not in ("skip", "success"):

@@ -37,6 +37,7 @@ from embodied.datasets import Dataset, layout
 from embodied.datasets.encoding import encode, fingerprint
 from embodied.errors import UserError, nearest
 from embodied.files import whole
+from embodied.settings import check_least
 from rewards.core import Episode, Features, Scorer
 
 ROOT = Path("runs", "label")
@@ -47,8 +48,7 @@ def run(config: DictConfig) -> None:
     """Score every episode, then write all at once."""
     if config.columns not in ("sidecar", "columns"):
         raise UserError(f"columns must be sidecar or columns; got {config.columns!r}.")
-    if config.batch < 1:
-        raise UserError(f"batch must be at least 1; got {config.batch}.")
+    check_least(config, batch=1, threads=1)
     if config.reward.get("_target_") is None:
         raise UserError("reward=true labels nothing: it is the task's own. Choose a reward model.")
     name = config.name or scorers.reward_name(config.reward)

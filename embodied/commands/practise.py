@@ -51,6 +51,7 @@ from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstratio
 from embodied.practice.loop import Practice, Task, remember, update
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
+from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, reward_cameras
 from policies.demonstrations import Imitation, SymmetricReplay, narrow
 from rewards.core import Encoder
@@ -64,7 +65,8 @@ def run(config: DictConfig) -> None:
     """Practise in the config's world, or on the simulated robot."""
     if config.robot not in (None, "simulated"):
         raise UserError(
-            f"robot must be null or simulated; got {config.robot!r}. For your own: see `practise` in Python."
+            f"robot must be null or simulated; got {config.robot!r}. Your own: in Python, by "
+            "embodied.commands.practise.practise with a RobotEnv of embodied.robots.env."
         )
     practise(config, partial(_simulated_robot, config) if config.robot else env_maker(config))
 
@@ -120,14 +122,11 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
     if str(config.policy.get("_target_")) != "policies.sb3.sac":
         raise UserError(f"policy must be sac here; got {config.policy.get('_target_')}. Its replay holds two halves.")
-    for name in ("steps", "attempt_steps", "stuck_after"):
-        if config[name] < 1:
-            raise UserError(f"{name} must be at least 1; got {config[name]}.")
-    for name in ("pretrain_updates", "imitation", "reset_every", "eval_every", "eval_episodes", "checkpoint_every"):
-        if config[name] < 0:
-            raise UserError(f"{name} must be 0 or more; got {config[name]}.")
-    if config.eval_episodes < 1:
-        raise UserError(f"eval_episodes must be at least 1; got {config.eval_episodes}.")
+    check_least(
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, pretrain_updates=0, imitation=0,
+        reset_every=0, eval_every=0, checkpoint_every=0,
+    )  # fmt: skip
+    check_device(config.device)
 
 
 def _built(

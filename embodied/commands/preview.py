@@ -33,6 +33,7 @@ from embodied.errors import UserError
 from embodied.files import whole
 from embodied.scorers import make_scorer, reward_name
 from embodied.scoring import Layout, Track
+from embodied.settings import check_least
 from embodied.worlds import env_maker, reward_cameras
 from rewards.core import Scorer
 
@@ -67,9 +68,7 @@ class Strip:
 
 def run(config: DictConfig) -> None:
     """Write the sheet, print the table."""
-    for name in ("columns", "max_steps", "threads"):
-        if config[name] < 1:
-            raise UserError(f"{name} must be at least 1; got {config[name]}.")
+    check_least(config, columns=1, max_steps=1, threads=1)
     out = Path(config.out)
     if out.suffix.lower() != ".png":
         raise UserError(f"out must end in .png; got {out}.")

@@ -5,7 +5,7 @@ listens to this machine alone; any other host needs a token, in the file token_f
 never on the command line, and for the open network a TLS proxy before it. What goes over the wire:
 embodied/serving/protocol.py. Ctrl-C or SIGTERM finishes what is queued, tells the sessions and ends.
 
-    embodied serve reward=clip reward.goal="the cup is upright"
+    embodied serve encoder=open_clip reward.goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
     curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg http://127.0.0.1:8765/v1/score
 """
@@ -33,6 +33,7 @@ from embodied.serving.connections import Server
 from embodied.serving.limits import Limits
 from embodied.serving.peer import read_token
 from embodied.serving.service import is_loopback
+from embodied.settings import check_least
 from embodied.watching.live_scoring import toward
 from rewards.core import Scorer
 
@@ -88,9 +89,7 @@ def _check(config: DictConfig) -> str | None:
     """
     if config.reward.get("_target_") is None:
         raise UserError("reward=true serves nothing: it is the task's own. Choose a reward model.")
-    for key, least in (("max_batch", 1), ("max_wait_ms", 0), ("threads", 1), ("replicas", 1), ("port", 0)):
-        if config[key] < least:
-            raise UserError(f"{key} must be at least {least}; got {config[key]}.")
+    check_least(config, max_batch=1, max_wait_ms=0, threads=1, replicas=1, port=0)
     if config.port > 65535:
         raise UserError(f"port must be at most 65535; got {config.port}.")
     token = read_token(token_file=config.token_file)

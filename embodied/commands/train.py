@@ -5,7 +5,7 @@ success is only watched. Writes a run folder with curves, checkpoints, videos of
 Ctrl-C or a crash loses nothing before the last checkpoint: resume=true continues the same curve, with steps=… beyond
 the number it was started with.
 
-    embodied train env=desk-drawer reward=clip reward.goal="the drawer is open" reward.baseline="a robot arm at a desk"
+    embodied train env=desk-drawer reward=clip reward.goal="the drawer is open"
     embodied train env=desk-drawer reward=[clip,softmax] reward.goal="the drawer is open" reward.softmax.negatives=[…]
     embodied train env=cartpole reward=true policy=ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true
@@ -30,6 +30,7 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.labeller import Labeller
 from embodied.report import write_report
 from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
+from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, make_venv, reward_cameras
 from rewards.core import Scorer
 
@@ -40,6 +41,7 @@ def run(config: DictConfig) -> None:
         config = run.config
         if run.folder is not None:
             kept(config.reward, run.folder)
+        _check(config)
         torch.set_num_threads(config.threads)
         scorer = make_scorer(config)
         venv = make_venv(config, scorer, num_worlds=config.num_worlds, workers=config.workers, seed=config.seed)
@@ -72,6 +74,15 @@ def run(config: DictConfig) -> None:
         warned = labeller.watch.messages if labeller is not None else []
         run.finish(warnings=warned, steps=model.num_timesteps)
         print(f"{told(summary)}. Report: {write_report(folder)}")
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what cannot be, before anything is made."""
+    check_least(
+        config, steps=1, num_worlds=1, workers=0, threads=1, encode_batch=1, encode_threads=1, eval_every=0,
+        eval_episodes=1, final_episodes=1, videos=0, log_every=1, checkpoint_every=0,
+    )  # fmt: skip
+    check_device(config.device)
 
 
 def finish(config: DictConfig, folder: Path, model: BaseAlgorithm, scorer: Scorer | None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _WORLDS: dict[str, tuple[str, dict[str, str], int]] = {
 }
 
 WORLDS = tuple(_WORLDS)  # short names; the Gymnasium id is embodied/<name>-v0
+SCRIPTED = tuple(name for name in WORLDS if name.startswith("desk-"))  # those with an expert
 
 
 def world_id(name: str) -> str:

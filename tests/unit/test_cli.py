@@ -226,6 +226,22 @@ def test_help_tells_how_to_compose():
     assert "_composed" not in told
 
 
+def test_help_shows_what_was_chosen_and_what_the_configs_say():
+    told = cli.verb_help("train", ["reward=process", "steps=10"])
+    assert "\n    demos: 5  # so many expert episodes" in told
+    assert "\n  reward:  # Process reward (Robo-Dopamine)" in told
+    assert "\n  steps: 30000  # transitions" in told
+    assert "rtsp://" in cli.verb_help("watch").partition("Settings")[2]
+    assert "desk-\n" not in told
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    command = f"{sys.executable} -m embodied.cli train --help | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode in (0, cli.EXIT_PIPE)
+    assert done.stderr == ""
+
+
 def test_help(ran, capsys):
     assert cli.main(["--help"]) == 0
     assert "go        Go somewhere." in capsys.readouterr().out

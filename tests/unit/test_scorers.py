@@ -5,7 +5,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from embodied import build, cli, collecting, datasets
+from embodied import build, cli, collecting
+from embodied.datasets import encoding
 from embodied.envs.bridge import make
 from embodied.errors import UserError
 from embodied.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
@@ -85,7 +86,7 @@ def opened(monkeypatch):
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
     monkeypatch.setattr(collecting, "open_dataset", lambda source: asked.append(source) or Seven())
-    monkeypatch.setattr(datasets, "encode", encode)
+    monkeypatch.setattr(encoding, "encode", encode)
     return asked
 
 
