@@ -7,7 +7,7 @@ encoding and scoring are all in it. The model is a ViT-B-32 with random weights,
 Endurance: `embodied watch`, as its user starts it, with the default record, on a 30 Hz camera in which every minute
 another fault happens for three seconds: no pictures, connection gone, another size, half pictures, empty pictures.
 Memory is that of its process, after the first tenth. A gap is marked if a stale line came within it and no line that
-claims to be fresh was captured in it.
+claims to be fresh was captured in it; the camera goes on after the watch was stopped, and those faults are none.
 
 Growth: what a reading costs of rewards that read the past, late in a long episode against early in it; scored whole
 at each row, as they are offline, it would cost `whole_ms`. Rows are noise, which cost what pictures' features do.
@@ -233,7 +233,8 @@ def endurance(minutes: float) -> list[dict[str, Any]]:
             while watch.poll() is None and time.monotonic() - start < 60 * minutes:
                 time.sleep(5)
                 memory.append((time.monotonic() - start, tree_memory(watch.pid).get("Pss", 0) / 1e6))
-            ran = time.monotonic() - start
+            ended = time.monotonic()
+            ran = ended - start
             alive = watch.poll() is None
             watch.send_signal(signal.SIGINT)
             _, told = watch.communicate(timeout=120)
@@ -241,7 +242,7 @@ def endurance(minutes: float) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in (folder / "readings.jsonl").read_text().splitlines()]
         kept = sorted(path.name for path in folder.iterdir())
         log = [json.loads(line) for line in faults.read_text().splitlines()] if faults.exists() else []
-    marked, unmarked = gaps(lines, log)
+    marked, unmarked = gaps(lines, [each for each in log if (each.get("began") or each["ended"]) < ended])
     settled = np.array([mb for at, mb in memory if at >= WARM * ran])
     tenth = max(len(settled) // 10, 1)
     growth = float(np.median(settled[-tenth:]) / np.median(settled[:tenth]) - 1)

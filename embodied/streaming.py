@@ -18,8 +18,9 @@ from embodied import scoring
 from embodied.scoring import Layout, Track
 from rewards.core import Scorer
 
-# Of one episode, where a head reads the past: whole each time, or what it remembers of it (10 min at 30 frames/s).
-MAX_ROWS, MAX_REMEMBERED = 3000, 18_000
+# Of one episode: where the past is read whole each time, where heads remember it (10 min at 30 frames/s), and where
+# none reads it and only a new goal is told of it (5 min).
+MAX_ROWS, MAX_REMEMBERED, MAX_TOLD = 3000, 18_000, 9000
 
 
 class Reading(NamedTuple):
@@ -51,7 +52,7 @@ class EpisodeStream:
         scorer: its heads score; it encodes only in `encode`.
         layout: what a row holds.
         max_rows: of one episode that is kept, ≥ 2: for heads that read the past, and for `rescored`; None:
-            `MAX_REMEMBERED` where all heads can go on row by row, `MAX_ROWS` otherwise.
+            `MAX_TOLD` where no head reads the past, `MAX_REMEMBERED` where all can go on row by row, else `MAX_ROWS`.
 
     Raises:
         ValueError: fewer than two rows.
@@ -59,7 +60,7 @@ class EpisodeStream:
 
     def __init__(self, scorer: Scorer, layout: Layout | None = None, *, max_rows: int | None = None) -> None:
         if max_rows is None:
-            max_rows = MAX_REMEMBERED if scorer.advances else MAX_ROWS
+            max_rows = MAX_TOLD if scorer.pointwise else MAX_REMEMBERED if scorer.advances else MAX_ROWS
         if max_rows < 2:
             raise ValueError(f"EpisodeStream: max_rows must be at least 2; got {max_rows}.")
         self.scorer, self.layout, self._max_rows = scorer, layout or Layout(), max_rows
