@@ -20,7 +20,7 @@ from embodied.scorers import make_scorer
 from embodied.serving.http_client import Client
 from tests.reward_server import serving
 
-SMALL = ["env=cartpole", "seed=3", "num_worlds=2", "steps=90", "log_every=30", "eval_every=0", "final_episodes=2"]
+SMALL = ["env=cartpole", "seed=3", "num_worlds=2", "steps=90", "log_every=30", "eval_every=0", "final_episodes=1"]
 SMALL += ["videos=0", "policy.network=[16]", "policy.learning_starts=40", "policy.batch_size=16"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +53,7 @@ def test_a_policy_learns_the_same_through_a_server(tiny_clip):
     scorer = make_scorer(compose("train", ["env=cartpole", *words]))
     with serving(scorer) as running:
         assert main(["train", *SMALL, "reward=remote", f"reward.url={running.url}", "run=there"]) == 0
-        assert main(["evaluate", "run=there", "episodes=2", "videos=0"]) == 0
+        assert main(["evaluate", "run=there", "episodes=1", "videos=0"]) == 0
     (log, weights), (remote_log, remote_weights) = numbers("here"), numbers("there")
     np.testing.assert_allclose(remote_log, log, atol=1e-4, rtol=1e-3)
     np.testing.assert_allclose(remote_weights, weights, atol=1e-4)

@@ -18,7 +18,7 @@ from embodied.cli import compose, main
 from embodied.envs import WORLDS, world_id
 from embodied.labeller import Labeller
 
-SMALL = ["final_episodes=2", "videos=0", "eval_every=0", "num_worlds=2", "policy.network=[16]"]
+SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy.network=[16]"]
 QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 
@@ -56,7 +56,7 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
         "steps=300",
         "log_every=100",
     ]
-    small = [*SMALL, "eval_every=150", "eval_episodes=2", "videos=1", *QUICK]
+    small = [*SMALL, "final_episodes=2", "eval_every=150", "eval_episodes=1", "videos=1", *QUICK]
     assert main([*words, *small]) == 0
     (folder,) = Path("runs/train").iterdir()
     assert folder.name.endswith("-cartpole-clip-s0")
@@ -86,7 +86,7 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
     """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
     more = QUICK if policy == "sac" else ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
     words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
-    words += [*SMALL, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=2"]
+    words += [*SMALL, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
     assert main([*words, "run=straight"]) == 0
 
     label = Labeller._label
