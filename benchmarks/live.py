@@ -6,7 +6,7 @@ encoding and scoring are all in it. The model is a ViT-B-32 with random weights,
 
 Endurance: `embodied watch`, as its user starts it, with the default record, on a 30 Hz camera in which every minute
 another fault happens for three seconds: no pictures, connection gone, another size, half pictures, empty pictures.
-Memory is that of its process, after the first tenth. A gap is marked if a stale line came within it and no line that
+Memory is that of its processes, after the first tenth. A gap is marked if a stale line came within it and no line that
 claims to be fresh was captured in it; the camera goes on after the watch was stopped, and those faults are none.
 
 Growth: what a reading costs of rewards that read the past, late in a long episode against early in it; scored whole

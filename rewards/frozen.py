@@ -136,8 +136,8 @@ def _fast_precision(device: torch.device) -> str:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
         has = torch.cpu.get_capabilities()
-        # AVX512_BF16 multiplies twice as fast as float32 on AMD; an Intel Xeon whose AMX was off took 1.7 times as long
-        # with it (ViT-B-32; the embedded encoder 1.2 times). SSE4a is AMD's alone.
+        # AVX512_BF16 alone is no reason: an Intel Xeon whose AMX was off took 1.7 times as long with it as in float32
+        # (ViT-B-32; the embedded encoder 1.2 times). AMD's units, which SSE4a tells, are twice as wide for it.
         fast = has.get("amx_bf16", False) or (has.get("avx512_bf16", False) and has.get("sse4a", False))
     else:
         fast = False

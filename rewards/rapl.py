@@ -62,7 +62,8 @@ def sinkhorn(
         raise ValueError(f"sinkhorn: epsilon and iterations must be > 0; got {epsilon} and {iterations}.")
     kernel = -cost / epsilon
     if allowed is not None:
-        kernel = kernel.masked_fill(~allowed, -1e4)  # finite, so that no NaN comes, and small, so that nothing cancels
+        # Far below all that is allowed, whatever ε; finite, so that no NaN comes, and near enough that nothing cancels.
+        kernel = kernel.where(allowed, kernel.detach().amin((-2, -1), keepdim=True) - 1e4)
     size = cost.shape[-2:]
     log_rows = _log_marginal(rows, size[0], cost)
     log_columns = _log_marginal(columns, size[1], cost)

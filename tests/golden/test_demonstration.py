@@ -184,6 +184,13 @@ def test_columns_and_rows_of_no_mass_are_not_there():
     assert_allclose(plan.numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("epsilon", [0.05, 1e-5])
+def test_what_is_not_allowed_gets_nothing_however_cheap(epsilon):
+    cost = torch.tensor([[0.9, 0.0], [0.0, 0.9]], dtype=torch.float64)
+    plan = sinkhorn(cost, epsilon=epsilon, allowed=torch.eye(2, dtype=torch.bool))
+    assert_allclose(plan.numpy(), np.eye(2) / 2, atol=1e-6)
+
+
 def test_a_sharp_plan_is_the_best_assignment():
     rng = np.random.default_rng(3)
     cost = rng.random((4, 4))
