@@ -36,6 +36,7 @@ from embodied.envs.worker import Worlds
 from embodied.feature_memory import FeatureMemory
 from embodied.labeller import Labeller
 from embodied.paths import asset, configs
+from embodied.renders import open_world
 from embodied.worlds import env_maker
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer
@@ -43,8 +44,8 @@ from rewards.encoders import OpenCLIPEncoder
 
 WARM = 4  # rounds
 OPTIONS = {
-    "parts": "reward,pipeline,vit,scoring,goals,memory", "repeats": 5, "rounds": 30, "workers": 2, "encode_threads": 2,
-    "threads": 2, "batch": 8, "vit_collect": 100, "environment": {}, "record": True,
+    "parts": "reward,pipeline,vit,scoring,goals,precision,memory", "repeats": 5, "rounds": 30, "workers": 2,
+    "encode_threads": 2, "threads": 2, "batch": 8, "vit_collect": 100, "environment": {}, "record": True,
 }  # fmt: skip
 GOALS = [
     "the drawer is open", "the drawer is closed", "the button is pressed", "the gripper touches the red cube",
@@ -104,6 +105,7 @@ def vit(options: dict[str, Any]) -> dict[str, Any]:
         return meters[-1]
 
     settings = vlmrm_scheme.OPTIONS | {key: options[key] for key in ("workers", "encode_threads", "threads")}
+    settings["precision"] = "auto"
     meter, rounds = (metered, 1) if options.get("stages") else (None, 2)
     result = vlmrm_scheme.ours("humanoid", rounds, options["vit_collect"], settings, meter)
     return result | ({"cpu_ms": meters[0].cpu_ms} if meters else {})
@@ -191,6 +193,36 @@ def score(scorer: Scorer, frames: torch.Tensor) -> np.ndarray:
     rows = scoring.encode(scorer, frames.numpy())
     episode = scoring.Track(list(rows), [False] * (len(rows) - 1))
     return scoring.label(scorer, [episode], scoring.Layout())[0].rewards
+
+
+def renders(count: int, size: int) -> torch.Tensor:
+    """(N, H, W, 3) uint8: one frame of the desk in each of so many random states."""
+    world = open_world("embodied/desk-drawer-v0", size)
+    rng = np.random.default_rng(0)
+    frames = []
+    for _ in range(count):
+        world.sample_state(rng)
+        frames.append(world.frame())
+    world.close()
+    return torch.from_numpy(np.stack(frames))
+
+
+def precisions(options: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of ViT-B-32 for the same frames in float32 and in int8, called in turn, and how alike they see."""
+    torch.set_num_threads(1)
+    frames = renders(options["batch"], 224)
+    encoders = {
+        name: OpenCLIPEncoder(vlmrm_scheme.MODEL, pretrained="random", precision=name, device="cpu")
+        for name in ("fp32", "int8")
+    }
+    seen = {name: encoder.encode_images(frames) for name, encoder in encoders.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in encoders}
+    for _ in range(4 * options["repeats"]):
+        for name, encoder in encoders.items():
+            start = time.perf_counter()
+            encoder.encode_images(frames)
+            seconds[name].append(time.perf_counter() - start)
+    return {"seconds": seconds, "cosine": float((seen["fp32"] * seen["int8"]).sum(-1).min()), "batch": len(frames)}
 
 
 def memory(width: int) -> dict[str, float]:
@@ -283,6 +315,13 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
             value = float(np.median(ten) / np.median(one))
             claim = "Ten goals at once against one, embedded encoder"
             table.append({"claim": claim, "unit": "ratio", **bar(value, "<= 1.1"), **detail})
+    if "precision" in parts:
+        timed = run("precision", options=options)
+        ratios = np.array(timed["seconds"]["int8"]) / np.array(timed["seconds"]["fp32"])
+        ms = [1e3 * float(np.median(each)) / timed["batch"] for each in timed["seconds"].values()]
+        claim = f"ViT-B-32 in int8 against float32, one thread ({ms[1]:.1f} against {ms[0]:.1f} ms a frame)"
+        detail = {"n": len(ratios), "batch": timed["batch"], "least_cosine": timed["cosine"]}
+        table.append({"claim": claim, "unit": "ratio", **bar(float(np.median(ratios)), "<= 0.5"), **detail})
     if "memory" in parts:
         for name, width in (("the embedded encoder", 256), ("ViT-B-32", 512)):
             grown = run("memory", width=width)["gb"]
@@ -293,7 +332,7 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
 
 def child(job: dict[str, Any]) -> None:
     """One measurement; prints its numbers."""
-    kinds = {"training": training, "vit": vit, "scoring": scoring_speed, "memory": memory}
+    kinds = {"training": training, "vit": vit, "scoring": scoring_speed, "precision": precisions, "memory": memory}
     print(json.dumps(kinds[job.pop("kind")](**job)))
 
 

@@ -30,7 +30,6 @@ from embodied.errors import UserError
 from embodied.paths import asset
 from embodied.renders import open_world
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
-from rewards.frozen import PRECISIONS
 from rewards.grounding import Grounder, Projector, resnet_maps
 
 WORLDS = {  # scene -> worlds that start differently, and its share of the frames
@@ -209,7 +208,7 @@ def train(
 
 def _maps(encoder: OpenCLIPEncoder, tower: Any, frames: Tensor) -> list[Tensor]:
     with torch.no_grad():
-        return resnet_maps(tower, encoder._preprocess(frames, encoder.device, PRECISIONS[encoder.precision]))
+        return resnet_maps(tower, encoder._preprocess(frames, encoder.device, encoder._dtype))
 
 
 def _loss(

@@ -33,13 +33,14 @@ class OpenCLIPEncoder(FrozenEncoder):
         pretrained: weights tag or file, when `model` is an architecture alone; "random" for seeded random weights
             (speed measurements and tests).
         precision: "auto" (bf16 weights and inputs where that is faster, else fp32), "fp32", "bf16",
-            "fp16". Unit vectors come out in float32 always.
+            "fp16", or "int8" (the image tower's linear layers, on the CPU; see `rewards.int8`). Unit vectors come out
+            in float32 always.
         device: "auto" (CUDA if there is one), or a torch device.
         batch_size: frames per forward pass.
         compile: whether to `torch.compile` the image tower (slow first call; batches are padded to one shape).
 
     Raises:
-        ValueError: an unknown architecture or weights tag; names the nearest.
+        ValueError: an unknown architecture or weights tag, names the nearest; weights that int8 would change.
         FileNotFoundError: weights that are neither here nor to be downloaded; says what to put where.
     """
 

@@ -6,14 +6,16 @@ Shape letters: B batch, D feature width, M texts; H, W image.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from rewards import int8
 from rewards.core import check_frames
 from rewards.preprocess import Preprocess
+from rewards.storage import SAME
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
@@ -26,7 +28,7 @@ class FrozenEncoder(ABC):
         name: the model as the user wrote it.
         dim: D.
         image_size: (H, W) at which frames need no resizing.
-        precision: what runs, "fp32", "bf16" or "fp16".
+        precision: what runs, "fp32", "bf16", "fp16" or "int8".
     """
 
     name: str
@@ -38,13 +40,16 @@ class FrozenEncoder(ABC):
 
     def __init__(self, name: str, precision: str, device: str, batch_size: int) -> None:
         where = type(self).__name__
-        if precision != "auto" and precision not in PRECISIONS:
-            raise ValueError(f"{where}: precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}.")
+        if precision not in ("auto", *PRECISIONS, "int8"):
+            raise ValueError(f"{where}: precision must be auto, {', '.join(PRECISIONS)}, int8; got {precision!r}.")
         if batch_size < 1:
             raise ValueError(f"{where}: batch_size must be ≥ 1; got {batch_size}.")
         self.name = name
         self.device = _device(device, where)
         self.precision = _fast_precision(self.device) if precision == "auto" else precision
+        if precision == "int8" and self.device.type != "cpu":
+            raise ValueError(f"{where}: device must be cpu for precision=int8; got {self.device}. Use precision=auto.")
+        self._dtype = PRECISIONS.get(self.precision, torch.float32)  # of what a tower reads
         self.batch_size = batch_size
         self._compiled = False
         self._texts: dict[str, Tensor] = {}
@@ -72,7 +77,7 @@ class FrozenEncoder(ABC):
         count = len(frames)
         if self._compiled and count < self.batch_size:  # a compiled tower keeps one shape
             frames = torch.cat([frames, frames[-1:].expand(self.batch_size - count, -1, -1, -1)])
-        images = self._preprocess(frames, self.device, PRECISIONS[self.precision])
+        images = self._preprocess(frames, self.device, self._dtype)
         return nn.functional.normalize(self._image_tower(images)[:count].float(), dim=-1)
 
     @torch.no_grad()
@@ -97,16 +102,42 @@ class FrozenEncoder(ABC):
             self._texts.update(zip(new, vectors, strict=True))
         return torch.stack([self._texts[text] for text in texts])
 
-    def _use_image_tower(self, tower: nn.Module, parts: Iterable[nn.Module], compile: bool) -> None:
+    def _use_image_tower(self, tower: nn.Module, parts: Sequence[nn.Module], compile: bool) -> None:
         """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""
         tower.eval().requires_grad_(False)
         for part in parts:
             _fold_batch_norms(part)
-            part.to(PRECISIONS[self.precision])
+            part.to(self._dtype)
         tower.to(self.device)
         tower.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._image_tower = tower
+        if self.precision == "int8":
+            self._quantize(parts)
         self._image_tower = torch.compile(tower, dynamic=False) if compile else tower
         self._compiled = compile
+
+    def _quantize(self, parts: Sequence[nn.Module]) -> None:
+        """Turn parts of the tower to int8, and see that it sees what it saw.
+
+        Raises:
+            ValueError: it does not, or most of it cannot be turned.
+        """
+        where = f"{type(self).__name__}: precision"
+        pictures = _pictures(*self._preprocess.crop)
+        exact = self._encode_batch(pictures)
+        for part in parts:
+            int8.quantize(part)
+        held = int8.share(nn.ModuleList(parts))
+        if held < 0.5:
+            raise ValueError(
+                f"{where} must be other than int8 for {self.name}, whose weights are not mostly linear layers "
+                f"({held:.0%}). Use precision=auto."
+            )
+        if (cosine := float((self._encode_batch(pictures) * exact).sum(-1).min())) < SAME:
+            raise ValueError(
+                f"{where} must be other than int8 for {self.name}: it no longer sees the same (cosine {cosine:.3f} "
+                f"with float32, less than {SAME}). Use precision=auto."
+            )
 
     @abstractmethod
     def _count_tokens(self, text: str) -> int:
@@ -115,6 +146,14 @@ class FrozenEncoder(ABC):
     @abstractmethod
     def _embed_texts(self, texts: list[str]) -> Tensor:
         """(M, D): vectors of texts that are short enough, of any length."""
+
+
+def _pictures(height: int, width: int) -> UInt8[Tensor, "B H W 3"]:
+    """Pictures of soft patches, coarse and fine, the same each time."""
+    random = torch.Generator().manual_seed(0)
+    patches = [torch.rand(2, 3, side, side, generator=random) for side in (3, 7, 15)]
+    images = torch.cat([nn.functional.interpolate(each, (height, width), mode="bilinear") for each in patches])
+    return (255 * images).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _device(name: str, where: str) -> torch.device:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rewards.core import Encoder, check_frames
-from rewards.frozen import PRECISIONS, FrozenEncoder
+from rewards.frozen import FrozenEncoder
 
 FILE = "grounding.safetensors"  # beside an encoder's weights
 PROBE = "the red cube on the desk"  # a projector knows its encoder by what this text embeds to
@@ -135,7 +135,7 @@ class Grounder:
         encoder: an open_clip ResNet or vision transformer, or a transformers CLIP or SigLIP.
 
     Raises:
-        ValueError: an encoder whose towers give no maps in text space, or a projector of other weights.
+        ValueError: an encoder whose towers give no maps in text space, one in int8, or a projector of other weights.
     Source: MaskCLIP, arXiv 2112.01071 §3.2. Departs: no key smoothing, no prompt denoising; the class token and
         position embeddings of an attention pool take no part in the map.
     """
@@ -145,6 +145,11 @@ class Grounder:
             raise ValueError(
                 f"Grounder: encoder must be an open_clip or transformers encoder, whose maps can be read; "
                 f"got {type(encoder).__name__}. Use encoder=embedded, open_clip or transformers."
+            )
+        if encoder.precision == "int8":
+            raise ValueError(
+                "Grounder: precision of the encoder must be auto, fp32, bf16 or fp16, so that its maps can be read; "
+                "got int8."
             )
         self.encoder = encoder
         self._tower = getattr(encoder._image_tower, "_orig_mod", encoder._image_tower)
@@ -157,7 +162,7 @@ class Grounder:
     def vectors(self, frames: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B D h w"]:
         """Unit vectors in text space, one per cell."""
         check_frames(frames, "Grounder.vectors")
-        images = self.encoder._preprocess(frames, self.encoder.device, PRECISIONS[self.encoder.precision])
+        images = self.encoder._preprocess(frames, self.encoder.device, self.encoder._dtype)
         if self.projector is not None:
             return self.projector(resnet_maps(self._tower, images)).cpu()
         assert self._read is not None
