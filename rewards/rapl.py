@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -121,6 +121,35 @@ def preference_loss(preferred: Float[Tensor, " N"], other: Float[Tensor, " N"]) 
 # The head -----------------------------------------------------------------------------------------------------
 
 
+class SoFar(NamedTuple):
+    """The costs of an episode's rows so far, in a buffer that those to come share: none is copied for every new one.
+
+    Attributes:
+        buffer: (B, room, K, M).
+        length: how many of its rows are these.
+        written: how many of them anybody wrote, one number.
+    """
+
+    buffer: Tensor
+    length: int
+    written: list[int]
+
+    @property
+    def rows(self) -> Float[Tensor, "B R K M"]:
+        return self.buffer[:, : self.length]
+
+    def then(self, more: Float[Tensor, "B T K M"]) -> SoFar:
+        """These and more; these stay as they are, whoever goes on from them."""
+        length = self.length + more.shape[1]
+        buffer, written = self.buffer, self.written
+        if written[0] != self.length or length > buffer.shape[1]:
+            buffer, written = more.new_empty(more.shape[0], 2 * length, *more.shape[2:]), [length]
+            buffer[:, : self.length] = self.rows
+        buffer[:, self.length : length] = more
+        written[0] = length
+        return SoFar(buffer, length, written)
+
+
 class Aligned(nn.Module):
     """f: features (…, D) -> (…, E), centred then linear; and the demonstrations in it, (K, M, E), M = `ROWS`."""
 
@@ -209,16 +238,16 @@ class RAPL:
         return self.readout == "causal"
 
     def advance(
-        self, features: Features, memory: Mapping[str, Tensor] | None = None
-    ) -> tuple[Float[Tensor, "B T"], dict[str, Tensor]]:
+        self, features: Features, memory: Mapping[str, SoFar] | None = None
+    ) -> tuple[Float[Tensor, "B T"], dict[str, SoFar]]:
         """The causal φ of the rows that follow (see `rewards.core.Head`)."""
-        costs: dict[str, Tensor] = {}  # view -> (B, rows so far, K, M)
+        costs: dict[str, SoFar] = {}
 
         def potential(named: tuple[str, Aligned], state: Tensor) -> Tensor:
             view, model = named
             cost = cosine_cost(model(state)[:, None], model.demos).movedim(1, 2)
-            costs[view] = cost if memory is None else torch.cat([memory[view], cost], 1)
-            return _causal_potential(costs[view], state.shape[1], model.spread)
+            costs[view] = SoFar(cost, cost.shape[1], [cost.shape[1]]) if memory is None else memory[view].then(cost)
+            return _causal_potential(costs[view].rows, state.shape[1], model.spread)
 
         named = {view: (view, model) for view, model in self.models.items()}
         return mean_over_views("RAPL", features, named, potential), costs

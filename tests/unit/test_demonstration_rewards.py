@@ -209,6 +209,21 @@ def test_rapl_over_whole_episodes_prefers_what_went_the_demonstrations_way():
     assert max(means) <= 0
 
 
+def test_two_futures_of_one_past_stay_apart():
+    head, past, futures = fitted("rapl"), demo(60).features.main[:, :20], (demo(61), demo(62, until=0.4))
+    _, memory = head.advance(Features(views={"front": past[:, :-1]}))
+    _, memory = head.advance(Features(views={"front": past[:, -1:]}), memory)
+    went = []
+    for future in futures:
+        _, on = head.advance(Features(views={"front": future.features.main[:, :1]}), memory)
+        went.append(on)
+    for future, on in zip(futures, went, strict=True):
+        state = future.features.main
+        said, _ = head.advance(Features(views={"front": state[:, 1:]}), on)
+        whole = head.score(Features(views={"front": torch.cat([past, state], 1)}))
+        torch.testing.assert_close(said, whole[:, past.shape[1] + 1 :], atol=1e-5, rtol=0)
+
+
 def test_failures_align_the_representation():
     demos = [demo(seed) for seed in range(4)]
     failures = [demo(seed, success=False, until=0.6) for seed in range(10, 14)]
