@@ -25,7 +25,7 @@ def use_two_cores() -> None:
 
 
 def in_child(module: str, job: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run `python -m MODULE --child JOB` and return the JSON of its last line, with what it held at most.
+    """Run `MODULE.child(JOB)` in a process and return the JSON of its last line, with what it held at most.
 
     Returns:
         The child's own numbers, and `pss_gb` (memory of all its processes, shared pages once) and `rss_gb` (shared
@@ -36,7 +36,9 @@ def in_child(module: str, job: Mapping[str, Any], environment: Mapping[str, str]
 
     `environment` adds variables to the child's.
     """
-    command = [sys.executable, "-W", "ignore", "-m", module, "--child", json.dumps(job)]
+    # Not as the main module, which every process of its own would import again, torch and all; the command has none.
+    code = f"import json, sys, {module}; {module}.child(json.loads(sys.argv[1]))"
+    command = [sys.executable, "-W", "ignore", "-c", code, json.dumps(job)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | dict(environment or {}))
     peaks = {"Pss": 0, "Rss": 0}
     running = True

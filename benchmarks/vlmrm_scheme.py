@@ -19,7 +19,6 @@ counted, as it lasts half a minute and more. Options are JSON; `environment` add
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -230,8 +229,6 @@ def child(job: dict[str, Any]) -> None:
 def main() -> None:
     """Run in turn, compare, record."""
     use_two_cores()
-    if sys.argv[1:2] == ["--child"]:
-        return child(json.loads(sys.argv[2]))
     options = read_options(OPTIONS)
     table: list[dict[str, Any]] = []
     for env in options["envs"].split(","):
