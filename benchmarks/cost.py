@@ -126,7 +126,7 @@ class Stages(BaseCallback):
         self.cpu_ms: dict[str, float] = {}
         for owner, name, stage in (
             (Worlds, "_step", "simulate"),
-            (Worlds, "_frame", "render"),
+            (Worlds, "_draw", "render"),
             (labelling.scoring, "encode", "encode"),
             (Labeller, "_on_step", "queue frames"),
             (Labeller, "_on_rollout_end", "score and shape"),
