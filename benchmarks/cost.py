@@ -265,20 +265,21 @@ def bar(value: float, bound: str) -> dict[str, Any]:
     return {"value": value, "bar": bound, "met": value >= float(number) if sign == ">=" else value <= float(number)}
 
 
-def bounded(claim: str, rates: list[float], cpu_ms: dict[str, float], options: dict[str, Any]) -> dict[str, Any]:
-    """Measured steps/s against those of all the CPU work spread over two cores."""
-    bound = 2 * 1e3 / cpu_ms["all"]
-    shares = {stage: ms / cpu_ms["all"] for stage, ms in cpu_ms.items()}
+def bounded(claim: str, rates: list[float], loads: list[dict[str, float]], options: dict[str, Any]) -> dict[str, Any]:
+    """Measured steps/s against those of all the CPU work spread over two cores, of runs made in turn."""
+    cpu_ms = {stage: float(np.median([load[stage] for load in loads])) for stage in loads[0]}
+    ratios = [rate * load["all"] / 2e3 for rate, load in zip(rates, loads, strict=True)]
+    rate, bound = float(np.median(rates)), 2e3 / cpu_ms["all"]
     # A learner updates in one sequence, between rollouts: what is left if nothing else may run beside it.
     serial = 1e3 / (cpu_ms["update the policy"] + (cpu_ms["all"] - cpu_ms["update the policy"]) / 2)
-    rate = float(np.median(rates))
     return {
         "claim": f"{claim}: steps/s against all CPU work over two cores ({rate:.1f} of {bound:.1f})",
         "unit": "ratio",
-        **bar(rate / bound, ">= 0.9"),
+        **bar(float(np.median(ratios)), ">= 0.9"),
         "n": len(rates),
+        "ratios": ratios,
         "cpu_ms_per_step": cpu_ms,
-        "share_of_cpu": shares,
+        "share_of_cpu": {stage: ms / cpu_ms["all"] for stage, ms in cpu_ms.items()},
         "ratio_to_bound_with_updates_on_one_core": rate / serial,
         "steps_per_s": rates,
         "options": options,
@@ -291,9 +292,11 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
     metered = options | {"stages": True, "workers": 0, "encode_threads": 1, "threads": 1}
     table: list[dict[str, Any]] = []
     if "reward" in parts or "pipeline" in parts:
-        clip, true = [], []
+        clip, true, loads = [], [], []
         for _ in range(repeats):
             clip.append(run("training", added, reward="clip", options=options))
+            if "pipeline" in parts:
+                loads.append(busy("training", reward="clip", options=metered))
             if "reward" in parts:
                 true.append(run("training", added, reward="true", options=options))
         if true:
@@ -304,13 +307,14 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
                 {"claim": claim, "unit": "ratio", **ratio, **bar(ratio["value"], ">= 0.7"), "options": options}
             )
         if "pipeline" in parts:
-            stages = busy("training", reward="clip", options=metered)
             rates = [each["steps_per_s"] for each in clip]
-            table.append(bounded("desk-drawer, embedded encoder", rates, stages, options))
+            table.append(bounded("desk-drawer, embedded encoder", rates, loads, options))
     if "vit" in parts:
-        stages = busy("vit", options=metered)
-        rates = [run("vit", added, options=options)["steps_per_s"] for _ in range(2)]
-        table.append(bounded("Humanoid, ViT-B-32, VLM-RM's cadence", rates, stages, options))
+        rates, loads = [], []
+        for _ in range(2):
+            rates.append(run("vit", added, options=options)["steps_per_s"])
+            loads.append(busy("vit", options=metered))
+        table.append(bounded("Humanoid, ViT-B-32, VLM-RM's cadence", rates, loads, options))
     if "scoring" in parts or "goals" in parts:
         timed = run("scoring", options=options)
         bare, one, ten = (np.array(timed["seconds"][name]) for name in ("bare", "one", "ten"))
