@@ -2,8 +2,7 @@
 
 Training is desk-drawer with SAC as `embodied train` sets it up, without evaluations; speed does not depend on an
 encoder's weights. The bound is the CPU time of all the work, measured in one process with one thread a part, spread
-over two cores without a gap; two such processes run at once, since what two cores do at once is less than twice what
-one does alone where they share caches or are threads of one.
+over two cores without a gap. Where two cores are threads of one, or share much, they cannot do that much together.
 
     python -m benchmarks.cost                                  # quiet machine
     python -m benchmarks.cost parts=scoring,goals record=false # some of it, a try
@@ -15,7 +14,6 @@ import json
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +35,7 @@ from embodied.envs.worker import Worlds
 from embodied.feature_memory import FeatureMemory
 from embodied.labeller import Labeller
 from embodied.paths import asset, configs
-from embodied.renders import open_world
+from embodied.renders import render
 from embodied.worlds import env_maker
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer
@@ -196,22 +194,11 @@ def score(scorer: Scorer, frames: torch.Tensor) -> np.ndarray:
     return scoring.label(scorer, [episode], scoring.Layout())[0].rewards
 
 
-def renders(count: int, size: int) -> torch.Tensor:
-    """(N, H, W, 3) uint8: one frame of the desk in each of so many random states."""
-    world = open_world("embodied/desk-drawer-v0", size)
-    rng = np.random.default_rng(0)
-    frames = []
-    for _ in range(count):
-        world.sample_state(rng)
-        frames.append(world.frame())
-    world.close()
-    return torch.from_numpy(np.stack(frames))
-
-
 def precisions(options: dict[str, Any]) -> dict[str, Any]:
     """Seconds of ViT-B-32 for the same frames in float32 and in int8, called in turn, and how alike they see."""
     torch.set_num_threads(1)
-    frames = renders(options["batch"], 224)
+    drawn = render(["embodied/desk-drawer-v0"], options["batch"], seed=(0,), image_size=224, workers=1)
+    frames = torch.from_numpy(drawn.frames)
     encoders = {
         name: OpenCLIPEncoder(vlmrm_scheme.MODEL, pretrained="random", precision=name, device="cpu")
         for name in ("fp32", "int8")
@@ -252,13 +239,6 @@ def run(kind: str, environment: dict[str, str] | None = None, **job: Any) -> dic
     return result
 
 
-def busy(kind: str, **job: Any) -> dict[str, float]:
-    """The `cpu_ms` of a measurement on one thread while a second like it keeps the other core busy; their mean."""
-    with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda _: run(kind, SINGLE, **job)["cpu_ms"], range(2)))
-    return {stage: (both[0][stage] + both[1][stage]) / 2 for stage in both[0]}
-
-
 def bar(value: float, bound: str) -> dict[str, Any]:
     """`value`, `bar` and `met`; the bar is ">= x" or "<= x"."""
     sign, number = bound.split()
@@ -296,7 +276,7 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
         for _ in range(repeats):
             clip.append(run("training", added, reward="clip", options=options))
             if "pipeline" in parts:
-                loads.append(busy("training", reward="clip", options=metered))
+                loads.append(run("training", SINGLE, reward="clip", options=metered)["cpu_ms"])
             if "reward" in parts:
                 true.append(run("training", added, reward="true", options=options))
         if true:
@@ -313,7 +293,7 @@ def measure(options: dict[str, Any]) -> list[dict[str, Any]]:
         rates, loads = [], []
         for _ in range(2):
             rates.append(run("vit", added, options=options)["steps_per_s"])
-            loads.append(busy("vit", options=metered))
+            loads.append(run("vit", SINGLE, options=metered)["cpu_ms"])
         table.append(bounded("Humanoid, ViT-B-32, VLM-RM's cadence", rates, loads, options))
     if "scoring" in parts or "goals" in parts:
         timed = run("scoring", options=options)

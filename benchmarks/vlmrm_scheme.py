@@ -42,7 +42,7 @@ from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder, import_open_clip, load_open_clip
 
 MODEL = "ViT-B-32"
-BATCH = 32  # frames per encoder call, both sides
+BATCH = 32  # frames per encoder call on their side
 WORLDS = {"cartpole": 4, "humanoid": 8}
 COLLECT = {"cartpole": 200, "humanoid": 100}  # steps of each world, and updates, of a round
 BARS = {"cartpole": 4.0, "humanoid": 8.0}

@@ -61,7 +61,7 @@ class KeypointProgress:
     With a calibration and the first frame's depth, the way is in the world. Without depth it is in the image, and the
     gripper's position is projected; or, with `plane`, in the world on that level plane, which is worse wherever things
     are not of one height. Without a calibration, the gripper is found by the encoder's map in every frame, which costs
-    as much again as encoding.
+    more than encoding itself.
 
     Args:
         answerer: says where to go; asked once per first frame.
