@@ -1,4 +1,4 @@
-"""Linear layers in 8-bit integers on the CPU: a quarter of the weights' memory, and less than half the time where the
+"""Linear layers in 8-bit integers on the CPU: a quarter of the weights' memory, and about half the time where the
 processor multiplies integers fast (VNNI or AMX on x86).
 
     y = s_x s_w ∘ (x_q W_q) + b,    s_x = max|x| / 127 of each row,    s_w = max|w| / 127 of each output
