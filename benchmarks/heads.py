@@ -2,8 +2,9 @@
 
 Rewards have their defaults: five demonstrations of the scripted expert, the front camera, the drawer task. Every
 episode (experts, noisy ones, near misses, random actions) is encoded in one batch and then scored once by each reward
-as if it were new, plans of its first frame included, on one thread. Without a calibration, `keypoint` looks for the
-gripper in every frame.
+as if it were new, plans of its first frame included, on one thread. `keypoint` is also measured without the camera's
+calibration, which it then finds from the demonstrations; and without these too, as on pictures of unknown origin, where
+it has to look for the gripper in every frame.
 
     python -m benchmarks.heads     # quiet machine
 """
@@ -41,7 +42,10 @@ WORDS = [
     *(f'reward.{name}.negative="{OTHER}"' for name in ("contrast", "synthesis")),
     f'reward.softmax.negatives=["{OTHER}"]', "reward.calibrated.threshold=0.5", "reward.keypoint.demos=5",
 ]  # fmt: skip
-BLIND = "keypoint, no calibration"
+WITHOUT = {  # name -> what is taken from keypoint's config
+    "keypoint, no calibration": {"calibration": {}},
+    "keypoint, no calibration and no demonstrations": {"calibration": {}, "demos": None},
+}
 BAR = 0.1
 
 
@@ -53,7 +57,7 @@ def main() -> None:
     dataset, encoder = open_dataset(str(DATA)), build(config.encoder)
     camera = dataset.cameras[0]
     parts = reward_parts(config, dataset.instruction(0))
-    parts[BLIND] = parts["keypoint"] | {"calibration": {}}
+    parts |= {name: parts["keypoint"] | less for name, less in WITHOUT.items()}
     scorers = make_scorers(parts, config, encoder, dataset.env | {"camera": camera}, ())
     cases = read_cases(dataset, encoder, [camera], unlabelled="skip", frames_read="all")
     seconds = {name: [] for name in ("encoding", *scorers)}

@@ -84,6 +84,13 @@ def _parts(scorer: Scorer, reward: DictConfig) -> list[tuple[str, DictConfig, Sc
     return [(reward_name(reward), reward, scorer)]
 
 
+def episode_frames(reward: Mapping[str, Any]) -> str:
+    """Which images of its recorded episodes a reward's factory reads: see `Features.frames`."""
+    labels = reward.get("vlm")  # a chat model that labels them sees images
+    finds_camera = "calibration" in inspect.signature(locate(reward.get("_target_"))).parameters
+    return "all" if labels or (finds_camera and not reward.get("calibration")) else "none"
+
+
 def reward_name(reward: Mapping[str, Any] | DictConfig) -> str:
     """What to call a reward, in folders and titles: "clip", "clip+process", "true"."""
     if reward.get("parts"):
@@ -115,8 +122,7 @@ class _Filler:
         for name in EPISODES:
             wanted = reward.pop(name, None)
             if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
-                frames_read = "all" if reward.get("vlm") else "none"  # a chat model that labels them sees images
-                call_time[name] = self._episodes(name, wanted, frames_read)
+                call_time[name] = self._episodes(name, wanted, episode_frames(reward | call_time))
         return build(reward, encoder=self.encoder, **call_time)
 
     @cached_property

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +22,16 @@ from torch import Tensor
 from rewards.clip_goal import CalibratedThreshold, conformal_threshold
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
+from rewards.keypoint_camera import TIP, Tracker, camera_from_demos
 from rewards.keypoint_chat import ChatAnswerer
 from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
 from rewards.keypoint_plan import Answerer, GrammarAnswerer, Stop
 from rewards.shaping import KINDS
 from rewards.vlm import ChatModel, chat_model
 
-TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's axes
+GRIPPER = "the gripper"
 OPENING = "gripper_opening"  # signal, 0 shut to 1 open
 KEPT_PLANS = 1024  # first frames whose plans are kept
-
-
-@runtime_checkable
-class Tracker(Protocol):
-    """A text's place in each frame: a `Grounder`."""
-
-    def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
 
 
 class Walked(NamedTuple):
@@ -61,7 +55,7 @@ class KeypointProgress:
     With a calibration and the first frame's depth, the way is in the world. Without depth it is in the image, and the
     gripper's position is projected; or, with `plane`, in the world on that level plane, which is worse wherever things
     are not of one height. Without a calibration, the gripper is found by the encoder's map in every frame, which costs
-    more than encoding itself.
+    more than encoding itself; `camera_from_demos` finds a calibration.
 
     Args:
         answerer: says where to go; asked once per first frame.
@@ -69,6 +63,8 @@ class KeypointProgress:
         calibration: camera -> `intrinsics`, `extrinsics`, `size`.
         camera: whose frames are read; None: the first that the calibration names, or the first there is.
         plane: metres; height of all things where there is no depth. None: plan in the image.
+        use_depth: whether depth counts where there is any; False for a camera found by `camera_from_demos`, which is
+            right in the image alone.
         sigma: metres off the way at which progress falls to 1/e.
         reach: metres from a waypoint that count as there; twice as many where the gripper is found in the frames.
         scene_m: metres that an image's height stands for, where there is no calibration.
@@ -89,10 +85,11 @@ class KeypointProgress:
         calibration: Mapping[str, Mapping[str, Any]] | None = None,
         camera: str | None = None,
         plane: float | None = None,
+        use_depth: bool = True,
         sigma: float = 0.1,
         reach: float = 0.05,
         scene_m: float = 1.0,
-        gripper: str = "the gripper",
+        gripper: str = GRIPPER,
     ) -> None:
         where = type(self).__name__
         for name, value in {"sigma": sigma, "reach": reach, "scene_m": scene_m}.items():
@@ -108,7 +105,7 @@ class KeypointProgress:
             raise ValueError(f"{where}: grounder must be given without a calibration, to find the gripper; got None.")
         self._answerer, self._grounder, self._camera, self._gripper = answerer, grounder, camera, gripper
         self._calibrated = cameras.get(camera) if camera else None
-        self._plane, self._sigma, self._scene_m = plane, sigma, scene_m
+        self._plane, self._use_depth, self._sigma, self._scene_m = plane, use_depth, sigma, scene_m
         self._reach = reach if cameras else 2 * reach  # the middle of a gripper in sight is not its tip
         self._plans: dict[bytes, Way] = {}
         self.frames_read = "first" if cameras else "all"
@@ -133,7 +130,7 @@ class KeypointProgress:
         opening = features.signals.get(OPENING)
         if memory is None:
             assert frames is not None
-            depths = features.depth.get(camera)
+            depths = features.depth.get(camera) if self._use_depth else None
             paths = self.paths(frames[:, 0], None if depths is None else depths.cpu().numpy())
             size = frames.shape[2], frames.shape[3]
             memory = [Walked(path, size, np.zeros((0, path.points.shape[1])), np.zeros(0)) for path in paths]
@@ -319,12 +316,14 @@ def keypoint_scorer(
         goal: an instruction: "open the drawer".
         answerer: "embedded" (plan grammar and grounding), a chat model, or its arguments (`rewards.vlm.chat_model`) and
             perhaps `cache`, a folder of answers.
-        calibration: camera -> `intrinsics`, `extrinsics`, `size`; None: plan and track in the image.
+        calibration: camera -> `intrinsics`, `extrinsics`, `size`. None or empty: found from the demos, where these have
+            frames and the robot's readings (`camera_from_demos`); else all is planned and tracked in the image.
         camera: see `KeypointProgress`.
         path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
         success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
             `threshold` on its cosine (None: fitted to demos; without any, there is no success model).
-        demos: recorded episodes, for that threshold; those of which nobody said whether they succeeded are left out.
+        demos: recorded episodes, for that threshold (those of which nobody said whether they succeeded are left out)
+            and for the camera.
         dense: see `KeypointRule`.
         shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
 
@@ -346,9 +345,15 @@ def keypoint_scorer(
         answers = ChatAnswerer(
             goal, chat_model(options or answerer), grounder, cache=None if cache is None else Path(cache)
         )
+    path = dict(path or {})
+    if not calibration and demos:
+        seen = camera or next(iter(demos[0].features.frames), "")
+        found = camera_from_demos(demos, grounder, path.get("gripper", GRIPPER), seen)
+        if found is not None:
+            calibration, path["use_depth"] = {seen: asdict(found)}, False
     heads: dict[str, Head] = {
         KeypointProgress.name: KeypointProgress(
-            answers, grounder=grounder, calibration=calibration, camera=camera, **(path or {})
+            answers, grounder=grounder, calibration=calibration, camera=camera, **path
         )
     }
     if (judge := _success_head(success, goal, encoder, demos or ())) is not None:

@@ -38,7 +38,7 @@ from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
 from embodied.judging.report import table, write_judgement
 from embodied.judging.verdicts import verdict
-from embodied.scorers import COMPOSED, make_scorer, reward_name
+from embodied.scorers import COMPOSED, episode_frames, make_scorer, reward_name
 from embodied.settings import check_least
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
@@ -73,6 +73,11 @@ def run(config: DictConfig) -> None:
         )
     env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     demos = [case.episode for case in division.demos]
+    if any(_demos(part) and episode_frames(part) == "all" for part in parts.values()):
+        seen = encode(
+            dataset, encoder, cameras=cameras, indices=[case.index for case in division.demos], frames_read="all"
+        )
+        demos = [replace(demo, features=each.features) for demo, each in zip(demos, seen, strict=True)]
     scorers = make_scorers(parts, config, encoder, env, demos)
     wrong = [make_scorers(_with_goal(parts, goal), config, encoder, env, ()) for goal in _other_goals(config, dataset)]
     read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)

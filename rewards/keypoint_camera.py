@@ -1,0 +1,117 @@
+"""A camera's calibration from demonstrations: where the robot says its gripper is, and where the gripper is seen.
+
+Shape letters: N frames.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from scipy.optimize import least_squares
+from scipy.spatial.transform import Rotation
+from torch import Tensor
+
+from rewards.core import Episode
+from rewards.keypoint_path import Camera
+
+TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's axes
+FRAMES = 250  # of all demonstrations that are looked at
+LEAST = 20  # frames that a camera is found from
+FOCAL = 1.2  # of the image's height, a field of view of 45 degrees: where the search starts, and what it leans to
+LEAN = 4.0  # how much the focal length leans there, in frames' weights per ln 2
+CLOSE = 0.03  # of the image's height: a camera that misses the gripper by more, in the median, is none
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A text's place in each frame: a `Grounder`."""
+
+    def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
+
+
+def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, camera: str) -> Camera | None:
+    """The camera that sees the gripper where it is, as the robot's readings tell.
+
+    At most `FRAMES` frames are looked at, evenly. The camera has square pixels and its optical axis in the middle of
+    the image. What is found in an image is the middle of what is visible of a gripper, not its tip, and the camera
+    is that which sees the tip there; so it is right for the gripper in the image, and neither in depth nor for places
+    in the world.
+
+    Args:
+        demos: with all frames of the camera and the signals gripper_x, _y, _z; others are left out.
+        gripper: words for the robot's gripper.
+        camera: whose frames.
+
+    Returns:
+        None where fewer than `LEAST` frames tell, or where no such camera is right within `CLOSE`: it moves, the
+        gripper is hidden or not known by these words, or the readings are in other axes. The log says which.
+    """
+    usable = [
+        (demo.features.frames[camera][0], torch.stack([demo.features.signals[name][0] for name in TIP], -1))
+        for demo in demos
+        if camera in demo.features.frames
+        and demo.features.frames[camera].shape[1] == len(demo)
+        and all(name in demo.features.signals for name in TIP)
+    ]
+    if sum(len(frames) for frames, _ in usable) < LEAST:
+        return None
+    every = -(-sum(len(frames) for frames, _ in usable) // FRAMES)
+    seen = torch.cat([tracker.track(frames[::every].cpu(), gripper) for frames, _ in usable])
+    tips = torch.cat([tip[::every] for _, tip in usable])
+    height, width = usable[0][0].shape[1:3]
+    found = fit_camera(tips.cpu().numpy().astype(np.float64), seen.numpy().astype(np.float64), (height, width))
+    missed = float(np.median(np.linalg.norm(found.project(tips.cpu().numpy()) - seen.numpy(), axis=1)))
+    text = f"camera {camera!r} from {len(seen)} frames of {len(usable)} demonstrations: it misses {gripper!r} by"
+    if missed > CLOSE * height:
+        log.warning("%s %.1f px of %d, too much. The gripper is looked for in every frame.", text, missed, height)
+        return None
+    log.info("%s %.1f px of %d.", text, missed, height)
+    return found
+
+
+def fit_camera(points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"], size: tuple[int, int]) -> Camera:
+    """The pinhole camera with square pixels and a centred axis that sees world points at pixels.
+
+    Least squares of the distances in the image over turn, place and focal length, with those far off weighing less
+    (soft L1 from 1/96 of the height on), from the camera at an unchanging distance that fits best. A focal length that
+    the points do not tell leans to `FOCAL`.
+
+    Args:
+        points: N ≥ 4, metres.
+        pixels: (u, v) of each.
+        size: (H, W) px.
+    """
+    height, width = size
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    centre = points.mean(0)
+    spread, seen = points - centre, (pixels - middle) / height
+    linear = np.linalg.lstsq(np.c_[spread, np.ones(len(points))], seen, rcond=None)[0]
+    left, scales, right = np.linalg.svd(linear[:3].T, full_matrices=False)
+    rows = left @ right
+    turn = Rotation.from_matrix(np.stack([*rows, np.cross(*rows)]))
+    away = FOCAL / max(float(scales.mean()), 1e-6)
+    start = np.concatenate([turn.as_rotvec(), linear[3] * away / FOCAL, [np.log(away), 0.0]])
+
+    def read(x: np.ndarray) -> tuple[Rotation, np.ndarray, float]:
+        """Turn, place of the points' middle before the camera, focal length in heights."""
+        return Rotation.from_rotvec(x[:3]), np.array([x[3], x[4], np.exp(x[5])]), FOCAL * float(np.exp(x[6]))
+
+    def errors(x: np.ndarray) -> np.ndarray:
+        turn, place, focal = read(x)
+        before = turn.apply(spread) + place
+        image = focal * before[:, :2] / np.maximum(before[:, 2:], 1e-3)
+        return np.append((image - seen).ravel(), LEAN * x[6] / np.log(2) / 96)
+
+    turn, place, focal = read(least_squares(errors, start, loss="soft_l1", f_scale=1 / 96).x)
+    extrinsics = np.eye(4)
+    extrinsics[:3, :3] = turn.as_matrix()
+    extrinsics[:3, 3] = place - turn.apply(centre)
+    focal *= height
+    return Camera(np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]]), extrinsics, size)
