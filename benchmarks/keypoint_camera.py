@@ -1,0 +1,103 @@
+"""Keypoint rewards whose camera nobody calibrated: found from five demonstrations, or not at all.
+
+Episodes of seeds that nothing was tuned on (experts, noisy ones, near misses, random actions), judged by
+`embodied judge`: with the camera's calibration, with the camera found from demonstrations, and without either, where
+the gripper is looked for in every frame. No depth: all plan in the image.
+
+    python -m benchmarks.keypoint_camera
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import record
+from benchmarks.judging import FIGURES, embodied, number
+from embodied.collecting import open_dataset
+from embodied.datasets.encoding import encode
+from rewards.encoders import embedded_encoder
+from rewards.grounding import Grounder
+from rewards.keypoint import GRIPPER
+from rewards.keypoint_camera import TIP, camera_from_demos
+from rewards.metrics import bootstrap_interval
+
+ROOT = Path("runs", "benchmarks", "keypoint_camera")
+TASKS = ("drawer", "press", "place", "close")
+SEED, EPISODES, DEMOS = 7200, 40, 5
+CAMERA, SIDE = "front", 96
+WAYS = {  # name -> settings of reward.keypoint
+    "calibrated": ["reward.demos=5"],
+    "camera found from 5 demonstrations": ["reward.demos=5", "reward.calibration={}"],
+    "gripper looked for in every frame": ["reward.calibration={}"],
+}
+
+
+def main() -> None:
+    """Collect, judge and record, task by task."""
+    torch.set_num_threads(1)
+    found: list[dict[str, Any]] = []
+    for task in TASKS:
+        data = ROOT / f"{task}-data"
+        if not data.is_dir():
+            embodied(
+                task, "collect", f"env=desk-{task}", "policy=mixed", f"episodes={EPISODES}", f"seed={SEED}", out=data
+            )
+        for k, (way, words) in enumerate(WAYS.items()):
+            found += judged(task, way, words, data, ROOT / f"{task}-{k}")
+        found.append(distance(task, data))
+        record("keypoint_camera", found)
+
+
+def judged(task: str, way: str, words: list[str], data: Path, folder: Path) -> list[dict[str, Any]]:
+    """What `embodied judge` says of one way."""
+    if not (folder / "report.html").is_file():
+        embodied(task, "judge", "reward=keypoint", *words, f"cameras=[{CAMERA}]", f"data={data}", run=folder)
+    judgement = json.loads((folder / "judgement.json").read_text("utf-8"))["rewards"]["keypoint"]
+    rows = []
+    for key, told in FIGURES.items():
+        figure = judgement["figures"][key]
+        rows.append(
+            {
+                "claim": f"desk-{task}, {way}: {told}",
+                "value": number(figure["value"]),
+                "unit": "AUROC" if key == "auroc" else "correlation",
+                "n": len(judgement["potentials"]),
+                "seeds": [SEED],
+                "interval": [figure["low"], figure["high"]],
+            }
+        )
+        print(f"{rows[-1]['claim']}: {rows[-1]['value']:.3f}", flush=True)
+    return rows
+
+
+def distance(task: str, data: Path) -> dict[str, Any]:
+    """How far from the map's places a found camera sees the gripper, in episodes that it was not found from."""
+    encoder = embedded_encoder()
+    grounder = Grounder(encoder)
+    expert = open_dataset(f"desk-{task}-expert")
+    demos = encode(expert, encoder, cameras=[CAMERA], indices=range(DEMOS), frames_read="all")
+    camera = camera_from_demos(demos, grounder, GRIPPER, CAMERA)
+    assert camera is not None, task
+    medians = []
+    for episode in encode(open_dataset(str(data)), encoder, cameras=[CAMERA], frames_read="all"):
+        frames = episode.features.frames[CAMERA][0]
+        tips = torch.stack([episode.features.signals[name][0] for name in TIP], -1).numpy()
+        gaps = camera.project(tips) - grounder.track(frames, GRIPPER).numpy()
+        medians.append(float(np.median(np.linalg.norm(gaps, axis=1)) * SIDE / frames.shape[1]))
+    return {
+        "claim": f"desk-{task}: gripper by the found camera, from where the map sees it; median of an episode's frames",
+        "value": float(np.median(medians)),
+        "unit": f"px of {SIDE}",
+        "n": len(medians),
+        "seeds": [SEED],
+        "interval": bootstrap_interval(np.array(medians), np.median),
+    }
+
+
+if __name__ == "__main__":
+    main()
