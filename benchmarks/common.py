@@ -44,7 +44,8 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
         name: of the benchmark.
         rows: mappings with `claim` (a sentence), `value` and `unit`; and where they apply `bar` (text such as
             ">= 0.9"), `met`, `n` (measurements behind the value), `seeds`, `interval` ([low, high], 95 %). Other
-            keys are kept as detail. Each gets hardware, versions, commit, command and date.
+            keys are kept as detail. Each gets hardware, versions, commit, command and date, unless it has its own: a row
+            that `load` gave stays as it was measured.
         folder: where to.
 
     Returns:
@@ -68,7 +69,8 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
             )
         given = {key: row.get(key) for key in GIVEN}
         detail = {key: value for key, value in row.items() if key not in GIVEN}
-        results.append(given | detail | facts | {"command": command, "date": date})
+        detail.pop("benchmark", None)  # the file's name
+        results.append(given | facts | {"command": command, "date": date} | detail)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{name}.json"
     write_text(file, json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,6 +1,7 @@
 """Rewards from goal texts: VLM-RM, VLM-RL's contrasting goals, softmax over goals, and a calibrated threshold.
 
-Shape letters: B batch, T time, D feature width, M texts. Every head reads the first view's unit embeddings.
+Shape letters: B batch, T time, D feature width, M texts. Every head reads the first view's unit embeddings, or with
+`views="mean"` each view's by itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from rewards.combine import Synthesis, WeightedSum
 from rewards.core import Combine, Encoder, Features, Head, Scorer
 from rewards.shaping import PotentialShaping
+from rewards.views import VIEWS, MeanOfViews
 
 Texts = str | Sequence[str]
 
@@ -285,6 +287,7 @@ def clip_scorer(
     goals: Sequence[str] | Mapping[str, Texts] | None = None,
     baseline: Texts | None = None,
     alpha: float | None = None,
+    views: str = "first",
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """`ClipGoal` for one goal, or for each of several on one feature stream, whose mean is shaped.
@@ -295,10 +298,11 @@ def clip_scorer(
         goals: several goals, name -> text; a list names each goal by its text.
         baseline: see `ClipGoal`.
         alpha: see `ClipGoal`.
+        views: "first", or the "mean" of all.
         shaping: arguments of `PotentialShaping`.
 
     Raises:
-        ValueError: neither or both of goal and goals.
+        ValueError: neither or both of goal and goals, or other views.
     """
     if (goal is None) == (goals is None):
         got = "neither" if goal is None else "both"
@@ -310,38 +314,55 @@ def clip_scorer(
     if not named:
         raise ValueError("clip_scorer: goals must hold at least one text; got none.")
     heads = {name: ClipGoal(text, encoder=encoder, baseline=baseline, alpha=alpha) for name, text in named.items()}
-    return _scorer(encoder, heads, shaping)
+    return _scorer(encoder, heads, views, shaping)
 
 
-def contrast_scorer(*, encoder: Encoder, shaping: Mapping[str, Any] | None = None, **head: Any) -> Scorer:
-    """`ContrastingGoals` as a scorer; other arguments are the head's."""
-    return _scorer(encoder, {"contrast": ContrastingGoals(**head, encoder=encoder)}, shaping)
+def contrast_scorer(
+    *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
+) -> Scorer:
+    """`ContrastingGoals` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    return _scorer(encoder, {"contrast": ContrastingGoals(**head, encoder=encoder)}, views, shaping)
 
 
-def softmax_scorer(*, encoder: Encoder, shaping: Mapping[str, Any] | None = None, **head: Any) -> Scorer:
-    """`SoftmaxGoal` as a scorer; other arguments are the head's."""
-    return _scorer(encoder, {"softmax": SoftmaxGoal(**head, encoder=encoder)}, shaping)
+def softmax_scorer(
+    *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
+) -> Scorer:
+    """`SoftmaxGoal` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    return _scorer(encoder, {"softmax": SoftmaxGoal(**head, encoder=encoder)}, views, shaping)
 
 
-def calibrated_scorer(*, encoder: Encoder, shaping: Mapping[str, Any] | None = None, **head: Any) -> Scorer:
-    """`CalibratedThreshold` as a scorer; other arguments are the head's."""
-    return _scorer(encoder, {"calibrated": CalibratedThreshold(**head, encoder=encoder)}, shaping)
+def calibrated_scorer(
+    *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
+) -> Scorer:
+    """`CalibratedThreshold` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    return _scorer(encoder, {"calibrated": CalibratedThreshold(**head, encoder=encoder)}, views, shaping)
 
 
 def synthesis_scorer(
-    *, encoder: Encoder, synthesis: Mapping[str, Any], shaping: Mapping[str, Any] | None = None, **head: Any
+    *,
+    encoder: Encoder,
+    synthesis: Mapping[str, Any],
+    views: str = "first",
+    shaping: Mapping[str, Any] | None = None,
+    **head: Any,
 ) -> Scorer:
-    """VLM-RL whole: `ContrastingGoals` times the state terms of `Synthesis`; other arguments are the head's."""
+    """VLM-RL whole: `ContrastingGoals` times the state terms of `Synthesis`; `views` and `shaping` as of
+    `clip_scorer`, other arguments are the head's."""
     heads = {"contrast": ContrastingGoals(**head, encoder=encoder)}
-    return _scorer(encoder, heads, shaping, Synthesis(**synthesis))
+    return _scorer(encoder, heads, views, shaping, Synthesis(**synthesis))
 
 
 def _scorer(
     encoder: Encoder,
     heads: Mapping[str, Head],
+    views: str,
     shaping: Mapping[str, Any] | None,
     combine: Combine | None = None,
 ) -> Scorer:
+    if views not in VIEWS:
+        raise ValueError(f"{'/'.join(heads)}: views must be {' or '.join(VIEWS)}; got {views!r}.")
+    if views == "mean":
+        heads = {name: MeanOfViews(head) for name, head in heads.items()}
     return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

@@ -1,18 +1,42 @@
-"""Heads fitted on several cameras: each view has its own model, and a view that is missing counts as no progress."""
+"""Heads on several cameras: fitted with a model for each view, where one that is missing counts as no progress; or
+made for one view, and asked about each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.core import Episode, Features
+from rewards.core import Episode, Features, Head
 
 Model = TypeVar("Model")
+VIEWS = ("first", "mean")  # which views a head on one view is asked about
 NEAR, RESTING = 0.25, 2  # share of a distance; rows
+
+
+class MeanOfViews:
+    """A pointwise head that reads the first view, asked about every view: the mean of what it says.
+
+    What looks right from one camera often looks wrong from another: a gripper in the line of sight touches a thing
+    that is a hand's breadth behind it.
+
+    Args:
+        head: whose potential of a step reads that step alone.
+    """
+
+    pointwise = True
+
+    def __init__(self, head: Head) -> None:
+        self.name, self.head = head.name, head
+
+    def score(self, features: Features) -> Float[Tensor, "B T"]:
+        """The mean over the views, in the head's own units."""
+        each = [self.head.score(replace(features, views={name: view})) for name, view in features.views.items()]
+        return torch.stack(each).mean(0)
 
 
 def mean_over_views(

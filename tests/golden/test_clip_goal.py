@@ -10,7 +10,9 @@ from rewards.clip_goal import (
     ClipGoal,
     ContrastingGoals,
     SoftmaxGoal,
+    clip_scorer,
     conformal_threshold,
+    contrast_scorer,
     goal_baseline_reward,
     goal_baseline_reward_by_projection,
 )
@@ -106,6 +108,23 @@ def test_clip_goal_head_is_the_paper_with_its_texts():
     assert_allclose(head.score(features(state)), paper(state, goal, baseline, 0.3), atol=1e-6)
     assert ClipGoal("a", baseline="b", encoder=encoder()).alpha == 0.1
     assert ClipGoal("a", encoder=encoder()).alpha == 0
+
+
+def test_several_views_are_scored_each_by_itself_and_averaged():
+    """The mean of the views' rewards, which with a baseline is not the reward of a mean view."""
+    encoder, seen = FakeEncoder(), {name: unit(1, 5, 16, seed=k) for k, name in enumerate(("front", "side", "wrist"))}
+    features = Features(views={name: torch.from_numpy(rows) for name, rows in seen.items()})
+    goal, baseline = encoder.encode_texts(["open", "closed"]).double().numpy()
+    texts = {"encoder": encoder, "goal": "open", "baseline": "closed", "alpha": 0.5}
+    each = np.stack([paper(rows, goal, baseline, 0.5) for rows in seen.values()])
+    assert_allclose(clip_scorer(**texts, views="mean").heads["clip"].score(features), each.mean(0), atol=1e-6)
+    assert_allclose(clip_scorer(**texts).heads["clip"].score(features), each[0], atol=1e-6)
+    contrast = contrast_scorer(encoder=encoder, goal="open", negative="closed", views="mean")
+    assert contrast.pointwise
+    expected = np.mean([0.5 * rows @ (goal - baseline) for rows in seen.values()], 0)
+    assert_allclose(contrast.potentials(features)["contrast"], expected, atol=1e-6)
+    with pytest.raises(ValueError, match="clip: views must be first or mean; got 'all'"):
+        clip_scorer(**texts, views="all")
 
 
 def test_contrasting_goals_of_the_paper():

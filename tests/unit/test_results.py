@@ -27,6 +27,15 @@ def test_a_record_says_where_it_comes_from(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["goals.json"]
 
 
+def test_a_row_recorded_before_keeps_where_it_comes_from(tmp_path):
+    record("goals", [ROW | {"commit": "abc", "date": "2026-01-01"}], folder=tmp_path)
+    before = load(tmp_path)
+    record("goals", [*before, ROW | {"claim": "new"}], folder=tmp_path)
+    first, second = load(tmp_path)
+    assert [first] == before
+    assert second["date"] != "2026-01-01"
+
+
 @pytest.mark.parametrize("rows", [[], [{"claim": "x", "unit": "s"}], [ROW, {"value": 1}]])
 def test_an_incomplete_record_is_refused_and_nothing_written(tmp_path, rows):
     with pytest.raises(ValueError, match="record: "):
