@@ -44,8 +44,8 @@ def record(name: str, rows: Iterable[Mapping[str, Any]], *, folder: Path = RESUL
         name: of the benchmark.
         rows: mappings with `claim` (a sentence), `value` and `unit`; and where they apply `bar` (text such as
             ">= 0.9"), `met`, `n` (measurements behind the value), `seeds`, `interval` ([low, high], 95 %). Other
-            keys are kept as detail. Each gets hardware, versions, commit, command and date, unless it has its own: a row
-            that `load` gave stays as it was measured.
+            keys are kept as detail. Each gets hardware, versions, commit, command and date, unless it has its own: a
+            row that `load` gave stays as it was measured.
         folder: where to.
 
     Returns:
