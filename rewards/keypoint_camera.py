@@ -24,7 +24,7 @@ FRAMES = 250  # of all demonstrations that are looked at
 LEAST = 20  # frames that a camera is found from
 FOCAL = 1.2  # of the image's height, a field of view of 45 degrees: where the search starts, and what it leans to
 LEAN = 4.0  # how much the focal length leans there, in frames' weights per ln 2
-CLOSE = 0.03  # of the image's height: a camera that misses the gripper by more, in the median, is none
+CLOSE = 0.03  # of the image's height: a camera misses the gripper by less, in the median, and sees it spread by more
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +50,9 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
         camera: whose frames.
 
     Returns:
-        None where fewer than `LEAST` frames tell, or where no such camera is right within `CLOSE`: it moves, the
-        gripper is hidden or not known by these words, or the readings are in other axes. The log says which.
+        None where fewer than `LEAST` frames tell, where the gripper's places in the images spread by less than
+        `CLOSE`, as from the wrist, or where no such camera is right within `CLOSE`: it moves, the gripper is hidden or
+        not known by these words, or the readings are in other axes. The log tells of the last two.
     """
     usable = [
         (demo.features.frames[camera][0], torch.stack([demo.features.signals[name][0] for name in TIP], -1))
@@ -68,11 +69,15 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
     height, width = usable[0][0].shape[1:3]
     found = fit_camera(tips.cpu().numpy().astype(np.float64), seen.numpy().astype(np.float64), (height, width))
     missed = float(np.median(np.linalg.norm(found.project(tips.cpu().numpy()) - seen.numpy(), axis=1)))
-    text = f"camera {camera!r} from {len(seen)} frames of {len(usable)} demonstrations: it misses {gripper!r} by"
-    if missed > CLOSE * height:
-        log.warning("%s %.1f px of %d, too much. The gripper is looked for in every frame.", text, missed, height)
+    moved = float(seen.std(0).norm())
+    about = f"camera {camera!r} from {len(seen)} frames of {len(usable)} demonstrations, {height} px high: {gripper!r}"
+    if moved < CLOSE * height or missed > CLOSE * height:
+        log.warning(
+            "%s moves by %.1f px, and is missed by %.1f: not found. It is looked for in every frame.",
+            about, moved, missed,
+        )  # fmt: skip
         return None
-    log.info("%s %.1f px of %d.", text, missed, height)
+    log.info("%s moves by %.1f px, and is missed by %.1f.", about, moved, missed)
     return found
 
 

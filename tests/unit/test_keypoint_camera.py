@@ -105,6 +105,10 @@ def test_no_camera_is_found_where_none_is_right(caplog):
     lost = [demo(each, RNG.uniform(0, 96, (len(each), 2))) for each in robots]
     assert camera_from_demos(lost, Sees(), CLAW, "front") is None
     assert "looked for in every frame" in caplog.text
+    caplog.clear()
+    carried = [demo(each, np.full((len(each), 2), 40.0)) for each in robots]  # the camera hangs on the gripper
+    assert camera_from_demos(carried, Sees(), CLAW, "front") is None
+    assert "moves by 0.0 px" in caplog.text
 
 
 def test_with_demonstrations_the_reward_reads_one_image(tiny_clip, monkeypatch):
