@@ -38,7 +38,7 @@ class Int8Linear(nn.Module):
         rows = x.reshape(-1, x.shape[-1])
         size = rows.abs().amax(1, keepdim=True).clamp_(min=LEAST).div_(127)
         products = torch._int_mm(rows.div(size).round_().to(torch.int8), self.weight)  # pyright: ignore[reportPrivateImportUsage]
-        y = torch.mul(products, size)
+        y = products.float().mul_(size)
         return torch.addcmul(self.bias, y, self.scale, out=y).view(*x.shape[:-1], -1)
 
 
