@@ -31,7 +31,7 @@ from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
-from embodied.envs import WORLDS, world_id
+from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.judging.figures import GROUPS, Case, Division
@@ -63,7 +63,7 @@ def run(config: DictConfig) -> None:
         )
     parts = reward_parts(config, dataset.instruction(cases[0].index))
     _check_apart(parts, dataset)
-    ours = dataset.env_id in {world_id(name) for name in WORLDS}
+    ours = is_world(dataset.env_id)
     wanted = 0 if ours else max(map(_demos, parts.values()))
     division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
     if wanted > len(division.demos):

@@ -35,6 +35,7 @@ from embodied import scorers
 from embodied.collecting import COLLECTED, open_dataset
 from embodied.datasets import Dataset, layout
 from embodied.datasets.encoding import encode, fingerprint
+from embodied.envs import is_world
 from embodied.errors import UserError, nearest
 from embodied.files import whole
 from embodied.settings import check_least
@@ -158,13 +159,13 @@ def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]
 
 
 def _scorer(config: DictConfig, goal: str | None, dataset: Dataset) -> Scorer:
-    """The reward model, its open goals filled in, in the dataset's own world where it has one."""
+    """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
     config = config.copy()
     OmegaConf.set_struct(config, False)
     for part in (config.reward, *(config.reward.get("parts") or {}).values()):
         if goal is not None and "goal" in part and (part.goal is None or config.goal is not None):
             part.goal = goal
-    if dataset.env:
+    if is_world(dataset.env_id):
         config.env = dataset.env
     scorer = scorers.make_scorer(config)
     assert scorer is not None

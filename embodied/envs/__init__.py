@@ -33,6 +33,11 @@ def world_id(name: str) -> str:
     return f"embodied/{name}-v0"
 
 
+def is_world(env_id: str | None) -> bool:
+    """Whether a Gymnasium id is of one of `WORLDS`."""
+    return env_id in {world_id(name) for name in WORLDS}
+
+
 for _name, (_entry_point, _kwargs, _steps) in _WORLDS.items():
     if world_id(_name) not in gymnasium.registry:
         gymnasium.register(world_id(_name), entry_point=_entry_point, kwargs=_kwargs, max_episode_steps=_steps)

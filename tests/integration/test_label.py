@@ -98,6 +98,20 @@ def test_columns_go_into_a_copy(data, tiny_clip, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"labelled", "runs"}
 
 
+def test_data_of_a_world_that_is_not_here(data, tiny_clip, tmp_path, monkeypatch):
+    """Recorded elsewhere, in a world that this machine need not have: nothing asks for it."""
+    foreign = tmp_path / "foreign"
+    shutil.copytree(data, foreign)
+    about = foreign / "meta" / "embodied.json"
+    about.write_text(about.read_text("utf-8").replace("embodied/reacher-red-v0", "lab/table-v1"), "utf-8")
+    assert Dataset(foreign).env_id == "lab/table-v1"
+    monkeypatch.chdir(tmp_path)
+    given = words(foreign, tiny_clip, "goal=pick up the red ball")
+    config = cli.compose("label", ["reward=keypoint" if word == "reward=clip" else word for word in given][1:])
+    scorer = label._scorer(config, "pick up the red ball", Dataset(foreign))
+    assert scorer.frames_read == "all"  # no calibration, no demonstrations
+
+
 def test_a_killed_run_goes_on(data, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     made, score = [], label.score
