@@ -6,8 +6,9 @@ was made after the fifth had failed reach and reacher-red on seed 10 (`text_goal
 results), on states of policies of other seeds; and the unseen sentence of desk-drawer was replaced, before its run,
 since the former one trains now. Seeds 11 and 12 chose nothing. SAC was set on desk-drawer's own reward, training
 seeds 0 and 1. On desk-reach films of what failed showed the gripper in the line of sight, before the cube and a hand's
-breadth off it, which one camera cannot tell from touching; so the pair is there again with two cameras, on training
-seeds of its own (13 to 15; the idea was tried on 20 to 22). Success is judged on 50 held-out episodes at the last step
+breadth off it, which one camera cannot tell from touching; so the pair is there again with two cameras, and once more
+with these and VLM-RL's contrasting goals, each on training seeds of its own (13 to 15, 16 to 18; both ideas were tried
+on 20 to 22, the second after the first had been judged). Success is judged on 50 held-out episodes at the last step
 of training. Runs are kept in runs/benchmarks/text_goals and skipped when they are finished, so the script can be
 stopped and started again. `only` runs some worlds, and leaves what was recorded of the others.
 
@@ -30,22 +31,47 @@ from embodied.paths import asset
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "text_goals")
-SEEDS, SEEDS_OF_TWO = (10, 11, 12), (13, 14, 15)
 STEPS = {"cartpole": 6_000, "reacher-red": 8_000}
 DESK_STEPS = 10_000
 SCENES = ("desk", "reacher", "cartpole", "humanoid")
-TWO = ("front", "side")
-PAIRS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # world, sentence, cameras where it is not the world's own
-    ("desk-drawer", "the drawer is open", ()),
-    ("desk-drawer", "the drawer has been left open", ()),
-    ("desk-close", "the drawer is closed", ()),
-    ("desk-press", "the button is pressed", ()),
-    ("desk-press", "give the button a push", ()),
-    ("desk-reach", "the gripper touches the red cube", ()),
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a sentence becomes a reward.
+
+    Attributes:
+        reward: settings.
+        seeds: of training.
+        name: in the runs' folders.
+        told: in the claim.
+    """
+
+    reward: tuple[str, ...] = ("reward=clip",)
+    seeds: tuple[int, ...] = (10, 11, 12)
+    name: str = ""
+    told: str = ""
+
+
+NOT = "the gripper does not touch the red cube"
+BOTH = ("env.cameras=[front,side]", "reward.views=mean")
+PLAIN = Way()
+TWO = Way(("reward=clip", *BOTH), (13, 14, 15), "front-side", ", cameras front and side")
+AGAINST = Way(
+    ("reward=contrast", f'reward.negative="{NOT}"', *BOTH), (16, 17, 18), "contrast", f"{TWO.told}, against “{NOT}”"
+)
+PAIRS = (
+    ("desk-drawer", "the drawer is open", PLAIN),
+    ("desk-drawer", "the drawer has been left open", PLAIN),
+    ("desk-close", "the drawer is closed", PLAIN),
+    ("desk-press", "the button is pressed", PLAIN),
+    ("desk-press", "give the button a push", PLAIN),
+    ("desk-reach", "the gripper touches the red cube", PLAIN),
     ("desk-reach", "the gripper touches the red cube", TWO),
-    ("cartpole", "pole vertically upright on top of the cart", ()),
-    ("cartpole", "hold the pole in balance", ()),
-    ("reacher-red", "the tip of the arm touches the red ball", ()),
+    ("desk-reach", "the gripper touches the red cube", AGAINST),
+    ("cartpole", "pole vertically upright on top of the cart", PLAIN),
+    ("cartpole", "hold the pole in balance", PLAIN),
+    ("reacher-red", "the tip of the arm touches the red ball", PLAIN),
 )
 
 
@@ -56,26 +82,19 @@ class Job:
     env: str
     goal: str | None
     seed: int
-    cameras: tuple[str, ...] = ()
+    way: Way = PLAIN
 
     @property
     def folder(self) -> Path:
-        words = "-".join(["true" if self.goal is None else self.goal.replace(" ", "-"), *self.cameras])
-        return ROOT / self.env / f"{words}-s{self.seed}"
+        words = "true" if self.goal is None else self.goal.replace(" ", "-")
+        return ROOT / self.env / "-".join(filter(None, (words, self.way.name, f"s{self.seed}")))
 
     def run(self) -> dict[str, Any]:
         """Train, unless it was done before; the last evaluation."""
-        reward = ["reward=true"] if self.goal is None else ["reward=clip", f'reward.goal="{self.goal}"']
-        if self.cameras:
-            reward += [f"env.cameras=[{','.join(self.cameras)}]", "reward.views=mean"]
+        reward = ["reward=true"] if self.goal is None else [*self.way.reward, f'reward.goal="{self.goal}"']
         steps = STEPS.get(self.env, DESK_STEPS)
         settings = [f"env={self.env}", *reward, f"seed={self.seed}", f"steps={steps}", "videos=1", "eval_every=4000"]
         return train(self.folder, settings)
-
-
-def seeds_of(cameras: tuple[str, ...]) -> tuple[int, ...]:
-    """Training seeds of a pair."""
-    return SEEDS_OF_TWO if cameras else SEEDS
 
 
 def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str, Any]]:
@@ -85,8 +104,8 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
         unseen: sentences the encoder never met.
     """
     table = []
-    for env, goal, cameras in PAIRS:
-        jobs = {seed: Job(env, goal, seed, cameras) for seed in seeds_of(cameras)}
+    for env, goal, way in PAIRS:
+        jobs = {seed: Job(env, goal, seed, way) for seed in way.seeds}
         seeds = [seed for seed, job in jobs.items() if {job, Job(env, None, seed)} <= results.keys()]
         if not seeds:
             continue
@@ -94,7 +113,7 @@ def rows(results: dict[Job, dict[str, Any]], unseen: set[str]) -> list[dict[str,
         true = [results[Job(env, None, seed)]["success_rate"] for seed in seeds]
         ratio = round(float(np.mean(text) / np.mean(true)), 9) if np.mean(true) else None  # 36 of 40 are 0.9
         episodes = sum(results[jobs[seed]]["episodes"] for seed in seeds)
-        noted = " (unseen)" * (goal in unseen) + f", cameras {' and '.join(cameras)}" * bool(cameras)
+        noted = " (unseen)" * (goal in unseen) + way.told
         table.append(
             {
                 "claim": f"{env}: “{goal}”{noted}, success against the own reward's",
@@ -127,7 +146,7 @@ def main() -> None:
     options = read_options({"jobs": 2, "only": ""})
     worlds = options["only"].split(",") if options["only"] else [env for env, *_ in PAIRS]
     pairs = [pair for pair in PAIRS if pair[0] in worlds]
-    text = [Job(env, goal, seed, cameras) for env, goal, cameras in pairs for seed in seeds_of(cameras)]
+    text = [Job(env, goal, seed, way) for env, goal, way in pairs for seed in way.seeds]
     own = dict.fromkeys(Job(job.env, None, job.seed) for job in text)
     captions = [Captions.load(asset(scene) / "captions.yaml") for scene in SCENES]
     unseen = {text for one in captions for splits in one.facts.values() for text in splits["test"].all()}
