@@ -23,7 +23,7 @@ TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's
 FRAMES = 250  # of all demonstrations that are looked at
 LEAST = 20  # frames that a camera is found from
 FOCAL = 1.2  # of the image's height, a field of view of 45 degrees: where the search starts, and what it leans to
-LEAN = 4.0  # how much the focal length leans there, in frames' weights per ln 2
+LEAN = 4 / 96  # of the image's height: twice that focal length counts as one frame missed by as much
 CLOSE = 0.03  # of the image's height: a camera misses the gripper by less, in the median, and sees it spread by more
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,8 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
     in the world.
 
     Args:
-        demos: with all frames of the camera and the signals gripper_x, _y, _z; others are left out.
+        demos: with all frames of the camera, all of one size, and the signals gripper_x, _y, _z; others are left out,
+            and so are readings that are not finite.
         gripper: words for the robot's gripper.
         camera: whose frames.
 
@@ -55,21 +56,23 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
         not known by these words, or the readings are in other axes. The log tells of the last two.
     """
     usable = [
-        (demo.features.frames[camera][0], torch.stack([demo.features.signals[name][0] for name in TIP], -1))
+        (demo.features.frames[camera][0].cpu(), torch.stack([demo.features.signals[name][0].cpu() for name in TIP], -1))
         for demo in demos
         if camera in demo.features.frames
         and demo.features.frames[camera].shape[1] == len(demo)
         and all(name in demo.features.signals for name in TIP)
     ]
-    if sum(len(frames) for frames, _ in usable) < LEAST:
+    usable = [(frames[known], tips[known]) for frames, tips in usable if (known := tips.isfinite().all(1)).any()]
+    count = sum(len(frames) for frames, _ in usable)
+    if count < LEAST:
         return None
-    every = -(-sum(len(frames) for frames, _ in usable) // FRAMES)
-    seen = torch.cat([tracker.track(frames[::every].cpu(), gripper) for frames, _ in usable])
-    tips = torch.cat([tip[::every] for _, tip in usable])
+    every = -(-count // FRAMES)
+    seen = torch.cat([tracker.track(frames[::every], gripper) for frames, _ in usable]).double().numpy()
+    tips = torch.cat([tips[::every] for _, tips in usable]).double().numpy()
     height, width = usable[0][0].shape[1:3]
-    found = fit_camera(tips.cpu().numpy().astype(np.float64), seen.numpy().astype(np.float64), (height, width))
-    missed = float(np.median(np.linalg.norm(found.project(tips.cpu().numpy()) - seen.numpy(), axis=1)))
-    moved = float(seen.std(0).norm())
+    found = fit_camera(tips, seen, (height, width))
+    missed = float(np.median(np.linalg.norm(found.project(tips) - seen, axis=1)))
+    moved = float(np.linalg.norm(seen.std(0)))
     about = f"camera {camera!r} from {len(seen)} frames of {len(usable)} demonstrations, {height} px high: {gripper!r}"
     if moved < CLOSE * height or missed > CLOSE * height:
         log.warning(
@@ -112,7 +115,7 @@ def fit_camera(points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"
         turn, place, focal = read(x)
         before = turn.apply(spread) + place
         image = focal * before[:, :2] / np.maximum(before[:, 2:], 1e-3)
-        return np.append((image - seen).ravel(), LEAN * x[6] / np.log(2) / 96)
+        return np.append((image - seen).ravel(), LEAN * x[6] / np.log(2))
 
     turn, place, focal = read(least_squares(errors, start, loss="soft_l1", f_scale=1 / 96).x)
     extrinsics = np.eye(4)

@@ -73,7 +73,7 @@ def run(config: DictConfig) -> None:
         )
     env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     demos = [case.episode for case in division.demos]
-    if any(_demos(part) and episode_frames(part) == "all" for part in parts.values()):
+    if demos and any(_demos(part) and episode_frames(part) == "all" for part in parts.values()):
         seen = encode(
             dataset, encoder, cameras=cameras, indices=[case.index for case in division.demos], frames_read="all"
         )
