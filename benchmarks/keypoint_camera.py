@@ -81,13 +81,13 @@ def distance(task: str, data: Path) -> dict[str, Any]:
     grounder = Grounder(encoder)
     expert = open_dataset(f"desk-{task}-expert")
     demos = encode(expert, encoder, cameras=[CAMERA], indices=range(DEMOS), frames_read="all")
-    camera = camera_from_demos(demos, grounder, GRIPPER, CAMERA)
-    assert camera is not None, task
+    found = camera_from_demos(demos, grounder, GRIPPER, CAMERA)
+    assert found is not None, task
     medians = []
     for episode in encode(open_dataset(str(data)), encoder, cameras=[CAMERA], frames_read="all"):
         frames = episode.features.frames[CAMERA][0]
         tips = torch.stack([episode.features.signals[name][0] for name in TIP], -1).numpy()
-        gaps = camera.project(tips) - grounder.track(frames, GRIPPER).numpy()
+        gaps = found.camera.project(tips) - grounder.track(frames, GRIPPER).numpy()
         medians.append(float(np.median(np.linalg.norm(gaps, axis=1)) * SIDE / frames.shape[1]))
     return {
         "claim": f"desk-{task}: gripper by the found camera, from where the map sees it; median of an episode's frames",

@@ -63,11 +63,10 @@ class KeypointProgress:
         calibration: camera -> `intrinsics`, `extrinsics`, `size`.
         camera: whose frames are read; None: the first that the calibration names, or the first there is.
         plane: metres; height of all things where there is no depth. None: plan in the image.
-        use_depth: whether depth counts where there is any; False for a camera found by `camera_from_demos`, which is
-            right in the image alone.
+        in_image: plan in the image whatever else is known: for a camera of `camera_from_demos`.
         sigma: metres off the way at which progress falls to 1/e.
         reach: metres from a waypoint that count as there; twice as many where the gripper is found in the frames.
-        scene_m: metres that an image's height stands for, where there is no calibration.
+        scene_m: metres that an image's height stands for, where there is no calibration or with `in_image`.
         gripper: words for the robot's gripper.
 
     Raises:
@@ -85,7 +84,7 @@ class KeypointProgress:
         calibration: Mapping[str, Mapping[str, Any]] | None = None,
         camera: str | None = None,
         plane: float | None = None,
-        use_depth: bool = True,
+        in_image: bool = False,
         sigma: float = 0.1,
         reach: float = 0.05,
         scene_m: float = 1.0,
@@ -105,7 +104,7 @@ class KeypointProgress:
             raise ValueError(f"{where}: grounder must be given without a calibration, to find the gripper; got None.")
         self._answerer, self._grounder, self._camera, self._gripper = answerer, grounder, camera, gripper
         self._calibrated = cameras.get(camera) if camera else None
-        self._plane, self._use_depth, self._sigma, self._scene_m = plane, use_depth, sigma, scene_m
+        self._plane, self._in_image, self._sigma, self._scene_m = plane, in_image, sigma, scene_m
         self._reach = reach if cameras else 2 * reach  # the middle of a gripper in sight is not its tip
         self._plans: dict[bytes, Way] = {}
         self.frames_read = "first" if cameras else "all"
@@ -130,7 +129,7 @@ class KeypointProgress:
         opening = features.signals.get(OPENING)
         if memory is None:
             assert frames is not None
-            depths = features.depth.get(camera) if self._use_depth else None
+            depths = features.depth.get(camera)
             paths = self.paths(frames[:, 0], None if depths is None else depths.cpu().numpy())
             size = frames.shape[2], frames.shape[3]
             memory = [Walked(path, size, np.zeros((0, path.points.shape[1])), np.zeros(0)) for path in paths]
@@ -165,11 +164,14 @@ class KeypointProgress:
         if self._calibrated is None:
             return flat_path(stops, self._scene_m / height)
         camera = self._calibrated.at(height, width)
+        up = camera.extrinsics[:2, 2].tolist()
+        if self._in_image:
+            return flat_path(stops, self._scene_m / height, up)
         if depth is not None or self._plane is not None:
             return lift_path(stops, camera, depth, self._plane or 0.0)
         floor = np.mean([camera.on_plane(stop.at, 0.0) for stop in stops], 0)
         away = float((camera.extrinsics[:3, :3] @ floor + camera.extrinsics[:3, 3])[2])
-        return flat_path(stops, away / float(camera.intrinsics[1, 1]), camera.extrinsics[:2, 2].tolist())
+        return flat_path(stops, away / float(camera.intrinsics[1, 1]), up)
 
     def _robot(self, features: Features, frames: Tensor | None, b: int, path: Way, size: tuple[int, int]) -> np.ndarray:
         """x_t, in the axes of the path."""
@@ -350,7 +352,8 @@ def keypoint_scorer(
         seen = camera or next(iter(demos[0].features.frames), "")
         found = camera_from_demos(demos, grounder, path.get("gripper", GRIPPER), seen)
         if found is not None:
-            calibration, path["use_depth"] = {seen: asdict(found)}, False
+            calibration = {seen: asdict(found.camera)}
+            path |= {"in_image": True, "scene_m": found.scene_m}
     heads: dict[str, Head] = {
         KeypointProgress.name: KeypointProgress(
             answers, grounder=grounder, calibration=calibration, camera=camera, **path

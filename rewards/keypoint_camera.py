@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,13 +36,24 @@ class Tracker(Protocol):
     def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
 
 
-def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, camera: str) -> Camera | None:
+class Found(NamedTuple):
+    """A camera that was found.
+
+    Attributes:
+        camera: right for the gripper in the image, and neither in depth nor for places in the world.
+        scene_m: metres that the image's height stands for, as far away as the gripper was on average.
+    """
+
+    camera: Camera
+    scene_m: float
+
+
+def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, camera: str) -> Found | None:
     """The camera that sees the gripper where it is, as the robot's readings tell.
 
     At most `FRAMES` frames are looked at, evenly. The camera has square pixels and its optical axis in the middle of
     the image. What is found in an image is the middle of what is visible of a gripper, not its tip, and the camera
-    is that which sees the tip there; so it is right for the gripper in the image, and neither in depth nor for places
-    in the world.
+    is that which sees the tip there; so it is right for the gripper in the image alone.
 
     Args:
         demos: with all frames of the camera, all of one size, and the signals gripper_x, _y, _z; others are left out,
@@ -81,7 +92,8 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
         )  # fmt: skip
         return None
     log.info("%s moves by %.1f px, and is missed by %.1f.", about, moved, missed)
-    return found
+    away = float(found.extrinsics[2, :3] @ tips.mean(0) + found.extrinsics[2, 3])
+    return Found(found, height * away / float(found.intrinsics[1, 1]))
 
 
 def fit_camera(points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"], size: tuple[int, int]) -> Camera:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,12 @@ def demo(robot: np.ndarray, pixels: np.ndarray, **changes) -> Episode:
     return Episode(features=Features(**values | changes), success=True)
 
 
+def lowered(episode: Episode) -> Episode:
+    """The same with the robot's readings 2 m lower."""
+    signals = {name: values - 2 * (name == "gripper_z") for name, values in episode.features.signals.items()}
+    return replace(episode, features=replace(episode.features, signals=signals))
+
+
 def demos(camera: Camera, count: int = 3, noise: float = 0.5) -> list[Episode]:
     robots = paths(count)
     return [demo(each, camera.project(each) + RNG.normal(0, noise, (len(each), 2))) for each in robots]
@@ -90,7 +98,9 @@ def test_demonstrations_tell_the_camera():
     found = camera_from_demos(shown, Sees(), CLAW, "front")
     assert found is not None
     held_out = paths(5).reshape(-1, 3)
-    assert np.median(np.linalg.norm(found.project(held_out) - camera.project(held_out), axis=1)) < 0.5
+    assert np.median(np.linalg.norm(found.camera.project(held_out) - camera.project(held_out), axis=1)) < 0.5
+    away = (held_out @ camera.extrinsics[2, :3] + camera.extrinsics[2, 3]).mean()
+    assert found.scene_m == pytest.approx(SIZE[0] * away / camera.intrinsics[1, 1], rel=0.1)
 
 
 def test_no_camera_is_found_where_none_is_right(caplog):
@@ -134,3 +144,7 @@ def test_with_demonstrations_the_reward_reads_one_image(tiny_clip, monkeypatch):
     )  # fmt: skip
     without = Features(views=first.views, signals=first.signals, frames=first.frames)
     torch.testing.assert_close(head.score(first), head.score(without))  # depth has no say
+    hung = [lowered(each) for each in shown]  # the readings' zero is above the camera
+    other = keypoint_scorer(**options, demos=hung).heads["keypoint"]
+    moved = lowered(Episode(features=without)).features
+    torch.testing.assert_close(other.score(moved), head.score(without), atol=0.01, rtol=0)  # where zero is has no say
