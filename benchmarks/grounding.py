@@ -1,4 +1,6 @@
-"""Where phrases are found: the encoder's grounding on states, looks, camera poses and wordings kept for judging.
+"""Where phrases are found, by the encoder's map and from a frame's vector alone.
+
+On states, looks, camera poses and wordings that are kept for judging.
 
 python -m benchmarks.grounding
 """
@@ -22,6 +24,7 @@ VIEWS = {  # name -> share of own look, share of frames from the second camera
     "varied look and camera pose": (0.0, 0.0),
     "second camera, varied look and pose": (0.0, 1.0),
 }
+WAYS = {"by the map": False, "by the vector": True}  # name -> whether the frame's vector is all that is seen
 
 
 def main() -> None:
@@ -34,18 +37,20 @@ def main() -> None:
             data = segmented(
                 scene, FRAMES, seed=seed, image_size=grounder.encoder.image_size[0], own_look=own, second_camera=second
             )
-            rows = judge(grounder, data, "test")
-            print(f"{scene}, {view}\n{summary(rows)}")
-            found.extend(claims(scene, view, rows))
+            for by, by_vector in WAYS.items():
+                rows = judge(grounder, data, "test", by_vector=by_vector)
+                about = f"{by}, {scene}, {view}"
+                print(f"{about}\n{summary(rows)}")
+                found.extend(claims(about, rows))
     record("grounding", found)
 
 
-def claims(scene: str, view: str, rows: Sequence[Mapping[str, float | str]]) -> list[dict[str, Any]]:
-    """Median error and hit rates of one scene and view, over phrases of parts that are in sight."""
+def claims(about: str, rows: Sequence[Mapping[str, float | str]]) -> list[dict[str, Any]]:
+    """Median error and hit rates of one way, scene and view, over phrases of parts that are in sight."""
     parts = {name: [row for row in rows if row["part"] == name] for name in dict.fromkeys(r["part"] for r in rows)}
     errors = np.array([float(row["error_px"]) for row in rows])
     low, high = bootstrap_interval(errors, np.median)
-    about = f"grounding, {scene}, {view}, unseen wordings"
+    about = f"{about}, unseen wordings"
     shared = {"n": len(rows), "frames": FRAMES}
     by_part = {str(name): round(float(np.median([float(r["error_px"]) for r in m])), 2) for name, m in parts.items()}
     found = [

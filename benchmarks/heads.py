@@ -4,7 +4,7 @@ Rewards have their defaults: five demonstrations of the scripted expert, the fro
 episode (experts, noisy ones, near misses, random actions) is encoded in one batch and then scored once by each reward
 as if it were new, plans of its first frame included, on one thread. `keypoint` is also measured without the camera's
 calibration, which it then finds from the demonstrations; and without these too, as on pictures of unknown origin, where
-it has to look for the gripper in every frame.
+each frame's vector tells it where the gripper is.
 
     python -m benchmarks.heads     # quiet machine
 """

@@ -1,9 +1,11 @@
 """Teaching an encoder to point: renders with the simulator's segmentation, a small projector, and its judge.
 
-    python -m embodied.pointing                       # the embedded encoder: minutes on one core
-    python -m embodied.pointing encoder=FOLDER frames=8000 epochs=8 seed=1
+    python -m embodied.pointing                       # the embedded encoder: a quarter of an hour on two cores
+    python -m embodied.pointing encoder=FOLDER frames=8000 epochs=8 pointer=96000 seed=1
+    python -m embodied.pointing frames=0              # leaves the projector as it is
 
-Writes `grounding.safetensors` beside the encoder's weights, for `rewards.grounding`. The encoder stays as it is. The
+Writes `grounding.safetensors` beside the encoder's weights, for `rewards.grounding`, and then `pointer.safetensors`,
+which learns from its map where the gripper is (`embodied.pointer`; pointer=0: not). The encoder stays as it is. The
 simulator's truth is used here and never by a reward.
 """
 
@@ -28,9 +30,12 @@ from embodied.captions import Captions
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.paths import asset
+from embodied.pointer import point
 from embodied.renders import open_world
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
+from rewards.grounding import FILE as PROJECTOR
 from rewards.grounding import Grounder, Projector, resnet_maps
+from rewards.pointer import FILE as POINTER
 
 WORLDS = {  # scene -> worlds that start differently, and its share of the frames
     "desk": (("desk-drawer", "desk-close", "desk-place"), 0.64),
@@ -257,13 +262,16 @@ def _texts(encoder: OpenCLIPEncoder, data: Sequence[Segmented]) -> tuple[list[li
     return texts, strangers
 
 
-def judge(grounder: Grounder, data: Segmented, split: str) -> list[dict[str, float | str]]:
+def judge(grounder: Grounder, data: Segmented, split: str, *, by_vector: bool = False) -> list[dict[str, float | str]]:
     """Where each wording of `split` is found, in every frame that shows its part.
+
+    Args:
+        by_vector: by the pointer, from the frame's vector, and only wordings that it knows; otherwise by the map.
 
     Returns:
         Per part and frame with at least `VISIBLE_PX` (of 96 x 96) visible: `part`, `text`, `error_px` from the middle
         of the visible part, in pixels of a 96-px frame, `hit` whether the found pixel shows it, `near` whether it is
-        within 2 px of it, `peak`, `parts` visible in pixels.
+        within 2 px of it, `visible_px` of the part in the frame.
     """
     wordings = Parts.load(data.scene).captions.facts
     size = data.frames.shape[1]
@@ -278,17 +286,23 @@ def judge(grounder: Grounder, data: Segmented, split: str) -> list[dict[str, flo
                 wanted.append((name, texts[i % len(texts)], np.stack([u, v], 1)))
         if not wanted:
             continue
-        (regions,) = grounder.locate(torch.from_numpy(frame)[None], [text for _, text, _ in wanted])
-        for (name, text, pixels), region in zip(wanted, regions, strict=True):
-            gap = float(np.linalg.norm(pixels - region.centre, axis=1).min()) * unit
-            error = float(np.linalg.norm(pixels.mean(0) - region.centre)) * unit
-            row = {"part": name, "text": text, "error_px": error, "peak": region.peak}
-            found.append(row | {"hit": float(gap <= 0.71 * unit), "near": float(gap <= 2), "visible_px": len(pixels)})
+        image, texts = torch.from_numpy(frame)[None], [text for _, text, _ in wanted]
+        if by_vector:
+            wanted = [each for each in wanted if grounder.points(each[1])]
+            place = grounder.point(grounder.encoder.encode_images(image), frame.shape[:2])[0].numpy()
+            places = [place] * len(wanted)
+        else:
+            places = [region.centre for region in grounder.locate(image, texts)[0]]
+        for (name, text, pixels), place in zip(wanted, places, strict=True):
+            gap = float(np.linalg.norm(pixels - place, axis=1).min()) * unit
+            error = float(np.linalg.norm(pixels.mean(0) - place)) * unit
+            row = {"part": name, "text": text, "error_px": error, "visible_px": len(pixels)}
+            found.append(row | {"hit": float(gap <= 0.71 * unit), "near": float(gap <= 2)})
     return found
 
 
 def ground(encoder: OpenCLIPEncoder, *, frames: int = 4000, epochs: int = 5, seed: int = 0) -> Projector:
-    """Render all scenes and train a projector for an encoder: what `python -m embodied.pointing` does."""
+    """Render all scenes and train a projector for an encoder."""
     size = encoder.image_size[0]
     data = [
         segmented(scene, round(frames * share), seed=(TRAIN_SEED, seed, i), image_size=size)
@@ -311,27 +325,35 @@ def summary(rows: Sequence[Mapping[str, float | str]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`encoder=FOLDER frames=N epochs=N seed=N`, each optional."""
-    options: dict[str, int] = {}
+    """`encoder=FOLDER frames=N epochs=N pointer=N seed=N`, each optional."""
+    given = {"frames": 4000, "epochs": 5, "pointer": 48_000, "seed": 0}
     folder = asset("encoder")
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key == "encoder":
             folder = Path(value)
-        elif key in ("frames", "epochs", "seed") and value.isdigit():
-            options[key] = int(value)
+        elif key in given and value.isdigit():
+            given[key] = int(value)
         else:
             raise UserError(
-                f"pointing: arguments must be encoder=FOLDER, frames=N, epochs=N or seed=N; got {argument}."
+                f"pointing: arguments must be encoder=FOLDER, frames=N, epochs=N, pointer=N or seed=N; got {argument}."
             )
     shipped = folder.resolve() == asset("encoder").resolve()
     encoder = embedded_encoder() if shipped else OpenCLIPEncoder(f"local-dir:{folder}")
-    ground(encoder, **options).save(folder, encoder)
+    (folder / POINTER).unlink(missing_ok=True)  # it learned from the projector that was here
+    if given["frames"]:
+        ground(encoder, frames=given["frames"], epochs=given["epochs"], seed=given["seed"]).save(folder, encoder)
+    if given["pointer"]:
+        words = Parts.load("desk").captions.facts["gripper"]["train"].all()
+        seed = (TRAIN_SEED, len(WORLDS), given["seed"])
+        point(Grounder(encoder), words, frames=given["pointer"], seed=seed).save(folder, encoder)
     grounder = Grounder(encoder)
     for scene in WORLDS:
         held = segmented(scene, 200, seed=(JUDGE_SEED - 1, 0), image_size=encoder.image_size[0])
-        print(summary(judge(grounder, held, "val")))
-    print(f"projector: {folder / 'grounding.safetensors'}")
+        print("by the map\n" + summary(judge(grounder, held, "val")))
+        if scene == "desk" and grounder.pointer is not None:
+            print("by the vector\n" + summary(judge(grounder, held, "val", by_vector=True)))
+    print(f"{', '.join(each for each in (PROJECTOR, POINTER) if (folder / each).is_file())} in {folder}")
 
 
 if __name__ == "__main__":

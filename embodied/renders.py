@@ -50,6 +50,7 @@ def render(
     seed: tuple[int, ...],
     image_size: int,
     own_look: float = 0.25,
+    second_camera: float = 0.0,
     workers: int = 2,
     policies: Mapping[str, Sequence[Path]] | None = None,
 ) -> Renders:
@@ -62,12 +63,21 @@ def render(
     Args:
         own_look: share of states and episodes that keep the world's own look; the rest draw light, camera pose,
             colours and distractors.
+        second_camera: share of frames from the scene's second camera; the rest are from its first.
         seed: same seed, same frames, whatever `workers` is.
         policies: world id -> run folders of policies trained there on state observations; they act in
             `POLICY_SHARE` of its episodes.
     """
     jobs = [
-        (env, min(CHUNK, count - start), (*seed, i), image_size, own_look, tuple((policies or {}).get(env, ())))
+        (
+            env,
+            min(CHUNK, count - start),
+            (*seed, i),
+            image_size,
+            own_look,
+            second_camera,
+            tuple((policies or {}).get(env, ())),
+        )
         for i, start in enumerate(range(0, count, CHUNK))
         for env in [env_ids[i % len(env_ids)]]
     ]
@@ -86,7 +96,13 @@ def render(
 
 
 def _render_job(
-    env_id: str, count: int, seed: tuple[int, ...], image_size: int, own_look: float, runs: tuple[Path, ...]
+    env_id: str,
+    count: int,
+    seed: tuple[int, ...],
+    image_size: int,
+    own_look: float,
+    second_camera: float,
+    runs: tuple[Path, ...],
 ) -> tuple[np.ndarray, np.ndarray]:
     world = open_world(env_id, image_size)
     rng = np.random.default_rng(seed)
@@ -99,7 +115,8 @@ def _render_job(
         nonlocal filled
         if filled < count:
             truth = world.degrees()
-            frames[filled], degrees[filled] = world.frame(), [truth[fact] for fact in world.facts]
+            camera = world.cameras[int(rng.random() < second_camera)] if second_camera else None
+            frames[filled], degrees[filled] = world.frame(camera), [truth[fact] for fact in world.facts]
             filled += 1
 
     world.reset(seed=int(rng.integers(2**31)))

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import safe_open
-from safetensors.torch import save_file
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
 
 from rewards.core import Encoder, check_frames
 from rewards.frozen import FrozenEncoder
+from rewards.pointer import FILE as POINTER
+from rewards.pointer import Pointer
+from rewards.storage import load_half, save_half
 
 FILE = "grounding.safetensors"  # beside an encoder's weights
 PROBE = "the red cube on the desk"  # a projector knows its encoder by what this text embeds to
@@ -89,10 +90,7 @@ class Projector(nn.Module):
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it beside the weights of the encoder that it was trained for, in half precision."""
-        tensors = {name: value.detach().half().contiguous().cpu() for name, value in self.state_dict().items()}
-        part = folder / f"{FILE}.part"
-        save_file(tensors | {"probe": encoder.encode_texts([PROBE])[0].half()}, part)
-        part.replace(folder / FILE)
+        save_half(folder / FILE, self, encoder.encode_texts([PROBE])[0])
 
     @classmethod
     def load(cls, folder: Path, encoder: Encoder) -> Projector:
@@ -101,14 +99,7 @@ class Projector(nn.Module):
         Raises:
             ValueError: it was trained for other weights.
         """
-        with safe_open(folder / FILE, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118  (no mapping)
-        probe = tensors.pop("probe")
-        if probe.shape != (encoder.dim,) or float(probe @ encoder.encode_texts([PROBE])[0]) < 0.999:
-            raise ValueError(
-                f"Projector.load: {folder / FILE} must be trained for this encoder, {encoder.name}; it was trained for "
-                f"other weights. Run: python -m embodied.pointing encoder={folder}"
-            )
+        tensors = load_half(folder / FILE, encoder.encode_texts([PROBE])[0], encoder.name)
         widths = [tensors[f"reduce.{i}.0.weight"].shape[1] for i in range(4)]
         made = cls(widths, encoder.dim, tensors["out.weight"].shape[1])
         made.load_state_dict(tensors)
@@ -130,6 +121,8 @@ class Grounder:
     With a trained `Projector` beside the encoder's weights, a map is a probability per cell. Without one, the tower's
     own last map is read in text space (MaskCLIP): the last attention is left out and each patch passes through its
     value and output projections alone; the map is then the phrase's softmax against the frame's mean.
+
+    With a trained `Pointer` there too, `point` tells one thing's place from frames' vectors: coarser, nearly for free.
 
     Args:
         encoder: an open_clip ResNet or vision transformer, or a transformers CLIP or SigLIP.
@@ -156,6 +149,8 @@ class Grounder:
         folder = _folder(encoder)
         found = folder is not None and (folder / FILE).is_file() and hasattr(self._tower, "layer4")
         self.projector = Projector.load(folder, encoder).to(encoder.device) if folder and found else None
+        known = folder is not None and (folder / POINTER).is_file()
+        self.pointer = Pointer.load(folder, encoder) if folder and known else None
         self._read = _reader(self._tower, encoder.name) if self.projector is None else None
 
     @torch.no_grad()
@@ -209,16 +204,37 @@ class Grounder:
         places = [region.centre for (region,) in self.locate(frames, [text])]
         return torch.from_numpy(np.stack(places).astype(np.float32))
 
+    def points(self, text: str) -> bool:
+        """Whether `point` can tell where a text is."""
+        return self.pointer is not None and self.pointer.knows(self.encoder.encode_texts([text])[0])
+
+    @torch.no_grad()
+    def point(self, vectors: Float[Tensor, "N D"], size: tuple[int, int]) -> Float[Tensor, "N 2"]:
+        """(u, v) px of what the pointer knows, in each of many frames, told from their vectors.
+
+        Args:
+            vectors: what the encoder made of the frames.
+            size: (H, W) px of the frames.
+        """
+        assert self.pointer is not None, "an encoder without a pointer"
+        shares = self.pointer(vectors.float().cpu()).numpy()
+        return torch.from_numpy(self._pixels(*size, shares).astype(np.float32))
+
     def _cells(self, height: int, width: int, cells: tuple[int, ...]) -> np.ndarray:
-        """(h, w, 2) middles of a map's cells as (u, v) px of a frame, through the encoder's resize and crop."""
+        """(h, w, 2) middles of a map's cells as (u, v) px of a frame."""
+        v, u = np.meshgrid(*((np.arange(count) + 0.5) / count for count in cells), indexing="ij")
+        return self._pixels(height, width, np.stack([u, v], -1))
+
+    def _pixels(self, height: int, width: int, shares: np.ndarray) -> np.ndarray:
+        """(…, 2) places in the encoder's image, in shares of its sides, as (u, v) px of a frame, through the encoder's
+        resize and crop."""
         preprocess = self.encoder._preprocess
         resized, crop = preprocess.resized(height, width), preprocess.crop
         axes = []
-        for full, small, cut, count in zip((height, width), resized, crop, cells, strict=True):
-            at = (np.arange(count) + 0.5) * cut / count + round((small - cut) / 2)  # in the resized image
+        for axis, (full, small, cut) in enumerate(zip((height, width), resized, crop, strict=True)):
+            at = shares[..., 1 - axis] * cut + round((small - cut) / 2)  # in the resized image
             axes.append(at * full / small - 0.5)
-        v, u = np.meshgrid(*axes, indexing="ij")
-        return np.stack([u, v], -1)
+        return np.stack(axes[::-1], -1)
 
 
 def _region(heat: np.ndarray, grid: np.ndarray) -> Region:

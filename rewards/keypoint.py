@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,17 +49,25 @@ class Walked(NamedTuple):
     opening: np.ndarray
 
 
+@runtime_checkable
+class VectorTracker(Protocol):
+    """The gripper's place, (u, v) px, in each of N frames of one size, (H, W), from their vectors: a `Grounder`."""
+
+    def point(self, vectors: Float[Tensor, "N D"], size: tuple[int, int]) -> Float[Tensor, "N 2"]: ...
+
+
 class KeypointProgress:
     """Progress of the gripper along the way that an answerer saw in the episode's first frame.
 
     With a calibration and the first frame's depth, the way is in the world. Without depth it is in the image, and the
     gripper's position is projected; or, with `plane`, in the world on that level plane, which is worse wherever things
-    are not of one height. Without a calibration, the gripper is found by the encoder's map in every frame, which costs
-    more than encoding itself; `camera_from_demos` finds a calibration.
+    are not of one height. Without a calibration, which `camera_from_demos` may find, the gripper is found in every
+    frame: from the frame's vector, or by the encoder's map, which is finer and costs more than encoding itself.
 
     Args:
         answerer: says where to go; asked once per first frame.
-        grounder: finds the gripper where there is no calibration; may be None where there is one.
+        grounder: finds the gripper in frames where there is no calibration; may be None where there is one.
+        pointer: finds it from their vectors, and is asked instead of the grounder.
         calibration: camera -> `intrinsics`, `extrinsics`, `size`.
         camera: whose frames are read; None: the first that the calibration names, or the first there is.
         plane: metres; height of all things where there is no depth. None: plan in the image.
@@ -81,6 +89,7 @@ class KeypointProgress:
         answerer: Answerer,
         *,
         grounder: Tracker | None = None,
+        pointer: VectorTracker | None = None,
         calibration: Mapping[str, Mapping[str, Any]] | None = None,
         camera: str | None = None,
         plane: float | None = None,
@@ -100,14 +109,15 @@ class KeypointProgress:
             raise ValueError(
                 f"{where}: camera must be one of {', '.join(cameras)}, the calibrated ones; got {camera!r}."
             )
-        if not cameras and grounder is None:
+        if not cameras and grounder is None and pointer is None:
             raise ValueError(f"{where}: grounder must be given without a calibration, to find the gripper; got None.")
-        self._answerer, self._grounder, self._camera, self._gripper = answerer, grounder, camera, gripper
+        self._answerer, self._camera, self._gripper = answerer, camera, gripper
+        self._grounder, self._pointer = grounder, pointer
         self._calibrated = cameras.get(camera) if camera else None
         self._plane, self._in_image, self._sigma, self._scene_m = plane, in_image, sigma, scene_m
         self._reach = reach if cameras else 2 * reach  # the middle of a gripper in sight is not its tip
         self._plans: dict[bytes, Way] = {}
-        self.frames_read = "first" if cameras else "all"
+        self.frames_read = "first" if cameras or pointer else "all"
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Φ of each frame, in [0, 1]."""
@@ -117,12 +127,12 @@ class KeypointProgress:
         self, features: Features, memory: Sequence[Walked] | None = None
     ) -> tuple[Float[Tensor, "B T"], list[Walked]]:
         """Φ of the frames that follow (see `rewards.core.Head`); costs a little more, the longer the episode."""
-        camera = self._camera or next(iter(features.frames), "")
+        camera = self._camera or next(iter(features.views))
         steps = features.main.shape[1]
-        needed = memory is None or self._calibrated is None
+        needed = memory is None or self.frames_read == "all"
         if needed and camera not in features.frames:
             raise ValueError(
-                f"KeypointProgress.score: features must hold frames of camera {camera or 'any'!r}; "
+                f"KeypointProgress.score: features must hold frames of camera {camera!r}; "
                 f"got {', '.join(features.frames) or 'none'}."
             )
         frames = features.frames[camera].cpu() if needed else None
@@ -135,7 +145,7 @@ class KeypointProgress:
             memory = [Walked(path, size, np.zeros((0, path.points.shape[1])), np.zeros(0)) for path in paths]
         rows, walked = [], []
         for b, (path, size, robot, wide) in enumerate(memory):
-            robot = np.concatenate([robot, self._robot(features, frames, b, path, size)])
+            robot = np.concatenate([robot, self._robot(features, camera, b, path, size)])
             if opening is not None:
                 wide = np.concatenate([wide, opening[b].cpu().numpy().astype(np.float64)])
             held = None if opening is None else wide
@@ -173,16 +183,10 @@ class KeypointProgress:
         away = float((camera.extrinsics[:3, :3] @ floor + camera.extrinsics[:3, 3])[2])
         return flat_path(stops, away / float(camera.intrinsics[1, 1]), up)
 
-    def _robot(self, features: Features, frames: Tensor | None, b: int, path: Way, size: tuple[int, int]) -> np.ndarray:
+    def _robot(self, features: Features, camera: str, b: int, path: Way, size: tuple[int, int]) -> np.ndarray:
         """x_t, in the axes of the path."""
         if self._calibrated is None:
-            assert self._grounder is not None
-            assert frames is not None
-            if frames.shape[1] != (steps := features.main.shape[1]):
-                raise ValueError(
-                    f"KeypointProgress.score: frames must be all {steps}, to find the gripper; got {frames.shape[1]}."
-                )
-            return self._grounder.track(frames[b], self._gripper).numpy().astype(np.float64) * (path.unit or 1.0)
+            return self._seen(features, camera, b, size).numpy().astype(np.float64) * (path.unit or 1.0)
         if missing := [name for name in TIP if name not in features.signals]:
             raise ValueError(
                 f"KeypointProgress.score: signals must hold {', '.join(TIP)}; {', '.join(missing)} missing. "
@@ -192,6 +196,23 @@ class KeypointProgress:
         if path.unit is None:
             return tip
         return self._calibrated.at(*size).project(tip) * path.unit
+
+    def _seen(self, features: Features, camera: str, b: int, size: tuple[int, int]) -> Float[Tensor, "T 2"]:
+        """Where the gripper is in the image, px."""
+        if self._pointer is not None:
+            if camera not in features.views:
+                raise ValueError(
+                    f"KeypointProgress.score: features must hold the view of camera {camera!r}; "
+                    f"got {', '.join(features.views)}."
+                )
+            return self._pointer.point(features.views[camera][b], size)
+        assert self._grounder is not None
+        frames = features.frames[camera][b].cpu()
+        if len(frames) != (steps := features.main.shape[1]):
+            raise ValueError(
+                f"KeypointProgress.score: frames must be all {steps}, to find the gripper; got {len(frames)}."
+            )
+        return self._grounder.track(frames, self._gripper)
 
 
 def _content(frame: Tensor, depth: np.ndarray | None) -> bytes:
@@ -348,15 +369,21 @@ def keypoint_scorer(
             goal, chat_model(options or answerer), grounder, cache=None if cache is None else Path(cache)
         )
     path = dict(path or {})
+    gripper = path.get("gripper", GRIPPER)
     if not calibration and demos:
         seen = camera or next(iter(demos[0].features.frames), "")
-        found = camera_from_demos(demos, grounder, path.get("gripper", GRIPPER), seen)
+        found = camera_from_demos(demos, grounder, gripper, seen)
         if found is not None:
             calibration = {seen: asdict(found.camera)}
             path |= {"in_image": True, "scene_m": found.scene_m}
     heads: dict[str, Head] = {
         KeypointProgress.name: KeypointProgress(
-            answers, grounder=grounder, calibration=calibration, camera=camera, **path
+            answers,
+            grounder=grounder,
+            pointer=grounder if grounder.points(gripper) else None,
+            calibration=calibration,
+            camera=camera,
+            **path,
         )
     }
     if (judge := _success_head(success, goal, encoder, demos or ())) is not None:

@@ -1,4 +1,7 @@
-"""Fitted heads on disk: a folder of one safetensors file and one JSON file; nothing is unpickled or imported."""
+"""Fitted heads on disk: a folder of one safetensors file and one JSON file; nothing is unpickled or imported.
+
+And small networks beside the weights of the one encoder that they were trained for.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from rewards.core import Encoder
 
@@ -44,7 +48,7 @@ def save_fitted(
     about = {"kind": kind, "encoder": encoder.name, "dim": encoder.dim, "config": dict(config)}
     (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(kept | {PROBE: _probe(encoder)}, part / WEIGHTS)
+    save_file(kept | {PROBE: picture_probe(encoder)}, part / WEIGHTS)
     if folder.exists():
         shutil.rmtree(folder)
     part.rename(folder)
@@ -73,7 +77,7 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
             f"{kind}: model must be a {kind} head on {encoder.name} features of width {encoder.dim}; "
             f"{folder} holds a {found[0]} head on {found[1]} features of width {found[2]}. Fit it again."
         )
-    if float(tensors.pop(PROBE) @ _probe(encoder)) < SAME:
+    if float(tensors.pop(PROBE) @ picture_probe(encoder)) < SAME:
         raise ValueError(
             f"{kind}: model must be a head on this encoder's features; {folder} was fitted to those of {encoder.name} "
             "with other weights. Fit it again."
@@ -81,10 +85,42 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
     return config, tensors
 
 
-def _probe(encoder: Encoder) -> Tensor:
+def picture_probe(encoder: Encoder) -> Tensor:
     """(D,) float32, unit length: how the encoder sees a picture of smooth colours."""
     height, width = encoder.image_size
     down, across = torch.linspace(0, 255, height)[:, None], torch.linspace(0, 255, width)[None]
     picture = torch.stack([down.expand(height, width), across.expand(height, width), (down + across) / 2], -1)
     features = encoder.encode_images(picture.to(torch.uint8)[None])[0].detach().float().cpu()
     return features / features.norm()
+
+
+def save_half(file: Path, module: nn.Module, probe: Float[Tensor, " D"]) -> None:
+    """Write a network's weights in half precision, whole or not at all.
+
+    Args:
+        file: beside the weights of the encoder that it was trained for.
+        probe: unit length; what that encoder makes of something known, checked on loading.
+    """
+    tensors = {name: value.detach().half().contiguous().cpu() for name, value in module.state_dict().items()}
+    part = file.with_name(f"{file.name}.part")
+    save_file(tensors | {PROBE: probe.half()}, part)
+    part.replace(file)
+
+
+def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str) -> dict[str, Tensor]:
+    """The weights that `save_half` wrote, float32.
+
+    Raises:
+        ValueError: they were trained for other weights than the encoder of this name has, or the file is damaged.
+    """
+    again = f"Run: python -m embodied.pointing encoder={file.parent}"
+    try:
+        tensors = {name: value.float() for name, value in load_file(file).items()}
+        kept = tensors.pop(PROBE)
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{file} is damaged ({error}). {again}") from error
+    if kept.shape != probe.shape or float(kept @ probe) < SAME:
+        raise ValueError(
+            f"{file} must be trained for this encoder, {encoder}; it was trained for other weights. {again}"
+        )
+    return tensors

@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from rewards.core import Episode, Features
-from rewards.keypoint import KeypointProgress, KeypointRule, KeypointShaping, keypoint_scorer, success_threshold
+from rewards.keypoint import (
+    KeypointProgress,
+    KeypointRule,
+    KeypointShaping,
+    Walked,
+    keypoint_scorer,
+    success_threshold,
+)
 from rewards.keypoint_path import Camera, flat_path, lift_path
 from rewards.keypoint_plan import Stop
 from tests.advancing import check_advance
@@ -64,6 +71,14 @@ class Seen:
 
     def track(self, frames, text):
         return frames[:, :2, 0, 0].float() / 4
+
+
+class Points:
+    """Finds the gripper by the first two numbers of each frame's vector."""
+
+    def point(self, vectors, size):
+        assert size == (96, 96)
+        return vectors[:, :2]
 
 
 def at_target(**options) -> Stop:
@@ -201,6 +216,23 @@ def test_progress_by_tracking_without_a_calibration():
     )  # 10 px are 0.1 m
     with pytest.raises(ValueError, match="frames must be all 4, to find the gripper; got 1"):
         head.score(features(np.zeros((4, 3))))
+
+
+def test_progress_by_pointing_reads_one_image():
+    places = np.array([[10.0, 10], [20, 20], [30, 30], [30, 40]])
+    head = KeypointProgress(
+        Answers(Stop(at=(30.0, 30.0))), grounder=Tracks([]), pointer=Points(), gripper="the claw", scene_m=0.96
+    )
+    assert head.frames_read == "first"
+    views = {"front": torch.from_numpy(np.c_[places, places]).float()[None]}
+    seen = Features(views=views, frames=features(np.zeros((4, 3))).frames)
+    np.testing.assert_allclose(
+        head.score(seen)[0], nearness(places / 100, np.array([0.3, 0.3])), atol=1e-5
+    )  # 10 px are 0.1 m
+    check_advance(head, seen)
+    other = KeypointProgress(Answers(), pointer=Points(), camera="side")
+    with pytest.raises(ValueError, match="must hold the view of camera 'side'; got front"):
+        other.advance(seen, [Walked(flat_path([Stop(at=(1.0, 1.0))], 0.01), (96, 96), np.zeros((0, 2)), np.zeros(0))])
 
 
 def test_rows_can_come_one_by_one():
