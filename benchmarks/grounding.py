@@ -39,6 +39,8 @@ def main() -> None:
             )
             for by, by_vector in WAYS.items():
                 rows = judge(grounder, data, "test", by_vector=by_vector)
+                if not rows:  # the vector tells one thing, which is not in this scene
+                    continue
                 about = f"{by}, {scene}, {view}"
                 print(f"{about}\n{summary(rows)}")
                 found.extend(claims(about, rows))
