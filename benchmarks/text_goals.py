@@ -27,6 +27,7 @@ import numpy as np
 
 from benchmarks.common import load, read_options, record, train
 from embodied.captions import Captions
+from embodied.errors import UserError
 from embodied.paths import asset
 from rewards.metrics import wilson_interval
 
@@ -145,6 +146,9 @@ def main() -> None:
     """Run what is missing, two at a time, recording after every run."""
     options = read_options({"jobs": 2, "only": ""})
     worlds = options["only"].split(",") if options["only"] else [env for env, *_ in PAIRS]
+    if strange := set(worlds) - {env for env, *_ in PAIRS}:
+        known = ", ".join(dict.fromkeys(env for env, *_ in PAIRS))
+        raise UserError(f"text_goals: only must name some of {known}; got {', '.join(sorted(strange))}.")
     pairs = [pair for pair in PAIRS if pair[0] in worlds]
     text = [Job(env, goal, seed, way) for env, goal, way in pairs for seed in way.seeds]
     own = dict.fromkeys(Job(job.env, None, job.seed) for job in text)

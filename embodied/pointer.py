@@ -45,7 +45,11 @@ def point(grounder: Grounder, words: Sequence[str], *, frames: int, seed: Sequen
 def see(
     grounder: Grounder, text: str, frames: UInt8[np.ndarray, "N H W 3"]
 ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M 2"]]:
-    """The vectors of those frames in which the map is sure of a text, and its places there in shares of the sides."""
+    """The vectors of those frames in which the map is sure of a text, and its places there in shares of the sides.
+
+    Raises:
+        ValueError: there is no such frame.
+    """
     encoder = grounder.encoder
     size = np.array([frames.shape[2], frames.shape[1]])
     vectors: list[Tensor] = []
@@ -57,6 +61,8 @@ def see(
             if region.peak >= SURE:
                 vectors.append(vector)
                 places.append((region.centre + 0.5) / size)
+    if not places:
+        raise ValueError(f"see: frames must show {text!r}; in none of {len(frames)} is the map sure of it.")
     return torch.stack(vectors), torch.from_numpy(np.array(places)).float()
 
 
@@ -73,6 +79,7 @@ def teach(
 ) -> Pointer:
     """A pointer by the mean distance to the places, in shares of the image's sides."""
     torch.manual_seed(seed)
+    batch_size = min(batch_size, len(vectors))
     model = Pointer(words, hidden)
     model.mean.copy_(vectors.mean(0))
     model.std.copy_(vectors.std(0))

@@ -68,16 +68,9 @@ def render(
         policies: world id -> run folders of policies trained there on state observations; they act in
             `POLICY_SHARE` of its episodes.
     """
+    runs = {env: tuple((policies or {}).get(env, ())) for env in env_ids}
     jobs = [
-        (
-            env,
-            min(CHUNK, count - start),
-            (*seed, i),
-            image_size,
-            own_look,
-            second_camera,
-            tuple((policies or {}).get(env, ())),
-        )
+        (env, min(CHUNK, count - start), (*seed, i), image_size, own_look, second_camera, runs[env])
         for i, start in enumerate(range(0, count, CHUNK))
         for env in [env_ids[i % len(env_ids)]]
     ]

@@ -110,3 +110,6 @@ def test_frames_teach_where_the_map_is_sure(encoder, monkeypatch):
     vectors, places = see(grounder, "a claw", frames)
     torch.testing.assert_close(vectors, encoder.encode_images(torch.from_numpy(frames[[0, 2]])))
     torch.testing.assert_close(places, torch.tensor([[0.5, 0.25]] * 2))
+    peaks = iter([0.1] * 3)
+    with pytest.raises(ValueError, match="must show 'a claw'; in none of 3 is the map sure"):
+        see(grounder, "a claw", frames)

@@ -230,6 +230,27 @@ def test_many_worlds_get_one_update_per_transition(setup):
     assert all(isinstance(setup(name)[0], kind) for name, kind in kinds.items())
 
 
+def test_the_critic_holds_still_for_the_actor_and_nothing_else_changes(setup):
+    """After an actor update the critic has no gradient of it, which SB3 alone leaves there; weights are the same."""
+    learned = []
+    for still in (True, False):
+        model, labeller = setup("sac")
+        if not still:
+            model.critic._forward_pre_hooks.clear()
+        learn(model, labeller, 24)
+        learned.append({name: value.clone() for name, value in model.policy.state_dict().items()})
+        seen = model.policy.obs_to_tensor(model._last_obs)[0]
+        actions = torch.zeros(2, *model.action_space.shape, requires_grad=True)
+        model.critic.zero_grad()
+        torch.cat(model.critic(seen, actions)).sum().backward()
+        assert actions.grad is not None
+        assert {p.grad is None for p in model.critic.parameters()} == {still}
+        model.critic(seen, actions.detach())
+        assert all(p.requires_grad for p in model.critic.parameters())
+    for name, value in learned[0].items():
+        torch.testing.assert_close(learned[1][name], value, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("kwargs", "message"), [
     ({"algorithm": "dqn"}, "dqn: actions must be Discrete"),
     ({"updates_per_step": 0.0}, "updates_per_step must be > 0; got 0"),
