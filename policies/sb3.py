@@ -44,8 +44,8 @@ def sac(
 def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
     """No gradients of the critic's weights where its actions come from the actor.
 
-    SB3's actor loss would compute them, and the next critic loss zero them: a twentieth of an update's time, with pixels
-    a fifth. What is learned is the same to the bit.
+    SB3's actor loss would compute them, and the next critic loss zero them: a twentieth of an update's time, with
+    pixels a fifth. What is learned is the same to the bit.
     """
     _, actions = inputs
     critic.requires_grad_(not actions.requires_grad)

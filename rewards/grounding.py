@@ -128,7 +128,8 @@ class Grounder:
         encoder: an open_clip ResNet or vision transformer, or a transformers CLIP or SigLIP.
 
     Raises:
-        ValueError: an encoder whose towers give no maps in text space, one in int8, or a projector or pointer of other weights.
+        ValueError: an encoder whose towers give no maps in text space, one in int8, or a projector or pointer of other
+            weights.
     Source: MaskCLIP, arXiv 2112.01071 §3.2. Departs: no key smoothing, no prompt denoising; the class token and
         position embeddings of an attention pool take no part in the map.
     """
