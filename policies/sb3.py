@@ -41,7 +41,7 @@ def sac(
     return model
 
 
-def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[Any, torch.Tensor]) -> None:
     """No gradients of the critic's weights where its actions come from the actor.
 
     SB3's actor loss would compute them, and the next critic loss zero them: a twentieth of an update's time, with
