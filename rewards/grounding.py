@@ -25,6 +25,7 @@ from rewards.storage import load_half, save_half
 
 FILE = "grounding.safetensors"  # beside an encoder's weights
 PROBE = "the red cube on the desk"  # a projector knows its encoder by what this text embeds to
+SAME_TEXT = 0.999  # cosine of the probe's embeddings by the same weights
 TEMPERATURE = 0.03  # of a map without a projector, whose cosines have no scale of their own
 EDGE = 0.5  # a region ends where the map falls below this share of its peak
 FAINT = 0.08  # the least peak, as a probability, that counts as found
@@ -99,7 +100,7 @@ class Projector(nn.Module):
         Raises:
             ValueError: it was trained for other weights.
         """
-        tensors = load_half(folder / FILE, encoder.encode_texts([PROBE])[0], encoder.name)
+        tensors = load_half(folder / FILE, encoder.encode_texts([PROBE])[0], encoder.name, same=SAME_TEXT)
         widths = [tensors[f"reduce.{i}.0.weight"].shape[1] for i in range(4)]
         made = cls(widths, encoder.dim, tensors["out.weight"].shape[1])
         made.load_state_dict(tensors)

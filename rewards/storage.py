@@ -107,8 +107,8 @@ def save_half(file: Path, module: nn.Module, probe: Float[Tensor, " D"]) -> None
     part.replace(file)
 
 
-def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str) -> dict[str, Tensor]:
-    """The weights that `save_half` wrote, float32.
+def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str, *, same: float = SAME) -> dict[str, Tensor]:
+    """The weights that `save_half` wrote, float32, if the kept probe and this one have a cosine of at least `same`.
 
     Raises:
         ValueError: they were trained for other weights than the encoder of this name has, or the file is damaged.
@@ -119,7 +119,7 @@ def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str) -> dict[str,
         kept = tensors.pop(PROBE)
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{file} is damaged ({error}). {again}") from error
-    if kept.shape != probe.shape or float(kept @ probe) < SAME:
+    if kept.shape != probe.shape or float(kept @ probe) < same:
         raise ValueError(
             f"{file} must be trained for this encoder, {encoder}; it was trained for other weights. {again}"
         )

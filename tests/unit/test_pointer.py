@@ -12,6 +12,7 @@ from embodied.pointer import SURE, see, teach
 from rewards.encoders import OpenCLIPEncoder
 from rewards.grounding import Grounder, Region
 from rewards.pointer import FILE, Pointer
+from rewards.storage import load_half, save_half
 from tests.conftest import save_open_clip
 from tests.unit.test_grounding import TINY_RESNET
 
@@ -76,6 +77,14 @@ def test_one_of_other_weights_is_refused_and_so_is_a_damaged_one(encoder):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"pointer.safetensors is damaged .*Run: python -m embodied.pointing encoder="):
         Grounder(encoder)
+
+
+def test_how_alike_a_probe_must_be_is_kept_to(tmp_path):
+    probe, near = torch.tensor([1.0, 0.0]), torch.tensor([0.995, (1 - 0.995**2) ** 0.5])
+    save_half(tmp_path / "x.safetensors", torch.nn.Linear(2, 1), probe)
+    assert set(load_half(tmp_path / "x.safetensors", near, "me")) == {"weight", "bias"}
+    with pytest.raises(ValueError, match="trained for other weights"):
+        load_half(tmp_path / "x.safetensors", near, "me", same=0.999)
 
 
 def test_places_go_through_the_resize_and_the_crop(tiny_clip):
