@@ -36,6 +36,7 @@ from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 from rewards.grounding import FILE as PROJECTOR
 from rewards.grounding import Grounder, Projector, resnet_maps
 from rewards.pointer import FILE as POINTER
+from rewards.pointer import Pointer
 
 WORLDS = {  # scene -> worlds that start differently, and its share of the frames
     "desk": (("desk-drawer", "desk-close", "desk-place"), 0.64),
@@ -340,7 +341,11 @@ def main(arguments: Sequence[str]) -> None:
             )
     shipped = folder.resolve() == asset("encoder").resolve()
     encoder = embedded_encoder() if shipped else OpenCLIPEncoder(f"local-dir:{folder}")
-    (folder / POINTER).unlink(missing_ok=True)  # it learned from the projector that was here
+    if (folder / POINTER).is_file():
+        try:
+            Pointer.load(folder, encoder)
+        except ValueError:  # of other weights, or damaged: no Grounder would take it
+            (folder / POINTER).unlink()
     if given["frames"]:
         ground(encoder, frames=given["frames"], epochs=given["epochs"], seed=given["seed"]).save(folder, encoder)
     if given["pointer"]:
