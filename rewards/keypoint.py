@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from rewards.clip_goal import CalibratedThreshold, conformal_threshold
@@ -26,7 +26,7 @@ from rewards.keypoint_camera import TIP, Tracker, camera_from_demos
 from rewards.keypoint_chat import ChatAnswerer
 from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
 from rewards.keypoint_plan import Answerer, GrammarAnswerer, Stop
-from rewards.shaping import KINDS
+from rewards.keypoint_rule import KeypointRule, KeypointShaping
 from rewards.vlm import ChatModel, chat_model
 
 GRIPPER = "the gripper"
@@ -220,81 +220,6 @@ def _content(frame: Tensor, depth: np.ndarray | None) -> bytes:
     content = hashlib.sha1(frame.numpy().tobytes(), usedforsecurity=False)
     content.update(b"" if depth is None else depth.tobytes())
     return content.digest()
-
-
-# KAGI's rule -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class KeypointRule:
-    """1 where the success model fires, else the dense progress, at most `dense`.
-
-        p = 1 if success ≥ 1 else dense · Φ
-
-    Args:
-        dense: κ in (0, 1): below 1, so that no progress is worth a success.
-
-    Source: KAGI's composition (arXiv 2407.10341): the dense reward where the classifier says 0, else the sparse one.
-    """
-
-    dense: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.dense < 1:
-            raise ValueError(f"KeypointRule: dense must be in (0, 1); got {self.dense}.")
-
-    def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        progress = self.dense * potentials[KeypointProgress.name]
-        if "success" not in potentials:
-            return progress
-        return torch.where(potentials["success"] >= 1, torch.ones_like(progress), progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeypointShaping:
-    """A reward from p of `KeypointRule`, before and after a step.
-
-        potential:   r = scale · p(s')                                              KAGI's rule, literally
-        difference:  r = scale · (1[p(s') = 1] + γ q(s') − q(s)),  q = min(p, κ)    sparse, and shaped by potentials
-
-    With "potential" a robot that waits beside its target earns κ a step; with "difference" the best policies are those
-    of the sparse reward alone. q(s') = 0 where the task terminated.
-
-    Args:
-        kind: "potential" or "difference".
-        discount: γ of the learner, in [0, 1]; only differences use it.
-        scale: factor on the reward.
-        dense: κ, the rule's.
-
-    Raises:
-        ValueError: an unknown kind or a discount outside [0, 1].
-    Source: "potential": KAGI (arXiv 2407.10341); "difference": ours. Departs from our stand-in's "1 on success, else
-        the difference": the sum of both keeps Ng's theorem (1999) true.
-    """
-
-    kind: str = "potential"
-    discount: float = 0.99
-    scale: float = 1.0
-    dense: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"KeypointShaping: kind must be one of {', '.join(KINDS)}; got {self.kind!r}.")
-        if not 0 <= self.discount <= 1:
-            raise ValueError(f"KeypointShaping: discount must be in [0, 1]; got {self.discount}.")
-
-    def __call__(
-        self,
-        potential: Float[Tensor, "*S"],
-        next_potential: Float[Tensor, "*S"],
-        terminated: Bool[Tensor, "*S"],
-    ) -> Float[Tensor, "*S"]:
-        """The reward of each step."""
-        if self.kind == "potential":
-            return self.scale * next_potential
-        success = (next_potential >= 1).to(next_potential)
-        after = next_potential.clamp(max=self.dense).masked_fill(terminated, 0.0)
-        return self.scale * (success + self.discount * after - potential.clamp(max=self.dense))
 
 
 def success_threshold(goal: str, encoder: Encoder, demos: Sequence[Episode]) -> float:

@@ -23,7 +23,7 @@ from embodied.serving import protocol
 from embodied.serving.http_client import Client
 from embodied.serving.peer import Address, ServerRefusedError
 from rewards.core import Encoder, Features, Scorer, Shaping, check_frames
-from rewards.keypoint import KeypointShaping
+from rewards.keypoint_rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
 BODY_SHARE = 0.9  # of the server's largest body that the arrays of one request may fill

@@ -19,7 +19,7 @@ from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.worlds import env_maker
-from rewards.keypoint import KeypointShaping
+from rewards.keypoint_rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
 CONFIGS = paths.configs()

@@ -11,14 +11,13 @@ import torch
 from rewards.core import Episode, Features
 from rewards.keypoint import (
     KeypointProgress,
-    KeypointRule,
-    KeypointShaping,
     Walked,
     keypoint_scorer,
     success_threshold,
 )
 from rewards.keypoint_path import Camera, flat_path, lift_path
 from rewards.keypoint_plan import Stop
+from rewards.keypoint_rule import KeypointRule, KeypointShaping
 from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 
