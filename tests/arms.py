@@ -16,6 +16,8 @@ NAMES = ("x", "grip")
 class StepClock(Clock):
     """Time passes where somebody sleeps by it or `advance` is called."""
 
+    at_s: list[float]
+
     def __init__(self):
         super().__init__()
         object.__setattr__(self, "at_s", [1000.0])

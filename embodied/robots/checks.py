@@ -20,7 +20,7 @@ def check_number(where: str, name: str, value: Any, *, above: float, most: float
     Raises:
         ValueError: it is none, or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not above < value <= most:
+    if not is_finite(value) or not above < value <= most:
         raise ValueError(f"{where}: {name} must be above {above:g} and at most {most:g}; got {value!r}.")
 
 

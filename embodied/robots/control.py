@@ -199,7 +199,7 @@ class Control:
         missing = [] if stopped is None else [f"it refuses to move ({stopped})"]
         if self._refused:
             missing.append(f"its measurement: {self._refused}")
-        elif self.observation.measured_s < since:
+        elif self.observation.measured_s <= since:
             missing.append("no new measurement")
         return missing + self.eyes.missing(self.cameras, since)
 

@@ -270,11 +270,12 @@ class DeskRobot:
 
     def _act(self, message: dict[str, Any]) -> None:
         command, sent_s, now = message.get("command"), message.get("sent_s"), self.clock.now()
-        numbers = isinstance(command, list) and len(command) == 4 and all(isinstance(each, float) for each in command)
-        numbers = numbers and isinstance(sent_s, float)
-        told = {"command": command, "sent_s": sent_s} if numbers else {"command": [], "rubbish": repr(message)[:200]}
+        numbers = [*command, sent_s] if isinstance(command, list) else []
+        if len(numbers) != 5 or not all(isinstance(each, float) for each in numbers):
+            numbers = [math.nan]
+        told = {"command": command, "sent_s": sent_s} if len(numbers) == 5 else {"rubbish": repr(message)[:200]}
         self._note("act", **told, refused=self.stopped)
-        if not numbers or not np.isfinite([*command, sent_s]).all():
+        if not isinstance(sent_s, float) or not np.isfinite(numbers).all():
             self._halt(f"a command must be 4 finite numbers; got {command!r:.100}")
         elif self.stopped is None:
             if sent_s > now:

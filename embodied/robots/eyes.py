@@ -108,15 +108,15 @@ class Eyes:
         for name in cameras:
             if name in self.refused:
                 found.append(f"camera {name}: {self.refused[name]}")
-            elif name not in self._seen or self._seen[name].newest.captured_s < since:
+            elif name not in self._seen or self._seen[name].newest.captured_s <= since:
                 found.append(f"no new frame of camera {name}")
-            elif self._seen[name].changed.captured_s < since:
+            elif self._seen[name].changed.captured_s <= since:
                 found.append(f"camera {name} repeats one picture (MaxAge.frozen_s=None lets it)")
         return found
 
 
 def _has_one_channel(frame: Any) -> bool:
-    shape = np.shape(getattr(frame, "image", None))
+    shape = getattr(getattr(frame, "image", None), "shape", ())
     return len(shape) == 2 or (len(shape) == 3 and shape[-1] == 1)
 
 

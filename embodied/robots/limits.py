@@ -111,8 +111,8 @@ def allowed(bounds: np.ndarray, wanted: np.ndarray, sent: np.ndarray, speed: np.
     therefore always a next command inside them. Let u be the speed towards an end that is r away: braking from u after
     one more period of it takes u·dt + u²/2a ≤ r, so u ≤ a·(√(dt² + 2r/a) − dt).
 
-    From outside the range (an arm that was pushed there) commands lead back into it within the same speed and
-    acceleration, and never further out.
+    From outside the range (an arm that was pushed there) commands lead to the end of it, whatever is wanted, within the
+    same speed and acceleration; and never further out.
 
     Args:
         bounds: (4, A), `Limits.arrays`.
@@ -130,7 +130,8 @@ def allowed(bounds: np.ndarray, wanted: np.ndarray, sent: np.ndarray, speed: np.
     if not (np.isfinite(wanted).all() and np.isfinite(sent).all() and np.isfinite(speed).all()):
         raise ValueError(f"allowed: wanted, sent and speed must be finite; got {wanted}, {sent} and {speed}.")
     low, high, fastest, sharpest = bounds
-    wanted, speed = np.clip(wanted, low, high), np.clip(speed, -fastest, fastest)
+    end, speed = np.clip(sent, low, high), np.clip(speed, -fastest, fastest)
+    wanted = np.where(sent == end, wanted, toward(bounds, end, sent, period_s))
     up = np.minimum(fastest, _brakeable(np.maximum(high - sent, 0), sharpest, period_s))
     down = -np.minimum(fastest, _brakeable(np.maximum(sent - low, 0), sharpest, period_s))
     up, down = np.minimum(up, speed + sharpest * period_s), np.maximum(down, speed - sharpest * period_s)

@@ -1,5 +1,7 @@
 """A robot's environment over drivers of the test's own, and LeRobot's robots by look-alikes."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -313,6 +315,88 @@ def test_a_lerobot_robot_fits_by_shape():
         driver.observe()
     driver.disconnect()
     assert not robot.is_connected
+
+
+def test_depth_and_what_is_no_number_of_a_lerobot_robot_are_left_out():
+    robot = TestLeRobot()
+    more = {"depth": (8, 8, 1), "far": (8, 8), "task": str, "pose": (6,)}
+    robot.observation_features = {**robot.observation_features, **more}
+    driver = LeRobotDriver(robot)
+    driver.connect()
+    assert driver.cameras == ("front",)
+    assert driver.left_out == tuple(more)
+    assert set(driver.observe().images) == {"front"}
+    driver.disconnect()
+
+
+def test_a_lerobot_robot_is_commanded_by_one_process(tmp_path):
+    class Config:
+        id, port, notes = "left", str(tmp_path / "ttyACM0"), 5
+
+        def __init__(self):
+            self.port = Config.port
+
+    (tmp_path / "by-id").symlink_to(Config.port)
+    robots = [TestLeRobot() for _ in range(3)]
+    for robot in robots:
+        robot.config = Config()
+    robots[1].config.port = str(tmp_path / "by-id")  # the same, by another name
+    robots[2].config.port = str(tmp_path / "ttyACM1")
+    first, second, other = map(LeRobotDriver, robots)
+    first.connect()
+    first.connect()
+    other.connect()
+    with pytest.raises(DriverError, match=r"another process \(or driver\) commands this robot; the lock is "):
+        second.connect()
+    assert not robots[1].is_connected
+    first.disconnect()
+    second.connect()
+    (file,) = second._lock_files
+    take = f"import fcntl; fcntl.flock(open({str(file)!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    assert b"BlockingIOError" in subprocess.run([sys.executable, "-c", take], stderr=subprocess.PIPE).stderr
+    second.disconnect()
+    assert subprocess.run([sys.executable, "-c", take]).returncode == 0
+    other.disconnect()
+    robots[1].connect = lambda: 1 / 0
+    with pytest.raises(DriverError, match="connect: ZeroDivisionError"):
+        second.connect()
+    first.connect()  # what could not be reached is not kept from others
+    first.disconnect()
+    file.unlink()
+    for file in other._lock_files:
+        file.unlink()
+
+
+def test_a_lerobot_robot_is_told_where_to_stay_whatever_it_answers():
+    robot = TestLeRobot()
+    driver = LeRobotDriver(robot)
+    driver.connect()
+    driver.release()
+    send = robot.send_action
+    robot.send_action = lambda action: send(action) | {"lift.pos": np.nan}
+    assert np.isnan(driver.act(np.array([0.5, 0.25]))[1])
+    robot.get_observation = lambda: {"pan.pos": np.nan, "lift.pos": 2.0, "front": robot.image}
+    driver.observe()
+    driver.stop()
+    assert robot.sent[-1] == {"pan.pos": 0.5, "lift.pos": 2.0}  # nothing that is no number
+
+    def heard_and_failed(action):
+        send(action)
+        raise OSError("no answer")
+
+    driver.release()
+    robot.send_action = heard_and_failed
+    with pytest.raises(DriverError, match="no answer"):
+        driver.act(np.array([0.6, 0.25]))
+    robot.send_action = send
+    driver.stop()
+    assert robot.sent[-1]["pan.pos"] == 0.6  # the arm may be on its way there
+    robot.send_action = heard_and_failed
+    driver.release()
+    with pytest.raises(DriverError, match="no answer"):
+        driver.act(np.array([0.6, 0.25]))
+    driver.disconnect()
+    assert not robot.is_connected  # let go, though it could not be told
 
 
 def test_a_lerobot_robot_stops_while_its_bus_hangs():
