@@ -20,11 +20,10 @@ from embodied.robots.resets import by_policy, enter_pressed
 from embodied.robots.targets import Targets
 from embodied.robots.watchdog import MaxAge, Watchdog
 from tests.arms import LIMITS, NAMES, Arm, StepClock
+from tests.hostile_arm import HZ, MOVE, Tally, attack
 from tests.waiting import until
 
 STILL, FORWARD = np.zeros(2), np.array([1.0, 0.0])
-HZ = 100.0
-MOVE = np.array([2.0, 8.0]) / HZ  # the most in a period
 PATIENT = {"camera_s": 5.0, "observation_s": 5.0, "policy_s": 5.0, "operator_s": 60.0, "frozen_s": None}
 
 
@@ -584,144 +583,14 @@ def test_a_hand_that_cannot_be_read_stops_the_arm(make, given):
 
 # Everything at once -------------------------------------------------------------------------------------
 
-ERRORS = (DriverError("gone"), RuntimeError("usb"), ValueError("nan"), OSError(5, "io"), KeyError("x"), TypeError())
-ARRAYS = (None, "left", np.zeros(0), np.zeros(7), np.full(2, np.nan), np.array([np.inf, 0.0]), [[0.0]], 1e308, {})
-SEEDS = 80
-
-
-class Hostile(Arm):
-    """Misbehaves at random from the moment `angry` is set; `broken` counts how often."""
-
-    def __init__(self, seed):
-        super().__init__()
-        self.whims, self.angry, self.broken = np.random.default_rng([7, seed]), 0.0, 0
-        self.jumps = []  # how far a command was from where the arm stood or was sent before, in moves
-        self.fresh = True
-
-    def whim(self):
-        found = self.whims.random() < self.angry
-        self.broken += found
-        return found
-
-    def one(self, choices):
-        return choices[int(self.whims.integers(len(choices)))]
-
-    def fail(self):
-        if self.whim():
-            raise self.one(ERRORS)
-
-    def stamp(self):
-        now = self.clock.now()
-        return self.one((now + 1e-3, now + 1e9, now - 1.0, now - 0.02, -1e9, np.nan, np.inf, -np.inf, 0.0))
-
-    def observe(self):
-        self.fail()
-        if self.whim():
-            self.at = self.at + self.whims.normal(0, 0.5, 2)  # pushed
-        seen = super().observe()
-        proprio, images, measured_s, stopped = seen.proprio, dict(seen.images), seen.measured_s, seen.stopped
-        if self.whim():
-            return self.one((None, 5, "observation", {}, [proprio]))
-        if self.whim():
-            proprio = np.full(self.one((0, 2, 3, 4)), self.one((np.nan, np.inf, 0.0, 1e30)), np.float32)
-        if self.whim():
-            measured_s = self.stamp()
-        if self.whim():
-            shape = self.one(((8, 8, 1), (8, 8), (0, 8, 3), (8, 8, 4), (9, 7, 3)))
-            image = np.zeros(shape, self.one((np.uint8, np.uint16, np.float32)))
-            images["front"] = Frame(image=image, captured_s=self.one((measured_s, self.stamp())), index=0)
-        if self.whim():
-            images = self.one(({}, {"ghost": seen.images["front"]}))
-        if self.whim():
-            stopped = "its own reasons"
-        return Observation(proprio=proprio, images=images, measured_s=measured_s, stopped=stopped)
-
-    def act(self, command):
-        self.fail()
-        if self.whim():
-            self.clock.advance(self.one((0.004, 0.05, 1.0)))
-        before = self.commands[-1][1] if self.commands and not self.fresh else self.at
-        self.jumps.append((np.abs(command - before) / MOVE).max())
-        self.fresh = False
-        really = self.go(command.copy())
-        if self.whim():
-            command[:] = np.nan  # writes over what it was lent
-        self.fail()  # after it was heard
-        if self.whim():
-            return self.one(ARRAYS)
-        if self.whim():
-            return really + self.whims.normal(size=2) * self.one((1e-9, 0.5 * MOVE[0], 1.0, 1e9))
-        return really
-
-    def stop(self):
-        self.fail()
-        if self.whim():
-            time.sleep(0.002)  # late
-        super().stop()
-
-    def release(self):
-        self.fresh = True
-        self.fail()
-        super().release()
-
-    def connect(self):
-        self.fail()
-        super().connect()
-
-    def disconnect(self):
-        self.fail()
-
 
 def test_a_hostile_robot_gets_no_command_past_a_limit_and_its_last_is_stop(capsys):
-    tried = stopped = 0
-    for seed in range(SEEDS):
-        arm, rng = Hostile(seed), np.random.default_rng(seed)
-        operator = lambda arm=arm: arm.fail() or arm.whim()  # noqa: E731
-        takeover = lambda arm=arm, rng=rng: arm.one((*ARRAYS, rng.normal(size=2))) if arm.whim() else None  # noqa: E731
-        ages = MaxAge(camera_s=0.1, observation_s=0.1, policy_s=0.1, operator_s=60.0, frozen_s=None)
-        env = RobotEnv(
-            arm,
-            LIMITS if seed % 2 else Limits(command=LIMITS.command),
-            ctrl_hz=HZ,
-            absolute=("grip",),
-            max_age=ages,
-            operator=operator if seed % 5 == 0 else None,
-            takeover=takeover if seed % 3 == 0 else None,
-        )
-        arm.angry = float(rng.choice([0.01, 0.03, 0.1]))
-        for _ in range(3):
-            try:
-                env.reset()
-                for k in range(25):
-                    action = rng.normal(size=2) * 10.0 ** rng.integers(-1, 12)
-                    *_, terminated, _, info = env.step(action)
-                    assert env.action_space.contains(info["action"])
-                    if terminated:
-                        assert info["stopped"] is not None
-                        stopped += 1
-                        break
-                    if k % 9 == 8:
-                        env.pause()
-                else:
-                    env.pause()
-            except (DriverError, UserError):
-                stopped += 1
-            if arm.heard and arm.heard[-1] == "act":
-                until(lambda arm=arm: arm.heard[-1] != "act")  # a stop that failed is tried again
-        before = time.monotonic()
-        env.close()
-        assert time.monotonic() - before < 10
-        until(lambda arm=arm: arm.held)
-        assert arm.heard[-1] in ("stop", "release")  # after a release nothing has moved
-        path = np.array([command for _, command in arm.commands]).reshape(-1, 2)
-        assert np.isfinite(path).all()
-        assert max(arm.jumps, default=0.0) <= 1 + 1e-4, seed
-        outside = (path < [-1, 0]) | (path > [1, 1])
-        inward = np.zeros_like(outside)
-        if len(path) > 1:  # from where it had been pushed to
-            inward[1:] = np.abs(path[1:]) <= np.abs(path[:-1]) + 1e-9
-        assert seed % 2 == 0 or not outside[:, 0].any(), seed
-        tried += arm.broken
+    total = Tally()
+    for seed in range(80):
+        tally = attack(seed)
+        assert tally.violations == 0, (seed, tally)
+        total += tally
     capsys.readouterr()  # what close told
-    assert tried > 500
-    assert stopped > 100
+    assert total.inputs > 500
+    assert total.stops > 100
+    assert total.commands > 500
