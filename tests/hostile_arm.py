@@ -57,7 +57,8 @@ class Hostile(Arm):
         if self.whim():
             return self.one((None, 5, "observation", {}, [proprio]))
         if self.whim():
-            proprio = np.full(self.one((0, 2, 3, 4)), self.one((np.nan, np.inf, 0.0, 1e30)), np.float32)
+            # Only what can be told from the truth: a plausible lie about where the arm stands is past finding out.
+            proprio = np.full(self.one((0, 2, 3, 4)), self.one((np.nan, np.inf, 1e4, -1e30)), np.float32)
         if self.whim():
             measured_s = self.stamp()
         if self.whim():

@@ -204,7 +204,11 @@ class Control:
         return missing + self.eyes.missing(self.cameras, since)
 
     def _outside(self) -> str:
-        return "; ".join(violations(self.limits, self._names, self.observation.proprio))
+        """What is measured where no command can begin, in words."""
+        found, here = list(violations(self.limits, self._names, self.observation.proprio)), self.signals()
+        if not found:
+            found += [f"{name} is {here[name]:.4g}, far out of its range" for name in self.targets.too_far(here)]
+        return "; ".join(found)
 
     # Moving ---------------------------------------------------------------------------------------------
 

@@ -40,6 +40,13 @@ class Targets:
         self.sent = self._asked = np.array([here[name] for name in self._names], np.float64)
         self.rest()
 
+    def too_far(self, here: Mapping[str, float]) -> tuple[str, ...]:
+        """The names that are further out of their range than it is wide: nothing that could be led back from there."""
+        low, high, _, _ = self._bounds
+        at = np.array([here[name] for name in self._names], np.float64)
+        far = ~((at >= low - (high - low)) & (at <= high + (high - low)))  # so for NaN too
+        return tuple(name for name, is_far in zip(self._names, far, strict=True) if is_far)
+
     def rest(self) -> None:
         """The targets have stood still for a while."""
         self.speed = np.zeros_like(self.sent)

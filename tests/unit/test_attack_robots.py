@@ -296,6 +296,18 @@ def test_an_arm_outside_its_commands_range_is_led_back_without_a_jump(make):
     assert arm.commands[-1][1][0] < 1.0  # and from there it obeys
 
 
+@pytest.mark.parametrize("place", [3.1, -1e30])
+def test_nothing_begins_from_where_no_arm_can_be(make, place):
+    arm = Arm()
+    env = make(arm, Limits(command=LIMITS.command))
+    env.reset()
+    arm.at = np.array([place, 0.0])
+    assert env.step(STILL)[4]["stopped"] == f"limit: x is {place:.4g}, far out of its range"
+    assert arm.commands == []
+    with pytest.raises(DriverError, match="stands outside its limits"):
+        env.reset()
+
+
 @pytest.mark.parametrize("claim", [1.0, -1.0, 1e300, np.nan, np.inf])
 def test_a_wrong_word_of_what_was_sent_stops_the_arm(make, claim):
     arm = Arm()
