@@ -15,6 +15,7 @@ import numpy as np
 from embodied.cameras.camera import CameraError
 from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.live import Grab, SenderClock
+from embodied.pixels import to_rgb
 
 OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
 LOW_DELAY = {
@@ -85,7 +86,7 @@ class StreamDriver:
         stamp = picture.time if self._stamped else None
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
         self._believed.check(picture, arrived)
-        image = picture.to_ndarray(format="rgb24")
+        image = to_rgb(picture, accurate=False)
         return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured, missed)
 
     def close(self) -> None:
