@@ -10,6 +10,7 @@ episodes with its own tools would make such a dataset unreadable.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
         return pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if lacks := re.match(r"No match for FieldRef.Name\((.*?)\)", reason):
+            raise UserError(f"{what}: column {lacks[1]} is missing, which info.json declares.") from error
         raise UserError(f"{what}: cannot be read ({reason}). The file is damaged or cut short.") from error
 
 

@@ -100,7 +100,7 @@ class Rows:
         if span.data in self._kept:
             self._kept.move_to_end(span.data)
             return self._kept[span.data]
-        names = ["episode_index", "frame_index", *COUNTED]
+        names = ["episode_index", "frame_index", *(name for name in COUNTED if name in self._features)]
         table = layout.read_parquet(span.data, about, columns=names)
         if missing := [name for name in names[:2] if name not in table.column_names]:
             raise UserError(f"{span.data} ({about}): column {missing[0]} is missing, which info.json declares.")
