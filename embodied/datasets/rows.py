@@ -143,11 +143,22 @@ class Rows:
                 numbers = np.array([np.nan if each is None else float(each) for each in values.to_pylist()])
             if numbers.dtype.kind not in "biuf":
                 raise TypeError(f"they are {numbers.dtype}")
-            numbers = numbers.astype(kind).reshape(len(column), *shape)
-        except (TypeError, ValueError, pa.ArrowException) as error:
+            numbers = _cast(numbers, kind).reshape(len(column), *shape)
+        except (TypeError, ValueError, FloatingPointError, pa.ArrowException) as error:
             expected = f"{kind} of shape {(len(column), *shape)}"
             raise UserError(f"{where} must be {expected}, as info.json says; {error}.") from error
         return numbers
+
+
+def _cast(numbers: np.ndarray, kind: np.dtype) -> np.ndarray:
+    """Numbers as another kind, where that can hold them."""
+    if kind.kind in "biu" and numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
+        raise ValueError("some are no finite numbers")
+    with np.errstate(over="raise", invalid="raise"):
+        cast = numbers.astype(kind)
+    if kind.kind in "iu" and not np.array_equal(cast, numbers):
+        raise ValueError("some are no whole numbers of that size")
+    return cast
 
 
 def _is_fixed(kind: pa.DataType) -> bool:
