@@ -346,9 +346,9 @@ def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
     return {name.replace("/", "_"): name for name in wanted}
 
 
-def _fps(env: gymnasium.Env) -> int:
+def _fps(env: gymnasium.Env) -> float:
     world = env.unwrapped
-    return round(1 / world.ctrl_dt) if isinstance(world, World) else int(world.metadata.get("render_fps", 20))
+    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
 
 
 def _instruction(env: gymnasium.Env) -> str:

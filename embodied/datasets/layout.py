@@ -135,12 +135,23 @@ def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
     if not file.is_file():
         raise UserError(f"{what}: the file is missing{' (a link to nothing)' if file.is_symlink() else ''}.")
     try:
-        return pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
+        table = pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
+        if len(set(table.column_names)) != table.num_columns:  # names that are no text raise here
+            raise ValueError("two columns have one name")
+        return table
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if lacks := re.match(r"No match for FieldRef.Name\((.*?)\)", reason):
             raise UserError(f"{what}: column {lacks[1]} is missing, which info.json declares.") from error
         raise UserError(f"{what}: cannot be read ({reason}). The file is damaged or cut short.") from error
+
+
+def python(values: pa.Table | pa.ChunkedArray, file: Path) -> list[Any]:
+    """Rows or values as Python's; texts that are no UTF-8 are named."""
+    try:
+        return values.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"{file}: cannot be read ({error}). The file is damaged.") from error
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:
@@ -162,7 +173,7 @@ def read_tasks(file: Path) -> dict[int, str]:
     if "task_index" not in table.column_names or not texts:
         raise UserError(f"{file}: must have a column task_index and one of texts; has {', '.join(table.column_names)}.")
     name = "task" if "task" in texts else texts[0]
-    return _tasks(file, zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
+    return _tasks(file, zip(python(table["task_index"], file), python(table[name], file), strict=True))
 
 
 def read_old_tasks(file: Path) -> dict[int, str]:

@@ -53,7 +53,7 @@ class Pictures:
     def __init__(self, dataset: _Owner, places: Places, rows: Rows) -> None:
         self._of, self._places, self._rows = dataset, places, rows
         self._films: dict[Path, Film] = {}
-        self._beyond: dict[Path, int] | None = None
+        self._told: dict[str, dict[Path, tuple[int, float]]] = {}
         features = dataset.features
         keys = [key for key, feature in features.items() if feature["dtype"] in layout.IMAGES]
         keys = [key for key in keys if not _is_depth(features[key]) and not self._looks_deep(key)]
@@ -200,14 +200,24 @@ class Pictures:
         head = self._film(clip.file)
         if head is None or not head.frames:
             return 0
-        others = [(each, each.videos[key]) for each in self._of.spans if key in each.videos]
-        there = [(each, where) for each, where in others if where.file == clip.file]
-        rows = sum(each.length for each, _ in there)
-        end = max((where.end_s or 0.0) or where.start_s + each.length / fps for each, where in there)
+        rows, end = self._ends(key)[clip.file]
         # By the count and by the clock: a film at twice the rate has more pictures, and no surplus.
         whole = min(head.frames - rows, round((head.length_s - end) * fps))
         own = 0 if clip.end_s is None else round((clip.end_s - clip.start_s) * fps) - span.length
         return max(whole, own, 0)
+
+    def _ends(self, key: str) -> dict[Path, tuple[int, float]]:
+        """Of each film of a camera: how many rows its episodes have, and when the last of them ends in it."""
+        if key not in self._told:
+            found: dict[Path, tuple[int, float]] = {}
+            for span in self._of.spans:
+                if key in span.videos:
+                    clip = span.videos[key]
+                    rows, end = found.get(clip.file, (0, 0.0))
+                    own = clip.start_s + span.length / self._of.fps if clip.end_s is None else clip.end_s
+                    found[clip.file] = (rows + span.length, max(end, own))
+            self._told[key] = found
+        return self._told[key]
 
     def _film(self, file: Path) -> Film | None:
         """The head of a film; None where it cannot be read, which reading its frames will tell."""

@@ -180,10 +180,8 @@ class Places:
             raise UserError(f"{folder}: must hold the episodes' parquet files; there are none.")
         for file in files:
             table = layout.read_parquet(file, "episodes")
-            names = [name for name in dict.fromkeys(table.column_names) if not name.startswith("stats/")]
-            if len(set(table.column_names)) != len(table.column_names):
-                raise UserError(f"{file}: columns must have names of their own. The file is damaged.")
-            for number, row in enumerate(table.select(names).to_pylist()):
+            names = [name for name in table.column_names if not name.startswith("stats/")]
+            for number, row in enumerate(layout.python(table.select(names), file)):
                 yield f"{file} (row {number})", row
 
     def _rows_v2(self, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from embodied.datasets import layout
 from embodied.datasets.places import Span
 from embodied.errors import UserError, nearest
 
-FILES_KEPT = 32  # data files whose counters are kept: v3 has few of them, v2 one an episode
+FILES_KEPT = 8  # data files whose counters are kept: v3 has few of them, v2 one an episode
 COUNTED = ("timestamp", "task_index")
 
 
@@ -79,7 +79,8 @@ class Rows:
             feature = self._features[name]
             shape = () if list(feature["shape"]) == [1] else tuple(feature["shape"])
             if feature["dtype"] == "string":
-                found[name] = np.array(table[name].to_pylist(), dtype=object if table[name].null_count else None)
+                texts = layout.python(table[name], span.data)
+                found[name] = np.array(texts, dtype=object if table[name].null_count else None)
                 continue
             kind = self._kind(name, str(feature["dtype"]))
             if nulls and table[name].null_count:
