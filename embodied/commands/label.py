@@ -89,8 +89,9 @@ def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out
                     continue
                 indices.remove(i)
                 bar.update()
-            for start in range(0, len(indices), config.batch):
-                chosen = indices[start : start + config.batch]
+            size = 1 if scorer.frames_read == "all" else config.batch  # frames of many do not fit into memory
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
                 episodes = encode(
                     dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read,
                     goal=goal or "",
@@ -135,6 +136,8 @@ def _numbers(values: torch.Tensor) -> np.ndarray:
 
 def _stack(parts: Sequence[Features]) -> Features:
     """Features of episodes of one length as a batch."""
+    if len(parts) == 1:
+        return parts[0]
 
     def join(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
