@@ -69,7 +69,7 @@ class Pictures:
             return np.zeros((0, *layout.image_shape(self._of.features[key]), 3), np.uint8)
         if self._of.features[key]["dtype"] == "image":
             cells = self._rows.table(span, [key])[key]
-            frames = np.stack([self._picture(span, key, row, cells) for row in chosen.tolist()])
+            frames = self._stacked(span, camera, [self._picture(span, key, row, cells) for row in chosen.tolist()])
         else:
             file, times = self._times(span, camera, key)
             try:

@@ -87,7 +87,7 @@ def check_info(file: Path, info: Any) -> dict[str, Any]:
 def _check_feature(where: str, feature: Any) -> None:
     if not isinstance(feature, dict) or not isinstance(feature.get("dtype"), str):
         raise UserError(f"{where} must be an object with a dtype and a shape; got {_shown(feature)}.")
-    shape = feature.get("shape")
+    shape: Any = feature.get("shape")
     whole = isinstance(shape, list) and all(_is_whole(size) and 0 <= size <= MAX_WIDTH for size in shape)
     if not whole or len(shape) > 8 or math.prod(shape) > MAX_WIDTH:
         raise UserError(f"{where}.shape must be a list of sizes, {MAX_WIDTH} in all at most; got {_shown(shape)}.")
@@ -236,10 +236,10 @@ def _number(where: str, name: str, row: Mapping[str, Any]) -> int:
 
 
 def _seconds(where: str, name: str, row: Mapping[str, Any], least: float = 0.0) -> float:
-    value = row.get(name)
-    if not _is_number(value) or not least - 1e-3 <= value <= MAX_S:  # pyright: ignore[reportOperatorIssue]
+    value: Any = row.get(name)
+    if not _is_number(value) or not least - 1e-3 <= value <= MAX_S:
         raise UserError(f"{where}: {name} must be seconds from {least:g} to {MAX_S:g}; got {_shown(value)}.")
-    return max(float(value), 0.0)  # pyright: ignore[reportArgumentType]
+    return max(float(value), 0.0)
 
 
 def _is_whole(value: Any) -> bool:

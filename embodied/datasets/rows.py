@@ -47,7 +47,7 @@ class Rows:
         about = f"episode {span.index}"
         if set(wanted) <= {*COUNTED, "frame_index"}:
             counters = self._counters(span, about)
-            table = counters.filter(pc.equal(counters["episode_index"], span.index))
+            table = counters.filter(pc.field("episode_index") == span.index)
         else:
             table = layout.read_parquet(span.data, about, columns=wanted, filters=[("episode_index", "=", span.index)])
         if missing := [name for name in wanted if name not in table.column_names]:
