@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import av
+import av.error
 import numpy as np
 
 # swscale's bicubic, full_chroma_int, full_chroma_inp, accurate_rnd: without them colours come out a level darker.
@@ -35,6 +36,12 @@ def to_rgb(picture: av.VideoFrame, *, accurate: bool = True) -> np.ndarray:
     Args:
         picture: one that has colours (see `lack_of_colours`).
         accurate: as datasets are read; otherwise quicker, a level darker at most.
+
+    Raises:
+        ValueError: a damaged picture, whose pixels are of no kind.
     """
     how = {"interpolation": ACCURATE} if accurate else {}
-    return picture.reformat(format="rgb24", **how).to_ndarray()
+    try:
+        return picture.reformat(format="rgb24", **how).to_ndarray()
+    except av.error.FFmpegError as error:
+        raise ValueError(f"a picture of {picture.format.name} cannot be brought to RGB ({error.strerror})") from error

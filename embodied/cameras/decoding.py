@@ -48,7 +48,8 @@ def check_stream(container: Any, label: str) -> None:
     """Close the container and raise CameraError where it holds no video that can be decoded, or depth."""
     streams = container.streams.video
     if streams and streams[0].codec_context is not None:
-        lack = lack_of_colours(streams[0].codec_context.pix_fmt or "")
+        pixels = streams[0].codec_context.format  # not `pix_fmt`, which ends PyAV 17 where a damaged head says none
+        lack = lack_of_colours(pixels.name if pixels else "")
         if not lack:
             return
         container.close()

@@ -267,6 +267,7 @@ def _opened(path: str) -> Any:
 def _shot(picture: av.VideoFrame, time_s: float, believed: Believed) -> Shot:
     try:
         believed.check(picture, time_s)
-    except BrokenImage as error:
+        image = to_rgb(picture)
+    except (BrokenImage, ValueError) as error:
         return Shot(None, time_s, str(error))
-    return Shot(np.ascontiguousarray(np.rot90(to_rgb(picture), round(picture.rotation / 90))), time_s)
+    return Shot(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), time_s)

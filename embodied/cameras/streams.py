@@ -95,7 +95,10 @@ class StreamDriver:
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
         self._begun = True
         self._believed.check(picture, arrived)
-        image = to_rgb(picture, accurate=False)
+        try:
+            image = to_rgb(picture, accurate=False)
+        except ValueError as error:
+            raise BrokenImage(f"{self.name}: {error}.") from error
         return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured, missed)
 
     def _following(self) -> tuple[av.VideoFrame, float, int] | None:

@@ -190,7 +190,10 @@ def _image(frame: Any, path: Path) -> np.ndarray:
         raise VideoError(
             f"{path}: a frame must have at most {MAX_PIXELS:,} pixels; got {frame.width} x {frame.height}."
         )
-    return to_rgb(frame)
+    try:
+        return to_rgb(frame)
+    except ValueError as error:
+        raise VideoError(f"{path}: {error}. The file is damaged.") from error
 
 
 def _decoded(container: Any, stream: VideoStream, path: Path) -> Iterator[av.VideoFrame]:
@@ -224,7 +227,9 @@ def film(path: Path) -> Film:
     """
     with _opened(path) as (_, stream):
         rate = float(stream.average_rate or 0)
-        return Film(str(stream.pix_fmt or ""), stream.frames, stream.frames / rate if rate else 0.0)
+        # Not `pix_fmt`, which ends PyAV 17 where a damaged head says none.
+        pixels = stream.codec_context.format
+        return Film(pixels.name if pixels else "", stream.frames, stream.frames / rate if rate else 0.0)
 
 
 @contextmanager

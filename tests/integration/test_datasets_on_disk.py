@@ -9,6 +9,7 @@ import sys
 import time
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -171,3 +172,23 @@ def test_a_recording_that_goes_on_is_left_alone(tmp_path):
         for sink in reversed(sinks):
             sink.close()
     assert open_dataset(tmp_path / "session" / "dataset").length(0) == 5
+
+
+def test_episodes_of_several_tasks_are_labelled_by_a_goal_and_not_by_one_of_them(root, tmp_path, tiny_clip, capsys,
+                                                                                 monkeypatch):  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    file = root / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    column = pa.array([0, 1, 1, 0, 0, 0, 0])
+    pq.write_table(table.set_column(table.column_names.index("task_index"), "task_index", column), file)
+    pq.write_table(pa.table({"task_index": [0, 1], "task": ["open it", "shut it"]}), root / "meta/tasks.parquet")
+    words = ["label", f"data={root}", "reward=clip", "encoder=open_clip", f"encoder.model={tiny_clip}", "out=a.parquet"]
+    assert cli.main(words) == 2
+    assert "goal must be given: the frames of episode 0" in capsys.readouterr().err
+    assert cli.main([*words, "goal=open it"]) == 0
+    assert pq.read_table("a.parquet").num_rows == sum(LENGTHS)
+    watch = ["watch", f"source=dataset:{root}#0", "reward=clip", "encoder=open_clip", f"encoder.model={tiny_clip}",
+             "view=none", "json=false"]  # fmt: skip
+    assert cli.main(watch) == 2
+    assert "goal must be given" in capsys.readouterr().err
+    assert cli.main([*watch, "goal=shut it"]) == 0
