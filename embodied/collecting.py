@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from embodied import checkpoints, runs
 from embodied.datasets import Dataset, Writer
+from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
@@ -31,22 +32,24 @@ TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
 
 
-def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
+def open_dataset(source: str | Path, *, setting: str = "data", **how: Any) -> Dataset:
     """A dataset by folder or by name.
 
     Args:
         source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
             is collected first if it is not there.
         setting: what errors call it.
+        how: it is read: `success`, `tolerance` and `surplus` of `Dataset`.
 
     Raises:
         UserError: neither; or a damaged dataset.
     """
     root, name = Path(source), str(source)
+    recorded(root)
     if root.exists() or len(root.parts) > 1:
-        return Dataset(root)
-    if (COLLECTED / name / "meta").is_dir():
-        return Dataset(COLLECTED / name)
+        return Dataset(root, **how)
+    if any((COLLECTED / name / part).is_dir() for part in ("meta", STAGING)):
+        return Dataset(COLLECTED / name, **how)
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
         known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
@@ -56,7 +59,27 @@ def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
         )
     from embodied.cli import compose
 
-    return collect(compose("collect", [f"env={world}", f"policy={policy}"]))
+    made = collect(compose("collect", [f"env={world}", f"policy={policy}"]))
+    return Dataset(made.root, **how) if how else made
+
+
+def reading(config: DictConfig) -> dict[str, Any]:
+    """How a verb's config says that its dataset is read, for `open_dataset`."""
+    return {name: config[name] for name in ("success", "tolerance", "surplus") if config.get(name) is not None}
+
+
+def recorded(root: Path) -> None:
+    """Finish the record of a camera that lies around a dataset, where it was killed and nobody records there now."""
+    from embodied.sinks import packing
+
+    if not (root.parent / packing.JOURNAL).is_dir():
+        return
+    from embodied.sinks.record import Folder
+
+    try:
+        Folder(root.parent, new=False).close()
+    except UserError:  # it is being written, or cannot be: what is there is read
+        return
 
 
 def collect(config: DictConfig) -> Dataset:
@@ -323,9 +346,9 @@ def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
     return {name.replace("/", "_"): name for name in wanted}
 
 
-def _fps(env: gymnasium.Env) -> int:
+def _fps(env: gymnasium.Env) -> float:
     world = env.unwrapped
-    return round(1 / world.ctrl_dt) if isinstance(world, World) else int(world.metadata.get("render_fps", 20))
+    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
 
 
 def _instruction(env: gymnasium.Env) -> str:

@@ -104,7 +104,7 @@ class _Filler:
     def __init__(self, config: DictConfig, encoder: Encoder, world: World | None) -> None:
         self.encoder = encoder
         self._config, self._given, self._made = config, world, None
-        self._demos: dict[tuple[int | str, str], Sequence[Episode]] = {}
+        self._demos: dict[tuple[int | str, str, str | None], Sequence[Episode]] = {}
 
     def scorer(self, reward: dict[str, Any]) -> Scorer:
         reward = dict(reward)
@@ -122,7 +122,8 @@ class _Filler:
         for name in EPISODES:
             wanted = reward.pop(name, None)
             if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
-                call_time[name] = self._episodes(name, wanted, episode_frames(reward | call_time))
+                goal = reward.get("goal", "")  # None: each episode's own
+                call_time[name] = self._episodes(name, wanted, episode_frames(reward | call_time), goal)
         return build(reward, encoder=self.encoder, **call_time)
 
     @cached_property
@@ -137,7 +138,7 @@ class _Filler:
         size = int(self.encoder.image_size[0])
         return {name: world.calibration(name, size) for name in self._cameras() if not world.moves(name)}
 
-    def _episodes(self, name: str, wanted: Any, frames_read: str) -> Sequence[Episode]:
+    def _episodes(self, name: str, wanted: Any, frames_read: str, goal: str | None = None) -> Sequence[Episode]:
         """The recorded episodes a config asks for, encoded: the views to come, no others.
 
         Raises:
@@ -148,7 +149,7 @@ class _Filler:
                 f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
                 f"Try reward.{name}=5 or reward.{name}=path/to/lerobot."
             )
-        key = (wanted, frames_read)
+        key = (wanted, frames_read, goal)
         if key not in self._demos:
             from embodied.collecting import open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
@@ -157,9 +158,12 @@ class _Filler:
             if isinstance(wanted, int) and len(dataset) < wanted:
                 raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None
+            for i in range(len(dataset)) if goal is None and indices is None else ():
+                dataset.instruction(i)  # refused where the frames of one have several
             self._demos[key] = encode(
-                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read
-            )
+                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read,
+                goal=goal or "",
+            )  # fmt: skip
         return self._demos[key]
 
     def _env_name(self, name: str, wanted: int) -> str:

@@ -254,7 +254,10 @@ def fit_success(
     """
     check_episodes(episodes, KIND)
     if unsaid := sum(episode.success is None for episode in episodes):
-        raise ValueError(f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled.")
+        raise ValueError(
+            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
+            "column of another name tells it, name it, as success=next.reward."
+        )
     if sum(bool(episode.success) for episode in episodes) < 2:
         raise ValueError(f"{KIND}: episodes must hold at least two successes. Record more.")
     cameras = list(episodes[0].features.views)

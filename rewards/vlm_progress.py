@@ -21,6 +21,7 @@ from torch import Tensor
 from rewards.chat import IMAGE, ChatModel, Message
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Head, Scorer
+from rewards.pictures import rgb
 from rewards.shaping import PotentialShaping
 from rewards.vlm_grm import GenerativeGRM
 from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, questions, thinned
@@ -300,4 +301,4 @@ def _picture(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise FileNotFoundError(f"grm_vlm_scorer: goal_image must be a picture; got {path}, which is not there.")
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return rgb(picture)

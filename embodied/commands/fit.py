@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from embodied.build import build, locate
-from embodied.collecting import open_dataset
+from embodied.collecting import open_dataset, reading
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.settings import check_least
@@ -67,11 +67,14 @@ def _episodes(config: DictConfig, encoder: Encoder) -> list[Episode]:
     """The demonstrations of every dataset, encoded."""
     sources = list(config.demos) if isinstance(config.demos, ListConfig) else [config.demos]
     cameras = None if config.cameras is None else list(config.cameras)
-    demos: list[Episode] = []
+    goal, demos = config.reward.get("goal"), []
     for source in sources:
-        dataset = open_dataset(str(source), setting="demos")
+        dataset = open_dataset(str(source), setting="demos", **reading(config))
         count = min(config.episodes or len(dataset), len(dataset))
-        demos += encode(dataset, encoder, cameras=cameras, indices=range(count))
+        if "goal" in config.reward and goal is None:
+            for i in range(count):
+                dataset.instruction(i)  # refused where the frames of one have several
+        demos += encode(dataset, encoder, cameras=cameras, indices=range(count), goal=str(goal or ""))
     if not demos:
         raise UserError(f"demos must hold at least one episode; got none in {', '.join(map(str, sources))}.")
     return demos

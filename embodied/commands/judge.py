@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from embodied import runs
 from embodied.build import build
-from embodied.collecting import open_dataset
+from embodied.collecting import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.envs import is_world
@@ -52,14 +52,15 @@ def run(config: DictConfig) -> None:
     """Encode, score, report."""
     _check(config)
     torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
     encoder: Encoder = build(config.encoder)
     cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled)
     if not cases:
         raise UserError(
             f"data must hold labelled episodes; {dataset.root} does not tell of any whether it succeeded "
-            "(next.success). If all are good demonstrations, add unlabelled=success."
+            f"({config.success or 'next.success'}). If another column tells it, name it, as success=next.reward; if "
+            "all are good demonstrations, add unlabelled=success."
         )
     parts = reward_parts(config, dataset.instruction(cases[0].index))
     _check_apart(parts, dataset)

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
 from embodied import scorers
-from embodied.collecting import COLLECTED, open_dataset
-from embodied.datasets import Dataset, layout
+from embodied.collecting import COLLECTED, open_dataset, reading
+from embodied.datasets import Dataset, copying, layout
 from embodied.datasets.encoding import encode, fingerprint
 from embodied.envs import is_world
 from embodied.errors import UserError, nearest
@@ -57,7 +56,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"name must be letters, digits and . _ + - alone; got {name!r}.")
     torch.set_num_threads(config.threads)
     _recover(config.data, in_place=config.in_place)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, **reading(config))
     cameras = _cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
     labels = _label_all(config, dataset, cameras, out)
@@ -90,11 +89,13 @@ def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out
                     continue
                 indices.remove(i)
                 bar.update()
-            for start in range(0, len(indices), config.batch):
-                chosen = indices[start : start + config.batch]
+            size = 1 if scorer.frames_read == "all" else config.batch  # frames of many do not fit into memory
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
                 episodes = encode(
-                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read
-                )
+                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read,
+                    goal=goal or "",
+                )  # fmt: skip
                 endings = [dataset.recording(i, cameras=()).terminated for i in chosen]
                 for i, made in zip(chosen, score(scorer, episodes, endings), strict=True):
                     labels[i] = made
@@ -135,6 +136,8 @@ def _numbers(values: torch.Tensor) -> np.ndarray:
 
 def _stack(parts: Sequence[Features]) -> Features:
     """Features of episodes of one length as a batch."""
+    if len(parts) == 1:
+        return parts[0]
 
     def join(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
@@ -152,9 +155,11 @@ def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]
         return {None: everything}
     groups: dict[str | None, list[int]] = {}
     for i in everything:
-        if not dataset.instruction(i):
-            raise UserError(f"goal must be given: episode {i} of {dataset.root} has no instruction. Add goal=…")
-        groups.setdefault(dataset.instruction(i), []).append(i)
+        instruction = dataset.instruction(i)
+        if not instruction:
+            number = dataset.span(i).index
+            raise UserError(f"goal must be given: episode {number} of {dataset.root} has no instruction. Add goal=…")
+        groups.setdefault(instruction, []).append(i)
     return groups
 
 
@@ -217,15 +222,9 @@ def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     features = _features(name)
-    for file in _files(dataset.root):
-        there = part / file.relative_to(dataset.root)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".parquet" and file.relative_to(dataset.root).parts[0] == "data":
-            _add_columns(file, there, {key: [each[value] for each in labels] for key, value in features.items()})
-        elif file.suffix == ".mp4":
-            _link(file, there)
-        else:
-            shutil.copy2(file, there)
+    place = {span.index: i for i, span in enumerate(dataset.spans)}
+    values = {key: [each[value] for each in labels] for key, value in features.items()}
+    copying.copy(dataset.root, part, lambda source, target: _add_columns(source, target, values, place))
     info = layout.read_json(part / "meta" / layout.INFO)
     info["features"] |= {key: {"dtype": "float32", "shape": [1], "names": None} for key in features}
     (part / "meta" / layout.INFO).write_text(json.dumps(info, indent=2) + "\n", "utf-8")
@@ -265,15 +264,13 @@ def _recover(data: str, *, in_place: bool) -> None:
             shutil.rmtree(_parts(root), ignore_errors=True)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Of the dataset, but for what a killed writer left."""
-    for file in sorted(root.rglob("*")):
-        if file.is_file() and file.relative_to(root).parts[0] != layout.STAGING:
-            yield file
+def _add_columns(
+    source: Path, target: Path, values: Mapping[str, Sequence[np.ndarray]], place: Mapping[int, int]
+) -> None:
+    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame.
 
-
-def _add_columns(source: Path, target: Path, values: dict[str, list[np.ndarray]]) -> None:
-    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame."""
+    Rows of an episode that the meta data do not name have no label: NaN.
+    """
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
         # The Hugging Face notes name every column; without them they are read off the file itself.
@@ -285,17 +282,9 @@ def _add_columns(source: Path, target: Path, values: dict[str, list[np.ndarray]]
                 where = [pc.cast(table[name], pa.int64()).to_pylist() for name in ("episode_index", "frame_index")]
                 columns = list(table.columns)
                 for each in values.values():
-                    found = [each[i][t] for i, t in zip(*where, strict=True)]
+                    found = [each[place[i]][t] if i in place else np.nan for i, t in zip(*where, strict=True)]
                     columns.append(pa.chunked_array([pa.array(np.array(found, np.float32))]))
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A video takes no more room in a copy: nobody changes one in place."""
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
 
 
 def _cameras(dataset: Dataset, wanted: Any) -> list[str]:

@@ -191,11 +191,12 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
         return RemoteScoring(stream, config.goal)
     filled = config.copy()
     OmegaConf.set_struct(filled, False)
-    env, instruction = _origin(config.source)
-    if env is not None:
-        filled.env = env
     goal = config.goal
     parts = [filled.reward, *(filled.reward.get("parts") or {}).values()]
+    asks = goal is None and any("goal" in p and p.goal is None and p.get("goals") is None for p in parts)
+    env, instruction = _origin(config.source, asks=asks)
+    if env is not None:
+        filled.env = env
     for part in parts:
         if "goal" in part and (config.goal is not None or (part.goal is None and part.get("goals") is None)):
             part.goal = goal if goal is not None else instruction
@@ -215,7 +216,7 @@ def _threshold(config: DictConfig) -> float | None:
     return SUCCESS_THRESHOLD if has_success else None
 
 
-def _origin(source: Any) -> tuple[DictConfig | None, str | None]:
+def _origin(source: Any, *, asks: bool) -> tuple[DictConfig | None, str | None]:
     """The world that a source of ours is of, and its episode's instruction, as `embodied label` knows them.
 
     Of a rig, its first camera tells.
@@ -230,7 +231,8 @@ def _origin(source: Any) -> tuple[DictConfig | None, str | None]:
     if kind == "dataset":
         root, _, place = rest.partition("#")
         dataset, number = open_dataset(root), place.partition("/")[0]
-        instruction = dataset.instruction(int(number)) if number.isdigit() else dataset.instruction(0)
+        i = dataset.position(int(number)) if number.isdigit() else 0
+        instruction = dataset.instruction(i) if asks else ""
         return (OmegaConf.create(dataset.env) if dataset.env else None), instruction or None
     return None, None
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from embodied.serving.limits import Limits
 from embodied.serving.protocol import ADVICE, RefusedError, kind_of, octets, sides, too_large
+from rewards.pictures import lack_of_colours, rgb
 
 FORMS = "{jpeg: bytes}, {png: bytes} or {raw: bytes, shape: [H, W, 3]}"
 
@@ -44,7 +45,7 @@ class Chunk:
             return np.frombuffer(self.data, np.uint8).reshape(self.shape)
         try:
             with _opened(self.kind, self.data) as image:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                pixels = rgb(image)
         except Exception as error:  # decoders of broken data raise anything
             raise _broken(self.kind, error) from error
         return pixels[None]
@@ -95,8 +96,11 @@ def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
     try:
         with _opened(kind, data) as image:
             width, height = image.size
+            lack = lack_of_colours(image)
     except Exception as error:  # decoders of broken data raise anything
         raise _broken(kind, error) from error
+    if lack:
+        raise RefusedError("bad_image", f"{name}: {lack}.", expected="8-bit greys or colours", got="deeper pixels")
     _check_pixels(height, width, limits)
     return Chunk(kind, data, (1, height, width, 3))
 

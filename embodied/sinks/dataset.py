@@ -46,7 +46,7 @@ class Episodes:
 
     name = "dataset"
 
-    def __init__(self, root: Path, *, live: bool, fps: int) -> None:
+    def __init__(self, root: Path, *, live: bool, fps: int | float) -> None:
         self._root, self._live, self._fps = root, live, fps
         self._journal: _Journal | None = None
         self._thread = ThreadPoolExecutor(1, "packing")
@@ -106,7 +106,7 @@ class Episodes:
 class _Journal:
     """One episode as it comes."""
 
-    def __init__(self, folder: Path, first: Watched, *, live: bool, fps: int) -> None:
+    def __init__(self, folder: Path, first: Watched, *, live: bool, fps: int | float) -> None:
         assert first.reading is not None
         folder.mkdir(parents=True)
         self.folder, self._live, self._fps = folder, live, fps

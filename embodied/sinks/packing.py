@@ -113,7 +113,7 @@ class Packer:
             writer.close()
         shutil.rmtree(self._root / JOURNAL)
 
-    def _open(self, fps: int, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
+    def _open(self, fps: int | float, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
         """The dataset these episodes fit: the one open, an earlier one, or a new one."""
         wanted = {"fps": fps, "features": features, "views": {view: list(size) for view, size in views.items()}}
         about = self._root / JOURNAL / WRITER
