@@ -35,9 +35,11 @@ from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
 
 VERSION = metadata.version("embodied-rewards")
-DECODERS = 2  # threads
+DECODERS = 2  # threads for messages of few pixels, which never wait for those of many: these have one of their own
+FEW_PIXELS = 2_000_000
 BYTES_PER_REQUEST = 256 << 10  # of a body: what more there is counts as more requests
 BAD_COST = 20.0  # requests that a bad one counts as
+LONGEST_DEBT_S = 5.0  # of one connection, whatever it did: after that it is served as ever
 
 
 class Service:
@@ -66,15 +68,16 @@ class Service:
         self.scorer, self.limits = scorer, limits
         self.stamp = {"model_id": model_id, "version": VERSION}
         self.metrics, self.guard = Metrics(model_id, VERSION), Guard(limits)
+        self.bodies = self.guard.bodies
         self.sessions: set[Any] = set()
         self.draining = False
-        self.reading = 0  # bytes of bodies that are coming
         self.answering = 0  # HTTP requests and session messages in hand
         self._token = None if token is None else token.encode()
         self._goal_scorer = goal_scorer
         self._goals: OrderedDict[str, Scorer] = OrderedDict()
-        self._rates = Rates(limits.requests_per_s, limits.burst, most=4 * limits.connections)
+        self._rates = Rates(limits.requests_per_s, limits.burst, most=4 * limits.connections, debt_s=LONGEST_DEBT_S)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
+        self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="large decoder")
         self._heads = ThreadPoolExecutor(1, thread_name_prefix="heads")
         self.batcher = Batcher(
             scorer,
@@ -94,12 +97,13 @@ class Service:
         Raises:
             RefusedError: 401 or 403.
         """
-        given = headers.get("authorization", "")
-        if self._token is not None and not hmac.compare_digest(
-            given.encode("utf-8", "replace"), b"Bearer " + self._token
-        ):
+        scheme, _, given = headers.get("authorization", "").partition(" ")  # a scheme's case says nothing
+        known = scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode("utf-8", "replace"), self._token or b""
+        )
+        if self._token is not None and not known:
             wanted = "Authorization: Bearer TOKEN"
-            got = "another token" if given else "none"
+            got = "another token" if given else "none" if not scheme else "another scheme"
             raise RefusedError("unauthorised", "The token is wrong or missing.", expected=wanted, got=got, status=401)
         try:
             host = urlsplit(f"//{headers.get('host', '')}")
@@ -139,13 +143,14 @@ class Service:
         return self._rates.of(client, time.monotonic())
 
     def refused(self, error: RefusedError, rate: Rate, host: str) -> None:
-        """Count it, against the one who asked."""
+        """Count it against the connection that asked; against its host only once for each connection."""
         self.metrics.refused.labels(error.code).inc()
-        if error.status >= 500 or error.code == "unscorable":
+        if error.status >= 500 or error.code in ("unscorable", "rate"):
             return
-        self.guard.bad(host)
-        if error.code != "rate":
-            rate.take(time.monotonic(), BAD_COST)
+        rate.take(time.monotonic(), BAD_COST)
+        if not rate.bad:
+            rate.bad = True
+            self.guard.bad(host)
 
     # What is served ----------------------------------------------------------------------------------
 
@@ -169,8 +174,9 @@ class Service:
         if all(chunk.kind == "raw" for chunk in chunks):
             arrays = [chunk.decode() for chunk in chunks]
         else:
-            loop = asyncio.get_running_loop()
-            arrays = await loop.run_in_executor(self._decoders, lambda: [chunk.decode() for chunk in chunks])
+            loop, few = asyncio.get_running_loop(), sum(chunk.pixels for chunk in chunks) <= FEW_PIXELS
+            decoder = self._decoders if few else self._large_decoder
+            arrays = await loop.run_in_executor(decoder, lambda: [chunk.decode() for chunk in chunks])
         return [frame for array in arrays for frame in array]
 
     async def encode(self, client: Any, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -254,6 +260,7 @@ class Service:
         self.batcher.close()
         self._heads.shutdown()
         self._decoders.shutdown()
+        self._large_decoder.shutdown()
 
 
 def _plain(shaping: Any) -> dict[str, Any]:

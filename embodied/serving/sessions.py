@@ -94,9 +94,10 @@ class Session:
             if data is None:
                 raise RefusedError("bad_message", "Messages must be binary.", expected="msgpack", got="a text message")
             self._rate.take(came_s, 1 + len(data) / BYTES_PER_REQUEST)
-            message = protocol.unpack(data, service.limits)
-            async with asyncio.timeout(service.limits.answer_s):
-                answer = await self._handle(message, came_s)
+            with service.bodies.holding(len(data)):
+                message = protocol.unpack(data, service.limits)
+                async with asyncio.timeout(service.limits.answer_s):
+                    answer = await self._handle(message, came_s)
         except RefusedError as error:
             service.refused(error, self._rate, self._host)
             answer = {"type": "error", **error.body()}
