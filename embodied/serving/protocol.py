@@ -47,8 +47,9 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
       A bad message → {"type": "error", "code", "error", "expected", "got", "retry_after_s"?, "id"?}; the session goes
       on as it was. A handshake is refused as any request is, by an HTTP status and JSON: 401 or 403 (token, origin),
       503 (no room for another session, or draining). Close codes: 1000 after close; 1001 the server stops; 1008 a
-      session that never opened, or too many bad messages; 1009 a message above `body_bytes`; 4408 idle. A client that
-      sends faster than `requests_per_s` is not refused but read more slowly.
+      session that never opened, or too many bad messages, pings or fragments; 1009 a message above `body_bytes`; 1013
+      no room for a large one now; 4408 idle. A client that sends faster than `requests_per_s` is not refused but read
+      more slowly.
 
 Codes: bad_message, bad_image, bad_text, too_large, unscorable, unauthorised, forbidden, not_found, rate, busy, timeout,
 draining, internal.

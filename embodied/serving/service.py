@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hmac
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from embodied.serving.connections import Guard
 from embodied.serving.images import Chunk
 from embodied.serving.limits import Limits, Rate, Rates
 from embodied.serving.metrics import Metrics
+from embodied.serving.peer import is_loopback
 from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
@@ -273,11 +273,3 @@ def _plain(shaping: Any) -> dict[str, Any]:
 
 def _numbers(values: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.float().cpu().numpy())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own, which no other can reach."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

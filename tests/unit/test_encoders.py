@@ -207,6 +207,16 @@ def test_texts_are_embedded_once(tiny_clip, monkeypatch):
     assert_close(encoder.encode_texts(["a cup"]), first[1:2])
 
 
+def test_texts_without_end_are_not_kept_without_end(tiny_clip, monkeypatch):
+    monkeypatch.setattr("rewards.frozen.MAX_TEXTS", 8)
+    encoder = OpenCLIPEncoder(tiny_clip)
+    first = encoder.encode_texts([f"cup {k}" for k in range(20)])
+    assert first.shape == (20, 32)  # more at once than are kept
+    assert len(encoder._texts) == 8
+    assert_close(encoder.encode_texts(["cup 3", "cup 19"]), first[[3, 19]], atol=1e-5, rtol=0)
+    assert len(encoder._texts) == 8
+
+
 def test_random_weights_are_the_same_each_time(tiny_clip, renders):
     torch.manual_seed(1)
     before = torch.get_rng_state()
