@@ -213,7 +213,7 @@ def test_a_folder_that_others_can_read_keeps_no_token(monkeypatch, tmp_path):
     folder.chmod(0o755)
     (folder / "serve-1").write_text("planted")
     assert tokens.found(tokens.SERVE, 1) is None
-    with pytest.raises(UserError, match="must be yours alone.*others can read"), tokens.made(tokens.SERVE, 1):
+    with pytest.raises(UserError, match=r"must be yours alone.*others can read"), tokens.made(tokens.SERVE, 1):
         pass
     folder.chmod(0o700)
     elsewhere = tmp_path / "elsewhere"
@@ -237,7 +237,8 @@ def test_drips_and_crowds_hold_no_thread_for_long(served, monkeypatch):
                 if select.select([drip], [], [], 0.05)[0]:
                     break
         with contextlib.suppress(ConnectionResetError):
-            assert drip.recv(100) == b""
+            while drip.recv(100):  # whatever it says, it ends
+                pass
     with socket.create_connection(("127.0.0.1", port), timeout=30) as half:
         half.sendall(head + b"Content-Length: 10\r\n\r\n{")
         assert half.recv(100).startswith(b"HTTP/1.0 408")
