@@ -134,12 +134,13 @@ def test_a_session_that_only_sends_rubbish_is_closed():
 
 
 def test_sessions_are_counted_and_idle_ones_go():
+    with serving(limits=Limits(sessions=2, spare_s=600.0)) as server, session(server), session(server):
+        with pytest.raises(InvalidStatus) as refused, session(server):
+            pass
+        assert refused.value.response.status_code == 503
+        assert refused.value.response.headers["retry-after"]
     with serving(limits=Limits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
         with session(server) as one, session(server) as two:
-            with pytest.raises(InvalidStatus) as refused, session(server):
-                pass
-            assert refused.value.response.status_code == 503
-            assert refused.value.response.headers["retry-after"]
             assert {close_code(one), close_code(two)} == {protocol.IDLE}
         with session(server, opening=False) as never:
             assert close_code(never) == protocol.POLICY
