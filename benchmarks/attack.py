@@ -116,9 +116,8 @@ PICTURES: dict[str, Callable[[], list[tuple[str, bytes]]]] = {
 }
 
 
-async def pictures(target: Target, make: Callable[[], list[tuple[str, bytes]]]) -> None:
+async def pictures(target: Target, made: list[tuple[str, bytes]]) -> None:
     """The same pictures again and again, four at a time."""
-    made = make()
 
     async def one() -> None:
         while not target.over:
@@ -226,8 +225,8 @@ async def mutations(target: Target) -> None:
         await target.post(bytes(changed), media)
 
 
-ATTACKS: dict[str, Attack] = {name: partial(pictures, make=make) for name, make in PICTURES.items()}
-ATTACKS |= {each.__name__: each for each in (deep, drips, refusals, sockets, goals, mutations)}
+OTHERS: dict[str, Attack] = {each.__name__: each for each in (deep, drips, refusals, sockets, goals, mutations)}
+ATTACKS = (*PICTURES, *OTHERS)
 
 
 # The good client ----------------------------------------------------------------------------------------
@@ -384,9 +383,10 @@ def main() -> None:
     """Measure, or attack for another who measures."""
     if sys.argv[1:2] == ["--attack"]:
         kind, port, seconds = sys.argv[2:5]
+        attack = partial(pictures, made=PICTURES[kind]()) if kind in PICTURES else OTHERS[kind]
         target = Target(int(port), time.monotonic() + float(seconds))
         print("begun", flush=True)
-        asyncio.run(ATTACKS[kind](target))
+        asyncio.run(attack(target))
         print(json.dumps({"tried": target.tried, "statuses": target.statuses}))
         return
     options = read_options(OPTIONS)
