@@ -187,7 +187,7 @@ async def stream(socket: WebSocket) -> None:
     try:
         service.check_caller(socket.headers)
         service.check_open()
-        service.make_room()
+        service.make_room(host)
     except RefusedError as error:
         service.refused(error, service.rate(socket.client or socket), host)
         await socket.send_denial_response(_refuse(socket, error))

@@ -27,6 +27,7 @@ from embodied.serving.limits import Limits, Rates
 BAD_PER_S, BAD_BURST = 5.0, 50  # connections of one host that sent rubbish, before its new ones wait
 BAD_DEBT_S = 2.0  # after which a host that sends no more is served as ever
 LONGEST_PAUSE_S = 1.0
+CRUMB_BYTES, CRUMBS_BYTES = 32, 4096  # lines of a body in chunks are longer than that, once so much has come
 FRAGMENTS, PINGS = 1024, 256  # of a session's message, and before one
 KEEP_ALIVE_S = 30  # without a request
 NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -95,6 +96,10 @@ class PatientProtocol(H11Protocol):
             self.loop.call_later(pause, self.flow.resume_reading)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > CRUMBS_BYTES and CRUMB_BYTES * data.count(b"\r\n") > len(data) and self._is_chunked(data):
+            self._guard.bad(self.client[0] if self.client else "")
+            self.give_up()  # reading them takes a thousand times as long as sending them
+            return
         super().data_received(data)
         if self._upgraded or self._in_request() or self.transport.is_closing():
             self._stop_waiting()
@@ -126,6 +131,11 @@ class PatientProtocol(H11Protocol):
         """End a connection whose request does not come."""
         self._stop_waiting()
         self.transport.abort()
+
+    def _is_chunked(self, data: bytes) -> bool:
+        """Whether what came is, or begins, a body in chunks."""
+        of_body = self._in_request() and any(name == b"transfer-encoding" for name, _ in self.headers)
+        return of_body or b"\r\ntransfer-encoding:" in data.lower()
 
     def _in_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

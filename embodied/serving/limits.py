@@ -25,7 +25,8 @@ class Limits:
         message_frames: images of one message.
         text_chars: of a goal or any other text.
         texts: of one message.
-        sessions: open at once; beyond it, the one idle longest makes room, if it has been for `spare_s`.
+        sessions: open at once; beyond it, the one idle longest makes room, if it has been for `spare_s`, or one of a
+            host that has more than the newcomer's.
         spare_s: see `sessions`.
         session_idle_s: without a message, after which a session is closed.
         rows: of one episode, for heads that read the past.

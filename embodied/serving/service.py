@@ -12,7 +12,7 @@ import asyncio
 import dataclasses
 import hmac
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -122,8 +122,8 @@ class Service:
         if self.draining:
             raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5.0)
 
-    def make_room(self) -> None:
-        """For one more session, by closing the one idle longest if need be.
+    def make_room(self, host: str = "") -> None:
+        """For one more session of a host, by closing the one idle longest if need be; else one of a host that has more.
 
         Raises:
             RefusedError: all are in use.
@@ -133,10 +133,17 @@ class Service:
             return
         idlest = max(self.sessions, key=lambda session: session.idle_s())
         if idlest.idle_s() < self.limits.spare_s:
-            wanted = f"at most {most} sessions"
-            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2.0)
+            held = Counter(session.host for session in self.sessions)
+            greedy, count = held.most_common(1)[0]
+            if count <= held[host] + 1:
+                wanted = f"at most {most} sessions"
+                raise RefusedError(
+                    "busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2.0
+                )
+            theirs = [session for session in self.sessions if session.host == greedy]
+            idlest = max(theirs, key=lambda session: session.idle_s())
         self.sessions.discard(idlest)
-        idlest.leave(protocol.IDLE, "idle, and others wait")
+        idlest.leave(protocol.IDLE, "others wait")
 
     def rate(self, client: Any) -> Rate:
         """The bucket of one connection."""

@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 import pytest
 from PIL import Image
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
 from embodied.serving import bodies, protocol, service
@@ -322,6 +322,26 @@ def test_bodies_count_until_they_are_answered_and_small_ones_always_pass():
         assert ask(server, protocol.SCORE, large)[0] == 200
 
 
+def test_a_body_in_crumbs_is_cut_off_and_one_in_chunks_is_read(shared):
+    body = protocol.pack({**PICTURE, "more": bytes(100_000)})
+    head = HEADER.replace(b"Content-Length: 1000", b"Transfer-Encoding: chunked")
+
+    def sent(size):
+        """In chunks of a size; what is answered."""
+        parts = [body[k : k + size] for k in range(0, len(body), size)]
+        data = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+        wire = socket.create_connection(("127.0.0.1", shared.port), timeout=DEADLINE_S)
+        with wire, contextlib.suppress(OSError):
+            wire.sendall(head + data)
+            return wire.recv(65536)
+        return b""
+
+    assert sent(1000).startswith(b"HTTP/1.1 200")
+    with cheap():
+        assert [sent(1) for _ in range(5)] == [b""] * 5
+    assert fine(shared)
+
+
 # Sockets ------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +377,24 @@ def test_pings_without_end_end_their_session_alone(shared):
     with session(shared) as bad, session(shared) as good:
         assert flood(bad, [piece(Opcode.PING, b"x" * 100) * 100] * 100) == protocol.POLICY
         assert good(frames(FRAMES[0]))["type"] == "reading"
+
+
+def test_one_host_does_not_keep_all_sessions_from_another():
+    limits = Limits(sessions=4, spare_s=600.0)
+
+    def of(stack, host):
+        return stack.enter_context(session(server, headers={"X-Forwarded-For": host}))
+
+    with serving(limits=limits, proxies=["127.0.0.1"]) as server, contextlib.ExitStack() as stack:
+        greedy = [of(stack, "192.0.2.7") for _ in range(4)]
+        with pytest.raises(InvalidStatus):
+            of(stack, "192.0.2.7")
+        others = [of(stack, "192.0.2.8") for _ in range(2)]
+        assert {close_code(say) for say in greedy[:2]} == {protocol.IDLE}
+        with pytest.raises(InvalidStatus):  # they have as many now
+            of(stack, "192.0.2.8")
+        for say in (*greedy[2:], *others):
+            assert say(frames(FRAMES[0]))["type"] == "reading"
 
 
 # Doors that are open to all -----------------------------------------------------------------------------
