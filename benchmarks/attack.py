@@ -342,7 +342,10 @@ def measure(seconds: float, *, times: bool) -> list[dict[str, Any]]:
             told = json.loads(attacker.communicate()[0].splitlines()[-1])
             tried += told["tried"]
             ratios[kind], peaks[kind], statuses[kind] = beside / alone, peak_mb(child.pid), told["statuses"]
-            print(f"{kind}: p95 {alone * 1e3:.1f} ms alone, {beside * 1e3:.1f} beside; {told}", flush=True)
+            print(
+                f"{kind}: p95 {alone * 1e3:.1f} ms alone, {beside * 1e3:.1f} beside, {good.unanswered} lost; {told}",
+                flush=True,
+            )
         attacker = attacked("largest", port, 10.0)
         asyncio.run(good.run(2.0))
         start = time.monotonic()

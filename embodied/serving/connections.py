@@ -28,6 +28,7 @@ BAD_PER_S, BAD_BURST = 5.0, 50  # connections of one host that sent rubbish, bef
 BAD_DEBT_S = 2.0  # after which a host that sends no more is served as ever
 LONGEST_PAUSE_S = 1.0
 CRUMB_BYTES, CRUMBS_BYTES = 32, 4096  # lines of a body in chunks are longer than that, once so much has come
+SLICE = 8192  # bytes of a session that are read at a time
 FRAGMENTS, PINGS = 1024, 256  # of a session's message, and before one
 KEEP_ALIVE_S = 30  # without a request
 NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -167,7 +168,10 @@ class PatientSocket(WebSocketsSansIOProtocol):
         self._fragments = self._fragment_bytes = self._pings = 0
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for start in range(0, len(data), SLICE):  # crumbs are noticed before thousands of them are read
+            super().data_received(data[start : start + SLICE])
+            if self.close_sent or self.transport.is_closing():
+                break
         self._count(len(self.conn.reader.buffer) + self._fragment_bytes)
         if self._bodies.full(self._counted):
             self._end(1013, "too many messages at once")

@@ -155,7 +155,7 @@ class Service:
         if error.status >= 500 or error.code in ("unscorable", "rate"):
             return
         rate.take(time.monotonic(), BAD_COST)
-        if not rate.bad:
+        if not rate.bad and error.code != "timeout":  # slow is not rubbish
             rate.bad = True
             self.guard.bad(host)
 
