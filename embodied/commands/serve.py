@@ -103,6 +103,8 @@ def _check(config: DictConfig) -> str | None:
         raise UserError(f"port must be at most 65535; got {config.port}.")
     for proxy in config.proxies or ():
         _check_proxy(str(proxy))
+    if config.proxies and config.replicas > 1:
+        raise UserError("proxies is of one server; with replicas Ray's own proxy tells the clients. Drop proxies.")
     if not config.token:
         if config.token_file is not None:
             raise UserError(f"token=false takes no token, and token_file={config.token_file} gives one. Drop either.")

@@ -263,11 +263,10 @@ class Service:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        """End the threads; what is queued is finished."""
+        """End the threads, once they have done what they are at; what waits for one after the drain is given up."""
         self.batcher.close()
-        self._heads.shutdown()
-        self._decoders.shutdown()
-        self._large_decoder.shutdown()
+        for pool in (self._heads, self._decoders, self._large_decoder):
+            pool.shutdown(cancel_futures=True)
 
 
 def _plain(shaping: Any) -> dict[str, Any]:

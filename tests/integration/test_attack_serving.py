@@ -9,8 +9,10 @@ import io
 import json
 import socket
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import msgpack
 import numpy as np
@@ -19,7 +21,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from embodied.serving import bodies, protocol, service
+from embodied.serving import bodies, images, protocol, service
 from embodied.serving.images import read_images
 from embodied.serving.limits import Limits
 from tests.serving_client import DEADLINE_S, FRAMES, PICTURE, ask, close_code, fine, frames, serving, session
@@ -127,6 +129,32 @@ def test_metadata_is_left_out_and_the_pixels_are_the_same():
         Image.fromarray(noise).convert(mode).save(out, "PNG")
         own = np.asarray(Image.open(io.BytesIO(out.getvalue())).convert("RGB"))
         np.testing.assert_array_equal(decoded(out.getvalue(), "png"), own)
+
+
+def test_pictures_that_wait_for_a_decoder_do_not_keep_the_server_from_ending(monkeypatch):
+    entered, leave = [], threading.Event()
+
+    def held(chunk):
+        entered.append(chunk)
+        assert leave.wait(DEADLINE_S)
+        return np.zeros(chunk.shape, np.uint8)
+
+    monkeypatch.setattr(images.Chunk, "decode", held)
+
+    def asking(_):
+        with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # whatever it still says
+            ask(server, protocol.SCORE, body=png(8, 8), media="image/png")
+
+    with serving(limits=Limits(drain_s=0.2)) as server, ThreadPoolExecutor(8) as pool:
+        asked = pool.map(asking, range(8))
+        until(lambda: len(entered) == service.DECODERS and server.service.answering == 8)
+        server.server.should_exit = True
+        until(lambda: server.service._decoders._shutdown)
+        leave.set()
+        server.thread.join(DEADLINE_S)
+        assert not server.thread.is_alive()
+        list(asked)
+    assert len(entered) == service.DECODERS
 
 
 # Messages -----------------------------------------------------------------------------------------------

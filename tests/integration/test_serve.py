@@ -228,6 +228,7 @@ def test_what_is_in_hand_is_finished_before_the_end():
         (["host=0.0.0.0", "token=false", "reward.goal=x"], "needs a token"),
         (["token=false", "token_file={token}"], "Drop either"),
         (["proxies=[nginx]"], "proxies must be addresses"),
+        (["proxies=[10.0.0.2]", "replicas=2"], "Drop proxies"),
         (["reward=true"], "serves nothing"),
         (["token_file=/nowhere"], "token_file"),
         (["max_batch=0"], "max_batch"),
