@@ -341,10 +341,7 @@ def measure(seconds: float, *, times: bool) -> list[dict[str, Any]]:
             told = json.loads(attacker.communicate()[0].splitlines()[-1])
             tried += told["tried"]
             ratios[kind], peaks[kind], statuses[kind] = beside / alone, peak_mb(child.pid), told["statuses"]
-            print(
-                f"{kind}: p95 {1e3 * alone:.0f} ms, {1e3 * beside:.0f} attacked, {good.unanswered} lost; {told}",
-                flush=True,
-            )
+            print(f"{kind}: p95 {1e3 * alone:.0f}, attacked {1e3 * beside:.0f} ms; {good.unanswered} lost; {told}")
         attacker = attacked("largest", port, 10.0)
         asyncio.run(good.run(2.0))
         start = time.monotonic()
