@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception as error:
-        message = explain(error)
+        message = explain(error, words[0] if words else "")
         if message is None or "--debug" in flags:
             raise
         print(f"{where}: {message}", file=sys.stderr)
@@ -372,13 +372,13 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(node, f"{prefix}{key}.")
 
 
-def explain(error: BaseException) -> str | None:
-    """One line for an error that a person can mend; None for a fault of ours, which deserves its traceback."""
+def explain(error: BaseException, verb: str = "") -> str | None:
+    """One line for a verb's error that a person can mend; None for a fault of ours, which deserves its traceback."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
             file = f" while writing {chain.filename}" if chain.filename else ""
-            return f"the disk is full{file}. Free some space, or write elsewhere with run=FOLDER."
+            return f"the disk is full{file}. Free some space{paths.elsewhere(verb)}."
         chain = chain.__cause__ or chain.__context__
     if type(error).__name__ == "WorldError":  # of embodied.envs.worker; names the world and what happened in it
         return " ".join(str(error).split())

@@ -18,6 +18,7 @@ from rewards.preprocess import Preprocess
 from rewards.storage import SAME
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_TEXTS = 4096  # whose vectors are kept: whoever sends new ones for ever takes no more memory than that
 BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 
 
@@ -82,7 +83,7 @@ class FrozenEncoder(ABC):
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once in this encoder's life.
+        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once (of the last `MAX_TEXTS`).
 
         Raises:
             ValueError: an empty text, or one longer than the model's context (nothing is cut silently).
@@ -100,7 +101,10 @@ class FrozenEncoder(ABC):
         if new:
             vectors = nn.functional.normalize(self._embed_texts(new).float(), dim=-1).cpu()
             self._texts.update(zip(new, vectors, strict=True))
-        return torch.stack([self._texts[text] for text in texts])
+        wanted = torch.stack([self._texts[text] for text in texts])
+        for text in list(self._texts)[:-MAX_TEXTS]:
+            del self._texts[text]
+        return wanted
 
     def _use_image_tower(self, tower: nn.Module, parts: Sequence[nn.Module], compile: bool) -> None:
         """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""

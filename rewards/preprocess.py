@@ -5,6 +5,7 @@ Shape letters: B batch; H, W image.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+WASTE = 2.0  # pixels resized for each that the crop keeps; above it, only what the crop sees is resized
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +50,7 @@ class Preprocess:
             short = min(height, width)
             return target_height * height // short, target_width * width // short
         ratio = min(ratios) if self.mode == "shortest" else max(ratios)
-        return round(height / ratio), round(width / ratio)
+        return max(round(height / ratio), 1), max(round(width / ratio), 1)
 
     def __call__(
         self, frames: UInt8[Tensor, "B H W 3"], device: torch.device, dtype: torch.dtype
@@ -56,7 +58,9 @@ class Preprocess:
         """The tower's input, channels last in memory."""
         images = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
         size = self.resized(*images.shape[-2:])
-        if size != tuple(images.shape[-2:]):
+        if size[0] * size[1] > WASTE * self.crop[0] * self.crop[1]:
+            images = torch.stack([self._resize_cropped(image, size) for image in images])
+        elif size != tuple(images.shape[-2:]):
             images = self._resize(images, size)
         images = self._crop(images)
         scale = 1 / (255 * torch.tensor(self.std, device=device))
@@ -76,6 +80,38 @@ class Preprocess:
             images = functional.interpolate(images, shape, mode=self.interpolation, antialias=True)
             images = images.round_().clamp_(0, 255)
         return images
+
+    def _resize_cropped(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """The crop of one resized image, (3, H, W) -> (3, h, w), without the rest: a frame a hundred times as wide as
+        high would become a hundred times the crop first. Width, then height, each rounded to 8 bits, as Pillow does.
+        """
+        rows, down = self._weights(image.shape[-2], size[0], self.crop[0])
+        columns, across = self._weights(image.shape[-1], size[1], self.crop[1])
+        seen = image[:, rows, columns].float()
+        seen = (seen @ across.to(seen.device).T).round_().clamp_(0, 255)
+        return (down.to(seen.device) @ seen).round_().clamp_(0, 255)
+
+    def _weights(self, length: int, resized: int, kept: int) -> tuple[slice, Tensor]:
+        """What each of the middle `kept` of `resized` pixels is made of, along one side.
+
+        Returns:
+            The source pixels that any of them sees, and (kept, seen) weights, rows summing to 1.
+        """
+        kept = min(kept, resized)
+        scale = length / resized
+        wide = max(scale, 1.0)  # downwards the filter grows, so that nothing is skipped
+        reach = wide * (2.0 if self.interpolation == "bicubic" else 1.0)
+        centres = (torch.arange(kept, dtype=torch.float64) + round((resized - kept) / 2) + 0.5) * scale
+        first = max(math.floor(float(centres[0]) - reach), 0)
+        last = min(math.ceil(float(centres[-1]) + reach), length)
+        away = (torch.arange(first, last, dtype=torch.float64) + 0.5 - centres[:, None]).abs_() / wide
+        if self.interpolation == "bicubic":  # Keys' cubic with a = -0.5
+            near = (1.5 * away - 2.5) * away**2 + 1
+            far = ((-0.5 * away + 2.5) * away - 4) * away + 2
+            weights = torch.where(away < 1, near, torch.where(away < 2, far, 0.0))
+        else:
+            weights = (1 - away).clamp_(min=0)
+        return slice(first, last), (weights / weights.sum(1, keepdim=True)).float()
 
     def _crop(self, images: Tensor) -> Tensor:
         (height, width), (crop_height, crop_width) = images.shape[-2:], self.crop

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -43,6 +44,7 @@ from embodied.watching.smoothing import Normaliser, SuccessSmoothing
 from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
+SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
@@ -95,9 +97,10 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         if address := getattr(sink, "address", None):
             tell(f"Rerun: {address}")
     if config.control is not None:
-        control = ControlServer(pipeline.ask, pipeline.status, config.control)
+        control = ControlServer(pipeline.ask, pipeline.status, config.control, private=config.control_token)
         opened.callback(control.close)
-        tell(f"Control: http://{HOST}:{control.port}/status")
+        bearer = f' -H "Authorization: Bearer $(cat {shlex.quote(str(control.token_file))})"'
+        tell(f"Control: curl{bearer if control.token_file else ''} http://{HOST}:{control.port}/status")
     if config.keys and seen and sys.stdin.isatty() and sys.stderr.isatty():
         keys.append(Keys(pipeline.ask, sys.stdin.fileno()))
         opened.callback(keys[0].close)
@@ -108,7 +111,15 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             raise UserError(str(error)) from error
         finally:
             opened.close()
-            print(pipeline.summary().text(), file=sys.stderr)
+            summary = pipeline.summary()
+            if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
+                print(summary.text(), file=sys.stderr)
+    if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
+        where = "" if config.record is None else f"record={config.record}: "
+        raise UserError(
+            f"{where}not everything was kept: {'; '.join(lost)}. What was written before stays readable. Free some "
+            "space, or choose another folder with record=FOLDER."
+        )
 
 
 @contextmanager
