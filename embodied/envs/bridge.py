@@ -16,7 +16,7 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
-from embodied.envs.spaces import Actions, Readings, number, world_name
+from embodied.envs.spaces import Actions, Readings, number
 from embodied.envs.suites import DEFAULT_STEPS, Found, comes_from, find, physics_of
 from embodied.envs.world import OBS_FORMS, World
 from embodied.errors import UserError, nearest
@@ -89,7 +89,7 @@ def make(
         face = {"obs": obs, "camera": camera, "image_size": image_size}
         return gymnasium.make(known, max_episode_steps=steps, disable_env_checker=True, **face, **kwargs)
     found = find(id, kwargs)
-    bridged = Bridged(found, obs=obs, camera=camera, image_size=image_size)
+    bridged = Bridged(found, name=id, obs=obs, camera=camera, image_size=image_size)
     return gymnasium.wrappers.TimeLimit(bridged, max_episode_steps or found.steps)
 
 
@@ -101,22 +101,23 @@ class Bridged(gymnasium.Env):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(self, found: Found, *, obs: str, camera: str | Mapping[str, Any] | None, image_size: int) -> None:
-        self._found, self.inner = found, found.env
+    def __init__(
+        self, found: Found, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
+    ) -> None:
+        self._found, self.inner, self.world_id = found, found.env, name
         self.obs_form, self.image_size, self.render_mode = obs, image_size, "rgb_array"
         self._renderer: FrameRenderer | None = None
-        self._name = world_name(self.inner)
         physics = physics_of(self.inner)
         names = () if physics is None else tuple(physics[0].camera(i).name for i in range(physics[0].ncam))
         self.cameras: tuple[str, ...] = (*(n for n in names if n), "free") if physics else ("default",)
         self.camera = self._camera(camera or self._usual_camera())
-        self._actions = Actions(self.inner.action_space, self._name)
+        self._actions = Actions(self.inner.action_space, self.world_id)
         self.action_space = self._actions.space
-        self._readings = Readings(self.inner.observation_space, self._name)
+        self._readings = Readings(self.inner.observation_space, self.world_id)
         state = self._readings.space
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         if obs != "state" and physics is None and not renders(self.inner):
-            raise UserError(f"make: obs={obs} needs pictures, which {self._name} does not render.")
+            raise UserError(f"make: obs={obs} needs pictures, which {self.world_id} does not render.")
         if obs == "state":
             self.observation_space = state
         elif obs == "pixels":
@@ -136,7 +137,7 @@ class Bridged(gymnasium.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.inner.step(self._actions(action))
-        reward = number(reward, f"{self._name}: a reward")
+        reward = number(reward, f"{self.world_id}: a reward")
         return self._obs(obs), reward, bool(terminated), bool(truncated), self._told(info)
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:
@@ -173,8 +174,8 @@ class Bridged(gymnasium.Env):
         physics = physics_of(self.inner)
         if physics is None:
             if not renders(self.inner):
-                raise UserError(f"{self._name} has no pictures to score: it does not render any. {RENDER}")
-            return resized(picture(self.inner.render(), self._name), size)
+                raise UserError(f"{self.world_id} has no pictures to score: it does not render any. {RENDER}")
+            return resized(picture(self.inner.render(), self.world_id), size)
         model, data = physics
         if self._renderer is None or self._renderer.model is not model:
             self._renderer = FrameRenderer(model)

@@ -54,7 +54,7 @@ class Actions:
             plain = space.nvec.ndim == 1 and not np.any(space.start)
             return space if plain else spaces.MultiDiscrete(space.nvec.flatten())
         if isinstance(space, spaces.MultiBinary):
-            return space if len(space.shape) == 1 else spaces.MultiBinary(math.prod(space.shape))
+            return space if isinstance(space.n, int) else spaces.MultiBinary(math.prod(space.shape))
         if not isinstance(space, spaces.Box) or np.dtype(space.dtype).kind not in "fiu":
             raise UserError(
                 f"{self._where}: actions must be Box, Discrete, MultiDiscrete or MultiBinary; got {space}. "
@@ -248,7 +248,9 @@ def number(value: Any, what: str) -> float:
 
 def world_name(env: gymnasium.Env) -> str:
     """What a person calls a world: its id, else its class."""
-    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+    if env.spec is not None:
+        return env.spec.id
+    return str(getattr(env.unwrapped, "world_id", type(env.unwrapped).__name__))
 
 
 def told_success(info: dict[str, Any]) -> bool | None:

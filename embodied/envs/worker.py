@@ -59,7 +59,7 @@ class Worlds:
                 self._envs.append(make())
         env = self._envs[0]
         self._actions = [Actions(each.action_space, world_name(each)) for each in self._envs]
-        _check_observations(env)
+        _check_learnable(env, self._actions[0].space)
         self._has_signals = env.has_wrapper_attr("signals")
         if look is not None:
             if not renders(env):
@@ -230,14 +230,23 @@ def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], l
         pipe.close()
 
 
-def _check_observations(env: gymnasium.Env) -> None:
-    """Refuse what a learner would misread: only `Box`, or a `Dict` of them, can lie in shared memory as it is."""
+def _check_learnable(env: gymnasium.Env, actions: spaces.Space) -> None:
+    """Refuse what learners misread.
+
+    Only a `Box`, or a `Dict` of them, can lie in shared memory as it is; and learners scale actions by their bounds.
+    """
     space = env.observation_space
     leaves = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
     if bad := next((leaf for leaf in leaves if not isinstance(leaf, spaces.Box)), None):
         raise UserError(
             f"{world_name(env)}: observations must be arrays or dicts of arrays (Box); got {bad}. "
             "Make the world with embodied.envs.bridge.make, which turns them into numbers."
+        )
+    if isinstance(actions, spaces.Box) and not actions.is_bounded():
+        own = getattr(env.unwrapped, "inner", env).action_space  # before a bridge translated it
+        raise UserError(
+            f"{world_name(env)}: actions must have finite bounds to be learned; got {own}. "
+            "Give the world's action space bounds."
         )
 
 

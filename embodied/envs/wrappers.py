@@ -104,6 +104,6 @@ class SparseReward(gymnasium.Wrapper):
         if success is None:
             raise UserError(
                 f"SparseReward: {world_name(self.env)} must tell is_success at every step; it does not. "
-                "Leave sparse=true out: its own reward is there."
+                "Leave sparse=true out, for the world's own reward."
             )
         return obs, float(success), terminated, truncated, info
