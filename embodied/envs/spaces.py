@@ -112,7 +112,7 @@ class Actions:
         elif dtype != np.float32:  # bounds that float32 has rounded outwards
             inside = np.clip(values.astype(np.float64), theirs.low, theirs.high)
             values = np.where(np.abs(values - inside) <= ROUNDING * np.abs(inside), inside, values)
-        return values.astype(dtype)
+        return np.asarray(values, dtype)  # NumPy makes scalars of arrays without a shape
 
     def _refused(self, action: Any) -> UserError:
         return UserError(
