@@ -31,13 +31,15 @@ TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
 
 
-def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
+def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | None = None) -> Dataset:
     """A dataset by folder or by name.
 
     Args:
         source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
             is collected first if it is not there.
         setting: what errors call it.
+        episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
+            `collect`'s own number, of one that is missing.
 
     Raises:
         UserError: neither; or a damaged dataset.
@@ -46,7 +48,9 @@ def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
     if root.exists() or len(root.parts) > 1:
         return Dataset(root)
     if (COLLECTED / name / "meta").is_dir():
-        return Dataset(COLLECTED / name)
+        found = Dataset(COLLECTED / name)
+        if episodes is None or len(found) >= episodes:
+            return found
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
         known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
@@ -56,7 +60,8 @@ def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
         )
     from embodied.cli import compose
 
-    return collect(compose("collect", [f"env={world}", f"policy={policy}"]))
+    wanted = [] if episodes is None else [f"episodes={episodes}"]
+    return collect(compose("collect", [f"env={world}", f"policy={policy}", *wanted]))
 
 
 def collect(config: DictConfig) -> Dataset:
@@ -81,6 +86,8 @@ def collect(config: DictConfig) -> Dataset:
         size = config.image_size
         root = Path(config.out or COLLECTED / _name(config))
         description: Any = OmegaConf.to_container(config.env, resolve=True)
+        if description.get("max_episode_steps") is None:
+            description.pop("max_episode_steps", None)  # as datasets of before this setting
         with (
             Writer(
                 root,
@@ -117,6 +124,7 @@ class Take:
 
     Attributes:
         seed: of the reset.
+        success: after each action; None where the world does not tell.
         phases: the expert's phase when it was asked for each action; [] without an expert.
     """
 
@@ -126,7 +134,7 @@ class Take:
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    success: list[bool] = field(default_factory=list)
+    success: list[bool | None] = field(default_factory=list)
     terminated: list[bool] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
 
@@ -139,15 +147,29 @@ class Take:
             "observation.environment_state": np.array(self.states, np.float32),
             "action": np.array(self.actions, np.int64 if isinstance(env.action_space, spaces.Discrete) else np.float32),
             "next.reward": np.array(self.rewards, np.float32),
-            "next.success": np.array(self.success),
+            "next.success": self._success(),
             "next.done": ended,
             "next.truncated": ended & ~np.array(self.terminated),
         }
         return {name: values for name, values in found.items() if values.size}
 
+    def _success(self) -> np.ndarray:
+        """(T,) bool; (0,) of a world that does not tell: unknown is not no, so such datasets have no column of it.
+
+        Raises:
+            UserError: it tells at some steps only.
+        """
+        told = [each for each in self.success if each is not None]
+        if told and len(told) < len(self.success):
+            raise UserError(
+                f"collect: is_success must be told at every step, or at none; this world told {len(told)} of "
+                f"{len(self.success)}. Make its step() tell it always."
+            )
+        return np.array(told, bool)
+
     def steps(self) -> list[int]:
         """Rows at which the steps of the last, uninterrupted pass through the task end, the last row included."""
-        if not self.phases or not self.success[-1]:
+        if not self.phases or self.success[-1] is not True:
             return []
         phases = np.array(self.phases)
         begun = int(np.flatnonzero(np.diff(phases) < 0)[-1]) + 1 if (np.diff(phases) < 0).any() else 0
@@ -176,7 +198,7 @@ def _play(
         take.states.append(state)
         take.actions.append(np.asarray(action))
         take.rewards.append(float(reward))
-        take.success.append(bool(info.get("is_success", False)))
+        take.success.append(told_success(info))
         take.terminated.append(bool(terminated))
         over = terminated or truncated or len(take.actions) == stop
     return take
@@ -343,7 +365,7 @@ def _kind(i: int, config: DictConfig) -> str:
 
 
 def _name(config: DictConfig) -> str:
-    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-")
+    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-").replace(":", "-")
     return f"{env}-{config.policy.replace('run:', '').replace('/', '-')}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -142,7 +143,7 @@ def save_config(folder: Path, config: DictConfig) -> None:
 def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
     """A fresh folder below root, made; named by time, env, reward and seed."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{env.replace('/', '-')}-{reward}-s{seed}"
+    name = f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = root / f"{name}{suffix}"
         try:
