@@ -10,7 +10,6 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from embodied.datasets import Dataset, Writer
 from embodied.envs import SCRIPTED, WORLDS
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
+from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 from embodied.settings import check_least
@@ -142,10 +142,11 @@ class Take:
         """As the dataset's features."""
         ended = np.zeros(len(self.actions), bool)
         ended[-1] = True
+        whole = np.dtype(env.action_space.dtype).kind in "iu"  # choices and switches
         found = {
             "observation.state": np.array(self.own, np.float32),
             "observation.environment_state": np.array(self.states, np.float32),
-            "action": np.array(self.actions, np.int64 if isinstance(env.action_space, spaces.Discrete) else np.float32),
+            "action": np.array(self.actions, np.int64 if whole else np.float32),
             "next.reward": np.array(self.rewards, np.float32),
             "next.success": self._success(),
             "next.done": ended,
@@ -196,7 +197,7 @@ def _play(
         obs, reward, terminated, truncated, info = env.step(action)
         take.own.append(own)
         take.states.append(state)
-        take.actions.append(np.asarray(action))
+        take.actions.append(np.asarray(action) if np.ndim(action) == 0 else np.ravel(action))
         take.rewards.append(float(reward))
         take.success.append(told_success(info))
         take.terminated.append(bool(terminated))

@@ -17,10 +17,11 @@ from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
 from embodied.envs.spaces import Actions, Readings, number
-from embodied.envs.suites import DEFAULT_STEPS, Found, comes_from, find, physics_of
+from embodied.envs.suites import DEFAULT_STEPS, Found, find, physics_of
 from embodied.envs.world import OBS_FORMS, World
 from embodied.errors import UserError, nearest
 
+View = str | Mapping[str, Any] | mujoco.MjvCamera  # a camera's name, the keys of a free one, or MuJoCo's own object
 _THEIRS = ("gymnasium.", "gymnasium_robotics.", "shimmy.", "metaworld")  # entry points that are nobody's own
 # What suites change of the model from episode to episode: where things stand, what shows the goal.
 _MODEL = (
@@ -156,7 +157,7 @@ class Bridged(gymnasium.Env):
 
     # Frames ---------------------------------------------------------------------------------------------
 
-    def frame(self, camera: str | Mapping[str, Any] | None = None, image_size: int | None = None) -> np.ndarray:
+    def frame(self, camera: View | None = None, image_size: int | None = None) -> np.ndarray:
         """What the reward model sees now: (H, W, 3) uint8 RGB, contiguous, upright.
 
         Rendered at that size with the fast settings where MuJoCo runs underneath; else the suite's own picture,
@@ -170,7 +171,7 @@ class Bridged(gymnasium.Env):
     def render(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._view(PICTURE_SIZE, None, fast=False)
 
-    def _view(self, size: int, camera: str | Mapping[str, Any] | None, *, fast: bool) -> np.ndarray:
+    def _view(self, size: int, camera: View | None, *, fast: bool) -> np.ndarray:
         physics = physics_of(self.inner)
         if physics is None:
             if not renders(self.inner):
@@ -184,7 +185,7 @@ class Bridged(gymnasium.Env):
         image = self._renderer.frame(data, view, size, size) if fast else self._renderer.picture(data, view, size)
         return np.ascontiguousarray(image[::-1, ::-1]) if view in self._found.upside_down else image
 
-    def _camera(self, camera: str | Mapping[str, Any]) -> Any:
+    def _camera(self, camera: View) -> Any:
         """A camera's name, or a free camera made of the suite's usual view and the caller's keys."""
         if isinstance(camera, mujoco.MjvCamera):
             return camera
@@ -278,8 +279,8 @@ def _imported(id: str) -> str:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"make: {id!r}: the module {module!r} cannot be imported: {what}. {where}") from error
     if name not in gymnasium.registry:
-        known = [each for each in gymnasium.registry if comes_from(module, each)] or [*WORLDS, *gymnasium.registry]
-        raise UserError(f"make: the module {module!r} registers no environment {name!r}. {nearest(name, known)}")
+        known = nearest(name, gymnasium.registry)
+        raise UserError(f"make: the module {module!r} registers no environment {name!r}. {known}")
     return name
 
 
