@@ -11,7 +11,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from embodied import checkpoints, runs
 from embodied.datasets import Dataset, Writer
@@ -23,6 +22,7 @@ from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 from embodied.settings import check_least
 from embodied.worlds import env_maker
+from rewards.progress import tqdm
 
 COLLECTED = Path("runs", "collect")
 POLICIES = ("expert", "mixed", "random")  # of a dataset's name

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embodied.practice.loop import Attempt, Practice, Tally
 from embodied.report import write_video
 from rewards.metrics import wilson_interval
+from rewards.progress import tqdm
 
 PLAYED = {"forward": 0, "backward": 1, "again": 0}  # what an evaluation plays in a row -> the task
 
