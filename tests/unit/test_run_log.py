@@ -1,4 +1,4 @@
-"""progress.csv and evaluations.jsonl: short runs have a row, resumed ones no second end, links are not written through."""
+"""progress.csv and evaluations.jsonl: short runs have a row, resumed ones one end, links are not written through."""
 
 import csv
 import json
