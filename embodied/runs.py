@@ -255,7 +255,7 @@ def logger(folder: Path, *, steps: int | None = None) -> Logger:
             lines = evaluations.read_text("utf-8").splitlines()
             kept = [line for line in lines if _until((_parsed(line) or {}).get("steps"), steps)]
             write_text(evaluations, "".join(f"{line}\n" for line in kept))
-    return _RunLogger(folder, [_Rows(file, columns, rows), TensorBoardOutputFormat(str(folder))])
+    return _RunLogger(str(folder), [_Rows(file, columns, rows), TensorBoardOutputFormat(str(folder))])
 
 
 def _until(value: Any, steps: int) -> bool:

@@ -140,7 +140,9 @@ class Packer:
 def _features(heads: list[str], *, tells: bool) -> dict[str, Any]:
     """The dataset's columns; of a stream that does not tell success there is none of it: unknown is not no."""
     names = [f"potential.{plain(head)}" for head in heads] + ["potential.combined"]
-    flags = dict.fromkeys(("next.done", *(["success.predicted"] if tells else []), "scored", "stale"), BOOL)
+    flags: dict[str, Any] = dict.fromkeys(("next.done", "success.predicted", "scored", "stale"), BOOL)
+    if not tells:
+        del flags["success.predicted"]
     return {"reward.combined": FLOAT, **flags, **dict.fromkeys(names, FLOAT), "captured_s": CLOCK}
 
 
