@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import gymnasium
@@ -289,5 +290,6 @@ def _is_ours(id: str) -> bool:
     spec = gymnasium.registry.get(id)
     made: Any = None if spec is None else spec.entry_point
     if isinstance(made, str) and not made.startswith(_THEIRS):
-        made = load_env_creator(made)
+        with suppress(ImportError, AttributeError):  # told when it is made
+            made = load_env_creator(made)
     return isinstance(made, type) and issubclass(made, World)

@@ -121,17 +121,17 @@ def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     if id not in gymnasium.registry:
         raise UserError(f"make: no environment {id!r}. {nearest(id, [*WORLDS, *gymnasium.registry])}")
     spec = gymnasium.spec(id)
-    entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
-    known = inspect.signature(entry).parameters if entry else {}
-    kwargs = {"terminate_when_unhealthy": False} | kwargs if "terminate_when_unhealthy" in known else kwargs
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
-    if takes_any or "render_mode" in known:  # a world without pictures can be trained on its own reward
-        kwargs = {"render_mode": "rgb_array"} | kwargs
     try:
+        entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        known = inspect.signature(entry).parameters if entry else {}
+        kwargs = {"terminate_when_unhealthy": False} | kwargs if "terminate_when_unhealthy" in known else kwargs
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if takes_any or "render_mode" in known:  # a world without pictures can be trained on its own reward
+            kwargs = {"render_mode": "rgb_array"} | kwargs
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "a newer version exists", precision of bounds
             return gymnasium.make(id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
         raise UserError(f"make: {id} cannot be made: {error}") from error
 
 

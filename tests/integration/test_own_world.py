@@ -32,6 +32,7 @@ class Face(CartPole):
 gymnasium.register("Mine-v0", entry_point=PendulumEnv, max_episode_steps=20)
 gymnasium.register("Handover-v0", entry_point="my_worlds:Blind", max_episode_steps=20)
 gymnasium.register("Face-v0", entry_point=Face)
+gymnasium.register("Lost-v0", entry_point="my_worlds:Lost")
 """
 TRAIN = ["steps=32", "num_worlds=2", "eval_every=0", "eval_episodes=1", "final_episodes=4", "videos=0", "run=run"]
 
@@ -44,7 +45,7 @@ def mine(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     yield "my_worlds"
     sys.modules.pop("my_worlds", None)
-    for name in ("Mine-v0", "Handover-v0", "Face-v0"):
+    for name in ("Mine-v0", "Handover-v0", "Face-v0", "Lost-v0"):
         gymnasium.registry.pop(name, None)
 
 
@@ -109,6 +110,7 @@ def test_one_that_is_a_world_of_ours_keeps_its_face(mine):
     [
         ("nowhere:Mine-v0", None, "the module 'nowhere' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
         ("my_worlds:Min-v0", None, "the module 'my_worlds' registers no environment 'Min-v0'.*[Dd]id you mean Mine-v0"),
+        ("my_worlds:Lost-v0", None, "Lost-v0 cannot be made: module 'my_worlds' has no attribute 'Lost'"),
         ("my_worlds:Mine-v0", 0, "max_episode_steps must be a whole number, at least 1; got 0"),
         ("my_worlds:Mine-v0", "ten", "max_episode_steps must be a whole number, at least 1; got 'ten'"),
     ],
