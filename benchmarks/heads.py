@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.common import record
 from embodied.build import build
@@ -29,6 +28,7 @@ from embodied.collecting import open_dataset
 from embodied.commands.judge import make_scorers, read_cases, reward_parts
 from embodied.judging.judgement import potential
 from rewards.metrics import bootstrap_interval
+from rewards.progress import tqdm
 
 DATA = Path("runs", "benchmarks", "heads", "desk-drawer-mixed")
 SEED, EPISODES, WARM = 7100, 40, 4

@@ -48,14 +48,15 @@ class Evaluation:
     episodes: list[Episode]
 
     def summary(self) -> dict[str, Any]:
-        """`success_rate` with `ci_low` and `ci_high` (None where unknown), `episodes`, `mean_reward`,
-        `mean_env_reward` (returns)."""
+        """`success_rate` of the `known` episodes, whose world told it, with `ci_low` and `ci_high` (None where none
+        did); `episodes`, `mean_reward`, `mean_env_reward` (returns)."""
         known = [episode.success for episode in self.episodes if episode.success is not None]
         low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
         return {
             "success_rate": sum(known) / len(known) if known else None,
             "ci_low": low,
             "ci_high": high,
+            "known": len(known),
             "episodes": len(self.episodes),
             "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
             "mean_env_reward": float(np.mean([episode.env_reward for episode in self.episodes])),

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 import embodied.envs  # noqa: F401  (registers the worlds)
 from embodied.checkpoints import load_policy
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
+from rewards.progress import tqdm
 
 CHUNK = 400  # frames rendered by one job
 POLICY_SHARE = 0.7  # of the episodes of a world with policies

@@ -6,12 +6,14 @@ runs/<verb>/<stamp>-<env>-<reward>-s<seed>/
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -24,8 +26,9 @@ from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoard
 
 from embodied import cli
 from embodied.errors import UserError
-from embodied.files import latest_checkpoint, write_text
+from embodied.files import latest_checkpoint, whole, write_text
 
+STEPS = "time/total_timesteps"  # the column of progress.csv that counts
 ROOT = Path("runs")  # of the folders that commands make
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 
@@ -142,7 +145,7 @@ def save_config(folder: Path, config: DictConfig) -> None:
 def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
     """A fresh folder below root, made; named by time, env, reward and seed."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{env.replace('/', '-')}-{reward}-s{seed}"
+    name = f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = root / f"{name}{suffix}"
         try:
@@ -217,26 +220,75 @@ def _cpu() -> str:
 
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:
-    """One JSON object on one line."""
+    """One JSON object on one line; a `final` one takes the place of a former, as when a finished run is resumed."""
+    if values.get("final") and file.is_file():
+        lines = file.read_text("utf-8").splitlines()
+        write_text(file, "".join(f"{line}\n" for line in lines if not (_parsed(line) or {}).get("final")))
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(values) + "\n")
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    """A line's object; None of half a line, which a kill or a full disk leaves."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def logger(folder: Path, *, steps: int | None = None) -> Logger:
-    """progress.csv and TensorBoard events; on resume, rows after `steps` are dropped and the others kept."""
+    """progress.csv and TensorBoard events; on resume, rows after `steps` are dropped and the others kept.
+
+    A run that ends before its first row was due has one: what was recorded until then, when the logger is closed.
+    """
     file = folder / "progress.csv"
-    kept: list[str] = []
+    columns: list[str] = []
+    rows: list[dict[str, str]] = []
     if steps is not None and file.is_file():
-        header, *rows = file.read_text("utf-8").splitlines() or [""]
-        column = header.split(",").index("time/total_timesteps") if rows else 0
-        kept = [header, *(row for row in rows if int(row.split(",")[column]) <= steps)]
+        with file.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            columns = list(reader.fieldnames or ())
+            rows = [row for row in reader if _until(row.get(STEPS), steps)]
         evaluations = folder / "evaluations.jsonl"
         if evaluations.is_file():
             lines = evaluations.read_text("utf-8").splitlines()
-            write_text(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
-    csv = CSVOutputFormat(str(file))
-    if kept:
-        csv.keys = kept[0].split(",")
-        csv.file.write("".join(f"{line}\n" for line in kept))
-        csv.file.flush()
-    return Logger(str(folder), [csv, TensorBoardOutputFormat(str(folder))])
+            kept = [line for line in lines if _until((_parsed(line) or {}).get("steps"), steps)]
+            write_text(evaluations, "".join(f"{line}\n" for line in kept))
+    return _RunLogger(str(folder), [_Rows(file, columns, rows), TensorBoardOutputFormat(str(folder))])
+
+
+def _until(value: Any, steps: int) -> bool:
+    try:
+        return float(value) <= steps
+    except (TypeError, ValueError):  # half a row
+        return False
+
+
+class _Rows(CSVOutputFormat):
+    """progress.csv, begun with the rows that are kept; it takes the old file's place, be that a link to another."""
+
+    def __init__(self, file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
+        with whole(file) as part, part.open("w", encoding="utf-8", newline="") as stream:
+            writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
+            if columns:
+                writer.writeheader()
+            writer.writerows(rows)
+        self.keys, self.separator, self.quotechar = list(columns), ",", '"'
+        self.file = file.open("r+", encoding="utf-8")
+        self.file.seek(0, os.SEEK_END)
+
+
+class _RunLogger(Logger):
+    """Writes what is left over as a last row when it is closed, with the run's steps where nothing told them."""
+
+    def close(self) -> None:
+        if self.name_to_value and self.dir is not None:
+            file = Path(self.dir) / "run.json"
+            about = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            checkpoint = latest_checkpoint(file.parent)
+            steps = self.name_to_value.get(STEPS, about.get("steps", checkpoint and int(checkpoint.name)))
+            if steps is not None:
+                self.record(STEPS, steps)
+                self.dump(int(steps))
+        super().close()

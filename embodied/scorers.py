@@ -154,9 +154,12 @@ class _Filler:
             from embodied.collecting import open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
-            dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
-            if isinstance(wanted, int) and len(dataset) < wanted:
-                raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
+            if isinstance(wanted, str):
+                dataset = open_dataset(wanted)
+            else:
+                dataset = open_dataset(f"{self._env_name(name, wanted)}-expert", episodes=wanted)
+                if len(dataset) < wanted:
+                    raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None
             for i in range(len(dataset)) if goal is None and indices is None else ():
                 dataset.instruction(i)  # refused where the frames of one have several

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.progress import tqdm
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views

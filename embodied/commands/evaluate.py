@@ -13,7 +13,6 @@ import json
 
 import torch
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from embodied import checkpoints, evaluation, files, runs
 from embodied.build import build
@@ -23,6 +22,7 @@ from embodied.report import write_report
 from embodied.scorers import kept, make_scorer
 from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, make_venv, reward_cameras
+from rewards.progress import tqdm
 
 
 def run(config: DictConfig) -> None:

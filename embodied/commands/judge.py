@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from embodied import runs
 from embodied.build import build
@@ -42,6 +41,7 @@ from embodied.scorers import COMPOSED, episode_frames, make_scorer, reward_name
 from embodied.settings import check_least
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
+from rewards.progress import tqdm
 
 ROOT = Path("runs", "judge")
 TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings

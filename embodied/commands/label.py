@@ -28,7 +28,6 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from embodied import scorers
 from embodied.collecting import COLLECTED, open_dataset, reading
@@ -39,6 +38,7 @@ from embodied.errors import UserError, nearest
 from embodied.files import whole
 from embodied.settings import check_least
 from rewards.core import Episode, Features, Scorer
+from rewards.progress import tqdm
 
 ROOT = Path("runs", "label")
 Labels = dict[str, np.ndarray]  # "potential" and "reward" of an episode, (T,) float32

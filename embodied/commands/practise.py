@@ -36,7 +36,6 @@ from omegaconf import DictConfig, OmegaConf
 from stable_baselines3 import SAC
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import DummyVecEnv
-from tqdm import tqdm
 
 from embodied import evaluation, runs
 from embodied.build import build
@@ -55,6 +54,7 @@ from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, reward_cameras
 from policies.demonstrations import Imitation, SymmetricReplay, narrow
 from rewards.core import Encoder
+from rewards.progress import tqdm
 from rewards.success import SuccessClassifier, success_scorer
 
 RECENT = 20  # attempts of a task behind the shown rates

@@ -22,7 +22,6 @@ import torch
 from omegaconf import DictConfig
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from tqdm import tqdm
 
 from embodied import checkpoints, evaluation, runs
 from embodied.build import build
@@ -33,6 +32,7 @@ from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
 from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, make_venv, reward_cameras
 from rewards.core import Scorer
+from rewards.progress import tqdm
 
 
 def run(config: DictConfig) -> None:

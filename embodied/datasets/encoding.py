@@ -17,12 +17,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
 from embodied.files import whole
 from rewards.core import FRAMES_READ, Encoder, Episode, Features
+from rewards.progress import tqdm
 
 CACHE = Path("runs", "cache", "features")
 BATCH = 64  # frames that are held and encoded at a time

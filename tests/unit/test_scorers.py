@@ -85,7 +85,7 @@ def opened(monkeypatch):
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
-    monkeypatch.setattr(collecting, "open_dataset", lambda source: asked.append(source) or Seven())
+    monkeypatch.setattr(collecting, "open_dataset", lambda source, episodes=None: asked.append(source) or Seven())
     monkeypatch.setattr(encoding, "encode", encode)
     return asked
 
