@@ -242,7 +242,7 @@ def _seconds(header: str | None) -> float:
 def _failure(error: Any, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s"
-    return f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def _loopback(host: str) -> bool:

@@ -132,6 +132,11 @@ class Demonstration:
         """R_k of each frame by view, in (0, 1), for the views that were fitted."""
         return {name: model.rewards(features.views[name]) for name, model in self.models.items()}
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.models)
+
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each frame, in [0, 1]; a view that is missing gives 0."""
         return self.advance(features)[0]
@@ -209,7 +214,7 @@ def demonstration_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: not read: the demonstrations say what the task is.
+        goal: None: the demonstrations say what the task is.
         model: folder of a fitted head; else it is fitted.
         demos: see `Demonstration.fit`.
         form: see `Demonstration`.
@@ -217,7 +222,14 @@ def demonstration_scorer(
         joint: see `Demonstration.fit`.
         sequenced: see `Demonstration`.
         shaping: arguments of `PotentialShaping`.
+
+    Raises:
+        ValueError: a goal; or as the head says.
     """
+    if goal is not None:
+        raise ValueError(
+            f"demonstration_scorer: goal must be left out: the demonstrations say what the task is; got {goal!r}."
+        )
     if model is not None:
         head = Demonstration.load(model, encoder)
     else:

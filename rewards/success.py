@@ -66,7 +66,7 @@ class SuccessClassifier:
         encoder's features. Departs: thresholds, abstention, hysteresis and the reports are ours.
     """
 
-    name, advances = KIND, True
+    name, advances, needs_cameras = KIND, True, True
 
     def __init__(
         self,
@@ -81,6 +81,11 @@ class SuccessClassifier:
         _check_output(output)
         self.weights, self.bias, self.floors = dict(weights), bias, dict(floors)
         self.decision, self.output, self.quality = decision, output, quality
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.weights)
 
     @property
     def pointwise(self) -> bool:

@@ -33,7 +33,7 @@ def run(config: DictConfig) -> None:
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    trained = runs.saved_config(folder, "train")
+    trained = runs.saved_config(folder, "train", trust=config.trust)
     kept(trained.reward, folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
