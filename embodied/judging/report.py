@@ -26,7 +26,7 @@ GRID = np.linspace(0, 1, 25)
 COLUMNS: dict[str, tuple[str, str, int, str]] = {  # figure -> title, short title, which way is better, what it is
     "voc": ("order", "order", 1, "Spearman's correlation with time along successes (VOC); 1 is best"),
     "voc_reversed": ("order, reversed", "reversed", 1, "the same when the film runs backwards; -1 gives away a clock"),
-    "tau_a": ("ranking τ_a", "tau_a", 1, "Kendall's τ_a of ends with quality (success, near miss, the rest), all pairs"),
+    "tau_a": ("ranking τ_a", "tau_a", 1, "Kendall's τ_a of ends with quality (success, near miss, rest), all pairs"),
     "somers_d": ("Somers' D", "D", 1, "the same over pairs of different quality: 1 is a perfect ranking"),
     "auroc": ("AUROC", "AUROC", 1, "successes against all other episodes, by the potential at the end"),
     "ap": ("average precision", "AP", 1, "of the same; a constant has the share of successes"),
