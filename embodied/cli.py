@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMMANDS = Path(__file__).resolve().parent / "commands"
 GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
+SAYS_ALL = ("WorldError", "VLMError", "SafetensorError")  # not imported for their names' sake; their text is enough
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
@@ -390,7 +391,7 @@ def explain(error: BaseException) -> str | None:
             file = f" while writing {name}" if (name := getattr(chain, "filename", None)) else ""
             return f"the disk is full{file}. Free some space, or write elsewhere, with run=FOLDER or out=FOLDER."
         chain = chain.__cause__ or chain.__context__
-    if type(error).__name__ in ("WorldError", "VLMError"):  # of embodied.envs.worker and rewards.chat: they say all
+    if type(error).__name__ in SAYS_ALL:
         return " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         return ": ".join(str(each) for each in (error.filename, error.strerror) if each)

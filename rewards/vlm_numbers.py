@@ -13,7 +13,7 @@ from rewards.chat import answered, plain
 NUMBER = r"[+-]?\s?\d+(?:\.\d+)?"
 UNIT = r"\s*(?:/\s*100(?!\d)|%|percent\b)?"
 # A number that goes on is another number: 20-30, 25/50, 1,5, 3 or 4.
-ALONE = r"(?!\d|[.,]\d|\s*%?\s*(?:[-\u2012-\u2015~/]|to\b|or\b|and\b)\s*[+-]?\d)"
+ALONE = r"(?!\d|[.,]\d|\s*%?\s*(?:[-\u2012-\u2015~]|/(?!\s*100(?!\d))|to\b|or\b|and\b)\s*[+-]?\d)"
 TAG = re.compile(rf"<\s*score\s*>\s*({NUMBER}){UNIT}\s*(?:<\s*/\s*score\s*>|$)", re.IGNORECASE)
 ANY_TAG = re.compile(r"<\s*/?\s*score\s*>", re.IGNORECASE)
 LABELLED = re.compile(rf"\bscore\s*(?:[:=]|is\b|of\b)\s*({NUMBER}){ALONE}{UNIT}{ALONE}", re.IGNORECASE)

@@ -144,11 +144,12 @@ def _with_goal(reward: dict[str, Any], texts: list[str]) -> dict[str, Any]:
     Raises:
         UserError: they are of several tasks, and the reward can be fitted to one alone.
     """
-    if is_open(reward) and len(texts) > 1 and reward["_target_"] not in SEVERAL:
+    one = is_open(reward) or not takes_goal(reward)
+    if one and len(texts) > 1 and reward["_target_"] not in SEVERAL:
+        advice = ", or say with goal=… which one counts" if is_open(reward) else ""
         raise UserError(
             f"demos must be of one task for {reward_name(reward)}; they are of {len(texts)}: "
-            f"{', '.join(map(repr, texts[:3]))}{' …' if len(texts) > 3 else ''}. Leave the "
-            "others out, or say with goal=… which one counts."
+            f"{', '.join(map(repr, texts[:3]))}{' …' if len(texts) > 3 else ''}. Leave the others out{advice}."
         )
     return with_goal(reward, texts[0] or None)
 

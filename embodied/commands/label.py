@@ -41,7 +41,7 @@ from embodied.goals import any_open, told_goals
 from embodied.identity import dataset_identity, scorer_identity
 from embodied.literal import resolved
 from embodied.settings import check_least
-from rewards.core import Episode, Features, Scorer
+from rewards.core import Encoder, Episode, Features, Scorer
 
 ROOT = Path("runs", "label")
 GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
@@ -102,9 +102,7 @@ def _label_all(
     with tqdm(total=len(dataset), desc="labelling", unit="episode") as bar:
         for goal, members in groups.items():
             indices = list(members)
-            # of data of a world of ours, that world tells what else a reward wants to know
-            scorer = scorers.make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
-            assert scorer is not None
+            scorer = _scorer(config, goal, dataset, cameras, encoder)
             encoder = scorer.encoder
             made_of = f"{scorer_identity(scorer)} {data} {json.dumps(list(cameras))}"
             folder = _parts(out) / hashlib.sha256(made_of.encode()).hexdigest()[:24]
@@ -178,6 +176,19 @@ def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]
             raise UserError(f"goal must be given: episode {i} of {dataset.root} has no instruction. Add goal=…")
         groups.setdefault(dataset.instruction(i), []).append(i)
     return groups
+
+
+def _scorer(
+    config: DictConfig,
+    goal: str | None,
+    dataset: Dataset,
+    cameras: Sequence[str] | None = None,
+    encoder: Encoder | None = None,
+) -> Scorer:
+    """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
+    scorer = scorers.make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
+    assert scorer is not None
+    return scorer
 
 
 def _check_goals(out: Path, goals: Sequence[str]) -> None:

@@ -103,13 +103,17 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         keys.append(Keys(pipeline.ask, sys.stdin.fileno()))
         opened.callback(keys[0].close)
     with stopping(pipeline.stop):
+        failed = True
         try:
             pipeline.run(config.duration_s, keys[0].poll if keys else lambda: None)
+            failed = False
         except CameraError as error:
             raise UserError(str(error)) from error
         finally:
             opened.close()
-            print(pipeline.summary().text(), file=sys.stderr)
+            summary = pipeline.summary()
+            if summary.scored or not failed:  # of what never began, the error says all
+                print(summary.text(), file=sys.stderr)
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def test_scores(said, hop):
     assert parse_score(said) == [hop]
 
 
-@pytest.mark.parametrize("said", ["", "25", "<score>", "<score>nan</score>", "<score>1</score><score>2</score>"])
+@pytest.mark.parametrize("said", ["", "25 or 30", "<score>", "<score>nan</score>", "<score>1</score><score>2</score>"])
 def test_what_is_no_score(said):
     with pytest.raises(ValueError, match="one number in a score tag"):
         parse_score(said)
