@@ -36,6 +36,7 @@ __all__ = [
     "token_logprob",
 ]
 
+LONGEST = 100_000  # characters of an answer that are searched: looking at every brace of more takes too long
 Answer = TypeVar("Answer", bound=BaseModel)
 REFUSAL = re.compile(  # how models decline in words
     r"\b(?:I['\u2019]?m|I am)\s+(?:\w+\s+)?(?:sorry|unable)\b|\bI\s+(?:can(?:no|['\u2019])t|cannot|won['\u2019]t)\s+"
@@ -212,7 +213,8 @@ def write_cache(folder: Path | None, key: str, value: Any) -> None:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in a text, in order."""
+    """Every outermost JSON object in the last `LONGEST` characters of a text, in order."""
+    text = text[-LONGEST:]
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     at = text.find("{")
     while at >= 0:

@@ -7,7 +7,7 @@ there. Thresholds are chosen on a part of the episodes and reported on the rest;
 demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
 
     embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
-    embodied judge reward=clip reward.goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
+    embodied judge reward=clip goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
 """
 
 from __future__ import annotations
@@ -211,7 +211,9 @@ def judge_all(
 # The data -----------------------------------------------------------------------------------------------------
 
 
-def read_cases(dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str) -> list[Case]:
+def read_cases(
+    dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none"
+) -> list[Case]:
     """The labelled episodes.
 
     LeRobot's row t holds what was seen before action t and what followed it; a case's row holds what is true of what is
@@ -219,9 +221,10 @@ def read_cases(dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, un
 
     Args:
         unlabelled: "skip" episodes without a label, or count them as a "success".
+        frames_read: which pictures to keep; see `embodied.datasets.encoding.encode`.
     """
     cases = []
-    episodes = encode(dataset, encoder, cameras=cameras)
+    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read)
     for i, episode in enumerate(episodes):
         recording = dataset.recording(i, cameras=())
         if episode.success is None and unlabelled == "success":

@@ -5,7 +5,7 @@ worlds; several at once are a rig. Of a live camera the newest frame is scored, 
 the model is; what is old, lost or unscorable is said to be so. Of a recording every frame is scored, and gets the
 number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
 
-    embodied watch source=0 reward=clip reward.goal="the drawer is open"
+    embodied watch source=0 reward=clip goal="the drawer is open"
     embodied watch source=rtsp://host/stream reward=[clip,process] goal="it is open" reward.process.model=models/open
     embodied watch 'source={front:0,side:1}' reward=success reward.model=fitted threshold=0.7 hysteresis=0.2
     embodied watch source=film.mp4 reward.goals=["the drawer is open","the drawer is closed"] | jq .combined
