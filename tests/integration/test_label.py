@@ -279,13 +279,13 @@ def test_a_model_that_changed_in_its_folder_makes_all_labels_anew(data, tiny_cli
 def test_a_dataset_is_known_by_its_contents_wherever_it_lies(data, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
-    was = dataset_identity(Dataset(data), ["main"])
-    assert dataset_identity(Dataset(moved), ["main"]) == was
+    was = dataset_identity(Dataset(data), Dataset(data).cameras)
+    assert dataset_identity(Dataset(moved), Dataset(data).cameras) == was
     (file,) = moved.glob("data/*/*.parquet")
     table = pq.read_table(file)
     done = pa.array(np.zeros(len(table), bool))
     pq.write_table(table.set_column(table.column_names.index("next.done"), "next.done", done), file)
-    assert dataset_identity(Dataset(moved), ["main"]) != was
+    assert dataset_identity(Dataset(moved), Dataset(data).cameras) != was
 
 
 def test_a_full_disk_is_one_line(data, tiny_clip, tmp_path, monkeypatch, capsys):
