@@ -11,14 +11,14 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
-from embodied.errors import UserError, disk_full, nearest
-from embodied.words import check_grammar, quote
+from embodied.errors import UserError, disk_full, nearest, printable
+from embodied.words import check_grammar, quote, suggestion
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -98,11 +98,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(printable(f"{where}: {message}"), file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
-
-
-def printable(text: str) -> str:
-    """A line for a terminal: what a text from outside says to the terminal itself is shown, not done."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
 
 
 def verbs() -> list[str]:
@@ -330,7 +325,7 @@ def _check_key(key: str, base: DictConfig) -> None:
     if key not in known:
         if key == "reward.goal" and "reward" in known:
             raise UserError(f"goal must be left out: {_no_goal(base)}.")
-        told = f"unknown setting {key!r}. {_suggestion(key, known)}"
+        told = f"unknown setting {key!r}. {suggestion(key, known)}"
         raise UserError(told.replace("reward.parts.", "reward."))
 
 
@@ -341,17 +336,6 @@ def _no_goal(base: DictConfig) -> str:
         return "reward=true is the task's own, and follows none"
     name = str(target).rpartition(".")[2].removesuffix("_scorer")
     return f"reward={name} follows none, for its demonstrations or pictures say what the task is"
-
-
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    """What was meant by a key: `lr` is short for `policy.learning_rate`; else the nearest."""
-
-    def means(name: str) -> bool:
-        last = name.rpartition(".")[2]
-        return key in (last, "".join(word[:1] for word in last.split("_")))
-
-    meant = sorted(name for name in known if means(name)) if "." not in key and len(key) > 1 else []
-    return f"Did you mean {' or '.join(meant[:3])}?" if meant else nearest(key, known)
 
 
 def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:

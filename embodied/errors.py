@@ -48,3 +48,8 @@ def disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return bool(re.search(r"No space left on device|Disk quota exceeded", str(error)))
+
+
+def printable(text: str) -> str:
+    """A line for a terminal: what a text from outside says to the terminal itself is shown, not done."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

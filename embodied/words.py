@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
 
 TEXTS = ("goal", "goals", "baseline", "negative", "negatives")  # settings in words: ${…} in them is text too
 RENAMED = re.compile(r"([+~]*reward(?:\.\w+)?)\.negatives(?==)")  # as softmax called it once
@@ -74,3 +75,14 @@ def check_grammar(word: str) -> None:
             f"cannot read {word!r}. Settings are written key=value; a list is [a,b], and a text that looks like one "
             "wants quotes of its own: key='\"[a] b\"'."
         ) from error
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """What was meant by a key: `lr` is short for `policy.learning_rate`; else the nearest."""
+
+    def means(name: str) -> bool:
+        last = name.rpartition(".")[2]
+        return key in (last, "".join(word[:1] for word in last.split("_")))
+
+    meant = sorted(name for name in known if means(name)) if "." not in key and len(key) > 1 else []
+    return f"Did you mean {' or '.join(meant[:3])}?" if meant else nearest(key, known)

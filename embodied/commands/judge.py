@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from embodied import runs
@@ -40,7 +40,7 @@ from embodied.judging.judgement import Judged, controls, divide, films, judge, t
 from embodied.judging.report import table, write_judgement
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
-from embodied.literal import literal_config, saved_text
+from embodied.literal import literal_config, resolved, saved_text
 from embodied.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode, Scorer
@@ -94,7 +94,7 @@ def run(config: DictConfig) -> None:
         lambda i: dataset.frames(i, cameras[0]),
         heading=_heading(division, dataset),
         about=json.loads((folder / "run.json").read_text("utf-8")),
-        config=_plain(config),
+        config=resolved(config),
         notes=_notes(division, dataset, len(cases), tasks),
         encode_ms=encode_ms,
         worst=config.worst,
@@ -165,7 +165,7 @@ class _Task:
 def _tasks(config: DictConfig, cases: Sequence[Case]) -> dict[str, list[Case]]:
     """Instruction -> its cases; all are one task where the person gives every reward its goal."""
     found = by_instruction(cases)
-    rewards = parts_of(_plain(config.reward)).values()
+    rewards = parts_of(resolved(config.reward)).values()
     if len(found) > 1 and all(takes_goal(part) and not is_open(part) for part in rewards):
         return {next(iter(found)): list(cases)}
     return found
@@ -253,7 +253,7 @@ def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
 
 def reward_parts(config: DictConfig, instruction: str) -> dict[str, dict[str, Any]]:
     """Name -> config of each reward, judged one by one; a goal that is left open is the task's instruction."""
-    reward = with_goal(_plain(config.reward), instruction or None)
+    reward = with_goal(resolved(config.reward), instruction or None)
     return dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
 
 
@@ -313,6 +313,7 @@ def _split(
         return ", ".join(str(index) for index in sorted(case.index for case in part)) or "none"
 
     told = {"judged on": f"episodes {listed(division.judged)}", "thresholds from": f"episodes {listed(division.fit)}"}
+    one_task = len(by_instruction(cases)) == 1
     for name, part in parts.items():
         if part.get("model") is not None:
             told[f"{name} fitted"] = f"before, in {part['model']}"
@@ -320,7 +321,7 @@ def _split(
             told[f"{name} fitted"] = f"to {part['demos']}"
         elif number := _demos(part):
             fresh = f"to {number} fresh expert episodes of the world"
-            taken = division.demos[:number] if len(by_instruction(cases)) == 1 else division.demos
+            taken = division.demos[:number] if one_task else division.demos
             told[f"{name} fitted"] = fresh if ours else f"to episodes {listed(taken)}"
     return told
 
@@ -397,7 +398,3 @@ def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> No
                     f"reward.{name}.{key} must be other episodes than the judged ones; got {source} for both. "
                     "Collect some: embodied collect policy=mixed seed=1 out=FOLDER"
                 )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]
