@@ -14,7 +14,7 @@ from typing import Any
 from embodied.build import locate
 from embodied.errors import UserError
 
-# Their demonstrations say what the task is; saved configs of theirs may still have an empty goal.
+# Their demonstrations say what the task is; older configs of theirs still have an empty goal.
 GOALLESS = (
     "rewards.xirl.xirl_scorer",
     "rewards.rapl.rapl_scorer",
@@ -50,8 +50,17 @@ def any_open(reward: Mapping[str, Any]) -> bool:
 
 
 def with_goal(reward: Mapping[str, Any], goal: str | None) -> dict[str, Any]:
-    """A reward's plain config with this goal wherever one is open; the config given is not changed."""
-    if goal is None:
+    """A reward's plain config with this goal wherever one is open; the config given is not changed.
+
+    Raises:
+        UserError: a reward that follows none was given one.
+    """
+    if reward.get("_target_") in GOALLESS and "goal" in reward:
+        if reward["goal"] is not None:
+            name = str(reward["_target_"]).rpartition(".")[2].removesuffix("_scorer")
+            raise UserError(f"goal must be left out: reward={name} follows none; got {reward['goal']!r}.")
+        return {key: value for key, value in reward.items() if key != "goal"}
+    if goal is None and not reward.get("parts"):
         return dict(reward)
     if reward.get("parts"):
         return {**reward, "parts": {name: with_goal(part, goal) for name, part in reward["parts"].items()}}

@@ -201,7 +201,6 @@ def in_sequence(
 def demonstration_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     form: str = "onward",
@@ -214,7 +213,6 @@ def demonstration_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: None: the demonstrations say what the task is.
         model: folder of a fitted head; else it is fitted.
         demos: see `Demonstration.fit`.
         form: see `Demonstration`.
@@ -222,14 +220,7 @@ def demonstration_scorer(
         joint: see `Demonstration.fit`.
         sequenced: see `Demonstration`.
         shaping: arguments of `PotentialShaping`.
-
-    Raises:
-        ValueError: a goal; or as the head says.
     """
-    if goal is not None:
-        raise ValueError(
-            f"demonstration_scorer: goal must be left out: the demonstrations say what the task is; got {goal!r}."
-        )
     if model is not None:
         head = Demonstration.load(model, encoder)
     else:

@@ -284,7 +284,6 @@ class RAPL:
 def rapl_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     readout: str = "causal",
@@ -296,19 +295,13 @@ def rapl_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: None: the demonstrations say what the task is.
         model: folder of a fitted head; else it is fitted.
         demos: see `RAPL.fit`.
         readout: see `RAPL`; a fitted head keeps its own.
         updates: see `RAPL.fit`.
         seed: see `RAPL.fit`.
         shaping: arguments of `PotentialShaping`.
-
-    Raises:
-        ValueError: a goal; or as the head says.
     """
-    if goal is not None:
-        raise ValueError(f"rapl_scorer: goal must be left out: the demonstrations say what the task is; got {goal!r}.")
     if model is not None:
         head = RAPL.load(model, encoder)
     else:

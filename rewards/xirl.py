@@ -247,7 +247,6 @@ def cycle_loss(
 def xirl_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     loss: str = "regression",
@@ -260,7 +259,6 @@ def xirl_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: None: the demonstrations say what the task is.
         model: folder of a fitted head; else it is trained.
         demos: see `XIRL.fit`.
         loss: see `cycle_loss`.
@@ -268,12 +266,7 @@ def xirl_scorer(
         updates: see `XIRL.fit`.
         seed: see `XIRL.fit`.
         shaping: arguments of `PotentialShaping`.
-
-    Raises:
-        ValueError: a goal; or as the head says.
     """
-    if goal is not None:
-        raise ValueError(f"xirl_scorer: goal must be left out: the demonstrations say what the task is; got {goal!r}.")
     if model is not None:
         head = XIRL.load(model, encoder)
     else:
