@@ -6,7 +6,7 @@ start, in a file that only you can read and your other programs here find. token
 machine. It listens to this machine alone; host=0.0.0.0 to others too, and for the open network put a TLS proxy before
 it (proxies=[ITS ADDRESS]). What goes over the wire: GET /docs. Ctrl-C or SIGTERM finishes what is queued and ends.
 
-    embodied serve encoder=open_clip reward.goal="the cup is upright"
+    embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
     embodied watch source=0 server=http://127.0.0.1:8765
 """
@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
+from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
@@ -142,7 +143,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _has_goal(reward: dict[str, Any]) -> bool:
-    return any("goal" in part for part in (reward, *(reward.get("parts") or {}).values()))
+    return any(takes_goal(part) for part in parts_of(reward).values())
 
 
 def _with_goal(scorer: Scorer, reward: dict[str, Any], goal: str) -> Scorer:
