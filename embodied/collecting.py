@@ -14,7 +14,7 @@ from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from embodied import checkpoints, runs
+from embodied import runs
 from embodied.datasets import Dataset, Writer
 from embodied.envs import SCRIPTED, WORLDS
 from embodied.envs.desk import Desk
@@ -22,6 +22,8 @@ from embodied.envs.experts import expert
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 from embodied.settings import check_least
+from embodied.training.acting import load_policy
+from embodied.training.playing import Solo
 from embodied.worlds import env_maker
 
 COLLECTED = Path("runs", "collect")
@@ -195,7 +197,7 @@ def _episode(
         rng = np.random.default_rng(entropy)
         seed = int(rng.integers(2**31))
         if learner is not None:
-            return _play(env, seed, lambda obs: learner.predict(obs, deterministic=True)[0], look=look)
+            return _play(env, seed, Solo(learner[0], env, learner[1]), look=look)
         if kind == "random":
             env.action_space.seed(seed)
             return _play(env, seed, lambda obs: env.action_space.sample(), look=look)
@@ -368,4 +370,4 @@ def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
     trained = OmegaConf.load(folder / "config.yaml")
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
-    return changed, checkpoints.load_policy(folder)  # pyright: ignore[reportReturnType]
+    return changed, load_policy(folder)  # pyright: ignore[reportReturnType]

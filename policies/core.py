@@ -63,6 +63,7 @@ class Sampling:
             learner's own, and where there is nothing of its own yet, all are demonstrations.
         returns: whether `Batch.returns` is wanted.
         gamma: discount of those returns.
+        capacity: transitions of its own that are kept; the oldest are overwritten.
     """
 
     length: int = 1
@@ -70,6 +71,7 @@ class Sampling:
     demo_share: float = 0.0
     returns: bool = False
     gamma: float = 0.99
+    capacity: int = 1_000_000
 
 
 class Batch(NamedTuple):

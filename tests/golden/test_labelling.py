@@ -5,13 +5,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from embodied.labeller import Labeller
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3 import PPO, SAC
 
 from embodied import evaluation
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.wrappers import ScoredEnv
-from embodied.labeller import Labeller
 from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer

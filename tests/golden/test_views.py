@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from embodied.labeller import Labeller
 from stable_baselines3 import SAC
 
 from embodied import checkpoints, evaluation, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import WorldError
 from embodied.envs.wrappers import ScoredEnv
-from embodied.labeller import Labeller
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping

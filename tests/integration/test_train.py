@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from embodied.labeller import Labeller
 from omegaconf import OmegaConf
 
 from embodied import files, paths
 from embodied.cli import compose, main
 from embodied.envs import WORLDS, world_id
-from embodied.labeller import Labeller
 
 SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy.network=[16]"]
 QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
