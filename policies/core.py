@@ -98,7 +98,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
-        return Batch(*(None if part is None else map_leaves(lambda leaf: leaf.to(device), part) for part in self))
+        parts: list[Any] = [None if part is None else map_leaves(lambda leaf: leaf.to(device), part) for part in self]
+        return Batch(*parts)
 
 
 @dataclass(frozen=True, kw_only=True)
