@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from embodied.labeller import Labeller
 from hydra import compose, initialize_config_dir
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -33,7 +34,6 @@ from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
 from embodied.feature_memory import FeatureMemory
-from embodied.labeller import Labeller
 from embodied.paths import asset, configs
 from embodied.renders import render
 from embodied.worlds import env_maker

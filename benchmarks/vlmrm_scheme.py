@@ -26,6 +26,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from embodied.labeller import Labeller
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
@@ -37,7 +38,6 @@ from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
 from embodied.envs.bridge import make
 from embodied.envs.classic import FixedCartPole
 from embodied.envs.vector import WorldVecEnv
-from embodied.labeller import Labeller
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder, import_open_clip, load_open_clip
 

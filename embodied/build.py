@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied.errors import UserError, nearest
 
 TARGETS: tuple[str, ...] = (
+    "policies.rlpd.rlpd",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

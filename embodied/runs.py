@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from embodied import cli
 from embodied.errors import UserError
@@ -220,23 +219,3 @@ def append_line(file: Path, values: Mapping[str, Any]) -> None:
     """One JSON object on one line."""
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(values) + "\n")
-
-
-def logger(folder: Path, *, steps: int | None = None) -> Logger:
-    """progress.csv and TensorBoard events; on resume, rows after `steps` are dropped and the others kept."""
-    file = folder / "progress.csv"
-    kept: list[str] = []
-    if steps is not None and file.is_file():
-        header, *rows = file.read_text("utf-8").splitlines() or [""]
-        column = header.split(",").index("time/total_timesteps") if rows else 0
-        kept = [header, *(row for row in rows if int(row.split(",")[column]) <= steps)]
-        evaluations = folder / "evaluations.jsonl"
-        if evaluations.is_file():
-            lines = evaluations.read_text("utf-8").splitlines()
-            write_text(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
-    csv = CSVOutputFormat(str(file))
-    if kept:
-        csv.keys = kept[0].split(",")
-        csv.file.write("".join(f"{line}\n" for line in kept))
-        csv.file.flush()
-    return Logger(str(folder), [csv, TensorBoardOutputFormat(str(folder))])

@@ -13,6 +13,7 @@ from embodied.envs.bridge import make
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 from rewards.core import Encoder
+from rewards.points import things
 
 SEEN = ("points", "features")  # observations that are made of what the encoder sees
 
@@ -57,8 +58,6 @@ def things_of(config: DictConfig, encoder: Encoder) -> list[str]:
         env.close()
     if not goal:
         raise UserError("env.points must name what to look for, as there is no goal in words. Try env.points=[a cup].")
-    from rewards.phrases import things
-
     return things(goal, encoder)
 
 

@@ -61,6 +61,7 @@ class Replay:
     Attributes:
         version: how often rewards were given anew.
         total: transitions ever added.
+        generator: of the draws.
 
     Raises:
         ValueError: no room for one step of every world, or spaces of other kinds.
@@ -76,7 +77,7 @@ class Replay:
             )
         self.slots, self.num_worlds, self._grows, self._folder = capacity // num_worlds, num_worlds, grows, folder
         self._row_leaf = row_leaf
-        self._rng = np.random.default_rng(seed)
+        self.generator = np.random.default_rng(seed)
         self.pos, self.full, self.version, self.total = 0, False, 0, 0
         boxes = leaves(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self._flat = list(boxes) == [""]
@@ -253,7 +254,7 @@ class Replay:
         """Windows that begin at any stored step, each as likely; they end with their episode or at the newest step."""
         if not self._size:
             raise ValueError("Replay.sample: there must be a step to draw; got none.")
-        drawn = self._rng.integers(len(self), size=sampling.batch_size)
+        drawn = self.generator.integers(len(self), size=sampling.batch_size)
         starts, worlds = np.divmod(drawn, self.num_worlds)
         k = np.arange(sampling.length + 1)[:, None]
         slots = (starts + k) % self.slots
@@ -344,7 +345,7 @@ class Replay:
         out = {name: column[: self._size] for name, column in self._columns.items()}
         out |= {"lengths": self._lengths.copy()} | self._moments.arrays(self._size)
         values = {"slots": self.slots, "pos": self.pos, "full": self.full, "version": self.version}
-        return out, values | {"total": self.total, "rng": self._rng.bit_generator.state}
+        return out, values | {"total": self.total, "rng": self.generator.bit_generator.state}
 
     def load(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
         """Undo of `arrays`, on one made with the same settings.
@@ -366,7 +367,7 @@ class Replay:
             column[: len(arrays[name])] = arrays[name]
         self.pos, self.full = int(values["pos"]), bool(values["full"])
         self.version, self.total = int(values["version"]), int(values["total"])
-        self._rng.bit_generator.state = dict(values["rng"])
+        self.generator.bit_generator.state = dict(values["rng"])
         self._lengths[:] = arrays["lengths"]
         self._moments.load(arrays, (self.pos - 1) % self.slots if self.total else None)
         self._returns = None

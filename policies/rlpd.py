@@ -138,7 +138,7 @@ class RLPD:
         size = flat_size(observation_space, "rlpd")
         if not isinstance(action_space, spaces.Box) or len(action_space.shape) != 1:
             raise ValueError(
-                f"rlpd: actions must be a Box of one axis; got {action_space}. Use policy=dqn or policy=ppo."
+                f"rlpd: actions must be a Box of one axis; got {action_space}. Use policy=sb3_dqn or policy=sb3_ppo."
             )
         self.settings, self.device, self.num_actions = settings, torch.device(device), action_space.shape[0]
         s, A = settings, self.num_actions

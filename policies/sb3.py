@@ -111,7 +111,7 @@ def dqn(
     Raises:
         ValueError: continuous actions, or a setting out of range.
     """
-    venv = _stage("sb3_dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=sac or sb3_ppo")
+    venv = _stage("sb3_dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=rlpd or sb3_ppo")
     pace, sampling, n_steps, settings = _off_policy("sb3_dqn", venv, seed, device, **common)
     model = DQN(
         exploration_fraction=exploration_fraction,

@@ -92,7 +92,7 @@ def add_recording(
         raise UserError("demos must hold next.reward where the task's own reward is learned from; they do not.")
     failed = recording.success is not None and not recording.success.any()
     replay.add_episode(
-        obs, scaled(space, recording.actions[:count]), reward, terminated=bool(terminated[-1]), imitate=not failed,
+        obs, to_unit(space, recording.actions[:count]), reward, terminated=bool(terminated[-1]), imitate=not failed,
         env_reward=own, rows=rows,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def seen(recording: Recording, perception: Perception, state: np.ndarray | None)
     return np.stack(obs), found.rows
 
 
-def scaled(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
+def to_unit(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
     """Recorded actions (T, A), in the worlds' units, as a learner sees them: in [-1, 1], or integers."""
     if not isinstance(space, spaces.Box):
         return actions.reshape(len(actions)).astype(np.int64)
