@@ -36,6 +36,8 @@ class RunLog:
             lines = evaluations.read_text("utf-8").splitlines()
             write_text(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
         self._keys = list(dict.fromkeys(key for row in self._rows for key in row))
+        if self._rows:
+            self._write_all()
         self._events = SummaryWriter(str(folder))
         self._last: dict[str, float] = {}
         self._means: dict[str, list[float]] = {}  # sum and count
@@ -61,10 +63,13 @@ class RunLog:
         new = [name for name in sorted(row) if name not in self._keys]
         if new or len(self._rows) == 1:  # another header: the whole file again
             self._keys += new
-            write_text(self._file, self._text([dict(zip(self._keys, self._keys, strict=True)), *self._rows]))
+            self._write_all()
         else:
             with self._file.open("a", encoding="utf-8", newline="") as stream:
                 stream.write(self._text([row]))
+
+    def _write_all(self) -> None:
+        write_text(self._file, self._text([dict(zip(self._keys, self._keys, strict=True)), *self._rows]))
 
     def _text(self, rows: list[dict[str, Any]]) -> str:
         text = io.StringIO()
