@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from embodied.labeller import Labeller
 from gymnasium import spaces
 from hydra import compose, initialize_config_dir
 
@@ -32,7 +31,13 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
 from embodied.paths import asset, configs
 from embodied.renders import render
+from embodied.training.acting import make_learner
+from embodied.training.collector import Collector, EncodingQueue
+from embodied.training.labeller import Labeller, OwnReward
+from embodied.training.loop import Job, Training, train
+from embodied.training.perception import Perception
 from embodied.worlds import env_maker
+from policies.replay import Replay
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer
 from rewards.encoders import OpenCLIPEncoder

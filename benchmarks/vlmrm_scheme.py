@@ -19,6 +19,7 @@ counted, as it lasts half a minute and more. Options are JSON; `environment` add
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -318,7 +318,7 @@ class OffPolicy(_Adapter):
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         self._count(rollout)
         for _ in range(len(reward) if isinstance(self.model, DQN) else 0):
-            self.model._on_step()  # its target network and its share of random actions
+            self.model._on_step()  # pyright: ignore[reportAttributeAccessIssue]  # its target network and its share of random actions
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         self._batches.source = batches
@@ -330,7 +330,8 @@ class _Batches:
     """In the place of SB3's replay: gives the loop's batches in SB3's form."""
 
     def __init__(self, model: OffPolicyAlgorithm, n_steps: int) -> None:
-        self._model, self._n_steps, self.source = model, n_steps, iter(())
+        self._model, self._n_steps = model, n_steps
+        self.source: Iterator[Batch] = iter(())
         self._transposed = isinstance(model.env, VecTransposeImage)
 
     def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
@@ -370,7 +371,7 @@ class OnPolicy(_Adapter):
         model.policy.set_training_mode(False)
         with torch.no_grad():
             tensor, _ = model.policy.obs_to_tensor(obs)
-            raw, values, log_probs = model.policy(tensor)
+            raw, values, log_probs = model.policy(tensor)  # pyright: ignore[reportCallIssue]
         raw = raw.cpu().numpy()
         self._acted.append((raw, values, log_probs))
         space = model.action_space
@@ -382,6 +383,7 @@ class OnPolicy(_Adapter):
         model: Any = self.model
         buffer, policy = model.rollout_buffer, model.policy
         buffer.reset()
+        next_values = np.zeros(reward.shape[1], np.float32)
         for t, (raw, values, log_probs) in enumerate(self._acted):
             rewards, cut = reward[t].astype(np.float32), rollout.truncated[t]
             next_values = self._values(map_leaves(lambda leaf, t=t: leaf[t], rollout.next_obs))

@@ -45,6 +45,6 @@ def run(config: DictConfig) -> None:
     with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
         result = judged(stage, actor, config.episodes, count=count, seed=config.seed, tick=bar.update)
     filmed(stage, folder, "evaluate", actor, seed=config.seed, count=config.videos)
-    summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.form} | result.summary()
+    summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation} | result.summary()
     files.write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     print(f"{told(summary)}. Report: {write_report(folder)}")

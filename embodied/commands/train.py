@@ -79,7 +79,7 @@ def run(config: DictConfig) -> None:
             stopping.end(f"The checkpoint at step {training.steps} is written.")
         summary = finish(config, folder, stage, learner, training.steps)
         warned = rewards.watch.messages if isinstance(rewards, Labeller) else []
-        run.finish(warnings=warned, steps=training.steps, observation=stage.form)
+        run.finish(warnings=warned, steps=training.steps, observation=stage.observation)
         print(f"{told(summary)}. Report: {write_report(folder)}")
 
 

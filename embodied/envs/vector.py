@@ -117,7 +117,8 @@ class WorldVecEnv:
 
     def reset(self) -> Any:
         """Begin an episode everywhere; returns the observations (E, …)."""
-        seeds, self._seeds = self._seeds, [None] * self.num_envs
+        seeds: list[int | None] = self._seeds
+        self._seeds = [None for _ in seeds]
         self.reset_infos = self._gather("reset", lambda part: ([seeds[i] for i in part],))
         return self._obs("obs")
 

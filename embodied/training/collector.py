@@ -166,7 +166,8 @@ class Collector:
         if self.perception is None:
             return Collected(rollout, None, infos)
         if self._queue is not None:
-            rows, next_rows = self._encoded(rollout)
+            encoded, next_rows = self._encoded(rollout)
+            rows = [*encoded]
         moments = Moments(np.stack(rows[:-1]), np.stack(next_rows), np.stack(frames) if frames else None, starts)  # pyright: ignore
         return Collected(rollout, moments, infos)
 

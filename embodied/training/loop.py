@@ -158,11 +158,12 @@ def _note(training: Training, labels: Labels, log: RunLog, collected: Collected)
 
 def _log(training: Training, log: RunLog, first: int, begun: float) -> None:
     names = {"reward": "ep_rew_mean", "length": "ep_len_mean", "success": "success_rate"}
-    recent = {f"rollout/{name}": np.mean(training.recent[key]) for key, name in names.items() if key in training.recent}
+    recent = training.recent
+    figures = {f"rollout/{name}": float(np.mean(recent[key])) for key, name in names.items() if key in recent}
     elapsed = max(time.monotonic() - begun, 1e-9)
     latencies = training.collector.latencies
     if latencies:
-        recent |= {f"reward/latency_ms_p{p}": 1e3 * np.percentile(latencies, p) for p in (50, 95)}
-    log.record(recent | training.rewards.metrics())
+        figures |= {f"reward/latency_ms_p{p}": 1e3 * float(np.percentile(latencies, p)) for p in (50, 95)}
+    log.record(figures | training.rewards.metrics())
     log.record({"time/fps": (training.steps - first) / elapsed, "time/time_elapsed": elapsed})
     log.write(training.steps)

@@ -40,6 +40,18 @@ class Stage:
         if self.form in SEEN and self._encoder is None:
             self._encoder = build(config.encoder)
 
+    @property
+    def observation(self) -> str:
+        """What the policy sees, as every report says it."""
+        if self.form != "state":
+            return self.form
+        env = self.env()
+        try:
+            own = bool(getattr(env.unwrapped, "state_is_own", False))
+        finally:
+            env.close()
+        return "own readings" if own else "simulator state"
+
     def worlds(self, num_worlds: int, *, seed: int, workers: int = 0) -> WorldVecEnv:
         """Worlds that render what is perceived, or nothing."""
         return WorldVecEnv(
