@@ -212,6 +212,12 @@ class RLPD:
         if self.settings.standardise:
             self.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
 
+    @torch.no_grad()
+    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
+        """(B,) what follows these actions (B, A) is worth: the least of the critics."""
+        x = self.policy.norm(flat(obs).to(self.device))
+        return self.critics(x, torch.as_tensor(action, device=self.device)).min(0).values.cpu().numpy()
+
     # Learning -------------------------------------------------------------------------------------------
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
