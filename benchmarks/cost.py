@@ -20,23 +20,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from hydra import compose, initialize_config_dir
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 
 from benchmarks import vlmrm_scheme
 from benchmarks.common import read_options, record
-from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
-from embodied import labeller as labelling
+from benchmarks.measure import Rounds, Silent, in_child, medians, paired, use_two_cores
 from embodied import scoring
-from embodied.build import build
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
-from embodied.feature_memory import FeatureMemory
-from embodied.labeller import Labeller
 from embodied.paths import asset, configs
 from embodied.renders import render
+from embodied.training.acting import make_learner
+from embodied.training.collector import Collector, EncodingQueue
+from embodied.training.labeller import Labeller, OwnReward
+from embodied.training.loop import Job, Training, train
+from embodied.training.perception import Perception
 from embodied.worlds import env_maker
+from policies.replay import Replay
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer
 from rewards.encoders import OpenCLIPEncoder
@@ -70,28 +71,26 @@ def embedded(batch: int = 64) -> OpenCLIPEncoder:
 def training(reward: str, options: dict[str, Any]) -> dict[str, Any]:
     """Steps/s of desk-drawer on the sentence or on the task's own reward, both with `options`' settings."""
     with initialize_config_dir(str(configs()), version_base="1.3"):
-        config = compose("train", overrides=["env=desk-drawer", "device=cpu"])
+        config = compose("train", overrides=["env=desk-drawer", "device=cpu", "policy=sb3_sac"])
     torch.set_num_threads(options["threads"])
     scorer = clip_scorer(encoder=embedded(), goal=GOALS[0], baseline=BASELINE) if reward == "clip" else None
     size = None if scorer is None else scorer.encoder.image_size[0]
     venv = WorldVecEnv(env_maker(config), config.num_worlds, workers=options["workers"], frame_size=size)
-    model: BaseAlgorithm = build(config.policy, venv=venv, seed=0, device="cpu", learning_starts=0)
-    labels = (
-        []
-        if scorer is None
-        else [Labeller(scorer, batch_size=options["batch"], encode_threads=options["encode_threads"])]
-    )
-    meter = Stages(model, WARM) if options.get("stages") else None
-    clock = Rounds()
-    callbacks: list[BaseCallback] = [clock, *([meter] if meter else []), *labels]
+    perceive = None if scorer is None else partial(Perception, scorer.encoder, form="state")
+    collector = Collector(venv, perceive, batch_size=options["batch"], encode_threads=options["encode_threads"])
     per_round = config.policy.rollout_steps * config.num_worlds
-    model.learn((WARM + options["rounds"]) * per_round, callback=CallbackList(callbacks))
+    total = (WARM + options["rounds"]) * per_round
+    config.steps, config.policy.learning_starts = total, 0
+    learner = make_learner(config, collector)
+    rewards = OwnReward(venv.num_envs) if scorer is None else Labeller(scorer, collector.layout, venv.num_envs)
+    made = Training.of(collector, rewards, learner, demos=None, total=total, seed=0)
+    meter = Stages(made, WARM) if options.get("stages") else None
+    clock = Rounds(made)
+    train(made, total, Silent(), jobs=[clock.job, *([meter.job] if meter else [])])
     result: dict[str, Any] = {"steps_per_s": clock.rate(WARM)}
     if meter is not None:
-        result["cpu_ms"] = meter.cpu_ms
-    for each in labels:
-        each.close()
-    venv.close()
+        result["cpu_ms"] = meter.cpu_ms()
+    collector.close()
     return result
 
 
@@ -99,37 +98,39 @@ def vit(options: dict[str, Any]) -> dict[str, Any]:
     """Steps/s of our side of `vlmrm_scheme`'s Humanoid, metered if asked."""
     meters: list[Stages] = []
 
-    def metered(model: BaseAlgorithm) -> Stages:
-        meters.append(Stages(model, 1))
-        return meters[-1]
+    def metered(training: Training) -> None:
+        meters.append(Stages(training, 0))
 
     settings = vlmrm_scheme.OPTIONS | {key: options[key] for key in ("workers", "encode_threads", "threads")}
     settings["precision"] = "auto"
     meter, rounds = (metered, 1) if options.get("stages") else (None, 2)
     result = vlmrm_scheme.ours("humanoid", rounds, options["vit_collect"], settings, meter)
-    return result | ({"cpu_ms": meters[0].cpu_ms} if meters else {})
+    return result | ({"cpu_ms": meters[0].cpu_ms()} if meters else {})
 
 
-class Stages(BaseCallback):
+class Stages:
     """CPU time of each part of the work, after `warm` rounds; for worlds in this process and one thread a part.
 
-    Attributes:
-        cpu_ms: after training, milliseconds of CPU per transition: each stage, the rest, and all.
+    Args:
+        training: not begun yet.
+        warm: rounds that do not count; then `job` must run after each.
     """
 
-    def __init__(self, model: BaseAlgorithm, warm: int) -> None:
-        super().__init__()
-        self._warm, self._round, self._steps, self._start = warm, 0, 0, 0.0
-        self.seconds: dict[str, float] = {}
-        self.cpu_ms: dict[str, float] = {}
+    def __init__(self, training: Training, warm: int) -> None:
+        self._training, self._warm, self._round, self._steps = training, warm, 0, 0
+        self._start = time.process_time()
+        self._seconds: dict[str, float] = {}
+        count = training.learner.pace.rollout_steps * training.collector.worlds.num_envs
+        self.job = Job(count, self._mark)
+        learner: Any = training.learner
         for owner, name, stage in (
             (Worlds, "_step", "simulate"),
             (Worlds, "_draw", "render"),
-            (labelling.scoring, "encode", "encode"),
-            (Labeller, "_on_step", "queue frames"),
-            (Labeller, "_on_rollout_end", "score and shape"),
-            (model, "_sample_action", "act"),
-            (model, "train", "update the policy"),
+            (Perception, "see", "encode"),
+            (EncodingQueue, "put", "queue frames"),
+            (Labeller, "label", "score and shape"),
+            (learner, "act", "act"),
+            (learner, "update", "update the policy"),
         ):
             setattr(owner, name, self._metered(stage, getattr(owner, name)))
 
@@ -139,26 +140,24 @@ class Stages(BaseCallback):
             try:
                 return call(*args, **kwargs)
             finally:
-                self.seconds[stage] = self.seconds.get(stage, 0.0) + time.thread_time() - start
+                self._seconds[stage] = self._seconds.get(stage, 0.0) + time.thread_time() - start
 
         return metered
 
-    def _on_rollout_start(self) -> None:
-        if self._round == self._warm:
-            self.seconds.clear()
-            self._start, self._steps = time.process_time(), self.num_timesteps
+    def _mark(self) -> None:
         self._round += 1
+        if self._round == self._warm:
+            self._seconds.clear()
+            self._start, self._steps = time.process_time(), self._training.steps
 
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_training_end(self) -> None:
+    def cpu_ms(self) -> dict[str, float]:
+        """Milliseconds of CPU per transition: each stage, the rest, and all; call right after training."""
         total = time.process_time() - self._start
-        stages = dict(self.seconds)
+        stages = dict(self._seconds)
         stages["simulate"] -= stages["render"]  # frames are drawn within a step
         stages |= {"rest": total - sum(stages.values()), "all": total}
-        steps = self.model.num_timesteps - self._steps
-        self.cpu_ms = {stage: 1e3 * seconds / steps for stage, seconds in stages.items()}
+        steps = self._training.steps - self._steps
+        return {stage: 1e3 * seconds / steps for stage, seconds in stages.items()}
 
 
 # Scoring and memory ---------------------------------------------------------------------------------------
@@ -216,11 +215,12 @@ def precisions(options: dict[str, Any]) -> dict[str, Any]:
 def memory(width: int) -> dict[str, float]:
     """Growth of this process's memory by a million steps of one world's features, in episodes of 100 steps."""
     before = resident()
-    kept = FeatureMemory(1_000_000, 1, width)
-    row = np.random.default_rng(0).standard_normal(width).astype(np.float32)
-    for slot in range(len(kept.rows)):
-        kept.put(slot, 0, row, start=row if slot % 100 == 0 else None)
-    assert kept.rows[-1].any(), "the ring must be full"
+    one, rng, steps = spaces.Box(-1, 1, (1,)), np.random.default_rng(0), 100
+    kept = Replay(one, one, capacity=1_000_000, num_worlds=1, seed=0)
+    obs, rows = np.ones((steps + 1, 1), np.float32), rng.standard_normal((steps + 1, width)).astype(np.float32)
+    for _ in range(1_000_000 // steps):
+        kept.add_episode(obs, obs[:steps], obs[:steps, 0], terminated=False, rows=rows)
+    assert kept.reward.all(), "the ring must be full"
     return {"gb": (resident() - before) / 1e9}
 
 

@@ -54,7 +54,15 @@ class Job:
     def run(self) -> dict[str, Any]:
         """Train, unless it was done before; its success, and where it was."""
         goal = [f'reward.goal="{GOALS[self.env]}"'] if self.reward == "clip" else []
-        settings = [f"env={self.env}", *REWARDS[self.reward], *goal, f"seed={self.seed}", f"steps={STEPS}"]
+        settings = [
+            f"env={self.env}",
+            "env.obs=state",
+            "policy=sb3_sac",
+            *REWARDS[self.reward],
+            *goal,
+            f"seed={self.seed}",
+            f"steps={STEPS}",
+        ]
         folder = ROOT / self.env / f"{self.reward}-s{self.seed}"
         result = train(folder, [*settings, "videos=1", "eval_every=0"])
         about = json.loads((folder / "run.json").read_text())

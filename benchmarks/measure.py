@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+
+from embodied.training.log import RunLog
+from embodied.training.loop import Job, Training
 
 CORES = 2
 SAMPLE_S = 0.5  # between looks at the memory, which cost a little; a peak that is shorter may be missed
@@ -75,24 +77,36 @@ def tree_memory(pid: int) -> dict[str, int]:
     return total
 
 
-class Rounds(BaseCallback):
-    """When each round (collect, label, update) began, and what it collected; SB3's first rounds warm up."""
+class Rounds:
+    """When each round (collect, label, update) of a training ended; the first ones warm up.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.began: list[float] = []
-        self.steps: list[int] = []
+    Args:
+        training: whose rounds.
+    """
 
-    def _on_rollout_start(self) -> None:
-        self.began.append(time.perf_counter())
-        self.steps.append(self.num_timesteps)
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._ended: list[tuple[float, int]] = []
+        count = training.learner.pace.rollout_steps * training.collector.worlds.num_envs
+        self.job = Job(count, self._mark)
 
-    def _on_step(self) -> bool:
-        return True
+    def _mark(self) -> None:
+        self._ended.append((time.perf_counter(), self._training.steps))
 
     def rate(self, warm: int) -> float:
-        """Transitions per second after `warm` rounds, up to now; call right after `learn`."""
-        return (self.model.num_timesteps - self.steps[warm]) / (time.perf_counter() - self.began[warm])
+        """Transitions per second after `warm` ≥ 1 rounds, up to now; call right after `train`."""
+        began, steps = self._ended[warm - 1]
+        return (self._training.steps - steps) / (time.perf_counter() - began)
+
+
+class Silent(RunLog):
+    """A log that keeps nothing."""
+
+    def __init__(self) -> None:
+        self._last, self._means = {}, {}
+
+    def write(self, steps: int) -> None:
+        self._last, self._means = {}, {}
 
 
 def medians(results: Sequence[Mapping[str, Any]], key: str) -> float:

@@ -94,7 +94,16 @@ class Job:
         """Train, unless it was done before; the last evaluation."""
         reward = ["reward=true"] if self.goal is None else [*self.way.reward, f'reward.goal="{self.goal}"']
         steps = STEPS.get(self.env, DESK_STEPS)
-        settings = [f"env={self.env}", *reward, f"seed={self.seed}", f"steps={steps}", "videos=1", "eval_every=4000"]
+        settings = [
+            f"env={self.env}",
+            "env.obs=state",
+            "policy=sb3_sac",
+            *reward,
+            f"seed={self.seed}",
+            f"steps={steps}",
+            "videos=1",
+            "eval_every=4000",
+        ]
         return train(self.folder, settings)
 
 

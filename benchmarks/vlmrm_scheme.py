@@ -19,6 +19,7 @@ counted, as it lasts half a minute and more. Options are JSON; `environment` add
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -33,11 +34,16 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from torch.nn import functional
 
 from benchmarks.common import read_options, record
-from benchmarks.measure import Rounds, in_child, medians, paired, use_two_cores
+from benchmarks.measure import Rounds, Silent, in_child, medians, paired, use_two_cores
 from embodied.envs.bridge import make
 from embodied.envs.classic import FixedCartPole
 from embodied.envs.vector import WorldVecEnv
-from embodied.labeller import Labeller
+from embodied.training.collector import Collector
+from embodied.training.labeller import Labeller
+from embodied.training.loop import Training, train
+from embodied.training.perception import Perception
+from policies import sb3
+from policies.core import Learner
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder, import_open_clip, load_open_clip
 
@@ -74,11 +80,39 @@ def learner(env: str, venv: VecEnv, collect: int) -> BaseAlgorithm:
     return SAC("MlpPolicy", venv, learning_rate=6e-4, gamma=0.95, batch_size=512, **common)
 
 
-def timed(model: BaseAlgorithm, labels: BaseCallback, rounds: int, warm: int, steps: int) -> dict[str, Any]:
-    """Steps/s of `rounds` rounds after `warm` others."""
-    clock = Rounds()
-    model.learn((warm + rounds) * steps, callback=CallbackList([clock, labels]))
-    return {"steps_per_s": clock.rate(warm)}
+def our_learner(env: str, collector: Collector, collect: int, total: int) -> Learner:
+    """The same, in our loop: as many updates after a rollout as SB3 makes."""
+    make_it: Any = sb3.sac
+    settings: dict[str, Any] = {"learning_rate": 6e-4, "gamma": 0.95, "batch_size": 512}
+    if env == "cartpole":
+        make_it = sb3.dqn
+        settings = {"learning_rate": 2.3e-3, "gamma": 0.99, "batch_size": 32, "tau": 1.0}
+    spaces = (collector.observation_space, collector.worlds.action_space)
+    pace = {"rollout_steps": collect, "updates_per_step": 1 / WORLDS[env], "learning_starts": 0}
+    return make_it(
+        *spaces,
+        num_worlds=WORLDS[env],
+        total_steps=total,
+        seed=0,
+        device="cpu",
+        buffer_size=100_000,
+        **pace,
+        **settings,
+    )
+
+
+class Clock(BaseCallback):
+    """When each of SB3's rounds began, and what had been collected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began: list[tuple[float, int]] = []
+
+    def _on_rollout_start(self) -> None:
+        self.began.append((time.perf_counter(), self.num_timesteps))
+
+    def _on_step(self) -> bool:
+        return True
 
 
 # Theirs ---------------------------------------------------------------------------------------------------
@@ -145,9 +179,12 @@ def theirs(env: str, rounds: int, collect: int, options: dict[str, Any]) -> dict
     """One run of the reference scheme."""
     venv = SubprocVecEnv([partial(their_world, env)] * WORLDS[env])
     model = learner(env, venv, collect)
-    result = timed(model, TheirLabels(env, BATCH), rounds, 0, collect * WORLDS[env])
+    clock = Clock()
+    model.learn(rounds * collect * WORLDS[env], callback=CallbackList([clock, TheirLabels(env, BATCH)]))
+    began, steps = clock.began[0]
+    rate = (model.num_timesteps - steps) / (time.perf_counter() - began)
     venv.close()
-    return result
+    return {"steps_per_s": rate}
 
 
 # Ours -----------------------------------------------------------------------------------------------------
@@ -158,7 +195,7 @@ def ours(
     rounds: int,
     collect: int,
     options: dict[str, Any],
-    meter: Callable[[BaseAlgorithm], BaseCallback] | None = None,
+    meter: Callable[[Training], Any] | None = None,
 ) -> dict[str, Any]:
     """One run of this package's pipeline; the first round warms up (precision, OpenGL, compilation)."""
     torch.set_num_threads(options["threads"])
@@ -176,12 +213,18 @@ def ours(
     world = partial(make, id=name, max_episode_steps=COLLECT[env], **extra)
     size = encoder.image_size[0]
     venv = WorldVecEnv(world, WORLDS[env], workers=options["workers"], frame_size=size)
-    labeller = Labeller(scorer, batch_size=options["batch"], encode_threads=options["encode_threads"])
-    model = learner(env, venv, collect)
-    labels = labeller if meter is None else CallbackList([meter(model), labeller])
-    result = timed(model, labels, rounds, 1, collect * WORLDS[env])
-    labeller.close()
-    venv.close()
+    perceive = partial(Perception, encoder, form="state")
+    collector = Collector(venv, perceive, batch_size=options["batch"], encode_threads=options["encode_threads"])
+    total = (1 + rounds) * collect * WORLDS[env]
+    policy = our_learner(env, collector, collect, total)
+    rewards = Labeller(scorer, collector.layout, WORLDS[env])
+    training = Training.of(collector, rewards, policy, demos=None, total=total, seed=0)
+    if meter is not None:
+        meter(training)
+    clock = Rounds(training)
+    train(training, total, Silent(), jobs=[clock.job])
+    result = {"steps_per_s": clock.rate(1)}
+    collector.close()
     return result | {"precision": encoder.precision}
 
 

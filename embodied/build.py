@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from embodied.errors import UserError, nearest
 
 TARGETS: tuple[str, ...] = (
+    "policies.rlpd.rlpd",
+    "policies.imitation.imitation",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

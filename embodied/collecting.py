@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import checkpoints, runs
+from embodied import runs
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
@@ -23,6 +23,8 @@ from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 from embodied.literal import load_literal
 from embodied.settings import check_least
+from embodied.training.acting import load_policy
+from embodied.training.playing import Solo
 from embodied.worlds import env_maker
 from rewards.progress import tqdm
 
@@ -242,7 +244,7 @@ def _episode(
         rng = np.random.default_rng(entropy)
         seed = int(rng.integers(2**31))
         if learner is not None:
-            return _play(env, seed, lambda obs: learner.predict(obs, deterministic=True)[0], look=look)
+            return _play(env, seed, Solo(learner[0], env, learner[1]), look=look)
         if kind == "random":
             env.action_space.seed(seed)
             return _play(env, seed, lambda obs: env.action_space.sample(), look=look)
@@ -413,7 +415,7 @@ def _check(config: DictConfig) -> None:
 def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
     """The config with the run's own world, and the policy of its newest checkpoint."""
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
-    policy = checkpoints.load_policy(folder, trust=config.get("trust"))
+    policy = load_policy(folder, trust=config.get("trust"))
     trained = load_literal(folder / "config.yaml")
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
     return changed, policy  # pyright: ignore[reportReturnType]

@@ -13,10 +13,13 @@ import gymnasium
 import numpy as np
 
 import embodied.envs  # noqa: F401  (registers the worlds)
-from embodied.checkpoints import load_policy
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
+from embodied.training.acting import load_policy
+from embodied.training.perception import Perception
+from embodied.training.playing import Solo
+from policies.core import Actor
 from rewards.progress import tqdm
 
 CHUNK = 400  # frames rendered by one job
@@ -145,14 +148,14 @@ def _episode(
     own_look: float,
     rng: np.random.Generator,
     keep: Callable[[], None],
-    models: Sequence[Any],
+    models: Sequence[tuple[Actor, Perception | None]],
 ) -> None:
     """One episode of a policy, the noisy expert or random actions; every second step on average is kept."""
     world.reset(seed=int(rng.integers(2**31)))
     _draw_look(world, own_look, rng)
     act: Callable[[Any], np.ndarray] | None = None
     if models and rng.random() < POLICY_SHARE:
-        act = _acting(models[int(rng.integers(len(models)))], rng)
+        act = _acting(models[int(rng.integers(len(models)))], world, rng)
     elif isinstance(world, Desk) and rng.random() < 0.75:
         act = expert(world, noise=float(rng.choice([0.0, 0.3, 0.8])), rng=rng)
     limit = gymnasium.spec(env_id).max_episode_steps or 100
@@ -170,12 +173,14 @@ def _episode(
             keep()
 
 
-def _acting(model: Any, rng: np.random.Generator) -> Callable[[World], np.ndarray]:
-    """A trained policy on its state observation, at times with noise: it shall also be seen beside its habits."""
-    noise = float(rng.choice([0.0, 0.0, 0.2, 0.5]))
+def _acting(
+    policy: tuple[Actor, Perception | None], world: World, rng: np.random.Generator
+) -> Callable[[World], np.ndarray]:
+    """A trained policy, at times with noise: it shall also be seen beside its habits."""
+    noise, solo = float(rng.choice([0.0, 0.0, 0.2, 0.5])), Solo(policy[0], world, policy[1])
 
     def act(world: World) -> np.ndarray:
-        action, _ = model.predict(world._state(), deterministic=True)
+        action = solo(world._state())
         return np.clip(action + noise * rng.normal(size=action.shape), -1, 1)
 
     return act

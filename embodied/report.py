@@ -21,8 +21,8 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from embodied.charts import Series, interval_bar, line_chart, number, sparkline
-from embodied.divergence import ALARM
 from embodied.files import whole, write_text
+from embodied.training.divergence import ALARM
 
 STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px

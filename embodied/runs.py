@@ -6,14 +6,13 @@ runs/<verb>/<stamp>-<env>-<reward>-s<seed>/
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,11 +21,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from embodied import cli
 from embodied.errors import UserError
-from embodied.files import latest_checkpoint, whole, write_text
+from embodied.files import latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
 from embodied.trust import check_trusted, remember
 
@@ -238,72 +236,15 @@ def append_line(file: Path, values: Mapping[str, Any]) -> None:
     """One JSON object on one line; a `final` one takes the place of a former, as when a finished run is resumed."""
     if values.get("final") and file.is_file():
         lines = file.read_text("utf-8").splitlines()
-        write_text(file, "".join(f"{line}\n" for line in lines if not (_parsed(line) or {}).get("final")))
+        write_text(file, "".join(f"{line}\n" for line in lines if not (parsed(line) or {}).get("final")))
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(values) + "\n")
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
+def parsed(line: str) -> dict[str, Any] | None:
     """A line's object; None of half a line, which a kill or a full disk leaves."""
     try:
         found = json.loads(line)
     except json.JSONDecodeError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def logger(folder: Path, *, steps: int | None = None) -> Logger:
-    """progress.csv and TensorBoard events; on resume, rows after `steps` are dropped and the others kept.
-
-    A run that ends before its first row was due has one: what was recorded until then, when the logger is closed.
-    """
-    file = folder / "progress.csv"
-    columns: list[str] = []
-    rows: list[dict[str, str]] = []
-    if steps is not None and file.is_file():
-        with file.open(encoding="utf-8", newline="") as stream:
-            reader = csv.DictReader(stream)
-            columns = list(reader.fieldnames or ())
-            rows = [row for row in reader if _until(row.get(STEPS), steps)]
-        evaluations = folder / "evaluations.jsonl"
-        if evaluations.is_file():
-            lines = evaluations.read_text("utf-8").splitlines()
-            kept = [line for line in lines if _until((_parsed(line) or {}).get("steps"), steps)]
-            write_text(evaluations, "".join(f"{line}\n" for line in kept))
-    return _RunLogger(str(folder), [_Rows(file, columns, rows), TensorBoardOutputFormat(str(folder))])
-
-
-def _until(value: Any, steps: int) -> bool:
-    try:
-        return float(value) <= steps
-    except (TypeError, ValueError):  # half a row
-        return False
-
-
-class _Rows(CSVOutputFormat):
-    """progress.csv, begun with the rows that are kept; it takes the old file's place, be that a link to another."""
-
-    def __init__(self, file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> None:
-        with whole(file) as part, part.open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore", lineterminator="\n")
-            if columns:
-                writer.writeheader()
-            writer.writerows(rows)
-        self.keys, self.separator, self.quotechar = list(columns), ",", '"'
-        self.file = file.open("r+", encoding="utf-8")
-        self.file.seek(0, os.SEEK_END)
-
-
-class _RunLogger(Logger):
-    """Writes what is left over as a last row when it is closed, with the run's steps where nothing told them."""
-
-    def close(self) -> None:
-        if self.name_to_value and self.dir is not None:
-            file = Path(self.dir) / "run.json"
-            about = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-            checkpoint = latest_checkpoint(file.parent)
-            steps = self.name_to_value.get(STEPS, about.get("steps", checkpoint and int(checkpoint.name)))
-            if steps is not None:
-                self.record(STEPS, steps)
-                self.dump(int(steps))
-        super().close()

@@ -10,10 +10,12 @@ import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.envs.bridge import make
-from embodied.envs.vector import WorldVecEnv
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
-from rewards.core import Scorer
+from rewards.core import Encoder
+from rewards.points import things
+
+SEEN = ("points", "features")  # observations that are made of what the encoder sees
 
 
 def env_maker(config: DictConfig) -> Any:
@@ -21,6 +23,9 @@ def env_maker(config: DictConfig) -> Any:
     env: Any = OmegaConf.to_container(config.env, resolve=True)
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
     env.pop("cameras", None)
+    env.pop("points", None)
+    if env.get("obs") in SEEN:
+        env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees
     if cameras and env.get("camera") is None:
         env["camera"] = cameras[0]
     maker = partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
@@ -31,18 +36,29 @@ def _sparse(maker: Callable[[], gymnasium.Env]) -> gymnasium.Env:
     return SparseReward(maker())
 
 
-def make_venv(config: DictConfig, scorer: Scorer | None, *, num_worlds: int, workers: int, seed: int) -> WorldVecEnv:
-    """The worlds; they render what the scorer reads, or nothing on the task's own reward."""
-    return WorldVecEnv(
-        env_maker(config),
-        num_worlds,
-        workers=workers,
-        seed=seed,
-        frame_size=None if scorer is None else int(scorer.encoder.image_size[0]),
-        cameras=reward_cameras(config),
-        env_weight=float(config.get("env_weight", 0.0)),
-        depth=scorer is not None and scorer.frames_read != "none",
-    )
+def things_of(config: DictConfig, encoder: Encoder) -> list[str]:
+    """What `env.obs=points` looks for: `env.points`, or the nouns of the goal, or of the world's own instruction.
+
+    Raises:
+        UserError: not a list of texts, or there is no text to take nouns from.
+    """
+    given = config.env.get("points")
+    if given:
+        if isinstance(given, str) or not all(isinstance(name, str) and name.strip() for name in given):
+            raise UserError(
+                f"env.points must be a list of things; got {given}. Try env.points=[the red cube,the tray]."
+            )
+        return list(given)
+    reward = config.get("reward") or {}
+    parts = list((reward.get("parts") or {"": reward}).values())
+    goal = next((str(part.get("goal")) for part in parts if part.get("goal")), "")
+    if not goal:
+        env = env_maker(config)()
+        goal = str(getattr(env.unwrapped, "instruction", ""))
+        env.close()
+    if not goal:
+        raise UserError("env.points must name what to look for, as there is no goal in words. Try env.points=[a cup].")
+    return things(goal, encoder)
 
 
 def reward_cameras(config: DictConfig) -> list[str]:

@@ -1,32 +1,51 @@
-"""stable-baselines3's SAC, TD3, DQN and PPO for many worlds and any observation form; nothing is overridden.
+"""stable-baselines3's SAC, TD3, DQN and PPO as learners of the loop; nothing of theirs is overridden.
 
 A rollout is `rollout_steps` steps of every world; then come `updates_per_step` updates for each transition collected.
 (SB3 counts vector steps in `train_freq`, and by default makes one update for all of them, which starves many worlds.)
+Their algorithms draw from the global generators of NumPy and torch; the loop saves those.
+
+Shape letters: T steps, E worlds, B batch, A action.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.noise import NormalActionNoise, VectorizedActionNoise
-from stable_baselines3.common.vec_env import VecEnv
-from torch import nn
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecTransposeImage
+from torch import Tensor, nn
+
+from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.mixing import n_step
+from policies.networks import choose_device
+from policies.saving import pack, unpack
+
+COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "exploration_rate", "_current_progress_remaining")
 
 
 def sac(
-    venv: VecEnv, *, seed: int, device: str = "auto", ent_coef: str | float = "auto",
-    target_entropy: str | float = "auto", **common: Any,
-) -> SAC:  # fmt: skip
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", ent_coef: str | float = "auto", target_entropy: str | float = "auto", **common: Any,
+) -> OffPolicy:  # fmt: skip
     """Soft actor-critic, for continuous actions.
 
     Args:
-        venv: the worlds.
-        seed: of the networks, the exploration and the worlds.
+        observation_space, action_space: of one world.
+        num_worlds: E.
+        total_steps: transitions of the whole run.
+        seed: of the networks and the exploration.
         device: "auto", "cuda", "mps" or "cpu".
         ent_coef: temperature, or "auto" to learn it ("auto_0.1" starts at 0.1).
         target_entropy: for the learned temperature; "auto" is minus the number of action dimensions.
@@ -35,10 +54,11 @@ def sac(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    _check_actions("sac", venv, spaces.Box, "policy=dqn or policy=ppo")
-    model = SAC(ent_coef=ent_coef, target_entropy=target_entropy, **_off_policy("sac", venv, seed, device, **common))
+    venv = _stage("sb3_sac", observation_space, action_space, num_worlds, spaces.Box, "policy=sb3_dqn or sb3_ppo")
+    pace, sampling, n_steps, settings = _off_policy("sb3_sac", venv, seed, device, **common)
+    model = SAC(ent_coef=ent_coef, target_entropy=target_entropy, **settings)
     model.critic.register_forward_pre_hook(_hold_still_for_the_actor)
-    return model
+    return OffPolicy(model, pace, sampling, n_steps, total_steps)
 
 
 def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[Any, torch.Tensor]) -> None:
@@ -52,14 +72,13 @@ def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[Any, torch.Tensor
 
 
 def td3(
-    venv: VecEnv, *, seed: int, device: str = "auto", exploration: float = 0.1, policy_delay: int = 2, **common: Any
-) -> TD3:
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", exploration: float = 0.1, policy_delay: int = 2, **common: Any,
+) -> OffPolicy:  # fmt: skip
     """Twin delayed DDPG, for continuous actions.
 
     Args:
-        venv: the worlds.
-        seed: of the networks, the exploration and the worlds.
-        device: "auto", "cuda", "mps" or "cpu".
+        observation_space, action_space, num_worlds, total_steps, seed, device: see `sac`.
         exploration: standard deviation of the normal noise on actions scaled to [-1, 1].
         policy_delay: critic updates per actor update.
         common: see `_off_policy`.
@@ -67,26 +86,23 @@ def td3(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    _check_actions("td3", venv, spaces.Box, "policy=dqn or policy=ppo")
-    shape = venv.action_space.shape or ()
+    venv = _stage("sb3_td3", observation_space, action_space, num_worlds, spaces.Box, "policy=sb3_dqn or sb3_ppo")
+    pace, sampling, n_steps, settings = _off_policy("sb3_td3", venv, seed, device, **common)
+    shape = action_space.shape or ()
     noise = NormalActionNoise(np.zeros(shape, np.float32), np.full(shape, exploration, np.float32))
-    return TD3(
-        action_noise=VectorizedActionNoise(noise, venv.num_envs),
-        policy_delay=policy_delay,
-        **_off_policy("td3", venv, seed, device, **common),
-    )
+    model = TD3(action_noise=VectorizedActionNoise(noise, num_worlds), policy_delay=policy_delay, **settings)
+    return OffPolicy(model, pace, sampling, n_steps, total_steps)
 
 
 def dqn(
-    venv: VecEnv, *, seed: int, device: str = "auto", exploration_fraction: float = 0.2,
-    exploration_final_eps: float = 0.05, target_update_interval: int = 1000, **common: Any,
-) -> DQN:  # fmt: skip
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", exploration_fraction: float = 0.2, exploration_final_eps: float = 0.05,
+    target_update_interval: int = 1000, **common: Any,
+) -> OffPolicy:  # fmt: skip
     """Deep Q-learning, for discrete actions.
 
     Args:
-        venv: the worlds.
-        seed: of the networks, the exploration and the worlds.
-        device: "auto", "cuda", "mps" or "cpu".
+        observation_space, action_space, num_worlds, total_steps, seed, device: see `sac`.
         exploration_fraction: share of training over which random actions go from all to `exploration_final_eps`.
         exploration_final_eps: share of random actions after that.
         target_update_interval: transitions between target updates by `tau` (1 copies).
@@ -95,13 +111,15 @@ def dqn(
     Raises:
         ValueError: continuous actions, or a setting out of range.
     """
-    _check_actions("dqn", venv, spaces.Discrete, "policy=sac, policy=td3 or policy=ppo")
-    return DQN(
+    venv = _stage("sb3_dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=rlpd or sb3_ppo")
+    pace, sampling, n_steps, settings = _off_policy("sb3_dqn", venv, seed, device, **common)
+    model = DQN(
         exploration_fraction=exploration_fraction,
         exploration_final_eps=exploration_final_eps,
         target_update_interval=target_update_interval,
-        **_off_policy("dqn", venv, seed, device, **common),
+        **settings,
     )
+    return OffPolicy(model, pace, sampling, n_steps, total_steps)
 
 
 def _off_policy(
@@ -120,12 +138,12 @@ def _off_policy(
     updates_per_step: float = 1.0,
     n_steps: int = 1,
     network: Sequence[int] = (256, 256),
-) -> dict[str, Any]:
-    """Arguments that SAC, TD3 and DQN share.
+) -> tuple[Pace, Sampling, int, dict[str, Any]]:
+    """What SAC, TD3 and DQN share: when they update, on what, rewards summed, and SB3's arguments.
 
     Args:
         name: for errors.
-        venv: the worlds.
+        venv: the worlds' spaces.
         seed: of everything random.
         device: where the networks live.
         learning_rate: Adam's.
@@ -136,7 +154,7 @@ def _off_policy(
         learning_starts: random transitions before the first update.
         rollout_steps: steps of every world between rounds of updates.
         updates_per_step: updates per transition collected; each round makes at least one.
-        n_steps: rewards summed before bootstrapping; dict observations allow only 1.
+        n_steps: rewards summed before bootstrapping.
         network: widths of the hidden layers.
     """
     for key, value in {"rollout_steps": rollout_steps, "n_steps": n_steps, "batch_size": batch_size}.items():
@@ -144,46 +162,32 @@ def _off_policy(
             raise ValueError(f"{name}: {key} must be at least 1; got {value}.")
     if not updates_per_step > 0:
         raise ValueError(f"{name}: updates_per_step must be > 0; got {updates_per_step}.")
-    if n_steps > 1 and isinstance(venv.observation_space, spaces.Dict):
-        raise ValueError(f"{name}: n_steps must be 1 with mixed observations; got {n_steps}.")
-    updates = max(1, round(rollout_steps * venv.num_envs * updates_per_step))
-    return {
+    pace = Pace(rollout_steps=rollout_steps, updates_per_step=updates_per_step, learning_starts=learning_starts)
+    sampling = Sampling(length=n_steps, batch_size=batch_size, capacity=buffer_size, gamma=gamma)
+    return pace, sampling, n_steps, {
         "policy": policy_name(venv.observation_space),
         "env": venv,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "gamma": gamma,
         "tau": tau,
-        "buffer_size": buffer_size,
+        "buffer_size": venv.num_envs,  # SB3's own stays empty: batches come from the loop's replay
         "learning_starts": learning_starts,
-        "train_freq": rollout_steps,
-        "gradient_steps": updates,
-        "n_steps": n_steps,
         "policy_kwargs": {"net_arch": list(network)},
         "seed": seed,
         "device": choose_device(device),
-    }
+    }  # fmt: skip
 
 
 def ppo(
-    venv: VecEnv,
-    *,
-    seed: int,
-    device: str = "auto",
-    learning_rate: float = 3e-4,
-    batch_size: int = 64,
-    gamma: float = 0.95,
-    rollout_steps: int = 128,
-    n_epochs: int = 10,
-    network: Sequence[int] = (64, 64),
-    **rest: Any,
-) -> PPO:
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", learning_rate: float = 3e-4, batch_size: int = 64, gamma: float = 0.95,
+    rollout_steps: int = 128, n_epochs: int = 10, network: Sequence[int] = (64, 64), **rest: Any,
+) -> OnPolicy:  # fmt: skip
     """Proximal policy optimisation, for any actions.
 
     Args:
-        venv: the worlds.
-        seed: of the networks, the exploration and the worlds.
-        device: "auto", "cuda", "mps" or "cpu".
+        observation_space, action_space, num_worlds, total_steps, seed, device: see `sac`.
         learning_rate: Adam's.
         batch_size: transitions per update; divides rollout_steps × worlds.
         gamma: discount.
@@ -195,13 +199,14 @@ def ppo(
     Raises:
         ValueError: batch_size does not divide the rollout.
     """
-    if rollout_steps * venv.num_envs % batch_size:
+    venv = _stage("sb3_ppo", observation_space, action_space, num_worlds, spaces.Space, "")
+    if rollout_steps * num_worlds % batch_size:
         raise ValueError(
-            f"ppo: batch_size must divide rollout_steps * num_worlds = {rollout_steps} * {venv.num_envs}; "
+            f"sb3_ppo: batch_size must divide rollout_steps * num_worlds = {rollout_steps} * {num_worlds}; "
             f"got {batch_size}."
         )
-    return PPO(
-        policy_name(venv.observation_space),
+    model = PPO(
+        policy_name(observation_space),
         venv,
         learning_rate=learning_rate,
         batch_size=batch_size,
@@ -213,6 +218,213 @@ def ppo(
         device=choose_device(device),
         **rest,
     )
+    return OnPolicy(model, Pace(rollout_steps=rollout_steps, learning_starts=0), total_steps)
+
+
+class _Adapter:
+    """What both kinds of SB3's algorithms share.
+
+    Attributes:
+        model: SB3's algorithm, as it is.
+    """
+
+    pace: Pace
+
+    def __init__(self, model: BaseAlgorithm, total_steps: int) -> None:
+        self.model = model
+        model._total_timesteps = total_steps  # schedules go by it
+        model.set_logger(Logger(None, []))
+
+    def begin(self, count: int) -> Memory:
+        return {}
+
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        action, _ = self.model.predict(obs, deterministic=not explore)
+        return self._scaled(action), memory
+
+    def _scaled(self, action: np.ndarray) -> np.ndarray:
+        """SB3's actions, in the worlds' units, in [-1, 1]; discrete ones as they are."""
+        space = self.model.action_space
+        if not isinstance(space, spaces.Box):
+            return np.asarray(action, np.int64).reshape(len(action))
+        return (2 * (action - space.low) / (space.high - space.low) - 1).astype(np.float32)
+
+    def _count(self, rollout: Rollout) -> None:
+        model = self.model
+        model.num_timesteps += rollout.first.size
+        model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+
+    def _metrics(self) -> dict[str, float]:
+        return {name: float(value) for name, value in self.model.logger.name_to_value.items()}
+
+    def relabelled(self) -> None:
+        """Nothing is scaled by former rewards."""
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """Networks, optimisers and temperature by name."""
+        names, variables = self.model._get_torch_save_params()
+        return {name: _attribute(self.model, name) for name in (*names, *variables)}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        model = self.model
+        counters = {name: getattr(model, name) for name in COUNTERS if hasattr(model, name)}
+        actions = model.action_space.np_random.bit_generator.state
+        return pack(self._parts), {"algorithm": type(model).__name__, "counters": counters, "actions": actions}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        model = self.model
+        if values.get("algorithm") != type(model).__name__:
+            raise ValueError(
+                f"{type(model).__name__}.load_state: the state must be its own; got {values.get('algorithm')}'s."
+            )
+        unpack(type(model).__name__, self._parts, tensors)
+        for name, value in values["counters"].items():
+            setattr(model, name, value)
+        model.action_space.np_random.bit_generator.state = values["actions"]
+
+    def load_zip(self, file: Path) -> None:
+        """Networks and temperature from SB3's own file; nothing in it is unpickled."""
+        model = self.model
+        model.set_parameters(str(file), device=model.device)
+        _, _, variables = load_from_zip_file(str(file), load_data=False, device=model.device)
+        for name, value in (variables or {}).items():
+            if value is not None:
+                _attribute(model, name).data.copy_(value.data)
+
+
+class OffPolicy(_Adapter):
+    """SAC, TD3 or DQN, whose batches come from the loop's replay."""
+
+    def __init__(
+        self, model: OffPolicyAlgorithm, pace: Pace, sampling: Sampling, n_steps: int, total_steps: int
+    ) -> None:
+        super().__init__(model, total_steps)
+        self.pace, self.sampling = pace, sampling
+        self._batches = _Batches(model, n_steps)
+        model.replay_buffer = self._batches  # pyright: ignore[reportAttributeAccessIssue]
+
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        model, count = self.model, len(first)
+        if not explore:
+            return super().act(obs, memory, first, explore=False)
+        if model.num_timesteps < self.pace.learning_starts:
+            return self._scaled(np.array([model.action_space.sample() for _ in range(count)])), memory
+        action, memory = super().act(obs, memory, first, explore=True)
+        if model.action_noise is not None:
+            action = np.clip(action + model.action_noise(), -1, 1).astype(np.float32)
+        return action, memory
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        self._count(rollout)
+        for _ in range(len(reward) if isinstance(self.model, DQN) else 0):
+            self.model._on_step()  # pyright: ignore[reportAttributeAccessIssue]  # its target network and its share of random actions
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        self._batches.source = batches
+        self.model.train(count, batch_size=self.sampling.batch_size)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._metrics()
+
+
+class _Batches:
+    """In the place of SB3's replay: gives the loop's batches in SB3's form."""
+
+    def __init__(self, model: OffPolicyAlgorithm, n_steps: int) -> None:
+        self._model, self._n_steps = model, n_steps
+        self.source: Iterator[Batch] = iter(())
+        self._transposed = isinstance(model.env, VecTransposeImage)
+
+    def sample(self, batch_size: int, env: Any = None) -> ReplayBufferSamples:
+        batch = next(self.source).to(self._model.device)
+        steps = n_step(batch, self._model.gamma, self._n_steps)
+        action = batch.action[0]
+        return ReplayBufferSamples(
+            observations=self._images(map_leaves(lambda leaf: leaf[0], batch.obs)),
+            actions=action[:, None] if action.ndim == 1 else action,
+            next_observations=self._images(steps.next_obs),
+            dones=(steps.discount == 0).float()[:, None],
+            rewards=steps.reward[:, None],
+            discounts=steps.discount[:, None],
+        )
+
+    def _images(self, obs: Any) -> Any:
+        """Images channels first, as SB3's networks want them."""
+        if not self._transposed:
+            return obs
+        return map_leaves(lambda leaf: leaf.movedim(-1, 1) if leaf.ndim == 4 else leaf, obs)
+
+
+class OnPolicy(_Adapter):
+    """PPO, which learns from the newest rollout alone."""
+
+    sampling = None
+
+    def __init__(self, model: PPO, pace: Pace, total_steps: int) -> None:
+        super().__init__(model, total_steps)
+        self.pace = pace
+        self._acted: list[tuple[Any, ...]] = []  # of the running rollout: raw actions, values, log probabilities
+
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        if not explore:
+            return super().act(obs, memory, first, explore=False)
+        model = self.model
+        model.policy.set_training_mode(False)
+        with torch.no_grad():
+            tensor, _ = model.policy.obs_to_tensor(obs)
+            raw, values, log_probs = model.policy(tensor)  # pyright: ignore[reportCallIssue]
+        raw = raw.cpu().numpy()
+        self._acted.append((raw, values, log_probs))
+        space = model.action_space
+        clipped = np.clip(raw, space.low, space.high) if isinstance(space, spaces.Box) else raw
+        return self._scaled(clipped), memory
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        self._count(rollout)
+        model: Any = self.model
+        buffer, policy = model.rollout_buffer, model.policy
+        buffer.reset()
+        next_values = np.zeros(reward.shape[1], np.float32)
+        for t, (raw, values, log_probs) in enumerate(self._acted):
+            rewards, cut = reward[t].astype(np.float32), rollout.truncated[t]
+            next_values = self._values(map_leaves(lambda leaf, t=t: leaf[t], rollout.next_obs))
+            rewards[cut] += model.gamma * next_values[cut]  # a time limit is no end
+            obs = map_leaves(lambda leaf, t=t: leaf[t], rollout.obs)
+            actions = raw.reshape(-1, 1) if isinstance(model.action_space, spaces.Discrete) else raw
+            seen = map_leaves(lambda leaf: leaf.cpu().numpy(), policy.obs_to_tensor(obs)[0])
+            buffer.add(seen, actions, rewards, rollout.first[t], values, log_probs)
+        self._acted.clear()
+        last = torch.from_numpy(next_values)
+        buffer.compute_returns_and_advantage(last_values=last, dones=rollout.ended[-1])
+
+    def _values(self, obs: Obs) -> np.ndarray:
+        with torch.no_grad():
+            return self.model.policy.predict_values(self.model.policy.obs_to_tensor(obs)[0]).flatten().cpu().numpy()
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        self.model.train()  # pyright: ignore[reportAttributeAccessIssue]
+        return self._metrics()
+
+
+class _Shape(gymnasium.Env):
+    """What SB3 must know of worlds that it never steps itself."""
+
+    def __init__(self, observations: spaces.Space, actions: spaces.Space) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+
+def _stage(
+    name: str, observations: spaces.Space, actions: spaces.Space, num_worlds: int, kind: type[spaces.Space],
+    instead: str,
+) -> VecEnv:  # fmt: skip
+    if not isinstance(actions, kind):
+        raise ValueError(f"{name}: actions must be {kind.__name__}; got {actions}. Use {instead}.")
+    return DummyVecEnv([lambda: _Shape(observations, actions)] * num_worlds)
+
+
+def _attribute(model: Any, path: str) -> Any:
+    for name in path.split("."):
+        model = getattr(model, name)
+    return model
 
 
 def policy_name(space: spaces.Space) -> str:
@@ -221,17 +433,3 @@ def policy_name(space: spaces.Space) -> str:
         return "MultiInputPolicy"
     is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
     return "CnnPolicy" if is_image else "MlpPolicy"
-
-
-def choose_device(device: str) -> str:
-    """ "auto" becomes CUDA, else Apple's GPU, else the CPU."""
-    if device != "auto":
-        return device
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _check_actions(name: str, venv: VecEnv, kind: type[spaces.Space], instead: str) -> None:
-    if not isinstance(venv.action_space, kind):
-        raise ValueError(f"{name}: actions must be {kind.__name__}; got {venv.action_space}. Use {instead}.")

@@ -34,7 +34,7 @@ class ProbeEncoder:
 class ProbeHead:
     """A dot product with a fixed direction."""
 
-    name = "probe"
+    name, pointwise = "probe", True
 
     def __init__(self, seed=1):
         self.direction = torch.randn(8, generator=torch.Generator().manual_seed(seed))
@@ -53,10 +53,27 @@ class ShadeHead:
         return first.cumsum(1) / torch.arange(1, first.shape[1] + 1)
 
 
+class RunningHead:
+    """A head that remembers and goes on: the sum of the steps of the episode so far; counts the rows it was shown."""
+
+    name, advances = "running", True
+
+    def __init__(self):
+        self.rows = 0
+
+    def advance(self, features, memory=None):
+        self.rows += features.main.shape[0] * features.main.shape[1]
+        total = features.main[..., 2].cumsum(1) + (0.0 if memory is None else memory)
+        return total, total[:, -1:]
+
+    def score(self, features):
+        return self.advance(features)[0]
+
+
 class SpellHead:
     """100 · episode + 10 · world + step, read off spelled features, or a constant."""
 
-    name, constant = "spell", None
+    name, constant, pointwise = "spell", None, True
 
     def score(self, features):
         episode, world, step = features.main[..., :3].unbind(-1)

@@ -15,14 +15,15 @@ import json
 import torch
 from omegaconf import DictConfig
 
-from embodied import checkpoints, evaluation, files, runs
-from embodied.build import build
-from embodied.commands.train import told
+from embodied import files, runs
+from embodied.commands.train import filmed, judged, told
 from embodied.errors import UserError
 from embodied.report import write_report
 from embodied.scorers import kept, make_scorer
 from embodied.settings import check_device, check_least
-from embodied.worlds import env_maker, make_venv, reward_cameras
+from embodied.training import checkpoints
+from embodied.training.acting import actor_of
+from embodied.training.stage import Stage
 from rewards.progress import tqdm
 
 
@@ -39,21 +40,12 @@ def run(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
     checkpoints.load_constraints(checkpoint, scorer)
+    stage = Stage(trained, scorer)
+    actor = actor_of(trained, stage, checkpoint, device=config.device)
     count = min(config.num_worlds, config.episodes)
-    venv = make_venv(trained, scorer, num_worlds=count, workers=0, seed=config.seed)
-    env = env_maker(trained)()
-    try:
-        if "buffer_size" in trained.policy:
-            trained.policy.buffer_size = count  # nothing is learned here
-        model = build(trained.policy, venv=venv, seed=config.seed, device=config.device)
-        checkpoints.load_parameters(checkpoint, model)
-        with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
-            result = evaluation.evaluate(model, venv, config.episodes, seed=config.seed, scorer=scorer, tick=bar.update)
-        seen = {"scorer": scorer, "cameras": reward_cameras(trained)}
-        evaluation.save_videos(folder, "evaluate", model, env, seed=config.seed, count=config.videos, **seen)
-    finally:
-        venv.close()
-        env.close()
-    summary = {"steps": int(checkpoint.name), "seed": config.seed} | result.summary()
+    with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
+        result = judged(stage, actor, config.episodes, count=count, seed=config.seed, tick=bar.update)
+    filmed(stage, folder, "evaluate", actor, seed=config.seed, count=config.videos)
+    summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation} | result.summary()
     files.write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     print(f"{told(summary)}. Report: {write_report(folder)}")

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
-from stable_baselines3 import SAC
-from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.vec_env import DummyVecEnv
 
-from embodied import evaluation, runs
+from embodied import runs
 from embodied.build import build
 from embodied.collecting import open_dataset
 from embodied.datasets import Dataset
@@ -46,14 +44,18 @@ from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.practice.demos import open_pair
 from embodied.practice.evaluation import play, told
-from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, transitions
-from embodied.practice.loop import Practice, Task, remember, update
+from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown
+from embodied.practice.loop import Practice, Task
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
 from embodied.scorers import check_views
 from embodied.settings import check_device, check_least
+from embodied.training import evaluation
+from embodied.training.log import RunLog
+from embodied.training.stopping import Stopping
 from embodied.worlds import env_maker, reward_cameras
-from policies.demonstrations import Imitation, SymmetricReplay, narrow
+from policies.core import Learner
+from policies.replay import Mix, Replay
 from rewards.core import Encoder
 from rewards.progress import tqdm
 from rewards.success import SuccessClassifier, success_scorer
@@ -89,27 +91,27 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
         encoder = build(config.encoder)
         env = make()
         opened.callback(env.close)
-        practice, imitation, heads = _built(config, env, encoder, run.folder)
+        practice, heads = _built(config, env, encoder, run.folder)
         folder = run.begin("success")
         if run.checkpoint is None:
             for name, head in heads.items():
                 if isinstance(head, SuccessClassifier):
                     head.save(folder / "fitted" / name, encoder)
-        log = runs.logger(folder, steps=run.done)
+        log = RunLog(folder, steps=run.done)
         opened.callback(log.close)
-        practice.model.set_logger(log)
         practice.reset(seed=config.seed)
         if run.checkpoint is None:
-            with tqdm(total=config.pretrain_updates, desc="demonstrations", unit="update", leave=False) as bar:
-                update(practice.model, imitation, config.pretrain_updates, tick=bar.update)
-            practice.tally.updates = config.pretrain_updates
+            _imitate(practice, log)
             _evaluate(config, folder, practice, make)
             save_practice(folder, practice)
         else:
             if not load_practice(run.checkpoint, practice):
                 print("This world cannot save its state: practice goes on from a reset.", file=sys.stderr)
             _drop_lines(folder / "attempts.jsonl", practice.tally.steps)
-        _loop(config, folder, practice, imitation, make, log)
+        with Stopping() as stopping:
+            done = _loop(config, folder, practice, make, log, stopping)
+        if not done:
+            stopping.end(f"The checkpoint at step {practice.tally.steps} is written.")
         summary = _evaluate(config, folder, practice, make, final=True)
         run.finish(steps=practice.tally.steps, tally=vars(practice.tally))
         print(f"{told(summary, practice.tally)} Report: {write_report(folder)}")
@@ -121,19 +123,17 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
 def _check(config: DictConfig) -> None:
     if config.observe not in ("features", "state"):
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
-    if str(config.policy.get("_target_")) != "policies.sb3.sac":
-        raise UserError(f"policy must be sac here; got {config.policy.get('_target_')}. Its replay holds two halves.")
     check_least(
-        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, pretrain_updates=0, imitation=0,
-        reset_every=0, eval_every=0, checkpoint_every=0,
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, reset_every=0, eval_every=0,
+        checkpoint_every=0,
     )  # fmt: skip
     check_device(config.device)
 
 
 def _built(
     config: DictConfig, env: gymnasium.Env, encoder: Encoder, folder: Path | None
-) -> tuple[Practice, Imitation, dict[str, Any]]:
-    """Success models, demonstrations as transitions, the learner; a run that goes on has what was fitted for it."""
+) -> tuple[Practice, dict[str, Any]]:
+    """Success models, demonstrations, the learner; a run that goes on has what was fitted for it."""
     cameras = reward_cameras(config)
     pair = open_pair([config[name].demos for name in TASKS], config.turns)
     datasets = dict(zip(TASKS, pair, strict=True))
@@ -153,19 +153,34 @@ def _built(
         )
     if signals is None and env.observation_space.shape != demos[0].inputs.shape[1:]:
         raise UserError(f"observe=state needs a world whose observation is its state; got {env.observation_space}.")
-    model, imitation, standard = _learner(config, env, demos)
+    actions, standard = env.action_space, Standard.of(demos)
+    assert isinstance(actions, spaces.Box)
+    memory = shown(demos, standard, actions, seed=int(config.seed) + 1)
+    inputs = spaces.Box(-np.inf, np.inf, (demos[0].inputs.shape[1] + len(TASKS),), np.float32)
+    settings: dict[str, Any] = {"seed": int(config.seed), "num_worlds": 1}
+    learner: Learner = build(
+        config.policy, observation_space=inputs, action_space=actions, total_steps=int(config.steps),
+        device=config.device, **settings,
+    )  # fmt: skip
+    if learner.sampling is None:
+        raise UserError(f"policy must learn from a replay; {config.policy.get('_target_')} does not. Use policy=rlpd.")
+    capacity = min(learner.sampling.capacity, int(config.steps) + int(config.attempt_steps))
+    replay = Replay(inputs, actions, capacity=capacity, **settings)
     tasks = [Task(name, heads[name], config[name].fact) for name in TASKS]
-    return _practice(config, env, senses, tasks, model, standard), imitation, heads
+    return _practice(config, env, senses, tasks, learner, replay, memory, standard), heads
 
 
 def _practice(
-    config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[Task], model: SAC, standard: Standard
-) -> Practice:
+    config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[Task], learner: Learner, replay: Replay,
+    demos: Replay, standard: Standard,
+) -> Practice:  # fmt: skip
     return Practice(
         env,
         senses,
         tasks,
-        model,
+        learner,
+        replay,
+        demos,
         standard,
         attempt_steps=config.attempt_steps,
         stuck_after=config.stuck_after,
@@ -242,55 +257,39 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
     return head
 
 
-class _Shape(gymnasium.Env):
-    """What SB3 must know of a world that it never steps itself."""
-
-    def __init__(self, inputs: int, actions: spaces.Box) -> None:
-        self.observation_space = spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
-        self.action_space = actions
-
-
-def _learner(config: DictConfig, env: gymnasium.Env, demos: list[Demo]) -> tuple[SAC, Imitation, Standard]:
-    """SAC with its two-halved replay, the imitation beside it, and its inputs' standard."""
-    actions = env.action_space
-    assert isinstance(actions, spaces.Box)
-    standard = Standard.of(demos)
-    inputs = demos[0].inputs.shape[1] + len(TASKS)
-    venv = DummyVecEnv([lambda: _Shape(inputs, actions)])
-    model: SAC = build(config.policy, venv=venv, seed=config.seed, device=config.device)
-    shown = transitions(demos, standard, model.policy.scale_action)
-    model.replay_buffer = SymmetricReplay(
-        model.buffer_size, model.observation_space, model.action_space, model.device, demos=shown
-    )
-    narrow(model)
-    return model, Imitation(model, shown, weight=config.imitation, batch_size=model.batch_size), standard
-
-
 # Practising ---------------------------------------------------------------------------------------------
 
 
+def _imitate(practice: Practice, log: RunLog) -> None:
+    """Learn from the demonstrations alone, before the first attempt."""
+    learner, count = practice.learner, practice.learner.pace.pretraining
+    if count:
+        assert learner.sampling is not None
+        batches = Mix(practice.replay, practice.demos).batches(replace(learner.sampling, demo_share=1.0))
+        log.record(learner.update(batches, count))
+        practice.tally.updates = count
+
+
 def _loop(
-    config: DictConfig,
-    folder: Path,
-    practice: Practice,
-    imitation: Imitation,
-    make: Callable[[], gymnasium.Env],
-    log: Logger,
-) -> None:
-    """Attempts and updates until the steps are done, with a line each, a bar, curves and checkpoints."""
-    model, tally = practice.model, practice.tally
-    replay = model.replay_buffer
-    assert isinstance(replay, SymmetricReplay)
+    config: DictConfig, folder: Path, practice: Practice, make: Callable[[], gymnasium.Env], log: RunLog,
+    stopping: Stopping,
+) -> bool:  # fmt: skip
+    """Attempts and updates until the steps are done, with a line each, a bar, curves and checkpoints; whether all of
+    them were done."""
+    learner, tally = practice.learner, practice.tally
+    assert learner.sampling is not None
+    batches = Mix(practice.replay, practice.demos).batches(learner.sampling)
     recent: dict[str, deque[bool]] = {name: deque(maxlen=RECENT) for name in TASKS}
     begun, first = time.monotonic(), tally.steps
     with tqdm(total=config.steps, initial=tally.steps, unit="step", desc="practising", smoothing=0.05) as bar:
-        for attempt, rows in practice.attempts(config.steps):
+        for attempt, practised in practice.attempts(config.steps):
             before = tally.steps - attempt.steps
-            remember(replay, rows)
-            count = round(attempt.steps * config.policy.updates_per_step)
-            error = update(model, imitation, count)
+            practice.replay.add(practised.rollout, practised.reward)
+            learner.observe(practised.rollout, practised.reward)
+            count = learner.pace.updates(attempt.steps, tally.steps)
+            if count:
+                log.record(learner.update(batches, count))
             tally.updates += count
-            model.num_timesteps = tally.steps
             line = {"attempt": tally.attempts, "steps_done": tally.steps} | attempt.line()
             runs.append_line(folder / "attempts.jsonl", line | {"interventions": tally.interventions})
             recent[attempt.task].append(attempt.success)
@@ -301,21 +300,20 @@ def _loop(
             def due(every: int, before: int = before) -> bool:
                 return bool(every) and tally.steps // every > before // every
 
-            if due(LOG_EVERY):
-                log.record("time/total_timesteps", tally.steps)
-                log.record("time/fps", (tally.steps - first) / (time.monotonic() - begun))
-                for name, each in recent.items():
-                    if each:
-                        log.record(f"practice/{name}_said_success", sum(each) / len(each))
-                log.record("practice/interventions", tally.interventions)
-                log.record("practice/passed_over", tally.passed_over)
-                log.record("train/imitation_error", error)
-                log.dump(tally.steps)
+            if due(LOG_EVERY) or tally.steps >= config.steps:
+                said = {f"practice/{name}_said_success": sum(each) / len(each) for name, each in recent.items() if each}
+                log.record(said | {"practice/interventions": tally.interventions})
+                log.record({"practice/passed_over": tally.passed_over})
+                log.record({"time/fps": (tally.steps - first) / max(time.monotonic() - begun, 1e-9)})
+                log.write(tally.steps)
             if due(config.eval_every) and tally.steps < config.steps:
                 _evaluate(config, folder, practice, make)
+            if stopping.asked and tally.steps < config.steps:
+                break
             if due(config.checkpoint_every):
                 save_practice(folder, practice)
     save_practice(folder, practice)
+    return tally.steps >= config.steps
 
 
 def _drop_lines(file: Path, steps: int) -> None:
@@ -339,7 +337,10 @@ def _evaluate(
     seed = config.seed + (evaluation.FINAL if final else evaluation.HELD_OUT)
     robot = practice.env.has_wrapper_attr("pause")
     env = practice.env if robot else make()
-    judged = _practice(config, env, practice.senses.on(env), practice.tasks, practice.model, practice.standard)
+    judged = _practice(
+        config, env, practice.senses.on(env), practice.tasks, practice.learner, practice.replay, practice.demos,
+        practice.standard,
+    )  # fmt: skip
     try:
         seeds = range(seed, seed + config.eval_episodes)
         rates = play(judged, seeds, folder=folder if final else None, videos=config.videos)

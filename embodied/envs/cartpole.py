@@ -46,6 +46,10 @@ class CartPole(World):
     def _proprio(self) -> np.ndarray:
         return self._state()
 
+    @property
+    def state_is_own(self) -> bool:
+        return True
+
     def degrees(self) -> dict[str, float]:
         x, tilt = float(self.data.qpos[0]), abs(self._angle())
         return {

@@ -93,6 +93,10 @@ class Humanoid(World):
     def _proprio(self) -> np.ndarray:
         return self._state()
 
+    @property
+    def state_is_own(self) -> bool:
+        return True
+
     # Truth ----------------------------------------------------------------------------------------------
 
     def degrees(self) -> dict[str, float]:

@@ -19,6 +19,11 @@ _NEAR, _FAR, _APART = 0.2, 0.53, 0.17  # metres: where balls lie, how far from e
 _TARGET = np.array([0.0, 0.0, 0.0])
 
 
+READINGS = (
+    "shoulder_cos", "elbow_cos", "shoulder_sin", "elbow_sin", "shoulder_speed", "elbow_speed", "tip_x", "tip_y",
+)  # fmt: skip
+
+
 class Reacher(World):
     """Turn shoulder and elbow (two speeds, -1 to 1) so that the tip rests on the ball of the task's colour.
 
@@ -74,6 +79,10 @@ class Reacher(World):
     def _state(self) -> np.ndarray:
         axes = self.data.xmat[self._upper].reshape(3, 3)[:2, :2]  # learners need not learn that turning changes nothing
         return np.concatenate([self._proprio(), (self._ball(self.task) - self._tip()) @ axes]).astype(np.float32)
+
+    def signals(self) -> dict[str, float]:
+        """The arm's own readings: its joints' angles and speeds, and so where its tip is."""
+        return dict(zip(READINGS, self._proprio().tolist(), strict=True))
 
     def _proprio(self) -> np.ndarray:
         angles, speeds = self.data.qpos[:2], self.data.qvel[:2]

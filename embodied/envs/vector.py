@@ -1,4 +1,4 @@
-"""Many worlds as one stable-baselines3 vector environment, with the frames a reward model reads.
+"""Many worlds stepped together, with the frames a reward model and a policy read.
 
 The frame of a step is rendered where the world lives, after the step and before the auto-reset, so the last frame of
 an episode shows its end and not the next episode's start. Observations and frames lie in shared memory; only small
@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -21,7 +21,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
 
 from embodied.envs.worker import Look, Specs, WorldError, Worlds, block_size, views, work
 from embodied.errors import UserError
@@ -29,22 +28,24 @@ from embodied.errors import UserError
 STOP_S = 5.0  # how long a worker may take to close before it is killed
 
 
-class WorldVecEnv(VecEnv):
+class WorldVecEnv:
     """E worlds that reset themselves, stepped in this process or spread over worker processes.
 
-    `info` of a step holds `env_reward` (float), `is_success` (where the world tells), `TimeLimit.truncated`,
-    `signals` (where the world has them) and, at the end of an episode, `terminal_observation` and `env_episode`
-    (the return and length under the task's own reward).
+    `info` of a step holds `is_success` (where the world tells), `signals` (where the world has them) and, at the end of
+    an episode, `env_episode` (the return and length under the task's own reward).
+
+    Attributes:
+        num_envs: E.
+        observation_space, action_space: of one world.
+        views: names of the V views of `frames`.
+        reset_infos: E infos of the resets that began the running episodes, `signals` among them.
 
     Args:
         make: makes one world; picklable when `workers` > 0.
         num_worlds: E.
         workers: processes to spread the worlds over; 0 steps them in this process.
         seed: world i starts from `seed + i`.
-        frame_size: height and width of `frames`, pixels; None renders nothing, and `step` returns the task's own
-            reward.
-        env_weight: with frames, `step` returns this times the task's own reward: zeros, unless a learner shall have
-            it beside a reward model's.
+        frame_size: height and width of `frames`, pixels; None renders nothing.
         cameras: the views of `frames`, by name; none: one view, from the world's own camera.
         depth: whether `reset_depth` is wanted; only some worlds measure it.
 
@@ -61,7 +62,6 @@ class WorldVecEnv(VecEnv):
         workers: int = 0,
         seed: int = 0,
         frame_size: int | None = None,
-        env_weight: float = 0.0,
         cameras: Sequence[str] = (),
         depth: bool = False,
     ) -> None:
@@ -69,7 +69,7 @@ class WorldVecEnv(VecEnv):
             raise ValueError(f"WorldVecEnv: num_worlds must be at least 1; got {num_worlds}.")
         if not 0 <= workers <= num_worlds:
             raise ValueError(f"WorldVecEnv: workers must be from 0 to num_worlds ({num_worlds}); got {workers}.")
-        self.frame_size, self.env_weight = frame_size, env_weight
+        self.num_envs, self.frame_size = num_worlds, frame_size
         parts = np.array_split(np.arange(num_worlds), max(workers, 1))
         self._memory: SharedMemory | None = None
         self._groups: list[_Local | _Remote] = []
@@ -78,8 +78,8 @@ class WorldVecEnv(VecEnv):
             group = _Remote if workers else _Local
             look = None if frame_size is None else Look(frame_size, tuple(cameras), depth)
             self._groups = [group(make, part.tolist(), look) for part in parts]
-            observation_space, action_space, self.views, measured = self._gather("describe")[0]
-            specs = _specs(observation_space, num_worlds, look, len(self.views), measured)
+            self.observation_space, self.action_space, self.views, measured = self._gather("describe")[0]
+            specs = _specs(self.observation_space, num_worlds, look, len(self.views), measured)
             if workers:
                 self._memory = SharedMemory(create=True, size=block_size(specs))
                 self._arrays = views(self._memory.buf, specs)
@@ -93,8 +93,7 @@ class WorldVecEnv(VecEnv):
             raise
         processes = [group.process for group in self._groups if isinstance(group, _Remote)]
         self._finalizer = weakref.finalize(self, _release, processes, self._memory)
-        self._start_s = time.monotonic()
-        super().__init__(num_worlds, observation_space, action_space)
+        self.reset_infos: list[dict[str, Any]] = []
         self.seed(seed)
 
     # Stepping -------------------------------------------------------------------------------------------
@@ -114,37 +113,46 @@ class WorldVecEnv(VecEnv):
         """(E, V, H, W) float32, metres in the first frames; None where the worlds do not measure it."""
         return self._arrays.get("reset_depth")
 
+    def seed(self, seed: int) -> None:
+        """World i starts from `seed + i` at the next reset; later resets go on with its own generator."""
+        self._seeds: list[int | None] = [seed + i for i in range(self.num_envs)]
+
     def reset(self) -> Any:
-        seeds, options = self._seeds, self._options
-        self.reset_infos = self._gather("reset", lambda part: ([seeds[i] for i in part], [options[i] for i in part]))
-        self._reset_seeds()
-        self._reset_options()
-        return self._obs()
+        """Begin an episode everywhere; returns the observations (E, …)."""
+        seeds: list[int | None] = self._seeds
+        self._seeds = [None for _ in seeds]
+        self.reset_infos = self._gather("reset", lambda part: ([seeds[i] for i in part],))
+        return self._obs("obs")
 
-    def step_async(self, actions: np.ndarray) -> None:
-        self._send("step", lambda part: (actions[part],))
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """One step of every world; those whose episode ended are reset.
 
-    def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict]]:
-        infos, dones = [], np.zeros(self.num_envs, dtype=bool)
-        rewards = np.zeros(self.num_envs, dtype=np.float32)  # a fresh one: SB3 writes into it
-        for i, (done, info, reset_info) in enumerate(self._collect()):
-            dones[i] = done
-            if done:
-                info["terminal_observation"] = self._obs(i, "last")
+        Args:
+            actions: (E, …) in the units of `action_space`.
+
+        Returns:
+            Observations (E, …), of new episodes where one ended; the task's own rewards (E,) float32; terminated (E,)
+            and truncated (E,) bool, never both; infos.
+        """
+        infos, rewards = [], np.zeros(self.num_envs, dtype=np.float32)
+        terminated, truncated = np.zeros((2, self.num_envs), dtype=bool)
+        answers = self._gather("step", lambda part: (actions[part],))
+        for i, (reward, is_terminated, is_truncated, info, reset_info) in enumerate(answers):
+            rewards[i], terminated[i], truncated[i] = reward, is_terminated, is_truncated
+            if is_terminated or is_truncated:
                 self.reset_infos[i] = reset_info
-            rewards[i] = info["env_reward"] * (1 if self.frame_size is None else self.env_weight)
-            if self.frame_size is None and done:
-                total, length = info["env_episode"]
-                info["episode"] = {"r": total, "l": length, "t": round(time.monotonic() - self._start_s, 3)}
             infos.append(info)
-        return self._obs(), rewards, dones, infos
+        return self._obs("obs"), rewards, terminated, truncated, infos
 
-    def _obs(self, world: int | None = None, kind: str = "obs") -> Any:
-        """A copy of all observations, or of one world's."""
-        pick = slice(None) if world is None else world
+    def last_obs(self) -> Any:
+        """(E, …) the last observations of the episodes that ended last, before the reset; of no use elsewhere."""
+        return self._obs("last")
+
+    def _obs(self, kind: str) -> Any:
+        """A copy of all observations of a kind."""
         if isinstance(self.observation_space, spaces.Dict):
-            return {key: self._arrays[f"{kind}/{key}"][pick].copy() for key in self.observation_space.spaces}
-        return self._arrays[kind][pick].copy()
+            return {key: self._arrays[f"{kind}/{key}"].copy() for key in self.observation_space.spaces}
+        return self._arrays[kind].copy()
 
     # Resume ---------------------------------------------------------------------------------------------
 
@@ -193,36 +201,15 @@ class WorldVecEnv(VecEnv):
         else:
             _release([group.process for group in self._groups if isinstance(group, _Remote)], self._memory)
 
-    # The rest of the interface --------------------------------------------------------------------------
+    # Single worlds --------------------------------------------------------------------------------------
 
-    def _chosen(self, indices: int | Iterable[int] | None) -> list[int]:
-        return list(self._get_indices(indices))
+    def get_attr(self, name: str) -> list[Any]:
+        """An attribute of each world."""
+        return self._gather("get_attr", lambda part: (name,))
 
-    def get_attr(self, attr_name: str, indices: int | Iterable[int] | None = None) -> list[Any]:
-        values = self._gather("get_attr", lambda part: (attr_name,))
-        return [values[i] for i in self._chosen(indices)] if indices is not None else values
-
-    def set_attr(self, attr_name: str, value: Any, indices: int | Iterable[int] | None = None) -> None:
-        chosen = self._chosen(indices)
-        self._gather("set_attr", lambda part: ([i for i in part if i in chosen], attr_name, value))
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: int | Iterable[int] | None = None, **method_kwargs: Any
-    ) -> list[Any]:
-        chosen = self._chosen(indices)
-        values = self._gather(
-            "env_method", lambda part: ([i for i in part if i in chosen], method_name, method_args, method_kwargs)
-        )
-        return [values[i] for i in chosen]
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gymnasium.Wrapper], indices: int | Iterable[int] | None = None
-    ) -> list[bool]:
-        values = self._gather("is_wrapped", lambda part: (wrapper_class,))
-        return [values[i] for i in self._chosen(indices)]
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        return self.env_method("render")
+    def env_method(self, name: str, *args: Any, **kwargs: Any) -> list[Any]:
+        """What a method of each world returns."""
+        return self._gather("env_method", lambda part: (name, args, kwargs))
 
 
 class _Local:

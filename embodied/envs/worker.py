@@ -80,12 +80,12 @@ class Worlds:
             for env, actions in zip(self._envs, self._actions, strict=True)
         ]
 
-    def reset(self, seeds: list[int | None], options: list[dict]) -> list[dict]:
-        return [self._reset(k, seed, option) for k, (seed, option) in enumerate(zip(seeds, options, strict=True))]
+    def reset(self, seeds: list[int | None]) -> list[dict]:
+        return [self._reset(k, seed) for k, seed in enumerate(seeds)]
 
-    def _reset(self, k: int, seed: int | None = None, options: dict | None = None) -> dict:
+    def _reset(self, k: int, seed: int | None = None) -> dict:
         with _naming(self._part[k], "reset"):
-            obs, info = self._envs[k].reset(seed=seed, options=options or None)
+            obs, info = self._envs[k].reset(seed=seed)
             self._returns[k], self._lengths[k] = 0.0, 0
             self._write("obs", k, obs)
             self._draw("reset_frames", k, obs)
@@ -95,25 +95,25 @@ class Worlds:
                     self._arrays["reset_depth"][self._part[k], v] = depth
             return self._small(k, info)
 
-    def step(self, actions: np.ndarray) -> list[tuple[bool, dict, dict]]:
+    def step(self, actions: np.ndarray) -> list[tuple[float, bool, bool, dict, dict]]:
         return [self._step(k, action) for k, action in enumerate(actions)]
 
-    def _step(self, k: int, action: Any) -> tuple[bool, dict, dict]:
+    def _step(self, k: int, action: Any) -> tuple[float, bool, bool, dict, dict]:
+        """Reward, terminated, truncated, info, and the info of the reset where the episode ended."""
         with _naming(self._part[k], "step"):
             obs, reward, terminated, truncated, info = self._envs[k].step(self._actions[k](action))
             reward = number(reward, f"{world_name(self._envs[k])}: a reward")
-            done = bool(terminated or truncated)
+            terminated, truncated = bool(terminated), bool(truncated) and not terminated
+            done = terminated or truncated
             self._returns[k] += reward
             self._lengths[k] += 1
             self._draw("frames", k, obs)
             small = self._small(k, info)
-            small["env_reward"] = reward
-            small["TimeLimit.truncated"] = bool(truncated and not terminated)
             self._write("last" if done else "obs", k, obs)
         if not done:
-            return False, small, {}
+            return reward, False, False, small, {}
         small["env_episode"] = (self._returns[k], self._lengths[k])
-        return True, small, self._reset(k)
+        return reward, terminated, truncated, small, self._reset(k)
 
     def _write(self, kind: str, k: int, obs: Any) -> None:
         space, what = self._envs[k].observation_space, f"{world_name(self._envs[k])}: an observation"
@@ -177,20 +177,8 @@ class Worlds:
     def get_attr(self, name: str) -> list[Any]:
         return [env.get_wrapper_attr(name) for env in self._envs]
 
-    def set_attr(self, chosen: list[int], name: str, value: Any) -> list[None]:
-        for k, index in enumerate(self._part):
-            if index in chosen:
-                self._envs[k].set_wrapper_attr(name, value)
-        return [None] * len(self._part)
-
-    def env_method(self, chosen: list[int], name: str, args: tuple, kwargs: dict) -> list[Any]:
-        return [
-            env.get_wrapper_attr(name)(*args, **kwargs) if index in chosen else None
-            for index, env in zip(self._part, self._envs, strict=True)
-        ]
-
-    def is_wrapped(self, wrapper: type[gymnasium.Wrapper]) -> list[bool]:
-        return [any(isinstance(layer, wrapper) for layer in _layers(env)) for env in self._envs]
+    def env_method(self, name: str, args: tuple, kwargs: dict) -> list[Any]:
+        return [env.get_wrapper_attr(name)(*args, **kwargs) for env in self._envs]
 
     def close(self) -> None:
         self._arrays = {}
@@ -273,6 +261,12 @@ def view_names(env: gymnasium.Env, cameras: Sequence[str]) -> tuple[str, ...]:
     if len(set(cameras)) < len(cameras):
         raise WorldError(f"cameras must differ; got {', '.join(cameras)}.")
     return tuple(cameras)
+
+
+def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str = "frame") -> np.ndarray:
+    """(V, H, W, 3) uint8, what a world looks like now in some of its views; its depth (V, H, W) as `kind="depth"`."""
+    draw, own = env.get_wrapper_attr(kind), own_view(env)
+    return np.stack([draw(image_size=size, **({} if view == own else {"camera": view})) for view in views])
 
 
 def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:

@@ -104,6 +104,11 @@ class World(gymnasium.Env, ABC):
     def _state(self) -> np.ndarray:
         """(S,) float32: everything the task needs, poses included."""
 
+    @property
+    def state_is_own(self) -> bool:
+        """Whether `obs=state` holds only what the robot itself measures: then it is no privilege."""
+        return False
+
     @abstractmethod
     def _proprio(self) -> np.ndarray:
         """(P,) float32: the robot's own readings."""

@@ -5,20 +5,22 @@ Shape letters: T actions of an episode, S the policy's inputs, A action, D featu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor
 
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.envs.worker import view_names
 from embodied.errors import UserError
-from policies.demonstrations import Transitions
+from embodied.training.demonstrations import to_unit
+from policies.replay import Replay
 from rewards.calibration import Decision, Latch
 from rewards.core import Encoder, Episode, Features
 
@@ -206,15 +208,13 @@ class Standard:
         return np.concatenate([scaled, which], axis=-1).astype(np.float32)
 
 
-def transitions(demos: Sequence[Demo], standard: Standard, scale_action: Callable[[Any], Any]) -> Transitions:
-    """What a learner is shown; `scale_action` brings actions to [-1, 1]."""
-    seen = [standard(demo.inputs, demo.task) for demo in demos]
-    ended = [np.append(np.zeros(len(demo.actions) - 1, bool), demo.done) for demo in demos]
-    return Transitions(
-        observations=np.concatenate([each[:-1] for each in seen]),
-        next_observations=np.concatenate([each[1:] for each in seen]),
-        actions=np.asarray(scale_action(np.concatenate([demo.actions for demo in demos])), np.float32),
-        rewards=np.concatenate(ended).astype(np.float32),
-        terminated=np.concatenate(ended),
-        good=np.concatenate([np.full(len(demo.actions), demo.done) for demo in demos]),
-    )
+def shown(demos: Sequence[Demo], standard: Standard, actions: spaces.Box, *, seed: int) -> Replay:
+    """Demonstrations as a learner is shown them; those that did it are imitated."""
+    space = spaces.Box(-np.inf, np.inf, (demos[0].inputs.shape[1] + len(TASKS),), np.float32)
+    count = sum(len(demo.actions) for demo in demos)
+    replay = Replay(space, actions, capacity=count, num_worlds=1, seed=seed, grows=True)
+    for demo in demos:
+        reward = np.append(np.zeros(len(demo.actions) - 1, np.float32), np.float32(demo.done))
+        obs, scaled = standard(demo.inputs, demo.task), to_unit(actions, demo.actions)
+        replay.add_episode(obs, scaled, reward, terminated=demo.done, imitate=demo.done)
+    return replay

@@ -8,10 +8,10 @@ stands still. A person resets the world when too many attempts in a row have fai
 safety stop; each is counted.
 
 Source: Yang et al., arXiv 2310.15145; its code was never published. Departs: it pre-trains and fine-tunes with Cal-QL
-on a thousand related trajectories beside the demonstrations. Cal-QL is not in this package yet; the learner here is
-SB3's SAC on the demonstrations alone, half of every batch being theirs (`policies.demonstrations`), with the
-paper's BC term. The task is told by a one-hot, not in words; the policy reads the encoder's frozen features, not
-pixels; and a task that the success model says is done already is passed over.
+on a thousand related trajectories beside the demonstrations; here any learner of `policies` practises, by default RLPD,
+which begins as imitation and takes over only where it earns no less. The task is told by a one-hot, not in words; the
+policy reads the encoder's frozen features, not pixels; and a task that the success model says is done already is passed
+over.
 
 Shape letters: T actions of an attempt, S the policy's inputs, A action.
 """
@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from stable_baselines3 import SAC
 
 from embodied.practice.inputs import TASKS, Senses, Standard, SuccessHead
-from policies.demonstrations import Imitation, SymmetricReplay
+from embodied.training.collector import in_units
+from policies.core import Learner, Rollout
+from policies.replay import Replay
 from rewards.calibration import UNSURE, YES, Latch
 from rewards.core import Features
 
@@ -48,21 +49,16 @@ class Task:
     fact: str | None = None
 
 
-class Row(NamedTuple):
-    """One transition.
+class Practised(NamedTuple):
+    """What an attempt showed: an episode of one world.
 
     Attributes:
-        before, after: (S + 2,) float32 observations.
-        action: (A,) in [-1, 1].
-        reward: 1 where the success model's yes has held, else 0.
-        ended: whether it ended the task; being out of time does not.
+        rollout: of `Standard`'s observations; it terminates where the task was done, and being out of time truncates.
+        reward: (T, 1) 1 where the success model's yes has held, else 0.
     """
 
-    before: np.ndarray
-    after: np.ndarray
-    action: np.ndarray
-    reward: float
-    ended: bool
+    rollout: Rollout
+    reward: np.ndarray
 
 
 @dataclass
@@ -132,7 +128,9 @@ class Practice:
         env: a world of ours or a `RobotEnv`; its time limit is not heeded, its terminations are stops.
         senses: what is seen of it.
         tasks: forward and backward.
-        model: SB3's SAC, with a `SymmetricReplay`.
+        learner: acts on `Standard`'s observations.
+        replay: what it did; attempts are put there by whoever learns from them.
+        demos: what it was shown.
         standard: inputs to its observations.
         attempt_steps: after which an attempt has failed.
         stuck_after: failed attempts in a row until a person resets the world.
@@ -145,7 +143,9 @@ class Practice:
         env: gymnasium.Env,
         senses: Senses,
         tasks: Sequence[Task],
-        model: SAC,
+        learner: Learner,
+        replay: Replay,
+        demos: Replay,
         standard: Standard,
         *,
         attempt_steps: int,
@@ -158,7 +158,8 @@ class Practice:
                 f"Practice: tasks must be two, attempt_steps and stuck_after ≥ 1, reset_every ≥ 0; "
                 f"got {len(tasks)}, {attempt_steps}, {stuck_after}, {reset_every}."
             )
-        self.env, self.senses, self.tasks, self.model, self.standard = env, senses, tuple(tasks), model, standard
+        self.env, self.senses, self.tasks, self.learner, self.standard = env, senses, tuple(tasks), learner, standard
+        self.replay, self.demos = replay, demos
         self.attempt_steps, self._stuck_after, self._reset_every = attempt_steps, stuck_after, reset_every
         self._facts, self.tally = facts, Tally()
         self.obs: Any = None  # the newest, from the world
@@ -170,15 +171,15 @@ class Practice:
         self.tally.turn = self.tally.failed = self.tally.since_reset = 0
         self._stopped = False
 
-    def attempts(self, steps: int) -> Iterator[tuple[Attempt, list[Row]]]:
-        """Practise until so many steps are done in all: each attempt, and its transitions, before they are learned.
+    def attempts(self, steps: int) -> Iterator[tuple[Attempt, Practised]]:
+        """Practise until so many steps are done in all: each attempt, and its steps, before they are learned.
 
         The world must have been reset once. Between two attempts everything is at rest: the moment to save.
         """
         while self.tally.steps < steps:
             self._bring_order()
             index = self._choose()
-            attempt, rows = self.attempt(index, limit=steps - self.tally.steps)
+            attempt, steps_made = self.attempt(index, limit=steps - self.tally.steps)
             tally = self.tally
             tally.steps += attempt.steps
             tally.attempts += 1
@@ -190,7 +191,7 @@ class Practice:
             self._stopped = attempt.stopped is not None
             if self.env.has_wrapper_attr("pause"):
                 self.env.get_wrapper_attr("pause")()  # a robot holds still while its policy is updated
-            yield attempt, rows
+            yield attempt, steps_made
 
     def _bring_order(self) -> None:
         """Call a person where one is needed."""
@@ -226,7 +227,7 @@ class Practice:
 
     def attempt(
         self, index: int, *, limit: int | None = None, explore: bool = True, film: bool = False
-    ) -> tuple[Attempt, list[Row]]:
+    ) -> tuple[Attempt, Practised]:
         """One attempt at a task from where the world stands.
 
         Args:
@@ -238,9 +239,9 @@ class Practice:
         A moment without a fresh picture is one at which the model is unsure.
 
         Returns:
-            What came of it, and its T transitions.
+            What came of it, and its T steps.
         """
-        task, rows = self.tasks[index], list[Row]()
+        task, columns = self.tasks[index], {name: list[Any]() for name in Rollout._fields}
         latch, moment = Latch(task.head.decision.hold), self.senses.look(self.obs)
         latch.step(torch.tensor([self._verdict(task, moment.features)], dtype=torch.int8))
         attempt = Attempt(task.name, env_before=self.truth(task))
@@ -249,10 +250,10 @@ class Practice:
             attempt.env_false_yes = attempt.env_true = attempt.env_missed = 0
         if film:
             attempt.pictures.append(self.env.render())
-        observation = self.standard(moment.inputs, index)
+        observation, memory, first = self.standard(moment.inputs, index), self.learner.begin(1), np.ones(1, dtype=bool)
         for _ in range(min(self.attempt_steps, limit or self.attempt_steps)):
-            action, _ = self.model.predict(observation, deterministic=not explore)
-            self.obs, _, terminated, _, info = self.env.step(action)
+            action, memory = self.learner.act(observation[None], memory, first, explore=explore)
+            self.obs, _, terminated, _, info = self.env.step(in_units(self.env.action_space, action)[0])
             moment = self.senses.look(self.obs)
             verdict = UNSURE if info.get("stale") else self._verdict(task, moment.features)
             attempt.success = bool(latch.step(torch.tensor([verdict], dtype=torch.int8)))
@@ -261,13 +262,18 @@ class Practice:
             if film:
                 attempt.pictures.append(self.env.render())
             before, observation = observation, self.standard(moment.inputs, index)
-            scaled = self.model.policy.scale_action(action)
-            rows.append(Row(before, observation, scaled, float(attempt.success), attempt.success))
+            values = (before[None], action, observation[None], [0.0], [attempt.success], [False], first)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+            first = np.zeros(1, dtype=bool)
             if terminated and not attempt.success:
                 attempt.stopped = str(info.get("stopped") or "ended by the world")
             if terminated or attempt.success:
                 break
-        return attempt, rows
+        rollout = Rollout(*(np.array(column) for column in columns.values()))
+        rollout.truncated[-1] = not attempt.success
+        rollout = rollout._replace(env_reward=rollout.env_reward.astype(np.float32))
+        return attempt, Practised(rollout, rollout.terminated.astype(np.float32))
 
     def _judge(self, attempt: Attempt, task: Task, verdict: int) -> None:
         said, true = verdict == YES, self.truth(task)
@@ -277,19 +283,3 @@ class Practice:
             attempt.env_false_yes = (attempt.env_false_yes or 0) + (said and not true)
             attempt.env_true = (attempt.env_true or 0) + true
             attempt.env_missed = (attempt.env_missed or 0) + (true and not said)
-
-
-def remember(replay: SymmetricReplay, rows: Sequence[Row]) -> None:
-    """Put an attempt into the learner's replay."""
-    for row in rows:
-        replay.add(row.before, row.after, row.action, np.array([row.reward]), np.array([row.ended]), [{}])
-
-
-def update(model: SAC, imitation: Imitation, count: int, *, tick: Callable[[], object] = lambda: None) -> float:
-    """So many updates, each a critic and actor step and a step of imitation; returns the mean error of imitation."""
-    errors = 0.0
-    for _ in range(count):
-        model.train(1, batch_size=model.batch_size)
-        errors += imitation.step()
-        tick()
-    return errors / max(count, 1)

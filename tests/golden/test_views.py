@@ -1,18 +1,25 @@
 """Two views, readings, images and depth: the same numbers at every door, from a world stepped by hand."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import SAC
 
-from embodied import checkpoints, evaluation, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import WorldError
 from embodied.envs.wrappers import ScoredEnv
-from embodied.labeller import Labeller
+from embodied.training import checkpoints, evaluation
+from embodied.training.collector import Collector
+from embodied.training.labeller import Labeller
+from embodied.training.log import RunLog
+from embodied.training.loop import Training, train
+from embodied.training.perception import Perception
+from policies import sb3
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
+from tests.actors import Right
 from tests.probe_rewards import ImageHead, ProbeEncoder, ShadeHead, TwoEyedHead
 from tests.probes import SIZE, TwoEyedWorld, make_probe, make_two_eyed
 
@@ -24,14 +31,33 @@ def make_scorer(read="none"):
     return Scorer(ProbeEncoder(), heads, WeightedSum(), PotentialShaping(kind="difference", discount=0.9))
 
 
-def make_venv(scorer, workers=0):
+def make_venv(scorer, workers=0, seed=3):
     depth = scorer.frames_read != "none"
-    return WorldVecEnv(make_two_eyed, 2, seed=3, frame_size=SIZE, cameras=VIEWS, depth=depth, workers=workers)
+    return WorldVecEnv(make_two_eyed, 2, seed=seed, frame_size=SIZE, cameras=VIEWS, depth=depth, workers=workers)
 
 
-def learner(venv):
-    kwargs = {"learning_starts": 10_000, "train_freq": 4, "buffer_size": 200}
-    return SAC("MlpPolicy", venv, seed=3, device="cpu", policy_kwargs={"net_arch": [4]}, **kwargs)
+def make_training(scorer, venv):
+    perceive = partial(Perception, scorer.encoder, form="state")
+    collector = Collector(venv, perceive, frames_read=scorer.frames_read, batch_size=5)
+    spaces = (venv.observation_space, venv.action_space)
+    settings = {"learning_starts": 10_000, "rollout_steps": 4, "buffer_size": 200, "network": [4], "device": "cpu"}
+    learner = sb3.sac(*spaces, num_worlds=2, total_steps=48, seed=3, **settings)
+    rewards = Labeller(scorer, collector.layout, 2)
+    return Training.of(collector, rewards, learner, demos=None, total=48, seed=3)
+
+
+def evaluated(scorer, venv, episodes):
+    collector = Collector(venv, partial(Perception, scorer.encoder, form="state"), frames_read=scorer.frames_read)
+    result = evaluation.evaluate(Right(), collector, Labeller(scorer, collector.layout, 2, watches=False), episodes)
+    collector.close()
+    return result, collector.perception
+
+
+@pytest.fixture
+def log(tmp_path):
+    made = RunLog(tmp_path)
+    yield made
+    made.close()
 
 
 def by_hand(scorer, actions, seed):
@@ -60,14 +86,13 @@ def by_hand(scorer, actions, seed):
 
 
 @pytest.mark.parametrize(("read", "workers"), [("none", 0), ("first", 0), ("all", 0), ("first", 2)])
-def test_every_door_gives_the_same_number(read, workers):
+def test_every_door_gives_the_same_number(read, workers, log):
     scorer = make_scorer(read)
-    venv = make_venv(scorer, workers)
-    model, labeller = learner(venv), Labeller(scorer, batch_size=5)
-    model.learn(2 * STEPS, callback=labeller, log_interval=None)
-    labeller.close()
-    venv.close()
-    actions, labelled = model.replay_buffer.actions[:STEPS], model.replay_buffer.rewards[:STEPS]
+    training = make_training(scorer, make_venv(scorer, workers))
+    train(training, 2 * STEPS, log)
+    training.collector.close()
+    actions, labelled = training.replay.arrays()[0]["action"], training.replay.reward
+    assert len(labelled) == STEPS
     assert scorer.encoder.frames == 2 * 2 * (STEPS + 1 + STEPS // LIMIT)  # each frame of each view once
     for e in range(2):
         np.testing.assert_allclose(labelled[:, e], by_hand(scorer, actions[:, e], seed=3 + e), atol=1e-5)
@@ -81,20 +106,11 @@ def test_every_door_gives_the_same_number(read, workers):
             wrapped.reset()
 
 
-class Right:
-    """Pushes right, always."""
-
-    def predict(self, observation, *, deterministic):
-        return np.ones((len(observation), 1) if observation.ndim == 2 else (1,), np.float32), None
-
-
 @pytest.mark.parametrize("read", ["none", "first", "all"])
 def test_evaluation_and_its_film_agree(read):
     scorer = make_scorer(read)
-    venv = make_venv(scorer)
-    result = evaluation.evaluate(Right(), venv, 4, seed=50, scorer=scorer)
-    venv.close()
-    episode, _ = evaluation.film(Right(), make_two_eyed(), seed=50, scorer=scorer, cameras=VIEWS)
+    result, perception = evaluated(scorer, make_venv(scorer, seed=50), 4)
+    episode, _ = evaluation.film(Right(), make_two_eyed(), perception, seed=50, scorer=scorer)
     np.testing.assert_allclose(episode.rewards, result.episodes[0].rewards, atol=1e-5)
     np.testing.assert_allclose(episode.rewards, by_hand(scorer, np.ones((LIMIT, 1)), seed=50), atol=1e-5)
     second = by_hand(scorer, np.ones((2 * LIMIT, 1)), seed=50)[LIMIT:]
@@ -106,49 +122,43 @@ def test_views_in_another_order_would_be_noticed():
     scorer = make_scorer()
     rewards = []
     for views in (VIEWS, VIEWS[::-1]):
-        venv = WorldVecEnv(make_two_eyed, 2, seed=3, frame_size=SIZE, cameras=VIEWS)
+        venv = make_venv(scorer, seed=50)
         venv.views = views
-        rewards.append(evaluation.evaluate(Right(), venv, 1, seed=50, scorer=scorer).episodes[0].rewards)
-        venv.close()
+        rewards.append(evaluated(scorer, venv, 1)[0].episodes[0].rewards)
     assert np.abs(rewards[0] - rewards[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("read", ["none", "first", "all"])
-def test_a_checkpoint_in_the_middle_of_an_episode_keeps_its_images(read, tmp_path):
-    def train(steps, checkpoint=None, folder=None):
+def test_a_checkpoint_in_the_middle_of_an_episode_keeps_its_images(read, log, tmp_path):
+    def run(steps, checkpoint=None, folder=None):
         scorer = make_scorer(read)
-        venv = make_venv(scorer)
-        model, labeller = learner(venv), Labeller(scorer, batch_size=5)
-        model.set_logger(runs.Logger(None, []))
+        training = make_training(scorer, make_venv(scorer))
         if checkpoint is not None:
-            assert checkpoints.load_checkpoint(checkpoint, model, labeller)
-        model.learn(steps, callback=labeller, log_interval=None, reset_num_timesteps=checkpoint is None)
-        saved = checkpoints.save_checkpoint(folder, model, labeller) if folder else None
-        labeller.close()
-        venv.close()
-        return model, saved, labeller
+            assert checkpoints.load_checkpoint(checkpoint, training, log)
+        train(training, steps, log)
+        saved = checkpoints.save_checkpoint(folder, training, log) if folder else None
+        training.collector.close()
+        return training.replay, saved
 
-    straight, _, _ = train(48)
-    _, saved, _ = train(24, folder=tmp_path)  # 12 vector steps, two into an episode
-    resumed, _, labeller = train(24, checkpoint=saved)
-    np.testing.assert_array_equal(straight.replay_buffer.rewards, resumed.replay_buffer.rewards)
-    assert np.abs(resumed.replay_buffer.rewards[:24]).min() > 0
-    assert labeller.memory.rows.shape[-1] == 2 * 8 + 2
+    straight, _ = run(48)
+    _, saved = run(24, folder=tmp_path)  # 12 vector steps, two into an episode
+    resumed, _ = run(48, checkpoint=saved)
+    np.testing.assert_array_equal(straight.reward, resumed.reward)
+    assert np.abs(resumed.reward).min() > 0
+    assert resumed.arrays()[0]["rows"].shape[-1] == 2 * 8 + 2
 
 
-def test_another_goal_relabels_both_views_but_images_are_not_kept():
+def test_another_goal_relabels_both_views_but_images_are_not_kept(log):
     scorer = make_scorer()
-    venv = make_venv(scorer)
-    model, labeller = learner(venv), Labeller(scorer, batch_size=5)
-    model.learn(2 * STEPS, callback=labeller, log_interval=None)
-    before = model.replay_buffer.rewards.copy()
-    labeller.relabel(scorer)
-    np.testing.assert_allclose(model.replay_buffer.rewards, before, atol=5e-3)  # half precision
+    training = make_training(scorer, make_venv(scorer))
+    train(training, 2 * STEPS, log)
+    training.collector.close()
+    before = training.replay.reward.copy()
+    training.rewards.relabel(scorer, training.replay)
+    np.testing.assert_allclose(training.replay.reward, before, atol=5e-3)  # half precision
     for read in ("first", "all"):
         with pytest.raises(ValueError, match="one reads images, which the replay does not keep"):
-            labeller.relabel(make_scorer(read))
-    labeller.close()
-    venv.close()
+            training.rewards.relabel(make_scorer(read), training.replay)
 
 
 @pytest.mark.parametrize(("cameras", "message"), [

@@ -60,7 +60,7 @@ def tiny(model: str) -> list[str]:
         ("train env=gym", ["env.id is missing"]),
         ("train env.camera=rear reward=true", ["camera", "rear", "front"]),
         ("train env.obs=sound reward=true", ["obs", "sound", "state"]),
-        ("train policy=dqn reward=true", ["dqn: actions must be Discrete", "policy=sac"]),
+        ("train policy=sb3_dqn reward=true", ["sb3_dqn: actions must be Discrete", "policy=rlpd"]),
         ("train num_worlds=0 reward=true", ["num_worlds must be at least 1; got 0"]),
         ("train steps=-5 reward=true", ["steps must be at least 1; got -5"]),
         ("train threads=0 reward=true", ["threads must be at least 1; got 0"]),

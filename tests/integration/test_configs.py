@@ -19,6 +19,7 @@ from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.worlds import env_maker
+from policies.core import Learner
 from rewards.keypoint_rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
@@ -158,14 +159,14 @@ def test_every_encoder_takes_its_configs_keys(name):
 
 @pytest.mark.parametrize("name", cli.choices("policy"))
 def test_every_policy_builds_and_acts(name):
-    world = ["env=gym", "env.id=CartPole-v1"] if name == "dqn" else ["env=cartpole"]
+    world = ["env=gym", "env.id=CartPole-v1"] if name == "sb3_dqn" else ["env=cartpole"]
     config = compose("train", f"policy='{name}'", *world)
-    if "buffer_size" in config.policy:
-        config.policy.buffer_size = 10
     before = OmegaConf.to_yaml(config)
     venv = WorldVecEnv(env_maker(config), 2)
-    model = build(config.policy, venv=venv, seed=0, device="cpu")
-    actions, _ = model.predict(venv.reset(), deterministic=True)
+    spaces = {"observation_space": venv.observation_space, "action_space": venv.action_space}
+    learner = build(config.policy, **spaces, num_worlds=2, total_steps=100, seed=0, device="cpu")
+    assert isinstance(learner, Learner)
+    actions, _ = learner.act(venv.reset(), learner.begin(2), np.ones(2, bool), explore=False)
     assert len(actions) == 2
     venv.close()
     assert OmegaConf.to_yaml(config) == before

@@ -1,18 +1,19 @@
 """`embodied practise` from the command line: the desk's drawer, opened and closed by turns."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
-import torch
-from stable_baselines3.common.save_util import load_from_zip_file
+from safetensors.numpy import load_file
 
 from embodied import files
 from embodied.cli import compose, main
 from embodied.collecting import collect
-from embodied.commands import practise
 from embodied.practice.demos import open_pair
+from embodied.practice.loop import Practice
 
 TASKS = ("drawer", "close")
 
@@ -33,8 +34,16 @@ def words(datasets, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data = [f"forward.demos={datasets / 'drawer'}", f"forward.labelled={datasets / 'drawer'}"]
     data += [f"backward.demos={datasets / 'close'}", f"backward.labelled={datasets / 'close'}"]
-    small = ["steps=40", "attempt_steps=8", "pretrain_updates=3", "policy.batch_size=16", "policy.network=[16]"]
-    small += ["policy.updates_per_step=0.5", "eval_episodes=1", "videos=0", "success.precision=0.5", "stuck_after=2"]
+    small = ["steps=40", "attempt_steps=8", "policy.pretraining=3", "policy.batch_size=16", "policy.actor=[16]"]
+    small += [
+        "policy.learning_starts=8",
+        "policy.warmup=4",
+        "policy.updates_per_step=0.5",
+        "eval_episodes=1",
+        "videos=0",
+        "success.precision=0.5",
+        "stuck_after=2",
+    ]
     return ["practise", *data, *small, "encoder=open_clip", f"encoder.model={tiny_clip}", "run=run"]
 
 
@@ -43,9 +52,8 @@ def lines(file):
 
 
 def parameters(folder):
-    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(folder) / "learner.zip"), load_data=False)
-    leaves, _ = torch.utils._pytree.tree_flatten(found)
-    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    found = load_file(files.latest_checkpoint(folder) / "learner.safetensors")
+    return [found[name] for name in sorted(found)]
 
 
 def test_from_demonstrations_to_a_report(words, tmp_path, capsys):
@@ -82,23 +90,25 @@ def test_it_goes_on_exactly_after_a_kill(words, tmp_path):
     assert lines(folder / "attempts.jsonl") == lines(first / "attempts.jsonl")
     assert lines(folder / "evaluations.jsonl")[-1] == lines(first / "evaluations.jsonl")[-1]
     for one, two in zip(parameters(folder), parameters(first), strict=True):
-        torch.testing.assert_close(one, two, rtol=0, atol=0)
+        np.testing.assert_array_equal(one, two)
 
 
-def test_ctrl_c_keeps_the_last_checkpoint(words, tmp_path, monkeypatch, capsys):
-    update, calls = practise.update, []
+def test_ctrl_c_keeps_what_was_practised(words, tmp_path, monkeypatch, capsys):
+    attempt, calls = Practice.attempt, []
 
-    def interrupted(*args, **kwargs):
-        calls.append(args)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return update(*args, **kwargs)
+    def interrupted(self, *args, **kwargs):
+        calls.append(kwargs)
+        if len(calls) == 6:
+            os.kill(os.getpid(), signal.SIGINT)
+        return attempt(self, *args, **kwargs)
 
-    monkeypatch.setattr(practise, "update", interrupted)
-    assert main([*words, "observe=state", "checkpoint_every=1"]) == 130
+    monkeypatch.setattr(Practice, "attempt", interrupted)
+    assert main([*words, "observe=state"]) == 130
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"
     assert "resume=true" in capsys.readouterr().err
-    monkeypatch.setattr(practise, "update", update)
+    done = lines(tmp_path / "run" / "attempts.jsonl")[-1]["steps_done"]
+    assert int(files.latest_checkpoint(tmp_path / "run").name) == done < 40
+    monkeypatch.setattr(Practice, "attempt", attempt)
     assert main(["practise", "run=run", "resume=true", "steps=48"]) == 0
     assert lines(tmp_path / "run" / "attempts.jsonl")[-1]["steps_done"] == 48
 
@@ -131,7 +141,7 @@ def test_demonstrations_by_turns_begin_where_the_other_task_ended(tmp_path, monk
     ("wrong", "match"),
     [
         ("observe=pixels", "observe must be features or state"),
-        ("policy=td3", "policy must be sac"),
+        ("policy=sb3_ppo policy.rollout_steps=64", "policy must learn from a replay"),
         ("steps=0", "steps must be at least 1"),
         ("robot=mine", "robot must be null or simulated"),
         ("forward.labelled=null", "forward must have labelled episodes"),

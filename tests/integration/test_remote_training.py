@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from embodied import files
 from embodied.cli import compose, main
@@ -21,7 +22,7 @@ from embodied.serving.http_client import Client
 from tests.reward_server import serving
 
 SMALL = ["env=cartpole", "seed=3", "num_worlds=2", "steps=90", "log_every=30", "eval_every=0", "final_episodes=1"]
-SMALL += ["videos=0", "policy.network=[16]", "policy.learning_starts=40", "policy.batch_size=16"]
+SMALL += ["videos=0", "policy=sb3_sac", "policy.network=[16]", "policy.learning_starts=40", "policy.batch_size=16"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,11 +41,8 @@ def numbers(folder):
     """Every logged number, and the parameters of the policy at the end."""
     with (Path(folder) / "progress.csv").open() as stream:
         log = [float(v or 0) for row in csv.DictReader(stream) for k, v in sorted(row.items()) if k not in TIMED]
-    from stable_baselines3.common.save_util import load_from_zip_file
-
-    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(Path(folder)) / "learner.zip"), load_data=False)
-    leaves, _ = torch.utils._pytree.tree_flatten(found)
-    return np.array(log), np.concatenate([leaf.numpy().ravel() for leaf in leaves if isinstance(leaf, torch.Tensor)])
+    found = load_file(files.latest_checkpoint(Path(folder)) / "learner.safetensors")
+    return np.array(log), np.concatenate([found[name].ravel() for name in sorted(found)])
 
 
 def test_a_policy_learns_the_same_through_a_server(tiny_clip):

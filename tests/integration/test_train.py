@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
+from safetensors.numpy import load_file
 
 from embodied import files, paths
 from embodied.cli import compose, main
 from embodied.envs import WORLDS, world_id
-from embodied.labeller import Labeller
+from embodied.training.labeller import Labeller
 
-SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy.network=[16]"]
+SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy=sb3_sac", "policy.network=[16]"]
 QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 
@@ -39,12 +40,8 @@ def progress(folder):
 
 
 def parameters(folder):
-    import torch
-    from stable_baselines3.common.save_util import load_from_zip_file
-
-    _, found, _ = load_from_zip_file(str(files.latest_checkpoint(folder) / "learner.zip"), load_data=False)
-    leaves, _ = torch.utils._pytree.tree_flatten(found)
-    return [leaf.numpy() if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    found = load_file(files.latest_checkpoint(folder) / "learner.safetensors")
+    return [found[name] for name in sorted(found)]
 
 
 def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
@@ -81,23 +78,27 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
     assert 0 <= judged["ci_low"] <= judged["success_rate"] <= judged["ci_high"] <= 1
 
 
-@pytest.mark.parametrize("policy", ["sac", "ppo"])
+@pytest.mark.parametrize("policy", ["sb3_sac", "sb3_ppo", "rlpd"])
 def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
     """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
-    more = QUICK if policy == "sac" else ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
+    ppo = ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
+    small = [word for word in SMALL if not word.startswith("policy")]
+    more = ppo if policy == "sb3_ppo" else QUICK
     words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
-    words += [*SMALL, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
+    words += [*small, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
     assert main([*words, "run=straight"]) == 0
 
-    label = Labeller._label
+    label, made = Labeller.label, []
 
-    def crash(self):
-        if self.num_timesteps > 200:
-            raise MemoryError("crash")
-        label(self)
+    def crash(self, collected):
+        if self._watches:
+            made.append(collected.rollout.first.size)
+            if sum(made) > 200:
+                raise MemoryError("crash")
+        return label(self, collected)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Labeller, "_label", crash)
+        patch.setattr(Labeller, "label", crash)
         with pytest.raises(MemoryError):
             main([*words, "run=stopped"])
     assert json.loads(Path("stopped/run.json").read_text())["status"] == "failed"
@@ -166,15 +167,18 @@ def test_two_rewards_on_two_views_train_resume_and_are_logged_apart(tiny_clip):
 
 
 @pytest.mark.parametrize(("policy", "env", "obs"), [
-    ("td3", "desk-reach", "state"), ("sac", "cartpole", "mixed"),
-    ("ppo", "cartpole", "pixels"), ("dqn", "gym", "state"),
+    ("sb3_td3", "desk-reach", "state"), ("sb3_sac", "cartpole", "mixed"),
+    ("sb3_ppo", "cartpole", "pixels"), ("sb3_dqn", "gym", "state"),
+    ("rlpd", "desk-reach", "points"), ("rlpd", "desk-reach", "features"),
 ])  # fmt: skip
 def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
-    words = ["train", f"env={env}", f"env.obs={obs}", "env.image_size=40", f"policy={policy}", *goal(tiny_clip)]
-    words += [*SMALL, *(["env.id=CartPole-v1"] if env == "gym" else [])]
-    more = ["policy.rollout_steps=20", "policy.batch_size=20", "policy.n_epochs=1"] if policy == "ppo" else QUICK
-    if obs != "state":
-        more = [*more, "policy.buffer_size=200"] if policy != "ppo" else more
+    words = ["train", f"env={env}", f"env.obs={obs}", "env.image_size=40", *goal(tiny_clip)]
+    small = SMALL if policy != "rlpd" else [word for word in SMALL if not word.startswith("policy")]
+    words += [*small, f"policy={policy}", *(["env.id=CartPole-v1"] if env == "gym" else [])]
+    words += ["env.points=[the red cube]"] if obs == "points" else []
+    more = ["policy.rollout_steps=20", "policy.batch_size=20", "policy.n_epochs=1"] if policy == "sb3_ppo" else QUICK
+    if obs in ("mixed", "pixels"):
+        more = [*more, "policy.buffer_size=200"] if policy != "sb3_ppo" else more
     assert main([*words, *more, "steps=80", "run=here"]) == 0
     assert main(["evaluate", "run=here", "episodes=1", "videos=0"]) == 0
 
@@ -184,6 +188,56 @@ def test_the_true_reward_trains_without_frames(monkeypatch):
     assert main(["train", "env=cartpole", "reward=true", *SMALL, *QUICK, "steps=220", "log_every=100", "run=here"]) == 0
     row = progress(Path("here"))[-1]
     assert float(row["rollout/ep_rew_mean"]) == pytest.approx(float(row["rollout/ep_gt_rew_mean"]), rel=1e-4)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(tiny_clip, number, status, monkeypatch, capsys):
+    """No step is lost, though the first checkpoint was far off; the run says how it ended and goes on exactly."""
+    words = ["train", "env=cartpole", *goal(tiny_clip), "steps=300", "log_every=50", *SMALL, *QUICK]
+    assert main([*words, "run=straight"]) == 0
+    label, made = Labeller.label, []
+
+    def ask(self, collected):
+        made.append(1)
+        if len(made) == 12:
+            os.kill(os.getpid(), number)
+        return label(self, collected)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "label", ask)
+        if status == 130:
+            assert main([*words, "run=asked"]) == status
+        else:
+            with pytest.raises(SystemExit) as ended:
+                main([*words, "run=asked"])
+            assert ended.value.code == status
+    assert json.loads(Path("asked/run.json").read_text())["status"] == "interrupted"
+    told = capsys.readouterr().err
+    assert "The checkpoint at step 120 is written." in told
+    assert "Go on with: embodied train run=asked resume=true" in told
+    assert main(["train", "run=asked", "resume=true"]) == 0
+    assert progress(Path("straight")) == progress(Path("asked"))
+    for one, two in zip(parameters(Path("straight")), parameters(Path("asked")), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_short_run_has_a_row_in_its_log():
+    small = ["reward=true", "env=cartpole", *SMALL, *QUICK, "steps=20", "log_every=1000", "run=here"]
+    assert main(["train", *small]) == 0
+    assert [row["time/total_timesteps"] for row in progress(Path("here"))] == ["20"]
+
+
+def test_demonstrations_are_seen_as_the_worlds_are_and_start_the_policy(tiny_clip, capsys):
+    words = ["train", "env=desk-reach", "env.obs=points", "env.points=[the red cube]", *goal(tiny_clip), "policy=rlpd"]
+    words += ["demos=data", "policy.pretraining=5", "policy.batch_size=8", "num_worlds=2", "steps=40", "eval_every=0"]
+    words += ["final_episodes=1", "videos=0", "policy.learning_starts=10"]
+    assert main(["collect", "env=desk-reach", "policy=expert", "episodes=2", "image_size=64", "out=data"]) == 0
+    assert main([*words, "run=here"]) == 0
+    assert float(progress(Path("here"))[0]["imitation_error"]) > 0
+    assert main([*words, "run=there", "env.cameras=[front,wrist]"]) == 2
+    assert "must have the cameras front, wrist; wrist is missing" in capsys.readouterr().err
+    assert main([*words, "run=there", "demos=3", "env=cartpole"]) == 2
+    assert "demos must be a dataset where the world has no expert" in capsys.readouterr().err
 
 
 def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
@@ -199,7 +253,7 @@ def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
     (["run=nowhere", "resume=true"], "run must be a run folder"),
     (["num_worlds=0"], "num_worlds must be at least 1; got 0"),
     (["workers=9"], "workers must be from 0 to num_worlds (2); got 9"),
-    (["policy=dqn"], "actions must be Discrete"),
+    (["policy=sb3_dqn"], "actions must be Discrete"),
     (["reward=clip"], "one of goal and goals must be given"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line_and_write_nothing(tiny_clip, words, message, capsys):

@@ -1,48 +1,54 @@
-"""The labeller: every reward from the right frame, in the right slot, before anything is learned from it."""
+"""Rollouts and their labels: every reward from the right frame, for the right step, before anything is learned."""
 
 import warnings
 from functools import partial
 
 import numpy as np
 import pytest
-import torch
-from stable_baselines3 import PPO, SAC
-from stable_baselines3.common.buffers import NStepReplayBuffer
 
-from embodied.divergence import WINDOW, DivergenceWatch, RewardDivergenceWarning
 from embodied.envs.vector import WorldVecEnv
-from embodied.feature_memory import FeatureMemory
-from embodied.labeller import Labeller
+from embodied.scoring import Layout
+from embodied.training.collector import Collector
+from embodied.training.divergence import WINDOW, DivergenceWatch, RewardDivergenceWarning
+from embodied.training.labeller import Labeller
+from embodied.training.perception import Perception
+from policies.replay import Replay
 from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
 from rewards.shaping import PotentialShaping
-from tests.probe_rewards import ProbeEncoder, ProbeHead, ShadeHead, SpellHead
+from tests.actors import Wanders
+from tests.probe_rewards import ProbeEncoder, ProbeHead, RunningHead, ShadeHead, SpellHead
 from tests.probes import make_probe
 
 FOUR_STEPS = partial(make_probe, limit=4)
 
 
-def spelling_scorer(kind="potential"):
-    return Scorer(ProbeEncoder(spell=True), {"spell": SpellHead()}, WeightedSum(), PotentialShaping(kind=kind))
+def spelling_scorer(kind="potential", **heads):
+    heads = heads or {"spell": SpellHead()}
+    return Scorer(ProbeEncoder(spell=True), heads, WeightedSum(), PotentialShaping(kind=kind))
 
 
-def learner(algorithm, venv, **kwargs):
-    common = {"seed": 0, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
-    if algorithm is SAC:
-        common |= {"learning_starts": 8, "train_freq": 5, "gradient_steps": 2, "batch_size": 16, "buffer_size": 60}
-    else:
-        common |= {"n_steps": 7, "batch_size": 7, "n_epochs": 1}
-    return algorithm("MlpPolicy", venv, **(common | kwargs))
+class Rig:
+    """Worlds, what steps them and what pays for it, a rollout of five steps at a time."""
 
+    def __init__(self, scorer, make=FOUR_STEPS, num_worlds=3, batch=7, threads=1, env_weight=0.0, length=5):
+        worlds = WorldVecEnv(make, num_worlds, frame_size=16)
+        perceive = partial(Perception, scorer.encoder, form="state")
+        self.collector = Collector(worlds, perceive, batch_size=batch, encode_threads=threads)
+        self.labeller = Labeller(scorer, self.collector.layout, num_worlds, env_weight=env_weight)
+        self.replay = Replay(worlds.observation_space, worlds.action_space, capacity=60, num_worlds=num_worlds, seed=0)
+        self.rewards, self.ended, self.length = [], [], length
 
-def train(algorithm, scorer, steps=90, make=FOUR_STEPS, num_worlds=3, batch=7, threads=1, **kwargs):
-    venv = WorldVecEnv(make, num_worlds, frame_size=16)
-    model = learner(algorithm, venv, **kwargs)
-    labeller = Labeller(scorer, batch_size=batch, encode_threads=threads)
-    model.learn(steps, callback=labeller, log_interval=None)
-    labeller.close()
-    venv.close()
-    return model, labeller
+    def run(self, steps):
+        for _ in range(steps // (self.length * self.collector.worlds.num_envs)):
+            collected = self.collector.collect(Wanders(), self.length)
+            labels = self.labeller.label(collected)
+            rows = (collected.moments.rows, collected.moments.next_rows)
+            self.replay.add(collected.rollout, labels.reward, rows=rows)
+            self.rewards.extend(labels.reward)
+            self.ended.extend(labels.ended)
+        self.collector.close()
+        return self
 
 
 def spelled(episode, world, step):
@@ -51,57 +57,40 @@ def spelled(episode, world, step):
 
 
 @pytest.mark.parametrize(("batch", "threads"), [(1, 1), (1, 3), (7, 1), (7, 2), (1000, 1)])
-def test_each_slot_gets_the_frame_after_its_step_over_the_rings_wrap(batch, threads):
-    model, _ = train(SAC, spelling_scorer(), steps=90, batch=batch, threads=threads)  # 30 vector steps into 20 slots
-    rewards, slots = model.replay_buffer.rewards, model.replay_buffer.buffer_size
-    assert (slots, model.replay_buffer.full) == (20, True)
-    for t in range(30 - slots, 30):
+def test_each_step_gets_the_frame_after_it_over_the_rings_wrap(batch, threads):
+    rig = Rig(spelling_scorer(), batch=batch, threads=threads).run(90)  # 30 vector steps into 20 slots
+    for t in range(30):
         for e in range(3):
-            assert rewards[t % slots, e] == spelled(t // 4, e, t % 4 + 1)
+            assert rig.rewards[t][e] == spelled(t // 4, e, t % 4 + 1)
+            if t >= 10:
+                assert rig.replay.reward[t % 20, e] == rig.rewards[t][e]
 
 
-@pytest.mark.parametrize("algorithm", [SAC, PPO])
-def test_the_worlds_reward_is_added_by_its_weight(algorithm):
-    venv = WorldVecEnv(FOUR_STEPS, 3, frame_size=16, env_weight=0.5)
-    model = learner(algorithm, venv, gamma=0.0)  # no bootstrap to tell apart
-    labeller = Labeller(spelling_scorer())
-    model.learn(21, callback=labeller, log_interval=None)
-    rewards = (model.replay_buffer if algorithm is SAC else model.rollout_buffer).rewards
-    for t in range(7):
+def test_the_worlds_reward_is_added_by_its_weight_and_kept_apart():
+    rig = Rig(spelling_scorer(), env_weight=0.5).run(15)
+    for t in range(5):
         for e in range(3):
-            assert rewards[t, e] == spelled(t // 4, e, t % 4 + 1) + 0.5 * (t % 4 + 1)
-    assert [info["r"] for info in model.ep_info_buffer][:3] == [4 * 10 * e + 10 + 0.5 * 10 for e in range(3)]
-    if algorithm is SAC:
-        with pytest.raises(ValueError, match="env_weight must be 0"):
-            labeller.relabel(spelling_scorer())
-    labeller.close()
-    venv.close()
+            assert rig.rewards[t][e] == spelled(t // 4, e, t % 4 + 1) + 0.5 * (t % 4 + 1)
+            assert rig.replay.env_reward[t, e] == t % 4 + 1
+    assert [ended.rewards.sum() for ended in rig.ended] == [4 * 10 * e + 10 + 0.5 * 10 for e in range(3)]
+    assert [ended.env_return for ended in rig.ended] == [10, 10, 10]
+    before = rig.replay.reward.copy()
+    rig.labeller.relabel(rig.labeller.scorer, rig.replay)  # the worlds' own is still there to be added
+    np.testing.assert_allclose(rig.replay.reward, before, atol=0.2)  # half precision of numbers up to 100
 
 
-def test_scoring_frames_after_the_reset_would_be_noticed():
-    """Negative control: what a vector environment's render shows after auto-reset gives other numbers."""
-    venv = WorldVecEnv(partial(make_probe, limit=4), 3, frame_size=16)
-    type(venv).frames = property(lambda self: np.stack(self.env_method("frame", image_size=16))[:, None])
-    try:
-        model = learner(SAC, venv)
-        labeller = Labeller(spelling_scorer())
-        model.learn(30, callback=labeller, log_interval=None)
-    finally:
-        del type(venv).frames
-        type(venv).frames = FRAMES
-        labeller.close()
-        venv.close()
-    rewards = model.replay_buffer.rewards
-    assert rewards[2, 1] == spelled(0, 1, 3)
-    assert rewards[3, 1] == spelled(1, 1, 0) != spelled(0, 1, 4)
-
-
-FRAMES = WorldVecEnv.__dict__["frames"]
+def test_scoring_frames_after_the_reset_would_be_noticed(monkeypatch):
+    """Negative control: what a picture shows after the auto-reset gives other numbers."""
+    late = property(lambda self: np.stack(self.env_method("frame", image_size=16))[:, None])
+    monkeypatch.setattr(WorldVecEnv, "frames", late)
+    rig = Rig(spelling_scorer()).run(30)
+    assert rig.rewards[2][1] == spelled(0, 1, 3)
+    assert rig.rewards[3][1] == spelled(1, 1, 0) != spelled(0, 1, 4)
 
 
 @pytest.mark.parametrize("end", [None, 3])
 def test_difference_starts_from_the_reset_frame_and_forgets_only_at_termination(end):
-    model, _ = train(SAC, spelling_scorer("difference"), 60, partial(make_probe, limit=4, end=end), buffer_size=999)
+    rig = Rig(spelling_scorer("difference"), partial(make_probe, limit=4, end=end)).run(60)
     length = end or 4
     for t in range(20):
         for e in range(3):
@@ -109,123 +98,76 @@ def test_difference_starts_from_the_reset_frame_and_forgets_only_at_termination(
             before, after = spelled(episode, e, step), spelled(episode, e, step + 1)
             terminated = end is not None and step + 1 == length
             expected = 0.99 * after * (not terminated) - before
-            assert model.replay_buffer.rewards[t, e] == pytest.approx(expected, abs=1e-4)
+            assert rig.rewards[t][e] == pytest.approx(expected, abs=1e-4)
 
 
-def test_ppo_keeps_the_time_limit_bootstrap_and_its_advantages_follow():
-    expected = {}
-    for reward in (0.0, 5.0):
-        scorer = spelling_scorer()
-        scorer.heads["spell"].constant = reward
-        model, _ = train(PPO, scorer, steps=21)
-        expected[reward] = model.rollout_buffer
-    none, five = expected[0.0], expected[5.0]
-    bootstrapped = none.rewards != 0
-    assert bootstrapped[3].all()  # the fourth step of each world is cut by the time limit
-    assert bootstrapped.sum() == 3
-    np.testing.assert_allclose(five.rewards - none.rewards, 5.0, rtol=1e-5)
-    # the learner's GAE, from its definition, on the labelled rewards
-    for rollout in (none, five):
-        values = rollout.values.reshape(3, 7).T if rollout.values.shape != (7, 3) else rollout.values
-        advantages = rollout.advantages.reshape(3, 7).T if rollout.advantages.shape != (7, 3) else rollout.advantages
-        for t in range(6):
-            alive = 1 - rollout.episode_starts[t + 1]
-            delta = rollout.rewards[t] + 0.99 * values[t + 1] * alive - values[t]
-            np.testing.assert_allclose(advantages[t], delta + 0.99 * 0.95 * alive * advantages[t + 1], rtol=1e-4)
+@pytest.mark.parametrize("heads", [
+    {"spell": SpellHead(), "probe": ProbeHead()},  # pointwise
+    {"running": RunningHead(), "probe": ProbeHead()},  # goes on row by row
+    {"shade": ShadeHead(), "probe": ProbeHead()},  # reads the episode whole
+])  # fmt: skip
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_rollouts_of_any_length_pay_alike(heads, length):
+    """As much as one rollout does; heads that remember see what they saw before, and no more than they need."""
+    steps = 3 * 18
+    whole, cut = (Rig(spelling_scorer("difference", **heads), length=n).run(steps) for n in (18, length))
+    np.testing.assert_allclose(cut.rewards, whole.rewards, rtol=1e-6, atol=1e-5)
 
 
-def test_nothing_unlabelled_is_sampled(monkeypatch):
-    """Every reward that reaches an update is a spelled number, none is the placeholder 0."""
-    for n_steps in (1, 3):
-        seen = []
-        venv = WorldVecEnv(partial(make_probe, limit=4), 3, frame_size=16)
-        model = learner(SAC, venv, n_steps=n_steps, gamma=0.5)
-        buffer = model.replay_buffer
-        assert isinstance(buffer, NStepReplayBuffer) == (n_steps > 1)
-        sample = buffer.sample
-
-        def spy(*args, sample=sample, buffer=buffer, seen=seen, **kwargs):
-            assert (buffer.rewards[: buffer.size()] > 0).all()
-            seen.append(sample(*args, **kwargs))
-            return seen[-1]
-
-        monkeypatch.setattr(buffer, "sample", spy)
-        labeller = Labeller(spelling_scorer(), batch_size=4)
-        model.learn(90, callback=labeller, log_interval=None)
-        assert len(seen) > 5
-        if n_steps == 3:
-            # from the definition: three rewards of one episode, cut at its end
-            possible = set()
-            for episode in range(8):
-                for e in range(3):
-                    r = [spelled(episode, e, s) for s in range(1, 5)]
-                    # the newest transitions have fewer than three rewards yet
-                    possible |= {
-                        sum(0.5**k * x for k, x in enumerate(r[i:j])) for i in range(4) for j in (i + 1, i + 2, i + 3)
-                    }
-            for batch in seen:
-                assert {float(x) for x in batch.rewards} <= possible
-        labeller.close()
-        venv.close()
+def test_heads_that_go_on_see_each_row_once():
+    head = RunningHead()
+    Rig(spelling_scorer(running=head), length=3).run(3 * 18)
+    assert head.rows == 3 * (18 + 18 // 4 + 1) - 3 * (18 % 4 == 0)  # each step's, and each episode's first
 
 
-def test_returns_potentials_and_success_are_logged():
-    model, _ = train(SAC, spelling_scorer(), steps=60)
-    returns = [episode["r"] for episode in model.ep_info_buffer]
+def test_returns_potentials_and_success_are_told():
+    rig = Rig(spelling_scorer()).run(60)
     expected = [sum(spelled(k, e, s) for s in range(1, 5)) for k in range(5) for e in range(3)]
-    assert returns == pytest.approx(expected)
-    logged = model.logger.name_to_value
-    assert logged["reward/spell_mean"] == pytest.approx(
-        np.mean([spelled(t // 4, e, t % 4 + 1) for t in range(20) for e in range(3)])
-    )
-    assert {"reward/spell_std", "reward/latency_ms_p50", "reward/latency_ms_p95", "reward/divergence"} <= set(logged)
-    assert len(model.ep_success_buffer) == 15
+    assert [ended.rewards.sum() for ended in rig.ended] == pytest.approx(expected)
+    assert all(isinstance(ended.success, bool) for ended in rig.ended)
+    logged = rig.labeller.metrics()
+    every = [spelled(t // 4, e, t % 4 + 1) for t in range(20) for e in range(3)]
+    assert logged["reward/spell_mean"] == pytest.approx(np.mean(every))
+    assert {"reward/spell_std", "reward/divergence"} <= set(logged)
+    assert len(rig.collector.latencies) > 1
 
 
 class EvenHead:
     """1 after even steps, 0 after odd ones."""
 
-    name = "even"
+    name, pointwise = "even", True
 
     def score(self, features):
         return (features.main[..., 2] % 2 == 0).float()
 
 
 def test_the_firing_rate_of_sparse_heads_is_logged():
-    heads = {"even": EvenHead(), "spell": SpellHead()}
-    scorer = Scorer(ProbeEncoder(spell=True), heads, WeightedSum(), PotentialShaping())
-    model, _ = train(SAC, scorer, 60, partial(make_probe, limit=5))
-    logged = model.logger.name_to_value
+    scorer = spelling_scorer(even=EvenHead(), spell=SpellHead())
+    logged = Rig(scorer, partial(make_probe, limit=5)).run(60).labeller.metrics()
     assert logged["reward/even_firing_rate"] == pytest.approx(2 / 5)  # after steps 2 and 4, not at the reset
     assert "reward/spell_firing_rate" not in logged
 
 
-@pytest.mark.parametrize("algorithm", [SAC, PPO])
-def test_constraints_learn_from_the_returns_of_ended_episodes(algorithm):
+def test_constraints_learn_from_the_returns_of_ended_episodes():
     """By hand: a rollout's rewards have the μ of its start; then each ended episode moves it by rate · (J - θ)."""
     heads = {"even": EvenHead(), "spell": SpellHead()}
     combine = LagrangianConstraints({"even": 4.0}, rate=0.05, bound=0.5)
-    scorer = Scorer(ProbeEncoder(spell=True), heads, combine, PotentialShaping())
-    buffers = {"learning_starts": 10_000, "buffer_size": 999} if algorithm is SAC else {"gamma": 0.0}
-    model, _ = train(algorithm, scorer, 60 if algorithm is SAC else 21, **buffers)
-    length, last, rewards = (5, 20, model.replay_buffer.rewards) if algorithm is SAC else (7, 7, None)
+    rig = Rig(Scorer(ProbeEncoder(spell=True), heads, combine, PotentialShaping())).run(60)
     mu = 0.0
-    for start in range(0, last, length):
-        for t in range(start, start + length):
+    for start in range(0, 20, 5):
+        for t in range(start, start + 5):
             for e in range(3):
-                if rewards is not None:
-                    assert rewards[t, e] == pytest.approx(mu * (t % 2) + spelled(t // 4, e, t % 4 + 1))
-        ended = sum(3 for t in range(start, start + length) if t % 4 == 3)
-        for _ in range(ended):
+                assert rig.rewards[t][e] == pytest.approx(mu * (t % 2) + spelled(t // 4, e, t % 4 + 1))
+        for _ in range(sum(3 for t in range(start, start + 5) if t % 4 == 3)):
             mu = min(mu - 0.05 * (2.0 - 4.0), 0.5)
     assert combine.multipliers["even"] == pytest.approx(mu)
     assert 0 < mu <= 0.5
-    assert model.logger.name_to_value["reward/lambda_even"] == pytest.approx(mu)
+    assert rig.labeller.metrics()["reward/lambda_even"] == pytest.approx(mu)
 
 
 def test_no_frame_is_encoded_twice():
     scorer = spelling_scorer()
-    train(SAC, scorer, steps=60, batch=8)  # 20 vector steps of 3 worlds, 15 resets, 3 first frames
+    Rig(scorer, batch=8).run(60)  # 20 vector steps of 3 worlds, 15 resets, 3 first frames
     assert scorer.encoder.frames == 60 + 15 + 3
     assert max(scorer.encoder.batches) <= 8
 
@@ -237,24 +179,31 @@ def test_another_goal_relabels_the_replay_without_encoding(steps, kind):
     heads = [{"probe": ProbeHead(seed), "shade": ShadeHead()} for seed in (1, 2)]
     shaping = PotentialShaping(kind=kind)
     old, new = (Scorer(ProbeEncoder(), each, WeightedSum(), shaping) for each in heads)
-    limits = {"learning_starts": 10_000}  # actions must not depend on the rewards
-    model, labeller = train(SAC, old, steps, num_worlds=2, **limits)
-    expected, _ = train(SAC, new, steps, num_worlds=2, **limits)
-    before, frames = model.replay_buffer.rewards.copy(), (old.encoder.frames, new.encoder.frames)
-    labeller.relabel(new)
-    size = model.replay_buffer.size()
-    relabelled, fresh = model.replay_buffer.rewards[:size], expected.replay_buffer.rewards[:size]
-    if model.replay_buffer.full:  # the oldest episode has lost its start: heads that remember see less of it
-        keep = ~np.isin(np.arange(size), (model.replay_buffer.pos + np.arange(4)) % size)
+    rig, expected = (Rig(scorer, num_worlds=2).run(steps) for scorer in (old, new))
+    before, frames = rig.replay.reward.copy(), (old.encoder.frames, new.encoder.frames)
+    rig.labeller.relabel(new, rig.replay)
+    relabelled, fresh = rig.replay.reward, expected.replay.reward
+    if rig.replay.full:  # the oldest episode has lost its start: heads that remember see less of it
+        keep = ~np.isin(np.arange(len(fresh)), (rig.replay.pos + np.arange(4)) % len(fresh))
         relabelled, fresh, before = relabelled[keep], fresh[keep], before[keep]
     np.testing.assert_allclose(relabelled, fresh, atol=2e-3)  # half precision
-    assert np.abs(before[: len(fresh)] - fresh).max() > 0.02
+    assert np.abs(before - fresh).max() > 0.02
     assert (old.encoder.frames, new.encoder.frames) == frames
 
 
-def test_a_million_steps_of_512_features_fit_the_bar():
-    memory = FeatureMemory(125_000, 8, 512)
-    assert memory.rows.nbytes + memory.before.nbytes <= 1.1e9
+@pytest.mark.parametrize("head", [RunningHead(), SpellHead()])
+def test_after_another_goal_the_running_episodes_go_on(head):
+    """What comes next is paid as if the new goal had always been there."""
+    straight, changed = Rig(spelling_scorer("difference", head=head)), Rig(spelling_scorer("difference"))
+    for rig in (straight, changed):
+        first = rig.collector.collect(Wanders(), 6)
+        rows = (first.moments.rows, first.moments.next_rows)
+        rig.replay.add(first.rollout, rig.labeller.label(first).reward, rows=rows)
+    changed.labeller.relabel(spelling_scorer("difference", head=head), changed.replay)
+    one, two = (rig.labeller.label(rig.collector.collect(Wanders(), 6)).reward for rig in (straight, changed))
+    np.testing.assert_allclose(one, two, rtol=1e-5)
+    for rig in (straight, changed):
+        rig.collector.close()
 
 
 def test_nan_names_the_head():
@@ -263,28 +212,40 @@ def test_nan_names_the_head():
             return super().score(features) * float("nan")
 
     scorer = Scorer(ProbeEncoder(), {"fine": ProbeHead(), "broken": Broken()}, WeightedSum(), PotentialShaping())
+    rig = Rig(scorer)
     with pytest.raises(FloatingPointError, match="broken"):
-        train(SAC, scorer)
+        rig.run(15)
+    rig.collector.close()
 
 
-def test_an_encoder_error_reaches_the_learner():
+def test_an_encoder_error_reaches_the_caller():
     class Broken(ProbeEncoder):
         def encode_images(self, frames):
             if self.frames > 20:
                 raise RuntimeError("out of memory")
             return super().encode_images(frames)
 
+    rig = Rig(Scorer(Broken(), {"probe": ProbeHead()}, WeightedSum(), PotentialShaping()))
     with pytest.raises(RuntimeError, match="out of memory"):
-        train(SAC, Scorer(Broken(), {"probe": ProbeHead()}, WeightedSum(), PotentialShaping()))
+        rig.run(90)
+    rig.collector.close()
 
 
 def test_worlds_without_frames_are_refused():
-    venv = WorldVecEnv(make_probe, 2)
-    labeller = Labeller(spelling_scorer())
+    worlds = WorldVecEnv(make_probe, 2)
     with pytest.raises(ValueError, match="must render frames"):
-        learner(SAC, venv).learn(10, callback=labeller)
-    labeller.close()
-    venv.close()
+        Collector(worlds, partial(Perception, ProbeEncoder(), form="state"))
+    worlds.close()
+
+
+def test_an_evaluation_only_looks_on():
+    combine = LagrangianConstraints({"even": 4.0}, rate=0.05)
+    heads = {"even": EvenHead(), "spell": SpellHead()}
+    rig = Rig(Scorer(ProbeEncoder(spell=True), heads, combine, PotentialShaping()))
+    rig.labeller = Labeller(rig.labeller.scorer, Layout(), 3, watches=False)
+    rig.run(60)
+    assert combine.multipliers == {"even": 0.0}
+    assert "reward/divergence" not in rig.labeller.metrics()
 
 
 def feed(watch, learned, success, count=WINDOW, rng=None):
@@ -335,9 +296,3 @@ def test_the_watch_resumes():
     resumed = DivergenceWatch()
     resumed.set_state(first.get_state())
     assert feed(resumed, 10.5, 0.6, 60) == feed(straight, 10.5, 0.6, 60)
-
-
-def test_labels_do_not_need_gradients():
-    torch.set_grad_enabled(True)
-    _, labeller = train(SAC, spelling_scorer(), steps=30)
-    assert labeller.memory is not None

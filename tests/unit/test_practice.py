@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from embodied.datasets import Dataset, Writer
 from embodied.errors import UserError
 from embodied.practice.evaluation import rates, told
-from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, transitions
-from embodied.practice.loop import Attempt, Practice, Row, Tally, Task, remember, update
+from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, shown
+from embodied.practice.loop import Attempt, Practice, Tally, Task
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
-from policies.demonstrations import Imitation, SymmetricReplay, Transitions, narrow
-from policies.sb3 import sac
+from policies.core import Sampling
+from policies.replay import Mix, Replay
+from policies.rlpd import rlpd
 from rewards.calibration import Decision
 from rewards.core import Episode, Features
 
@@ -100,37 +100,23 @@ def demo(task, length=6):
     return Demo(task, inputs, np.full((length - 1, 1), 1.0 if task == 0 else -1.0, np.float32), True)
 
 
-class Shape(gymnasium.Env):
-    def __init__(self, inputs):
-        self.observation_space = spaces.Box(-np.inf, np.inf, (inputs,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+INPUTS, ACTIONS = spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
-def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0, weight=1.0):
-    """Practice on a new slider, with what it learns by."""
+def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0):
+    """Practice on a new slider."""
     env, standard, demos = Slider(), Standard.of([demo(0), demo(1)]), [demo(0), demo(1)]
-    model = sac(
-        DummyVecEnv([lambda: Shape(5)]),
-        seed=0,
-        device="cpu",
-        learning_rate=3e-3,
-        batch_size=16,
-        buffer_size=500,
-        network=(16,),
-    )
-    shown = transitions(demos, standard, model.policy.scale_action)
-    model.replay_buffer = SymmetricReplay(
-        500, model.observation_space, model.action_space, model.device, demos=shown
-    )  # fmt: skip
-    narrow(model)
-    tasks = [
-        Task(name, SideHead(k, hold=hold, wrong=name in wrong), SIDES[k]) for k, name in enumerate(NAMES)
-    ]  # fmt: skip
+    settings = {"num_worlds": 1, "seed": 0}
+    small = {"actor": (16,), "critic": (16,), "batch_size": 16, "learning_starts": 4, "warmup": 4, "pretraining": 100}
+    learner = rlpd(INPUTS, ACTIONS, total_steps=500, device="cpu", learning_rate=3e-3, **settings, **small)
+    tasks = [Task(name, SideHead(k, hold=hold, wrong=name in wrong), SIDES[k]) for k, name in enumerate(NAMES)]
     practice = Practice(
         env,
         Senses(env, BrightnessEncoder(), signals=("opening",)),
         tasks,
-        model,
+        learner,
+        Replay(INPUTS, ACTIONS, capacity=500, **settings),
+        shown(demos, standard, ACTIONS, seed=1),
         standard,
         attempt_steps=attempt_steps,
         stuck_after=stuck_after,
@@ -138,19 +124,25 @@ def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0, we
         facts=lambda: env.degrees(),
     )
     practice.reset(seed=0)
-    from stable_baselines3.common.logger import Logger
-
-    model.set_logger(Logger(None, []))
-    return practice, Imitation(model, shown, weight=weight, batch_size=16)
+    return practice
 
 
-def acting(practice, act):
-    """The policy replaced by a rule on (observation, task)."""
+class Rule:
+    """A policy that goes by the task alone."""
 
-    def predict(observation, deterministic):
-        return np.array([act(int(observation[-1]))], np.float32), None
+    def __init__(self, rule):
+        self.rule = rule
 
-    practice.model.predict = predict
+    def begin(self, count):
+        return {}
+
+    def act(self, obs, memory, first, *, explore):
+        return np.array([[self.rule(int(each[-1]))] for each in obs], np.float32), memory
+
+
+def acting(practice, rule):
+    """The policy replaced by a rule on the task."""
+    practice.learner = Rule(rule)
 
 
 def straight(task):
@@ -158,7 +150,7 @@ def straight(task):
 
 
 def test_tasks_alternate_without_a_reset_and_success_ends_an_attempt():
-    practice, _ = made(hold=2)
+    practice = made(hold=2)
     acting(practice, straight)
     attempts = [attempt for attempt, _ in practice.attempts(30)]
     assert [each.task for each in attempts[:4]] == ["forward", "backward", "forward", "backward"]
@@ -188,27 +180,31 @@ def test_success_that_nobody_knows_is_no_rate_whatever_the_model_says(tmp_path):
 
 
 def test_rewards_are_the_models_and_the_end_is_terminal():
-    practice, _ = made(wrong=("forward",))
+    practice = made(wrong=("forward",))
     acting(practice, lambda task: 0.0)
-    attempt, rows = practice.attempt(0)
-    assert [row.reward for row in rows] == [1.0]
-    assert [row.ended for row in rows] == [True]
+    attempt, practised = practice.attempt(0)
+    assert practised.reward.tolist() == [[1.0]]
+    assert practised.rollout.terminated.tolist() == [[True]]
+    assert not practised.rollout.truncated.any()
     assert attempt.success is True
     assert attempt.env_success is False
     assert (attempt.yes, attempt.env_false_yes, attempt.env_true, attempt.env_missed) == (1, 1, 0, 0)
 
 
 def test_an_attempt_out_of_time_is_not_terminal():
-    practice, _ = made()
+    practice = made()
     acting(practice, lambda task: 0.0)
-    attempt, rows = practice.attempt(0)
+    attempt, (rollout, reward) = practice.attempt(0)
     assert (attempt.steps, attempt.success) == (12, False)
-    assert not any(row.reward or row.ended for row in rows)
-    np.testing.assert_array_equal(rows[0].after, rows[1].before)
+    assert not reward.any()
+    assert not rollout.terminated.any()
+    assert np.flatnonzero(rollout.truncated).tolist() == [11]
+    assert np.flatnonzero(rollout.first).tolist() == [0]
+    np.testing.assert_array_equal(rollout.next_obs[0], rollout.obs[1])
 
 
 def test_a_stuck_world_is_reset_by_a_person_who_is_counted():
-    practice, _ = made(stuck_after=2)
+    practice = made(stuck_after=2)
     acting(practice, lambda task: 0.0 if task == 0 else 1.0)  # forward does nothing
     practice.env.position = 0.5
     practice.obs = practice.env._obs()
@@ -219,7 +215,7 @@ def test_a_stuck_world_is_reset_by_a_person_who_is_counted():
 
 
 def test_a_task_that_is_done_already_is_passed_over():
-    practice, _ = made(attempt_steps=4)
+    practice = made(attempt_steps=4)
     acting(practice, lambda task: 0.0)  # forward fails, so there is nothing to undo
     attempts = [attempt for attempt, _ in practice.attempts(12)]
     assert [each.task for each in attempts] == ["forward"] * 3
@@ -227,11 +223,11 @@ def test_a_task_that_is_done_already_is_passed_over():
 
 
 def test_planned_resets_and_safety_stops_are_counted():
-    practice, _ = made(reset_every=2)
+    practice = made(reset_every=2)
     acting(practice, straight)
     assert len(list(practice.attempts(25))) == 5
     assert practice.tally.planned_resets == 2
-    practice, _ = made()
+    practice = made()
     acting(practice, straight)
     practice.env.stop_at = 3
     attempts = [attempt for attempt, _ in practice.attempts(8)]
@@ -241,7 +237,7 @@ def test_planned_resets_and_safety_stops_are_counted():
 
 
 def test_a_moment_without_a_fresh_picture_says_nothing():
-    practice, _ = made()
+    practice = made()
     acting(practice, straight)
     step = practice.env.step
     practice.env.step = lambda action: (*step(action)[:4], {"stale": True})
@@ -251,76 +247,54 @@ def test_a_moment_without_a_fresh_picture_says_nothing():
 
 
 def test_the_policy_never_sees_the_truth():
-    practice, _ = made()
+    practice = made()
     practice.env.degrees = lambda: {side: float("nan") for side in SIDES}
     acting(practice, straight)
-    attempt, rows = practice.attempt(0)
+    attempt, practised = practice.attempt(0)
     assert attempt.success is True
     assert attempt.env_success is False
-    assert all(np.isfinite(row.before).all() for row in rows)
+    assert np.isfinite(practised.rollout.obs).all()
 
 
-def test_half_of_a_batch_is_demonstrated():
-    practice, _ = made()
-    replay = practice.model.replay_buffer
-    assert set(replay.sample(16).rewards.flatten().tolist()) <= {0.0, 1.0}
-    far = np.full(5, 9, np.float32)
-    remember(replay, [Row(far, far, np.zeros(1, np.float32), 0.25, False)])
-    batch = replay.sample(16)
-    own = batch.rewards.flatten() == 0.25
-    assert own.sum() == 8
-    assert (batch.observations[own] == 9).all()
-    assert batch.observations.shape == (16, 5)
-    with pytest.raises(ValueError, match="at least one transition"):
-        SymmetricReplay(5, replay.observation_space, replay.action_space, "cpu", demos=_no_transitions())
+def imitate(practice):
+    practice.learner.update(Mix(practice.replay, practice.demos).batches(Sampling(batch_size=16, demo_share=1.0)), 100)
 
 
-def _no_transitions():
-    nothing = np.zeros((0, 5), np.float32)
-    flags = np.zeros(0, bool)
-    return Transitions(
-        observations=nothing,
-        next_observations=nothing,
-        actions=np.zeros((0, 1), np.float32),
-        rewards=np.zeros(0, np.float32),
-        terminated=flags,
-        good=flags,
-    )
-
-
-def test_imitation_brings_the_mean_to_the_demonstrated_action():
-    practice, imitation = made()
-    first = imitation.step()
-    last = update(practice.model, imitation, 200)
-    assert last < first
-    acts = [practice.model.predict(practice.standard(demo(k).inputs[2], k), deterministic=True)[0] for k in (0, 1)]
-    assert acts[0][0] > 0.5 > -0.5 > acts[1][0]
-    _, none = made(weight=0.0)
-    assert none.step() == 0.0
+def test_it_begins_as_what_was_demonstrated():
+    practice = made()
+    imitate(practice)
+    acts = []
+    for k in (0, 1):
+        obs = practice.standard(demo(k).inputs[2], k)[None]
+        acts.append(practice.learner.act(obs, practice.learner.begin(1), np.ones(1, bool), explore=False)[0][0, 0])
+    assert acts[0] > 0.5 > -0.5 > acts[1]
 
 
 def test_it_goes_on_exactly_from_a_checkpoint(tmp_path):
-    def go(practice, imitation, steps):
+    def go(practice, steps):
         lines = []
-        for attempt, rows in practice.attempts(steps):
-            remember(practice.model.replay_buffer, rows)
-            update(practice.model, imitation, attempt.steps)
-            lines.append(attempt.line())
+        batches = Mix(practice.replay, practice.demos).batches(practice.learner.sampling)
+        for attempt, practised in practice.attempts(steps):
+            practice.replay.add(practised.rollout, practised.reward)
+            practice.learner.observe(practised.rollout, practised.reward)
+            practice.learner.update(batches, attempt.steps)
+            lines.append(attempt.line() | {"action": practised.rollout.action.tolist()})
             if practice.tally.attempts == 2:
                 save_practice(tmp_path, practice)
         return lines
 
-    whole = go(*made(attempt_steps=5), 20)
+    practice = made(attempt_steps=5)
+    imitate(practice)
+    whole = go(practice, 20)
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
-    practice, imitation = made(attempt_steps=5)
+    practice = made(attempt_steps=5)
     assert load_practice(checkpoint, practice)
     assert practice.tally.attempts == 2
-    rest = go(practice, imitation, 20)
-    assert whole[2:] == rest
+    assert whole[2:] == go(practice, 20)
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):
-    practice, _ = made()
+    practice = made()
     first = save_practice(tmp_path, practice)
     practice.tally.steps = 7
 
@@ -381,13 +355,15 @@ def test_demonstrations_end_where_the_model_says_or_else_the_person(dataset, tmp
         demonstrations(dataset, 0, SideHead(0), encoder, views=["top"], signals=["gripper_x"])
 
 
-def test_transitions_are_rewarded_at_the_end_and_tell_the_task():
-    shown = transitions([demo(0), demo(1)], Standard.of([demo(0), demo(1)]), lambda actions: actions)
-    assert len(shown) == 10
-    assert np.flatnonzero(shown.rewards).tolist() == [4, 9]
-    assert shown.terminated.sum() == 2
-    np.testing.assert_array_equal(shown.observations[:, -2:], [[1, 0]] * 5 + [[0, 1]] * 5)
-    assert shown.good.all()
+def test_demonstrations_are_rewarded_at_the_end_and_tell_the_task():
+    failed = Demo(0, demo(0).inputs, demo(0).actions, False)
+    replay = shown([demo(0), demo(1), failed], Standard.of([demo(0), demo(1)]), ACTIONS, seed=0)
+    arrays = replay.arrays()[0]
+    assert len(replay) == 15
+    assert np.flatnonzero(replay.reward).tolist() == [4, 9]
+    assert np.flatnonzero(arrays["terminated"]).tolist() == [4, 9]
+    np.testing.assert_array_equal(arrays["obs"][:10, 0, -2:], [[1, 0]] * 5 + [[0, 1]] * 5)
+    assert arrays["imitate"][:, 0].tolist() == [True] * 10 + [False] * 5
 
 
 def test_a_success_shown_backwards_is_one_of_the_other_task():

@@ -10,149 +10,158 @@ import pytest
 import torch
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
-from embodied import checkpoints, files, runs
+from embodied import files, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
-from embodied.labeller import Labeller
+from embodied.training import checkpoints
+from embodied.training.collector import Collector
+from embodied.training.labeller import Labeller
+from embodied.training.log import RunLog
+from embodied.training.loop import Training, train
+from embodied.training.perception import Perception
 from policies import sb3
 from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
 from rewards.shaping import PotentialShaping
-from tests.probe_rewards import ProbeEncoder, ProbeHead
+from tests.probe_rewards import ProbeEncoder, ProbeHead, RunningHead
 from tests.probes import make_probe
 
 
 @pytest.fixture
-def setup(request, tmp_path):
-    """A learner with its worlds and labeller, closed at the end."""
+def setup():
+    """Training of a learner in two worlds, closed at the end."""
     made = []
 
-    def make(algorithm="sac", obs="state", limit=6, combine=WeightedSum, **kwargs):
-        scorer = Scorer(ProbeEncoder(), {"probe": ProbeHead()}, combine(), PotentialShaping(kind="difference"))
-        venv = WorldVecEnv(partial(make_probe, limit=limit, obs=obs), 2, frame_size=16)
+    def make(algorithm="sac", obs="state", limit=6, combine=WeightedSum, head=ProbeHead, **kwargs):
+        scorer = Scorer(ProbeEncoder(), {"probe": head()}, combine(), PotentialShaping(kind="difference"))
+        worlds = WorldVecEnv(partial(make_probe, limit=limit, obs=obs), 2, frame_size=16)
+        made.append(collector := Collector(worlds, partial(Perception, scorer.encoder, form=obs), batch_size=8))
         small = {"rollout_steps": 4, "network": [8], "batch_size": 8}
         if algorithm != "ppo":
             small |= {"learning_starts": 10, "buffer_size": 80}
-        model = getattr(sb3, algorithm)(venv, seed=0, device="cpu", **small | kwargs)
-        labeller = Labeller(scorer, batch_size=8)
-        made.append((venv, labeller))
-        return model, labeller
+        spaces = (worlds.observation_space, worlds.action_space)
+        common = {"num_worlds": 2, "total_steps": 128, "seed": 0, "device": "cpu"}
+        learner = getattr(sb3, algorithm)(*spaces, **common, **small | kwargs)
+        rewards = Labeller(scorer, collector.layout, 2)
+        return Training.of(collector, rewards, learner, demos=None, total=128, seed=0)
 
     yield make
-    for venv, labeller in made:
-        labeller.close()
-        venv.close()
+    for collector in made:
+        collector.close()
 
 
-def learn(model, labeller, steps, reset=True):
-    model.set_logger(runs.Logger(None, []))
-    return model.learn(steps, callback=labeller, log_interval=None, reset_num_timesteps=reset)
+@pytest.fixture
+def log(tmp_path):
+    made = RunLog(tmp_path)
+    yield made
+    made.close()
 
 
-def parameters(model):
-    flat = {}
-    for name, state in model.get_parameters().items():
-        for key, value in torch.utils._pytree.tree_flatten_with_path(state)[0]:
-            flat[f"{name}{key}"] = value.numpy() if isinstance(value, torch.Tensor) else value
-    return flat
+def parameters(training):
+    return training.learner.state()[0]
+
+
+def stored(training):
+    return training.replay.arrays()[0] if training.replay is not None else {}
 
 
 @pytest.mark.parametrize("kwargs", [
-    {}, {"algorithm": "td3"}, {"algorithm": "ppo"}, {"n_steps": 3},
+    {}, {"algorithm": "td3"}, {"algorithm": "ppo"}, {"n_steps": 3}, {"head": RunningHead},
     {"combine": partial(LagrangianConstraints, {"probe": 1.0}, start=0.5)},
 ])  # fmt: skip
 @pytest.mark.parametrize("first", [32, 64])  # 64: in the middle of an episode; the ring has 40 slots and wraps at 80
-def test_a_checkpoint_goes_on_to_the_same_curve(setup, tmp_path, kwargs, first):
-    straight, labeller = setup(**kwargs)
-    learn(straight, labeller, first)
-    learn(straight, labeller, 128 - first, reset=False)
+def test_a_checkpoint_goes_on_to_the_same_curve(setup, log, tmp_path, kwargs, first):
+    straight = setup(**kwargs)
+    train(straight, 128, log)
 
-    half, half_labeller = setup(**kwargs)
-    learn(half, half_labeller, first)
-    checkpoint = checkpoints.save_checkpoint(tmp_path, half, half_labeller)
-    np.random.rand(7), torch.rand(7), half.action_space.sample()
+    half = setup(**kwargs)
+    train(half, first, log)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, log)
+    np.random.rand(7), torch.rand(7), half.collector.worlds.action_space.sample()
 
-    resumed, resumed_labeller = setup(**kwargs)
-    resumed.set_logger(runs.Logger(None, []))
-    assert checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
-    assert resumed.num_timesteps == first
-    learn(resumed, resumed_labeller, 128 - first, reset=False)
+    resumed = setup(**kwargs)
+    assert checkpoints.load_checkpoint(checkpoint, resumed, log)
+    assert resumed.steps == first
+    train(resumed, 128, log)
 
     expected, found = parameters(straight), parameters(resumed)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(value, found[name], err_msg=name)
-    assert [e["r"] for e in straight.ep_info_buffer] == [e["r"] for e in resumed.ep_info_buffer]
-    assert labeller.get_state()[1] == resumed_labeller.get_state()[1]
+    assert straight.recent == resumed.recent
+    assert straight.rewards.state()[1] == resumed.rewards.state()[1]
+    for name, array in stored(straight).items():
+        np.testing.assert_array_equal(array, stored(resumed)[name], err_msg=name)
     if "combine" in kwargs:
-        learned = labeller.scorer.combine.multipliers["probe"]
+        learned = straight.rewards.scorer.combine.multipliers["probe"]
         assert learned != 0.5
-        checkpoints.load_constraints(
-            checkpoints.save_checkpoint(tmp_path, resumed, resumed_labeller), half_labeller.scorer
-        )
-        assert half_labeller.scorer.combine.multipliers == {"probe": learned}
-    if getattr(straight, "replay_buffer", None) is not None:
-        for name, array in checkpoints._replay_fields(straight.replay_buffer).items():
-            np.testing.assert_array_equal(array, checkpoints._replay_fields(resumed.replay_buffer)[name], err_msg=name)
-        np.testing.assert_array_equal(labeller.memory.rows, resumed_labeller.memory.rows)
-        labeller.relabel(labeller.scorer)
-        resumed_labeller.relabel(resumed_labeller.scorer)
-        np.testing.assert_array_equal(straight.replay_buffer.rewards, resumed.replay_buffer.rewards)
+        checkpoints.load_constraints(checkpoints.save_checkpoint(tmp_path, resumed, log), half.rewards.scorer)
+        assert half.rewards.scorer.combine.multipliers == {"probe": learned}
+    if straight.replay is not None:
+        for training in (straight, resumed):
+            training.rewards.relabel(training.rewards.scorer, training.replay)
+        np.testing.assert_array_equal(straight.replay.reward, resumed.replay.reward)
 
 
-def test_without_its_random_state_the_curve_would_differ(setup, tmp_path):
+def test_without_its_random_state_the_curve_would_differ(setup, log, tmp_path):
     """Negative control: the comparison above can fail."""
-    half, labeller = setup()
-    learn(half, labeller, 32)
-    checkpoint = checkpoints.save_checkpoint(tmp_path, half, labeller)
-    learn(half, labeller, 96, reset=False)
-    resumed, resumed_labeller = setup()
-    resumed.set_logger(runs.Logger(None, []))
-    checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
-    np.random.rand(1)
-    learn(resumed, resumed_labeller, 96, reset=False)
+    half = setup()
+    train(half, 32, log)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, log)
+    train(half, 128, log)
+    resumed = setup()
+    checkpoints.load_checkpoint(checkpoint, resumed, log)
+    torch.rand(1)
+    train(resumed, 128, log)
     one, two = parameters(half), parameters(resumed)
     assert any(not np.array_equal(one[name], two[name]) for name in one)
 
 
-def test_worlds_that_cannot_tell_their_state_begin_new_episodes(setup, tmp_path, monkeypatch):
+def test_worlds_that_cannot_tell_their_state_begin_new_episodes(setup, log, tmp_path, monkeypatch):
     def get_state(self):
         raise UserError("hidden")
 
     monkeypatch.setattr("tests.probes.ProbeWorld.get_state", get_state)
-    half, labeller = setup()
-    learn(half, labeller, 40)
-    checkpoint = checkpoints.save_checkpoint(tmp_path, half, labeller)
-    resumed, resumed_labeller = setup()
-    resumed.set_logger(runs.Logger(None, []))
-    assert not checkpoints.load_checkpoint(checkpoint, resumed, resumed_labeller)
-    learn(resumed, resumed_labeller, 40, reset=False)
-    assert resumed.num_timesteps == 80
+    half = setup()
+    train(half, 40, log)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, log)
+    resumed = setup()
+    assert not checkpoints.load_checkpoint(checkpoint, resumed, log)
+    train(resumed, 80, log)
+    assert resumed.steps == 80
 
 
-def test_the_newest_checkpoints_are_kept(setup, tmp_path):
-    model, labeller = setup()
-    learn(model, labeller, 8)
+def test_a_learner_takes_no_other_learners_state(setup, log, tmp_path):
+    half = setup()
+    train(half, 16, log)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, half, log)
+    with pytest.raises(UserError, match=r"TD3\.load_state: the state must be its own; got SAC's"):
+        checkpoints.load_checkpoint(checkpoint, setup("td3"), log)
+
+
+def test_the_newest_checkpoints_are_kept(setup, log, tmp_path):
+    training = setup()
+    train(training, 8, log)
     for steps in (8, 16, 24):
-        model.num_timesteps = steps
-        checkpoints.save_checkpoint(tmp_path, model, labeller)
+        training.steps = steps
+        checkpoints.save_checkpoint(tmp_path, training, log)
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["0000000016", "0000000024"]
     assert files.latest_checkpoint(tmp_path).name == names[-1]
 
 
-def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
-    model, labeller = setup()
-    learn(model, labeller, 40)
-    former = checkpoints.save_checkpoint(tmp_path, model, labeller)
+def test_a_full_disk_keeps_the_former_checkpoint(setup, log, tmp_path):
+    training = setup()
+    train(training, 40, log)
+    former = checkpoints.save_checkpoint(tmp_path, training, log)
     before = {file.name: file.read_bytes() for file in former.iterdir()}
-    learn(model, labeller, 8, reset=False)
+    train(training, 48, log)
     limit, ignore = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for size in (1000, max(map(len, before.values())) - 1):  # nothing fits; the larger of the files does not
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
         try:
             with pytest.raises(UserError, match=r"0000000040 is whole; go on from it with resume=true"):
-                checkpoints.save_checkpoint(tmp_path, model, labeller)
+                checkpoints.save_checkpoint(tmp_path, training, log)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     signal.signal(signal.SIGXFSZ, ignore)
@@ -161,21 +170,27 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [former.name]
 
 
-def test_parameters_load_without_unpickling(setup, tmp_path, monkeypatch):
-    model, labeller = setup()
-    learn(model, labeller, 40)
-    checkpoint = checkpoints.save_checkpoint(tmp_path, model, labeller)
-    other, _ = setup()
+def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
+    training = setup()
+    train(training, 40, log)
+    checkpoint = checkpoints.save_checkpoint(tmp_path, training, log)
+    (tmp_path / "old").mkdir()
+    training.learner.model.save(tmp_path / "old" / "learner.zip")  # as earlier versions wrote it
+    other, old = setup(), setup()
 
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
 
     monkeypatch.setattr("cloudpickle.loads", refuse)
     monkeypatch.setattr("pickle.loads", refuse)
-    checkpoints.load_parameters(checkpoint, other)
-    for name, value in parameters(model).items():
+    checkpoints.load_learner(checkpoint, other.learner)
+    checkpoints.load_learner(tmp_path / "old", old.learner)
+    for name, value in parameters(training).items():
         np.testing.assert_array_equal(value, parameters(other)[name])
-    assert other.log_ent_coef.item() == model.log_ent_coef.item() != 0
+        np.testing.assert_array_equal(value, parameters(old)[name])
+    assert other.learner.model.log_ent_coef.item() == training.learner.model.log_ent_coef.item() != 0
+    with pytest.raises(UserError, match="an earlier one wrote it"):
+        checkpoints.load_checkpoint(tmp_path / "old", old, log)
 
 
 def test_folders_are_new_and_found(tmp_path):
@@ -200,62 +215,119 @@ def test_facts_are_json_and_name_what_matters():
 
 
 def test_the_log_of_steps_after_the_checkpoint_is_dropped(tmp_path):
-    log = runs.logger(tmp_path)
+    log = RunLog(tmp_path)
     for steps in (10, 20, 30):
-        log.record("time/total_timesteps", steps, exclude="tensorboard")
-        log.record("rollout/ep_rew_mean", steps / 10)
-        log.dump(steps)
+        log.record({"rollout/ep_rew_mean": steps / 10})
+        log.write(steps)
         runs.append_line(tmp_path / "evaluations.jsonl", {"steps": steps})
     log.close()
-    log = runs.logger(tmp_path, steps=20)
-    log.record("time/total_timesteps", 30, exclude="tensorboard")
-    log.record("rollout/ep_rew_mean", 9.0)
-    log.record("train/new", 1.0)
-    log.dump(30)
+    log = RunLog(tmp_path, steps=20)
+    log.record({"rollout/ep_rew_mean": 9.0, "train/new": 1.0})
+    log.record_mean("rollout/other", 1.0)
+    log.record_mean("rollout/other", 3.0)
+    log.write(30)
+    log.write(40)
     log.close()
     header, *rows = (line.split(",") for line in (tmp_path / "progress.csv").read_text().splitlines())
     rows = [dict(zip(header, row, strict=True)) for row in rows]
-    assert [(r["time/total_timesteps"], r["rollout/ep_rew_mean"], r["train/new"]) for r in rows] == [
-        ("10", "1.0", ""), ("20", "2.0", ""), ("30", "9.0", "1.0")
+    names = ("time/total_timesteps", "rollout/ep_rew_mean", "train/new", "rollout/other")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("10", "1.0", "", ""), ("20", "2.0", "", ""), ("30", "9.0", "1.0", "2.0"), ("40", "", "", "")
     ]  # fmt: skip
     assert [json.loads(line)["steps"] for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()] == [10, 20]
 
 
 def test_many_worlds_get_one_update_per_transition(setup):
-    model, _ = setup("sac")
-    assert (model.train_freq.frequency, model.gradient_steps) == (4, 8)
-    model, _ = setup("sac", updates_per_step=0.25)
-    assert model.gradient_steps == 2
-    kinds = {"sac": SAC, "td3": TD3, "ppo": PPO}
-    assert all(isinstance(setup(name)[0], kind) for name, kind in kinds.items())
+    for kwargs, updates in (({}, 8), ({"updates_per_step": 0.25}, 2), ({"updates_per_step": 0.01}, 1)):
+        pace = setup("sac", **kwargs).learner.pace
+        assert (pace.rollout_steps, pace.updates(8, 100), pace.updates(8, 10)) == (4, updates, 0)
 
 
-def test_the_critic_holds_still_for_the_actor_and_nothing_else_changes(setup):
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_sb3s_algorithms_see_what_they_always_saw(setup, log, n_steps):
+    """Every batch that reaches an update is of stored steps, with their rewards and ends; n-step sums from those."""
+    training, seen = setup(n_steps=n_steps, gamma=0.5), []
+    batches = training.learner.model.replay_buffer
+    sample = batches.sample
+
+    def spy(*args, **kwargs):
+        seen.append(sample(*args, **kwargs))
+        return seen[-1]
+
+    batches.sample = spy
+    train(training, 72, log)
+    rewards, truncated = training.replay.reward, training.replay.arrays()[0]["truncated"]
+    possible = set()
+    for t, e in np.ndindex(*rewards.shape):
+        total = 0.0
+        for k in range(min(n_steps, len(rewards) - t)):  # the newest have fewer than three rewards yet
+            total += 0.5**k * float(rewards[t + k, e])
+            possible.add(round(total, 4))
+            if truncated[t + k, e]:
+                break
+    assert len(seen) > 5
+    for batch in seen:
+        assert {round(float(x), 4) for x in batch.rewards} <= possible
+        assert not batch.dones.any()  # these worlds only run out of time
+        assert set(batch.discounts.flatten().tolist()) <= {0.5**k for k in range(1, n_steps + 1)}
+
+
+def test_ppo_keeps_the_time_limit_bootstrap_and_its_advantages_follow(setup, log):
+    training = setup("ppo", rollout_steps=8, batch_size=16, gamma=0.9, gae_lambda=0.95, n_epochs=1)
+    model, kept = training.learner.model, {}
+    learn, label = model.train, training.rewards.label
+
+    def note():
+        names = ("rewards", "values", "advantages")
+        kept["buffer"] = {name: getattr(model.rollout_buffer, name).copy() for name in names}
+        learn()
+
+    def keep(collected):
+        kept["rollout"], kept["labels"] = collected.rollout, label(collected)
+        values = model.policy.predict_values(torch.as_tensor(collected.rollout.next_obs.reshape(-1, 3)))
+        kept["next"] = values.detach().numpy().reshape(8, 2)
+        return kept["labels"]
+
+    model.train, training.rewards.label = note, keep
+    train(training, 16, log)
+    buffer, rollout = kept["buffer"], kept["rollout"]
+    assert rollout.truncated.any()
+    expected = kept["labels"].reward + 0.9 * kept["next"] * rollout.truncated
+    np.testing.assert_allclose(buffer["rewards"].reshape(8, 2), expected, rtol=1e-5, atol=1e-6)
+    values, advantages = buffer["values"].reshape(8, 2), buffer["advantages"].reshape(8, 2)
+    after = np.zeros(2)
+    for t in reversed(range(8)):  # GAE, from its definition
+        alive = ~rollout.ended[t]
+        following = values[t + 1] if t < 7 else kept["next"][t]
+        after = expected[t] + 0.9 * following * alive - values[t] + 0.9 * 0.95 * alive * after
+        np.testing.assert_allclose(advantages[t], after, rtol=1e-4, atol=1e-5)
+
+
+def test_the_critic_holds_still_for_the_actor_and_nothing_else_changes(setup, log):
     """After an actor update the critic has no gradient of it, which SB3 alone leaves there; weights are the same."""
     learned = []
     for still in (True, False):
-        model, labeller = setup("sac")
+        training = setup("sac")
+        model = training.learner.model
         if not still:
             model.critic._forward_pre_hooks.clear()
-        learn(model, labeller, 24)
+        train(training, 24, log)
         learned.append({name: value.clone() for name, value in model.policy.state_dict().items()})
-        seen = model.policy.obs_to_tensor(model._last_obs)[0]
         actions = torch.zeros(2, *model.action_space.shape, requires_grad=True)
         model.critic.zero_grad()
-        torch.cat(model.critic(seen, actions)).sum().backward()
+        torch.cat(model.critic(torch.zeros(2, 3), actions)).sum().backward()
         assert actions.grad is not None
         assert {p.grad is None for p in model.critic.parameters()} == {still}
-        model.critic(seen, actions.detach())
+        model.critic(torch.zeros(2, 3), actions.detach())
         assert all(p.requires_grad for p in model.critic.parameters())
     for name, value in learned[0].items():
         torch.testing.assert_close(learned[1][name], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [
-    ({"algorithm": "dqn"}, "dqn: actions must be Discrete"),
+    ({"algorithm": "dqn"}, "sb3_dqn: actions must be Discrete"),
     ({"updates_per_step": 0.0}, "updates_per_step must be > 0; got 0"),
     ({"rollout_steps": 0}, "rollout_steps must be at least 1; got 0"),
-    ({"obs": "mixed", "n_steps": 3}, "n_steps must be 1 with mixed observations"),
     ({"algorithm": "ppo", "batch_size": 3}, "batch_size must divide rollout_steps"),
 ])  # fmt: skip
 def test_bad_settings_are_named(setup, kwargs, message):
@@ -263,7 +335,9 @@ def test_bad_settings_are_named(setup, kwargs, message):
         setup(**kwargs)
 
 
-def test_learners_are_sb3s_own():
+def test_learners_are_sb3s_own(setup):
+    kinds = {"sac": SAC, "td3": TD3, "ppo": PPO}
+    assert all(type(setup(name).learner.model) is kind for name, kind in kinds.items())
     assert DQN.train.__module__ == "stable_baselines3.dqn.dqn"
     assert sb3.policy_name(make_probe(obs="pixels").observation_space) == "CnnPolicy"
     assert sb3.policy_name(make_probe(obs="mixed").observation_space) == "MultiInputPolicy"

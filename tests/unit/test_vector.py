@@ -19,8 +19,10 @@ def rollout(venv, steps, seed=0):
     rng = np.random.default_rng(seed)
     out = []
     for _ in range(steps):
-        obs, rewards, dones, infos = venv.step(rng.uniform(-1, 1, (venv.num_envs, 1)).astype(np.float32))
-        out.append((obs, rewards, dones, infos, venv.frames.copy(), venv.reset_frames.copy()))
+        obs, rewards, terminated, truncated, infos = venv.step(
+            rng.uniform(-1, 1, (venv.num_envs, 1)).astype(np.float32)
+        )
+        out.append((obs, rewards, terminated, truncated, infos, venv.frames.copy(), venv.reset_frames.copy()))
     return out
 
 
@@ -53,9 +55,9 @@ def test_frame_is_the_steps_own_and_not_the_next_episodes():
     venv.reset()
     assert [ProbeWorld.read(f) for f in venv.reset_frames[:, 0]] == [(0, 0, 0), (0, 1, 0)]
     seen = []
-    for _, _, dones, infos, frames, reset_frames in rollout(venv, 4):
-        seen.append((ProbeWorld.read(frames[0, 0]), bool(dones[0]), ProbeWorld.read(reset_frames[0, 0])))
-        assert ("terminal_observation" in infos[0]) == bool(dones[0])
+    for _, _, _, truncated, infos, frames, reset_frames in rollout(venv, 4):
+        seen.append((ProbeWorld.read(frames[0, 0]), bool(truncated[0]), ProbeWorld.read(reset_frames[0, 0])))
+        assert ("env_episode" in infos[0]) == bool(truncated[0])
     assert seen == [
         ((0, 0, 1), False, (0, 0, 0)),
         ((0, 0, 2), False, (0, 0, 0)),
@@ -66,25 +68,23 @@ def test_frame_is_the_steps_own_and_not_the_next_episodes():
 
 
 def test_truncation_and_termination_are_told_apart():
-    for make, truncated in ((partial(make_probe, limit=2), True), (partial(make_probe, limit=9, end=2), False)):
+    for make, cut in ((partial(make_probe, limit=2), True), (partial(make_probe, limit=9, end=2), False)):
         venv = WorldVecEnv(make, 1, frame_size=16)
         venv.reset()
-        *_, (_, _, dones, infos, _, _) = rollout(venv, 2)
-        assert dones[0]
-        assert infos[0]["TimeLimit.truncated"] is truncated
-        assert infos[0]["env_episode"][1] == 2
+        *_, (obs, _, terminated, truncated, infos, _, _) = rollout(venv, 2)
+        assert (bool(terminated[0]), bool(truncated[0])) == (not cut, cut)
+        assert infos[0]["env_episode"] == (3.0, 2)
+        assert (venv.last_obs()[0, 2], obs[0, 2]) == (pytest.approx(0.2), 0)  # the ended episode's, and the next one's
         venv.close()
 
 
-def test_rewards_are_zero_for_a_labeller_and_the_tasks_own_without_one():
-    for frame_size in (16, None):
-        venv = WorldVecEnv(partial(make_probe, limit=2), 1, frame_size=frame_size)
-        venv.reset()
-        (_, one, *_), (_, _, _, infos, *_) = [venv.step(np.zeros((1, 1), np.float32)) for _ in range(2)]
-        assert (one[0] == 0) == (frame_size is not None)
-        assert infos[0]["env_reward"] == pytest.approx(2.0)
-        assert ("episode" in infos[0]) == (frame_size is None)
-        venv.close()
+@pytest.mark.parametrize("frame_size", [16, None])
+def test_the_tasks_own_reward_comes_with_frames_and_without(frame_size):
+    venv = WorldVecEnv(partial(make_probe, limit=2), 1, frame_size=frame_size)
+    venv.reset()
+    rewards = [venv.step(np.zeros((1, 1), np.float32))[1][0] for _ in range(3)]
+    assert rewards == [1.0, 2.0, 1.0]
+    venv.close()
 
 
 def test_nothing_is_rendered_on_the_true_reward():
@@ -124,7 +124,7 @@ def test_states_go_on_exactly(workers):
     other.set_states(states)
     # reset_frames are read at resets only, so the running episode's is not restored
     resumed = rollout(other, 7, seed=1)
-    same([step[:5] for step in expected], [step[:5] for step in resumed])
+    same([step[:6] for step in expected], [step[:6] for step in resumed])
     venv.close()
     other.close()
 

@@ -1,0 +1,169 @@
+"""The whole of training.
+
+    worlds ──► collector ──► labeller ──► replay ──► learner.update
+      ▲                                                   │
+      └───────────────── learner.act ◄────────────────────┘
+
+Every rollout is labelled before it is stored, so nothing unlabelled is ever learned from. After the updates of a
+rollout nothing is under way: that is when jobs run (evaluations, checkpoints), and where a run stops when asked to.
+
+Shape letters: T steps of a rollout, E worlds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from embodied.training.collector import Collected, Collector
+from embodied.training.labeller import Labels, Rewards
+from embodied.training.log import RunLog
+from policies.core import Learner
+from policies.replay import Mix, Replay
+
+EPISODES = 100  # ended ones behind the logged means
+
+
+@dataclass
+class Training:
+    """Everything that training goes on from.
+
+    Attributes:
+        collector: of the worlds of training.
+        rewards: labels their rollouts.
+        learner: acts in them and improves.
+        replay: what it did; None where it learns from the newest rollout alone.
+        demos: what it was shown; None: nothing.
+        steps: transitions so far, T·E a rollout.
+        recent: of the last ended episodes, "reward", "length", "env_return", and "success" where it is known.
+    """
+
+    collector: Collector
+    rewards: Rewards
+    learner: Learner
+    replay: Replay | None
+    demos: Replay | None = None
+    steps: int = 0
+    recent: dict[str, deque[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, collector: Collector, rewards: Rewards, learner: Learner, *, demos: Replay | None, total: int, seed: int
+    ) -> Training:
+        """Training at its beginning, with a replay as large as the learner wants and the run can fill."""
+        replay, sampling = None, learner.sampling
+        if sampling is not None:
+            count = collector.worlds.num_envs
+            replay = Replay(
+                collector.observation_space,
+                collector.worlds.action_space,
+                capacity=max(min(sampling.capacity, total + learner.pace.rollout_steps * count), count),
+                num_worlds=count,
+                seed=seed,
+            )
+        return cls(collector, rewards, learner, replay, demos)
+
+
+@dataclass
+class Job:
+    """Something done now and then, between the updates of one rollout and the collecting of the next.
+
+    Attributes:
+        every: steps; 0: never.
+        run: what is done.
+        following: steps at which it is due next.
+    """
+
+    every: int
+    run: Callable[[], Any]
+    following: float = 0.0
+
+    def set(self, steps: int) -> None:
+        """Wait for the next multiple of `every`."""
+        self.following = (steps // self.every + 1) * self.every if self.every else float("inf")
+
+
+def train(
+    training: Training, total: int, log: RunLog, *, log_every: int = 500, jobs: Sequence[Job] = (),
+    stop: Callable[[], bool] = lambda: False, tick: Callable[[Training], Any] = lambda training: None,
+) -> bool:  # fmt: skip
+    """Train until so many transitions were collected.
+
+    Args:
+        training: where it stands; goes on from there.
+        total: transitions of the whole run.
+        log: gets a row every `log_every` steps, and one at the end.
+        log_every: steps.
+        jobs: in the order in which they run.
+        stop: asked after each round; True ends training there.
+        tick: called after each rollout.
+
+    Returns:
+        Whether all of it was done; False: `stop` ended it.
+    """
+    learner, pace, begun, first = training.learner, training.learner.pace, time.monotonic(), training.steps
+    logs = Job(log_every, lambda: _log(training, log, first, begun))
+    for job in (logs, *jobs):
+        job.set(training.steps)
+    mix = None if training.replay is None else Mix(training.replay, training.demos)
+    if not training.steps and training.demos is not None and pace.pretraining:
+        assert mix is not None
+        assert learner.sampling is not None
+        shown = mix.batches(replace(learner.sampling, demo_share=1.0))
+        log.record(learner.update(shown, pace.pretraining))
+    while training.steps < total:
+        collected = training.collector.collect(learner, pace.rollout_steps)
+        labels = training.rewards.label(collected)
+        if training.replay is not None:
+            moments = collected.moments
+            rows = None if moments is None else (moments.rows, moments.next_rows)
+            training.replay.add(collected.rollout, labels.reward, rows=rows)
+        learner.observe(collected.rollout, labels.reward)
+        count = collected.rollout.first.size
+        training.steps += count
+        _note(training, labels, log, collected)
+        tick(training)
+        if logs.following <= training.steps or training.steps >= total:
+            logs.run()
+            logs.set(training.steps)
+        updates = pace.updates(count, training.steps)
+        if updates:
+            batches = iter(()) if mix is None or learner.sampling is None else mix.batches(learner.sampling)
+            log.record(learner.update(batches, updates))
+        for job in jobs:
+            if job.following <= training.steps < total:
+                job.run()
+                job.set(training.steps)
+        if stop() and training.steps < total:
+            return False
+    return True
+
+
+def _note(training: Training, labels: Labels, log: RunLog, collected: Collected) -> None:
+    """Remember the episodes that ended in a rollout, for the log."""
+    for ended in labels.ended:
+        figures = {"reward": float(ended.rewards.sum(dtype=np.float64)), "length": float(len(ended.rewards))}
+        figures |= {"env_return": ended.env_return}
+        if ended.success is not None:
+            figures["success"] = float(ended.success)
+        for name, value in figures.items():
+            training.recent.setdefault(name, deque(maxlen=EPISODES)).append(value)
+        log.record_mean("rollout/ep_gt_rew_mean", ended.env_return)
+
+
+def _log(training: Training, log: RunLog, first: int, begun: float) -> None:
+    names = {"reward": "ep_rew_mean", "length": "ep_len_mean", "success": "success_rate"}
+    recent = training.recent
+    figures = {f"rollout/{name}": float(np.mean(recent[key])) for key, name in names.items() if key in recent}
+    elapsed = max(time.monotonic() - begun, 1e-9)
+    latencies = training.collector.latencies
+    if latencies:
+        figures |= {f"reward/latency_ms_p{p}": 1e3 * float(np.percentile(latencies, p)) for p in (50, 95)}
+    log.record(figures | training.rewards.metrics())
+    log.record({"time/fps": (training.steps - first) / elapsed, "time/time_elapsed": elapsed})
+    log.write(training.steps)

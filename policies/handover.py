@@ -1,0 +1,134 @@
+"""Which of two policies plays an episode, imitation or the one that learns, decided by what each was seen to earn.
+
+After MoDem-V2's hand-over (Lancaster et al., arXiv 2309.14236, §4.3), which raises the learned policy's share by a
+schedule; here it rises only while that policy earns no less. It knows learned returns alone, never success.
+
+Shape letters: T steps, E worlds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from policies.core import Rollout
+
+IMITATION, LEARNED = 0, 1
+
+
+class HandOver:
+    """Who plays, in training and when it counts.
+
+    Args:
+        window: newest episodes of the learned policy that are compared with imitation's (of which four windows count).
+        first: the learned policy's share of episodes once it may play.
+        most: at most; the rest goes on measuring imitation.
+        rise: how much the share changes after each of its episodes.
+
+    Attributes:
+        open: whether the learned policy may play at all.
+        share: of episodes that it plays.
+        best: who plays when it counts, `IMITATION` or `LEARNED`.
+    """
+
+    def __init__(self, *, window: int = 16, first: float = 0.25, most: float = 0.75, rise: float = 0.05) -> None:
+        self.open, self.share, self.best = False, first, IMITATION
+        self._window, self._first, self._most, self._rise = window, first, most, rise
+        self._owed = 0.0
+        self._played: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=4096)  # who, and which began; not yet seen
+        self._running: list[tuple[int, float]] = []  # who plays in each world, what it has earned; -1: nobody known
+        self.forget()
+
+    def forget(self) -> None:
+        """What was earned counts no more: rewards are others now."""
+        self.best = IMITATION
+        self._returns = (deque(maxlen=4 * self._window), deque(maxlen=self._window))
+        self._running = [(-1, 0.0) for _ in self._running]
+
+    @property
+    def bar(self) -> float | None:
+        """What imitation earns in an episode, on average; None: not measured enough."""
+        shown = self._returns[IMITATION]
+        return float(np.mean(shown)) if len(shown) >= self._window // 2 else None
+
+    def choose(self, count: int) -> np.ndarray:
+        """(count,) int8, who plays the episodes that begin: the share, as evenly as it goes."""
+        out = np.zeros(count, np.int8)
+        for k in range(count if self.open else 0):
+            self._owed += self.share
+            if self._owed >= 1:
+                self._owed -= 1
+                out[k] = LEARNED
+        return out
+
+    def acted(self, players: np.ndarray, first: np.ndarray) -> None:
+        """Remember who acted in a step of training, until `observe` tells what came of it."""
+        self._played.append((players.copy(), first.copy()))
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count what each episode earned; steps in which someone else acted count for nobody."""
+        count, num_worlds = reward.shape
+        if len(self._running) != num_worlds:
+            self._running = [(-1, 0.0)] * num_worlds
+        for t in range(count):
+            known = bool(self._played) and np.array_equal(self._played[0][1], rollout.first[t])
+            players = self._played.popleft()[0] if known else np.full(num_worlds, -1)
+            if not known:
+                self._played.clear()
+            for e in range(num_worlds):
+                player, earned = self._running[e]
+                if rollout.first[t, e]:
+                    player, earned = int(players[e]), 0.0
+                elif players[e] != player:
+                    player = -1
+                earned += float(reward[t, e])
+                self._running[e] = (player, earned)
+                if rollout.terminated[t, e] or rollout.truncated[t, e]:
+                    self._record(player, earned)
+
+    def _record(self, player: int, earned: float) -> None:
+        if player < 0:
+            return
+        self._returns[player].append(earned)
+        shown, learned = self._returns
+        if player != LEARNED or len(learned) < self._window // 2 or len(shown) < self._window // 2:
+            return
+        ahead = float(np.mean(learned) - np.mean(shown))
+        change = self._rise if ahead >= 0 else -self._rise
+        self.share = min(max(self.share + change, self._first), self._most)
+        if len(learned) == self._window:
+            self.best = LEARNED if ahead >= 0 else IMITATION
+
+    def metrics(self) -> dict[str, float]:
+        """For the log; a policy that has not been measured yet is left out."""
+        out = {"handover/share": self.share if self.open else 0.0, "handover/best": float(self.best)}
+        for name, returns in zip(("imitation", "learned"), self._returns, strict=True):
+            if returns:
+                out[f"handover/{name}_return"] = float(np.mean(returns))
+        return out
+
+    def state(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "open": self.open,
+            "share": self.share,
+            "best": self.best,
+            "owed": self._owed,
+            "returns": [list(each) for each in self._returns],
+            "running": [list(each) for each in self._running],
+            "played": [[players.tolist(), first.tolist()] for players, first in self._played],
+        }
+
+    def load_state(self, values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        self.open, self.share, self.best = bool(values["open"]), float(values["share"]), int(values["best"])
+        self._owed = float(values["owed"])
+        for returns, former in zip(self._returns, values["returns"], strict=True):
+            returns.clear()
+            returns.extend(former)
+        self._running = [(int(player), float(earned)) for player, earned in values["running"]]
+        self._played.clear()
+        self._played.extend((np.array(p, np.int8), np.array(f, bool)) for p, f in values["played"])

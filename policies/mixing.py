@@ -1,0 +1,104 @@
+"""Batches from several memories, and several steps as one.
+
+Shape letters: T steps, B windows; `…` the shape of one observation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from policies.core import Batch, Sampling, map_leaves
+
+
+@runtime_checkable
+class Source(Protocol):
+    """What batches come from; `policies.replay.Replay` is one.
+
+    Attributes:
+        total: transitions ever added.
+    """
+
+    total: int
+
+    def __len__(self) -> int: ...
+    def sample(self, sampling: Sampling) -> Batch: ...
+
+
+class Mix:
+    """Batches of a learner's own steps and of demonstrations.
+
+    Args:
+        own: what the learner did.
+        demos: what was shown; None or empty: every batch is the learner's own.
+        schedule: (first, last, over): a factor of `Sampling.demo_share` that goes from first to last while the
+            learner collects `over` transitions; None: always 1.
+    """
+
+    def __init__(
+        self, own: Source, demos: Source | None = None, *, schedule: tuple[float, float, int] | None = None
+    ) -> None:
+        self.own, self.demos, self.schedule = own, demos, schedule
+
+    def share(self, sampling: Sampling) -> float:
+        """Of a batch, from demonstrations."""
+        if self.demos is None or not len(self.demos):
+            return 0.0
+        if not len(self.own):
+            return 1.0
+        first, last, over = self.schedule or (1.0, 1.0, 1)
+        return sampling.demo_share * (first + (last - first) * min(self.own.total / max(over, 1), 1.0))
+
+    def batches(self, sampling: Sampling) -> Iterator[Batch]:
+        """Without end; within a batch, the learner's own windows come first."""
+        while True:
+            shown = round(sampling.batch_size * self.share(sampling))
+            parts = []
+            for replay, count in ((self.own, sampling.batch_size - shown), (self.demos, shown)):
+                if count and replay is not None:
+                    wanted = Sampling(
+                        length=sampling.length, batch_size=count, returns=sampling.returns, gamma=sampling.gamma
+                    )
+                    parts.append(replay.sample(wanted))
+            yield parts[0] if len(parts) == 1 else _joined(*parts)
+
+
+class NStep(NamedTuple):
+    """A step of up to n rewards.
+
+    Attributes:
+        reward: (B,) Σ_{k<m} γ^k r_k, over the m ≤ n steps that the window has.
+        discount: (B,) γ^m of what follows; 0 where the task ended there. Truncation keeps it.
+        next_obs: (B, …) after those steps.
+    """
+
+    reward: Float[Tensor, " B"]
+    discount: Float[Tensor, " B"]
+    next_obs: Any
+
+
+def n_step(batch: Batch, gamma: float, n: int) -> NStep:
+    """The first up to n steps of each window as one.
+
+    Raises:
+        ValueError: the windows are shorter than n.
+    """
+    if not 1 <= n <= len(batch.reward):
+        raise ValueError(f"n_step: n must be from 1 to the windows' length ({len(batch.reward)}); got {n}.")
+    powers = gamma ** torch.arange(n + 1, dtype=torch.float32, device=batch.reward.device)
+    reward = (powers[:-1, None] * batch.reward[:n]).sum(0)  # padding holds zeros
+    count = batch.valid[:n].sum(0)
+    discount = powers[count] * ~batch.terminated[:n].any(0)
+    return NStep(reward, discount, map_leaves(lambda leaf: leaf[n], batch.obs))  # padding repeats the last
+
+
+def _joined(one: Batch, other: Batch) -> Batch:
+    parts: list[Any] = [
+        None if a is None else map_leaves(lambda x, y: torch.cat([x, y], 1), a, b)
+        for a, b in zip(one, other, strict=True)
+    ]
+    return Batch(*parts)

@@ -1,0 +1,290 @@
+"""The parts learners are made of. Nothing here draws from torch's global generator: whoever builds gives one.
+
+Shape letters: B batch, K critics, I and O features in and out, S flat observation, A action.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from policies.core import leaves
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
+CLIP = 10.0  # standard deviations; what lies further off is an accident
+DORMANT = 0.025  # DrM's threshold
+
+T = TypeVar("T")
+
+
+class Linear(nn.Module):
+    """K linear layers side by side, as one batched product; K = 1 drops the axis.
+
+    Weights begin uniform in ±1/√I, as torch's own do.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, generator: torch.Generator, count: int = 1) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(count, inputs, outputs).uniform_(-bound, bound, generator=generator))
+        self.bias = nn.Parameter(torch.empty(count, 1, outputs).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x: Float[Tensor, "*K B I"]) -> Tensor:
+        if len(self.weight) == 1:
+            return torch.addmm(self.bias[0], x, self.weight[0])
+        if x.dim() == 2:  # the same input for all: one wide product
+            return (x @ self.weight.transpose(0, 1).flatten(1)).unflatten(1, (len(self.weight), -1)).transpose(
+                0, 1
+            ) + self.bias
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """K layer norms side by side, each with its own scale and offset."""
+
+    def __init__(self, width: int, *, count: int = 1) -> None:
+        super().__init__()
+        shape = (width,) if count == 1 else (count, 1, width)
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        width = x.shape[-1:]
+        if self.weight.dim() == 1:
+            return nn.functional.layer_norm(x, width, self.weight, self.bias)
+        return torch.addcmul(self.bias, nn.functional.layer_norm(x, width), self.weight)
+
+
+class MLP(nn.Module):
+    """Linear → LayerNorm → ReLU for each width, then a linear head; K of them side by side.
+
+    Args:
+        inputs: I.
+        widths: of the hidden layers.
+        outputs: O.
+        generator: of the first weights.
+        norm: whether with LayerNorm.
+        count: K.
+    """
+
+    def __init__(
+        self, inputs: int, widths: Sequence[int], outputs: int, *, generator: torch.Generator, norm: bool = True,
+        count: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sizes = [inputs, *widths]
+        self.layers = nn.ModuleList(Linear(i, o, generator=generator, count=count) for i, o in pairwise(sizes))
+        self.norms = nn.ModuleList(LayerNorm(o, count=count) for o in widths if norm)
+        self.head = Linear(sizes[-1], outputs, generator=generator, count=count)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.hidden(x)[-1] if len(self.layers) else x)
+
+    def hidden(self, x: Tensor) -> list[Tensor]:
+        """The hidden layers after their ReLU, first to last."""
+        out = []
+        for k, layer in enumerate(self.layers):
+            x = layer(x)
+            x = torch.relu(self.norms[k](x) if len(self.norms) else x)
+            out.append(x)
+        return out
+
+
+class Critics(nn.Module):
+    """K action values as one batched product."""
+
+    def __init__(
+        self, observation: int, action: int, widths: Sequence[int], *, generator: torch.Generator, count: int = 2
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(observation + action, widths, 1, generator=generator, count=count)
+
+    def forward(self, obs: Float[Tensor, "B S"], action: Float[Tensor, "B A"]) -> Float[Tensor, "K B"]:
+        values = self.mlp(torch.cat([obs, action], -1))
+        return values[..., 0] if values.dim() == 3 else values[None, :, 0]
+
+
+class Sample(NamedTuple):
+    """An action drawn, (B, A) in (-1, 1), its log-density, (B,), and what would be done without noise, (B, A)."""
+
+    action: Tensor
+    log_prob: Tensor
+    best: Tensor
+
+
+class GaussianActor(nn.Module):
+    """A Gaussian squashed by tanh.
+
+    Args:
+        observation: S.
+        action: A.
+        widths: of the hidden layers.
+        generator: of the first weights.
+        norm: whether with LayerNorm.
+        log_std: where the width of the Gaussian begins; None: wherever the weights put it, about 0.
+    """
+
+    def __init__(
+        self, observation: int, action: int, widths: Sequence[int], *, generator: torch.Generator, norm: bool = False,
+        log_std: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.mlp = MLP(observation, widths, 2 * action, generator=generator, norm=norm)
+        if log_std is not None:
+            self.narrow(log_std)
+
+    def narrow(self, log_std: float) -> None:
+        """Let the width be about the same everywhere."""
+        half = self.mlp.head.bias.shape[-1] // 2
+        with torch.no_grad():
+            self.mlp.head.weight[..., half:] *= 0.1
+            self.mlp.head.bias[..., half:] = log_std
+
+    def forward(self, obs: Float[Tensor, "B S"]) -> tuple[Tensor, Tensor]:
+        """Mean and log of the standard deviation before the squashing, (B, A) each."""
+        mean, log_std = self.mlp(obs).chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def best(self, obs: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
+        """The squashed mean."""
+        return torch.tanh(self(obs)[0])
+
+    def sample(self, obs: Float[Tensor, "B S"], noise: Float[Tensor, "B A"]) -> Sample:
+        """An action from standard normal noise, differentiable.
+
+        log π = Σ log N(u; μ, σ) − log(1 − tanh² u), the latter as 2 (log 2 − u − softplus(−2u)), which never overflows.
+        """
+        mean, log_std = self(obs)
+        u = mean + log_std.exp() * noise
+        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+        log_prob = log_prob - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+        return Sample(torch.tanh(u), log_prob.sum(-1), torch.tanh(mean))
+
+
+class Standardise(nn.Module):
+    """Observations as standard deviations from their running mean (Welford's sums, in float64).
+
+    An entry that has not changed yet is left at its scale: its deviation counts as 1.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        for name, value in {"mean": 0.0, "square": 0.0}.items():  # square: summed squared deviations
+            self.register_buffer(name, torch.full((width,), value, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("shift", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.shift) * self.scale).clamp(-CLIP, CLIP)
+
+    @torch.no_grad()
+    def add(self, x: Float[Tensor, "B S"]) -> None:
+        """Count more observations in."""
+        x, number = x.double(), len(x)
+        if not number:
+            return
+        mean, total = x.mean(0), self.count + number
+        away = mean - self.mean
+        self.square += (x - mean).square().sum(0) + away.square() * self.count * number / total
+        self.mean += away * number / total
+        self.count.copy_(total)
+        std = (self.square / self.count).sqrt()
+        self.scale.copy_(torch.where(std > 1e-4, 1 / std.clamp(min=1e-4), torch.ones_like(std)))
+        self.shift.copy_(self.mean)
+
+
+def flat_size(space: spaces.Space, who: str) -> int:
+    """S of an observation of flat vectors.
+
+    Raises:
+        ValueError: something in it is no vector.
+    """
+    size = 0
+    for name, box in leaves(space.spaces if isinstance(space, spaces.Dict) else space).items():
+        if not isinstance(box, spaces.Box) or len(box.shape) != 1:
+            what = f"observation {name!r}" if name else "observations"
+            raise ValueError(f"{who}: {what} must be a vector; got {box}. Take env.obs=points, features or state.")
+        size += box.shape[0]
+    return size
+
+
+def action_size(space: spaces.Space, who: str) -> int:
+    """A of continuous actions.
+
+    Raises:
+        ValueError: they are discrete.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"{who}: actions must be a Box of one axis; got {space}. Use policy=sb3_dqn or policy=sb3_ppo."
+        )
+    return space.shape[0]
+
+
+def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
+    """Settings from a config's values, whose lists are tuples here.
+
+    Raises:
+        TypeError: one that there is not.
+        ValueError: one out of range.
+    """
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def flat(obs: Any) -> Tensor:
+    """(…, S) float32 from an observation of vectors; entries in the order of their names."""
+    parts = leaves(obs)
+    tensors = [torch.as_tensor(parts[name]) for name in sorted(parts)]
+    return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)).float()
+
+
+def dormant_ratio(layers: Iterable[Float[Tensor, "*K B O"]], threshold: float = DORMANT) -> float:
+    """Share of units that hardly act: mean |h| of a unit below 0.025 of its layer's (DrM, arXiv 2310.19668, eq. 3).
+
+    Args:
+        layers: what comes out of each after its activation.
+        threshold: τ.
+    """
+    dormant = units = 0
+    for layer in layers:
+        size = layer.detach().abs().flatten(0, -2).mean(0) if layer.dim() == 2 else layer.detach().abs().mean(-2)
+        score = size / size.mean(-1, keepdim=True).clamp(min=1e-9)
+        dormant += int((score < threshold).sum())
+        units += score.numel()
+    return dormant / max(units, 1)
+
+
+@torch.no_grad()
+def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Move a target network a step towards its source."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # pyright: ignore
+
+
+def adam(modules: Iterable[nn.Module] | nn.Module, learning_rate: float, **settings: Any) -> torch.optim.Adam:
+    """Adam over the weights of some modules, one fused step where the device has it."""
+    modules = [modules] if isinstance(modules, nn.Module) else modules
+    weights = [weight for module in modules for weight in module.parameters()]
+    fused = all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)
+    return torch.optim.Adam(weights, lr=learning_rate, fused=fused, **settings)
+
+
+def choose_device(device: str) -> str:
+    """ "auto" becomes CUDA, else Apple's GPU, else the CPU."""
+    if device != "auto":
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

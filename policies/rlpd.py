@@ -1,0 +1,254 @@
+"""RLPD: soft actor-critic with layer-normed critics, that learns from demonstrations beside its own steps.
+
+Ball et al., "Efficient online reinforcement learning with offline data", arXiv 2302.02948. Without demonstrations it is
+SAC with layer-normed critics and a delayed actor.
+
+Departures. Two critics, half an update a step, an actor every second update, small batches (a CPU's time goes into
+products, so batch, width and delay decide); the minimum of the critics for the actor. With demonstrations moreover:
+
+- the actor begins as imitation, with a cold temperature, and waits until the critics are warm;
+- episodes are handed over from imitation by what each earns (`policies.handover`);
+- own episodes that earned more than imitation does on average are imitated too (`policies.keeping`).
+
+Shape letters: E worlds, B batch, S flat observation, A action.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from policies.core import Batch, Memory, Obs, Rollout, Sampling, map_leaves
+from policies.handover import LEARNED, HandOver
+from policies.keeping import Keeping
+from policies.networks import action_size, adam, choose_device, flat, flat_size, settings_of
+from policies.saving import State, pack, unpack
+from policies.soft import Soft, SoftSettings, averages, imitation_error
+
+WIDTH = -2.0  # log of the standard deviation with which an actor that imitates begins to explore
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SoftSettings):
+    """What can be set, beside `SoftSettings`; all of it matters with demonstrations alone but the first two.
+
+    Attributes:
+        temperature: with which the search begins; None: 0.003 with demonstrations, 0.1 without.
+        target_entropy: in units of −A; None: 2 with demonstrations, 1 without.
+        pretraining: updates of imitation before the first step; 0: no imitation and no hand-over.
+        warmup: updates of the critics alone before the actor leaves imitation.
+        imitation_weight: of the imitated actions' squared error in the actor's loss.
+        q_scale: of the rest of that loss, in units of 1 / mean |Q|; None: as it is.
+        keep: whether own episodes that earn more than imitation's mean are imitated too.
+        noise: standard deviation of what is added to imitation's actions in training.
+        handover: whether episodes are handed over by what each policy earns; else the actor plays all from the first.
+    """
+
+    temperature: float | None = None
+    target_entropy: float | None = None
+    pretraining: int = 2000
+    warmup: int = 1000
+    imitation_weight: float = 20.0
+    q_scale: float | None = 1.0
+    keep: bool = True
+    noise: float = 0.1
+    handover: bool = True
+
+
+class RLPD:
+    """The learner; see the module.
+
+    Args:
+        observation_space: vectors.
+        action_space: a Box.
+        seed: of weights, exploration and updates.
+        device: where the networks live.
+        settings: see `Settings`.
+
+    Raises:
+        ValueError: observations are no vectors, or actions discrete.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+    ) -> None:
+        size, self.num_actions = flat_size(observation_space, "rlpd"), action_size(action_space, "rlpd")
+        s, self.settings, self.device = settings, settings, torch.device(device)
+        self.pace = s.pace(s.pretraining)
+        self.sampling: Sampling | None = s.sampling()
+        temperature = 0.1 if s.temperature is None else s.temperature
+        entropy = -self.num_actions * (1.0 if s.target_entropy is None else s.target_entropy)
+        self._soft = Soft(
+            size, self.num_actions, settings=s, temperature=temperature, target_entropy=entropy, seed=seed,
+            device=self.device,
+        )  # fmt: skip
+        self._imitation = copy.deepcopy(self._soft.policy)
+        self._imitation_adam = adam(self._imitation.actor, s.learning_rate)
+        self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
+        self.handover = HandOver()
+        self._keeping = Keeping(observation_space, action_space, seed=seed + 3)
+        self.steps = 0
+        self.imitates = False  # whether there was something to imitate
+
+    # Acting ---------------------------------------------------------------------------------------------
+
+    @property
+    def _hands_over(self) -> bool:
+        return self.imitates and self.settings.handover
+
+    @property
+    def _best(self) -> int:
+        return self.handover.best if self._hands_over else LEARNED
+
+    def begin(self, count: int) -> Memory:
+        """Who plays the running episode of each world."""
+        return {"player": np.full(count, self._best, np.int8)}
+
+    @torch.no_grad()
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        """(E, A) in [-1, 1]; exploring, imitation or the actor by the hand-over, else the better of both."""
+        player = memory["player"].copy()
+        if first.any():
+            chosen = explore and self._hands_over
+            player[first] = self.handover.choose(int(first.sum())) if chosen else self._best
+        x = flat(obs).to(self.device)
+        learns = torch.from_numpy(player == LEARNED)[:, None].to(self.device)
+        if not explore:
+            action = torch.where(learns, self._soft.policy.best(x), self._imitation.best(x))
+            return action.cpu().numpy(), {"player": player}
+        if self._hands_over:
+            self.handover.acted(player, first)
+        noise = torch.randn(len(x), self.num_actions, generator=self._acting)
+        if not self.imitates and self.steps < self.settings.learning_starts:
+            return torch.rand(noise.shape, generator=self._acting).mul(2).sub(1).numpy(), {"player": player}
+        noise = noise.to(self.device)
+        learned = self._soft.sample(self._soft.policy.norm(x), noise).action
+        shown = (self._imitation.best(x) + self.settings.noise * noise).clamp(-1, 1)
+        return torch.where(learns, learned, shown).cpu().numpy(), {"player": player}
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count steps and earnings, keep what earned much, take the observations into their mean and deviation."""
+        self.steps += reward.size
+        if self._hands_over:
+            self.handover.observe(rollout, reward)
+            if self.settings.keep:
+                self._keeping.observe(rollout, reward, above=self.handover.bar)
+        if self.settings.standardise:
+            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
+
+    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
+        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        return self._soft.value(obs, action).cpu().numpy()
+
+    # Learning -------------------------------------------------------------------------------------------
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """So many updates; before the first observed step, of imitation alone."""
+        if not self.steps:
+            return self._pretrain(batches, count)
+        told, out = [], {}
+        for k in range(count):
+            batch = next(batches).to(self.device)
+            warm = not self.imitates or self._soft.updates >= self.settings.warmup
+            on_actor = self._imitate if self.imitates and self.settings.imitation_weight else None
+            told.append(self._soft.update(batch, move_actor=warm, on_actor=on_actor, q_weight=self._q_weight))
+            if k == count - 1:
+                out |= self._soft.dormant(batch)
+        self.handover.open = self._soft.updates >= self.settings.warmup
+        out |= averages(told)
+        return out | (self.handover.metrics() | self._keeping.metrics() if self._hands_over else {})
+
+    def _q_weight(self, q: Tensor) -> Tensor | float:
+        scale = self.settings.q_scale
+        return scale / q.abs().mean().clamp(min=1e-6) if self.imitates and scale is not None else 1.0
+
+    def _imitate(self, batch: Batch, x: Tensor, best: Tensor) -> Tensor:
+        """The error of what is shown, and of as much of what was kept."""
+        error = imitation_error(best, batch)
+        kept = self._keeping.sample(self.settings.batch_size // 2)
+        if kept is not None:
+            kept = kept.to(self.device)
+            again = self._soft.policy.actor.best(self._soft.inputs(map_leaves(lambda leaf: leaf[0], kept.obs)))
+            error = (error + imitation_error(again, kept)) / 2
+        return self.settings.imitation_weight * error
+
+    def _pretrain(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """Imitate; then begin the actor as imitation, cold and narrow."""
+        errors = []
+        for _ in range(count):
+            batch = next(batches).to(self.device)
+            x = flat(map_leaves(lambda leaf: leaf[0], batch.obs))
+            if self.settings.standardise:
+                self._imitation.norm.add(x)
+            error = imitation_error(self._imitation.best(x), batch)
+            self._imitation_adam.zero_grad()
+            error.backward()
+            self._imitation_adam.step()
+            errors.append(error.detach())
+        s, soft = self.settings, self._soft
+        self.imitates = True
+        soft.policy.load_state_dict(self._imitation.state_dict())
+        soft.policy.actor.narrow(WIDTH)
+        soft.target_entropy = -self.num_actions * (2.0 if s.target_entropy is None else s.target_entropy)
+        with torch.no_grad():
+            soft.log_alpha.fill_(math.log(0.003 if s.temperature is None else s.temperature))
+        return {"imitation_error": float(torch.stack(errors).mean())} if errors else {}
+
+    def relabelled(self) -> None:
+        """Other rewards: what either policy earned, and what was kept for it, counts no more."""
+        self.handover.forget()
+        self._keeping.forget()
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        own = {"imitation": self._imitation, "imitation_adam": self._imitation_adam, "acting": self._acting}
+        return self._soft.parts | own
+
+    def state(self) -> State:
+        """Everything that continuing needs."""
+        kept, keeping = self._keeping.state()
+        values = {"steps": self.steps, "updates": self._soft.updates, "imitates": self.imitates}
+        values |= {"target_entropy": self._soft.target_entropy, "handover": self.handover.state(), "keeping": keeping}
+        return pack(self._parts) | {f"keeping/{name}": tensor for name, tensor in kept.items()}, values
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        kept = {name.removeprefix("keeping/"): each for name, each in tensors.items() if name.startswith("keeping/")}
+        unpack("RLPD.load_state", self._parts, {n: t for n, t in tensors.items() if not n.startswith("keeping/")})
+        self.steps, self._soft.updates, self.imitates = values["steps"], values["updates"], values["imitates"]
+        self._soft.target_entropy = values["target_entropy"]
+        self.handover.load_state(values["handover"])
+        self._keeping.load_state(kept, values["keeping"])
+
+
+def rlpd(
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", **settings: Any,
+) -> RLPD:  # fmt: skip
+    """The default learner, for continuous actions.
+
+    Args:
+        observation_space: vectors.
+        action_space: a Box.
+        num_worlds: E; it learns from any number alike.
+        total_steps: transitions of the whole run; it has no schedule that needs them.
+        seed: of everything random.
+        device: "auto", "cuda", "mps" or "cpu".
+        settings: see `Settings`.
+
+    Raises:
+        TypeError: a setting that there is not.
+        ValueError: a setting out of range, or spaces that do not fit.
+    """
+    made = settings_of(Settings, settings)
+    return RLPD(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
