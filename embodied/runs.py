@@ -119,7 +119,7 @@ class Run:
     ) -> None:
         if error is None or self.folder is None:
             return
-        write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         if latest_checkpoint(self.folder) is not None:
             print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
 
