@@ -6,6 +6,7 @@ Shape letters: B batch; H, W image.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 INTERPOLATIONS = ("bicubic", "bilinear")
+RESIZE_MODES = ("squash", "shortest", "longest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,3 +88,46 @@ class Preprocess:
         top = round((images.shape[-2] - crop_height) / 2)
         left = round((images.shape[-1] - crop_width) / 2)
         return images[..., top : top + crop_height, left : left + crop_width]
+
+
+def open_clip_preprocess(tower: Any) -> Preprocess:
+    """The transform that belongs to an open_clip image tower."""
+    config = tower.preprocess_cfg
+    size = config["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return Preprocess(
+        mode=config["resize_mode"],
+        resize=(height, width),
+        crop=(height, width),
+        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        fill=config.get("fill_color", 0),
+    )
+
+
+def transformers_preprocess(processor: Any, where: str) -> Preprocess:
+    """What an image processor does, if it resizes to one size, crops, scales and normalises."""
+
+    def sides(size: Any) -> tuple[int, int] | None:
+        return (size["height"], size["width"]) if size and size.get("height") else None
+
+    size = dict(processor.size)
+    short = size.get("shortest_edge")
+    resize = sides(size) or ((short, short) if short else None)
+    crop = sides(dict(processor.crop_size)) if getattr(processor, "do_center_crop", False) else None
+    interpolation = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample))
+    if resize is None or interpolation is None or (short and crop is None):
+        raise ValueError(
+            f"{where} must resize to one size by bilinear or bicubic interpolation; "
+            f"got size {size}, crop {crop}, resample {processor.resample}."
+        )
+    normal = getattr(processor, "do_normalize", True)
+    return Preprocess(
+        mode="shortest" if short else "squash",
+        resize=resize,
+        crop=crop or resize,
+        interpolation=interpolation,
+        mean=tuple(processor.image_mean) if normal else (0.0, 0.0, 0.0),
+        std=tuple(processor.image_std) if normal else (1.0, 1.0, 1.0),
+    )

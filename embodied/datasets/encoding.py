@@ -95,7 +95,7 @@ def fingerprint(encoder: Encoder) -> str:
             tensors = {"": value}
         else:
             tensors = {}
-            if name in ("precision", "model"):
+            if name in ("precision", "model", "_preprocess"):
                 found.update(f"{name}={value}".encode())
         for key, tensor in tensors.items():
             if isinstance(tensor, Tensor):

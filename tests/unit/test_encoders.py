@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from torch.testing import assert_close
 
+from embodied.datasets.encoding import fingerprint
 from embodied.envs.rendering import FrameRenderer
 from rewards import encoders
 from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip
@@ -398,3 +399,46 @@ def test_transformers_texts_that_do_not_fit(transformers_models):
 def test_naflex_models_are_refused(transformers_models):
     with pytest.raises(ValueError, match=r"model must take images of one size; got .*siglip2.*NaFlex"):
         TransformersEncoder(transformers_models["siglip2"])
+
+
+def test_siglip_reads_texts_in_lower_case(transformers_models):
+    """As its publisher's own pipeline does; the tokenizer of the fixed-size SigLIP 2 leaves it to its user."""
+    encoder = TransformersEncoder(transformers_models["siglip"], precision="fp32")
+    plain, capitals = encoder.encode_texts(["the drawer is open", "The DRAWER is Open"])
+    assert_close(plain, capitals)
+    assert not torch.allclose(plain, encoder.encode_texts(["the robot is open"])[0], atol=1e-3)
+    clip = TransformersEncoder(transformers_models["clip"], precision="fp32")
+    plain, capitals = clip.encode_texts(["the drawer is open", "The DRAWER is Open"])  # to this tokenizer, other words
+    assert not torch.allclose(plain, capitals, atol=1e-3)
+
+
+def test_a_tokenizer_that_wants_another_package_names_it(transformers_models, monkeypatch):
+    import transformers as tf
+
+    def missing(*_, **__):
+        raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(ValueError, match=r"needs the package sentencepiece .*pip install 'embodied-rewards\[siglip\]'"):
+        TransformersEncoder(transformers_models["siglip"])
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_frames_can_be_squashed_as_vlm_rm_does(request, renders, transformers_models, kind):
+    """Both sides to the model's size by bicubic interpolation, the ratio lost; square frames are what they were."""
+    model = request.getfixturevalue("tiny_clip") if kind == "open_clip" else transformers_models["clip"]
+    make = OpenCLIPEncoder if kind == "open_clip" else TransformersEncoder
+    own, squashed = make(model, precision="fp32"), make(model, precision="fp32", resize="squash")
+    wide = renders[96, 160]
+    pictures = [Image.fromarray(frame.numpy()).resize((32, 32), Image.Resampling.BICUBIC) for frame in wide]
+    by_hand = own.encode_images(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
+    assert_close(squashed.encode_images(wide), by_hand, atol=2e-2, rtol=0)
+    assert cosine_similarity(squashed.encode_images(wide), by_hand).min() > 0.999
+    assert cosine_similarity(own.encode_images(wide), by_hand).max() < 0.999
+    square = renders[96, 96]
+    assert_close(squashed.encode_images(square), own.encode_images(square))
+    assert squashed.image_size == (32, 32)
+    assert squashed.name == f"{own.name} (squash)"  # so that no head of the one is taken for the other's
+    assert fingerprint(squashed) != fingerprint(own)  # nor kept features
+    with pytest.raises(ValueError, match="resize must be null, squash, shortest, longest; got 'stretch'"):
+        make(model, resize="stretch")
