@@ -40,7 +40,7 @@ REWARDS = (
 WORDS = [
     *(f'reward.{name}.goal="{GOAL}"' for name in TEXTS),
     *(f'reward.{name}.negative="{OTHER}"' for name in ("contrast", "synthesis")),
-    f'reward.softmax.negatives=["{OTHER}"]', "reward.calibrated.threshold=0.5", "reward.keypoint.demos=5",
+    f'reward.softmax.negative=["{OTHER}"]', "reward.calibrated.threshold=0.5", "reward.keypoint.demos=5",
 ]  # fmt: skip
 WITHOUT = {  # name -> what is taken from keypoint's config
     "keypoint, no calibration": {"calibration": {}},
@@ -58,7 +58,7 @@ def main() -> None:
     camera = dataset.cameras[0]
     parts = reward_parts(config, dataset.instruction(0))
     parts |= {name: parts["keypoint"] | less for name, less in WITHOUT.items()}
-    scorers = make_scorers(parts, config, encoder, dataset.env | {"camera": camera}, ())
+    scorers = make_scorers(parts, encoder, dataset.env | {"camera": camera}, (), [camera])
     cases = read_cases(dataset, encoder, [camera], unlabelled="skip", frames_read="all")
     seconds = {name: [] for name in ("encoding", *scorers)}
     for case in tqdm(cases, desc="scoring", unit="episode"):

@@ -12,13 +12,12 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from safetensors.numpy import load_file, save_file
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
@@ -30,7 +29,9 @@ from embodied.errors import UserError
 from embodied.feature_memory import FeatureMemory
 from embodied.files import latest_checkpoint, write_checkpoint
 from embodied.labeller import Labeller, restore_constraints
+from embodied.literal import load_literal, resolved
 from embodied.runs import find
+from embodied.trust import check_trusted
 from embodied.worlds import make_venv
 from rewards.core import Scorer
 
@@ -79,8 +80,12 @@ def load_parameters(checkpoint: Path, model: BaseAlgorithm) -> None:
             getattr(model, name).data.copy_(value.data)
 
 
-def load_policy(folder: Path) -> BaseAlgorithm:
+def load_policy(folder: Path, *, trust: Iterable[str] | None = None) -> BaseAlgorithm:
     """The newest policy of a run, to act with; its worlds are closed.
+
+    Args:
+        folder: of the run.
+        trust: what its config may reach out to; see `embodied.trust`.
 
     Raises:
         UserError: no such run, or one that stopped before its first checkpoint.
@@ -88,7 +93,8 @@ def load_policy(folder: Path) -> BaseAlgorithm:
     checkpoint = latest_checkpoint(find(str(folder), folder.parent))
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    config = load_literal(folder / "config.yaml")
+    check_trusted(folder, {"env": resolved(config)["env"]}, trust)  # all that is built of it here
     if "buffer_size" in config.policy:
         config.policy.buffer_size = 1  # nothing is learned here
     venv = make_venv(config, None, num_worlds=config.num_worlds, workers=0, seed=0)  # PPO checks their number

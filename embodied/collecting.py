@@ -21,6 +21,7 @@ from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
+from embodied.literal import load_literal
 from embodied.settings import check_least
 from embodied.worlds import env_maker
 
@@ -366,6 +367,7 @@ def _check(config: DictConfig) -> None:
 def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
     """The config with the run's own world, and the policy of its newest checkpoint."""
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
-    trained = OmegaConf.load(folder / "config.yaml")
+    policy = checkpoints.load_policy(folder, trust=config.get("trust"))
+    trained = load_literal(folder / "config.yaml")
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
-    return changed, checkpoints.load_policy(folder)  # pyright: ignore[reportReturnType]
+    return changed, policy  # pyright: ignore[reportReturnType]

@@ -11,7 +11,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +19,14 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 
 from embodied import cli
 from embodied.errors import UserError
 from embodied.files import latest_checkpoint, write_text
+from embodied.literal import load_literal, resolved, saved_text
+from embodied.trust import check_trusted, remember
 
 ROOT = Path("runs")  # of the folders that commands make
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
@@ -67,7 +69,7 @@ class Run:
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
-        old = saved_config(folder, self.verb)
+        old = saved_config(folder, self.verb, trust=config.get("trust"))
         if cli.given(config, "steps") and config.steps != old.steps:
             if config.steps < int(checkpoint.name):
                 raise UserError(
@@ -98,6 +100,7 @@ class Run:
                 folder = new_folder(ROOT / self.verb, name, reward, config.seed)
             self.folder = folder
             save_config(folder, config)
+            remember(resolved(config))
             write_run(folder, verb=self.verb, seed=config.seed, command=sys.argv, **facts())
         write_run(self.folder, status="running")
         return self.folder
@@ -120,10 +123,22 @@ class Run:
             print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
 
 
-def saved_config(folder: Path, verb: str) -> DictConfig:
-    """The config a run was started with; settings that came later have their defaults."""
-    saved, defaults = OmegaConf.load(folder / "config.yaml"), cli.compose(verb, [])
-    assert isinstance(saved, DictConfig)
+def saved_config(folder: Path, verb: str, *, trust: Iterable[str] | None = None) -> DictConfig:
+    """The config a run was started with; settings that came later have their defaults.
+
+    The run may be somebody else's, so its config is data: no text in it is resolved, and it reaches out to nothing that
+    the person at hand did not name.
+
+    Args:
+        folder: of the run.
+        verb: whose defaults are taken.
+        trust: addresses, names of keys and modules that the command line allows it; see `embodied.trust`.
+
+    Raises:
+        UserError: no config, a damaged one, or one that wants more than it is allowed.
+    """
+    saved, defaults = load_literal(folder / "config.yaml"), cli.compose(verb, [])
+    check_trusted(folder, resolved(saved), trust)
     for now, default in ((saved, defaults), (saved.env, defaults.env)):
         for key, value in default.items():
             if key not in now:
@@ -133,7 +148,7 @@ def saved_config(folder: Path, verb: str) -> DictConfig:
 
 def save_config(folder: Path, config: DictConfig) -> None:
     """Write config.yaml, whole or not at all."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(folder / "config.yaml", saved_text(config))
 
 
 # Names and facts ------------------------------------------------------------------------------------------

@@ -51,6 +51,7 @@ from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstratio
 from embodied.practice.loop import Practice, Task, remember, update
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
+from embodied.scorers import check_views
 from embodied.settings import check_device, check_least
 from embodied.worlds import env_maker, reward_cameras
 from policies.demonstrations import Imitation, SymmetricReplay, narrow
@@ -232,6 +233,7 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
         thresholds=thresholds,
         hold=success.hold,
     )
+    check_views(scorer, views, "env.cameras")
     (head,) = scorer.heads.values()
     if episodes:
         print(

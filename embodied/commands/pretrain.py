@@ -172,7 +172,7 @@ def _policies(scene: DictConfig) -> dict[str, list[Path]]:
     for run in scene.get("policies") or ():
         if not (Path(run) / "config.yaml").is_file():
             raise UserError(f"pretrain: policies must be run folders of embodied train; got {run}.")
-        found.setdefault(str(OmegaConf.load(Path(run) / "config.yaml").env.id), []).append(Path(run))
+        found.setdefault(str(load_literal(Path(run) / "config.yaml").env.id), []).append(Path(run))
     return found
 
 

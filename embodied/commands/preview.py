@@ -6,8 +6,8 @@ each camera's own, in place of the chosen one's, or one of all the views in env.
 Frames in which the task is solved have a green border: a good reward model gives those the high scores, and a picture
 that is upside down, empty or too dark shows here.
 
-    embodied preview env=desk-drawer reward=clip reward.goal="the drawer is open"
-    embodied preview env=desk-drawer env.cameras=[front,side] reward=clip reward.goal="the drawer is open"
+    embodied preview env=desk-drawer reward=clip goal="the drawer is open"
+    embodied preview env=desk-drawer env.cameras=[front,side] reward=clip goal="the drawer is open"
     embodied preview env=cartpole reward=true out=frames.png
 """
 

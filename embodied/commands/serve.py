@@ -5,7 +5,7 @@ listens to this machine alone; any other host needs a token, in the file token_f
 never on the command line, and for the open network a TLS proxy before it. What goes over the wire:
 embodied/serving/protocol.py. Ctrl-C or SIGTERM finishes what is queued, tells the sessions and ends.
 
-    embodied serve encoder=open_clip reward.goal="the cup is upright"
+    embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
     curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg http://127.0.0.1:8765/v1/score
 """
@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
+from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
@@ -120,7 +121,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _has_goal(reward: dict[str, Any]) -> bool:
-    return any("goal" in part for part in (reward, *(reward.get("parts") or {}).values()))
+    return any(takes_goal(part) for part in parts_of(reward).values())
 
 
 def _with_goal(scorer: Scorer, reward: dict[str, Any], goal: str) -> Scorer:

@@ -5,8 +5,8 @@ success is only watched. Writes a run folder with curves, checkpoints, videos of
 Ctrl-C or a crash loses nothing before the last checkpoint: resume=true continues the same curve, with steps=… beyond
 the number it was started with.
 
-    embodied train env=desk-drawer reward=clip reward.goal="the drawer is open"
-    embodied train env=desk-drawer reward=[clip,softmax] reward.goal="the drawer is open" reward.softmax.negatives=[…]
+    embodied train env=desk-drawer reward=clip goal="the drawer is open"
+    embodied train env=desk-drawer reward=[clip,softmax] goal="the drawer is open" reward.softmax.negative=[…]
     embodied train env=cartpole reward=true policy=ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true
 """

@@ -33,6 +33,13 @@ def world_id(name: str) -> str:
     return f"embodied/{name}-v0"
 
 
+def world_cameras(name: str) -> tuple[str, ...]:
+    """The cameras of one of `WORLDS`, its own first."""
+    from gymnasium.envs.registration import load_env_creator
+
+    return load_env_creator(_WORLDS[name][0]).cameras  # pyright: ignore[reportFunctionMemberAccess]
+
+
 def is_world(env_id: str | None) -> bool:
     """Whether a Gymnasium id is of one of `WORLDS`."""
     return env_id in {world_id(name) for name in WORLDS}

@@ -255,7 +255,9 @@ def _naming(index: int, what: str) -> Iterator[None]:
     except WorldError:
         raise
     except Exception as error:
-        raise WorldError(f"world {index} failed in {what}: {type(error).__name__}: {error}") from error
+        ours = isinstance(error, UserError) or (isinstance(error, ValueError) and ": " in str(error))  # says all itself
+        told = str(error) if ours else f"{type(error).__name__}: {error}"
+        raise WorldError(f"world {index} failed in {what}: {told}") from error
 
 
 def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:
