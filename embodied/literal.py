@@ -47,7 +47,9 @@ def literal(value: Any) -> Any:
 
 def literal_config(values: Mapping[str, Any]) -> DictConfig:
     """A config of plain values from outside; reading it resolves nothing."""
-    return OmegaConf.create(literal(dict(values)))
+    config = OmegaConf.create(literal(dict(values)))
+    assert isinstance(config, DictConfig)
+    return config
 
 
 def load_literal(file: Path) -> DictConfig:

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied.captions import Captions, vary
 from embodied.errors import UserError, nearest
 from embodied.files import whole
+from embodied.literal import load_literal
 from embodied.paths import asset
 from embodied.pretraining import judge_scene, order_along_expert, retrieval
 from embodied.renders import Renders, render

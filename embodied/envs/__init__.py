@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 # id -> (entry point, constructor arguments, steps in an episode)
@@ -37,7 +39,8 @@ def world_cameras(name: str) -> tuple[str, ...]:
     """The cameras of one of `WORLDS`, its own first."""
     from gymnasium.envs.registration import load_env_creator
 
-    return load_env_creator(_WORLDS[name][0]).cameras  # pyright: ignore[reportFunctionMemberAccess]
+    world: Any = load_env_creator(_WORLDS[name][0])
+    return world.cameras
 
 
 def is_world(env_id: str | None) -> bool:
