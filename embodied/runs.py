@@ -283,7 +283,8 @@ class _RunLogger(Logger):
     """Writes what is left over as a last row when it is closed, with the run's steps where nothing told them."""
 
     def close(self) -> None:
-        if self.name_to_value and self.dir is not None:
+        rows = [form for form in self.output_formats if isinstance(form, _Rows)]
+        if self.dir is not None and (self.name_to_value or any(not form.keys for form in rows)):
             file = Path(self.dir) / "run.json"
             about = json.loads(file.read_text("utf-8")) if file.is_file() else {}
             checkpoint = latest_checkpoint(file.parent)

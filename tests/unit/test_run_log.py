@@ -22,6 +22,13 @@ def test_a_run_that_ends_before_its_first_row_has_one(tmp_path):
     assert read_progress(tmp_path / "progress.csv")["rollout/ep_gt_rew_mean"] == ([64.0], [2.0])
 
 
+def test_a_run_in_which_no_episode_ended_tells_its_steps_at_least(tmp_path):
+    runs.write_run(tmp_path, steps=64)
+    runs.logger(tmp_path).close()
+    runs.logger(tmp_path, steps=64).close()  # resumed, with nothing to add
+    assert rows(tmp_path / "progress.csv") == [{"time/total_timesteps": "64"}]
+
+
 def test_a_run_that_wrote_all_it_had_gets_no_other_row(tmp_path):
     log = runs.logger(tmp_path)
     log.record("time/total_timesteps", 10)
