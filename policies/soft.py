@@ -109,19 +109,20 @@ class Soft:
         target_entropy: of the policy.
         seed: of weights and of the actions drawn in updates.
         device: where it lives.
+        beside: numbers that the networks read beside the standardised observation.
     """
 
     def __init__(
         self, observation: int, action: int, *, settings: SoftSettings, temperature: float, target_entropy: float,
-        seed: int, device: torch.device,
+        seed: int, device: torch.device, beside: int = 0,
     ) -> None:  # fmt: skip
         s, build = settings, torch.Generator().manual_seed(seed)
         self.settings, self.device, self.num_actions = s, device, action
         self.target_entropy, self.updates = target_entropy, 0
-        self.policy = Policy(Standardise(observation), GaussianActor(observation, action, s.actor, generator=build)).to(
-            device
-        )
-        self.critics = Critics(observation, action, s.critic, generator=build, count=s.critics).to(device)
+        self.policy = Policy(
+            Standardise(observation), GaussianActor(observation + beside, action, s.actor, generator=build)
+        ).to(device)
+        self.critics = Critics(observation + beside, action, s.critic, generator=build, count=s.critics).to(device)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_alpha = torch.tensor(math.log(temperature), device=device, requires_grad=True)
         self.actor_adam = adam(self.policy.actor, s.learning_rate)
