@@ -134,9 +134,17 @@ class RLPD:
         shown = (self._imitation.best(x) + self.settings.noise * noise).clamp(-1, 1)
         return torch.where(learns, learned, shown).cpu().numpy(), {"player": player}
 
+    def acting(self) -> RLPD:
+        """An actor with the weights of now, which stay; what acting itself changes is shared."""
+        actor = copy.copy(self)
+        actor._soft = copy.copy(self._soft)
+        actor._soft.policy = copy.deepcopy(self._soft.policy)
+        return actor
+
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, keep what earned much, take the observations into their mean and deviation."""
         self.steps += reward.size
+        self.handover.open = self._soft.updates >= self.settings.warmup
         if self._hands_over:
             self.handover.observe(rollout, reward)
             if self.settings.keep:
@@ -162,7 +170,6 @@ class RLPD:
             told.append(self._soft.update(batch, move_actor=warm, on_actor=on_actor, q_weight=self._q_weight))
             if k == count - 1:
                 out |= self._soft.dormant(batch)
-        self.handover.open = self._soft.updates >= self.settings.warmup
         out |= averages(told)
         return out | (self.handover.metrics() | self._keeping.metrics() if self._hands_over else {})
 

@@ -71,6 +71,7 @@ def run(config: DictConfig) -> None:
                 log,
                 log_every=config.log_every,
                 jobs=progress.jobs,
+                overlap=config.overlap,
                 stop=lambda: stopping.asked or progress.late(),
                 tick=progress.show,
             )
