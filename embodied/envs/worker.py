@@ -265,8 +265,12 @@ def view_names(env: gymnasium.Env, cameras: Sequence[str]) -> tuple[str, ...]:
 
 def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str = "frame") -> np.ndarray:
     """(V, H, W, 3) uint8, what a world looks like now in some of its views; its depth (V, H, W) as `kind="depth"`."""
-    draw, own = env.get_wrapper_attr(kind), own_view(env)
-    return np.stack([draw(image_size=size, **({} if view == own else {"camera": view})) for view in views])
+    own, pictures_of = own_view(env), []
+    for each in views:
+        named = {} if each == own else {"camera": each}
+        whole = kind == "frame"  # a world without `frame()` is looked at by what it renders
+        pictures_of.append(view(env, size, **named) if whole else env.get_wrapper_attr(kind)(image_size=size, **named))
+    return np.stack(pictures_of)
 
 
 def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:

@@ -10,10 +10,9 @@ import gymnasium
 import numpy as np
 
 from embodied import scoring
-from embodied.envs import pictures
 from embodied.envs.pictures import RENDER, renders
 from embodied.envs.spaces import number, told_success, world_name
-from embodied.envs.worker import own_view, view_names
+from embodied.envs.worker import frames_of, view_names
 from embodied.errors import UserError
 from embodied.scoring import Layout, Track
 from rewards.core import Scorer
@@ -41,7 +40,7 @@ class ScoredEnv(gymnasium.Wrapper):
             raise UserError(f"ScoredEnv: {world_name(env)} must have pictures to score; it renders none. {RENDER}")
         super().__init__(env)
         self.scorer = scorer
-        self._own, self._layout = own_view(env), Layout(view_names(env, cameras))
+        self._layout = Layout(view_names(env, cameras))
         self._track = Track()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -52,7 +51,8 @@ class ScoredEnv(gymnasium.Wrapper):
         if self.scorer.frames_read != "none":
             self._track.frames = [frames]
             if self.env.has_wrapper_attr("depth"):
-                self._track.depth = np.stack([self._view("depth", view) for view in self._layout.views])
+                size = int(self.scorer.encoder.image_size[0])
+                self._track.depth = frames_of(self.env, self._layout.views, size, kind="depth")
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -67,17 +67,9 @@ class ScoredEnv(gymnasium.Wrapper):
 
     def _look(self) -> tuple[np.ndarray, np.ndarray]:
         """This moment's row, and its frames (V, H, W, 3)."""
-        frames = np.stack([self._view("frame", view) for view in self._layout.views])
+        frames = frames_of(self.env, self._layout.views, int(self.scorer.encoder.image_size[0]))
         (row,) = self._layout.rows(scoring.encode(self.scorer, frames), [self._signals()])
         return row, frames
-
-    def _view(self, kind: str, view: str) -> np.ndarray:
-        """A frame, or the depth, of one view; the world's own camera has no need of its name."""
-        named = {} if view == self._own else {"camera": view}
-        size = int(self.scorer.encoder.image_size[0])
-        if kind == "frame":
-            return pictures.view(self.env, size, **named)
-        return self.env.get_wrapper_attr(kind)(image_size=size, **named)
 
     def _signals(self) -> dict[str, float]:
         return self.env.get_wrapper_attr("signals")() if self.env.has_wrapper_attr("signals") else {}

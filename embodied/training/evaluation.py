@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from embodied import scoring
+from embodied.envs.spaces import told_success
 from embodied.report import write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
@@ -110,8 +111,7 @@ def film(
         assert perception is not None
         del track.terminated[0]  # of the reset
         rewards = scoring.label(scorer, [track], perception.layout)[0].rewards
-    success = bool(info["is_success"]) if "is_success" in info else None
-    return Ended(0, rewards, float(np.sum(own)), success), pictures
+    return Ended(0, rewards, float(np.sum(own)), told_success(info)), pictures
 
 
 def save_videos(
