@@ -296,6 +296,14 @@ def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
     return nothing, obs if obs.ndim == 1 else nothing
 
 
+def own_readings(env: gymnasium.Env, obs: Any) -> tuple[list[str], np.ndarray]:
+    """The robot's own readings before an action: their names, as datasets collected here have them, and (S,) values."""
+    values, _ = _readings(env, obs)
+    if hasattr(env.unwrapped, "signals"):
+        return list(env.get_wrapper_attr("signals")()), values
+    return [f"state_{k}" for k in range(len(values))], values
+
+
 def _feature(name: str, values: np.ndarray, env: gymnasium.Env) -> dict[str, Any]:
     """The entry of info.json for a column."""
     width = values.shape[1] if values.ndim > 1 else 1

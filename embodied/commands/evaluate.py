@@ -5,6 +5,7 @@ newest checkpoint. Writes evaluation.json and videos into the run folder, and it
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
+    embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from embodied import checkpoints, evaluation, files, runs
 from embodied.build import build
 from embodied.commands.train import told
 from embodied.errors import UserError
+from embodied.finetuning import trying
 from embodied.report import write_report
 from embodied.scorers import kept, make_scorer
 from embodied.settings import check_device, check_least
@@ -30,6 +32,11 @@ def run(config: DictConfig) -> None:
     check_least(config, episodes=1, num_worlds=1, videos=0, threads=1)
     check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
+    if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":
+        print(trying.evaluate(config, folder))
+        return
+    if config.get("env") is not None:
+        raise UserError("env is for runs of embodied finetune; this one is judged in the world it was trained in.")
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")

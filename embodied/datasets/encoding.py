@@ -109,7 +109,7 @@ def _view(
     dataset: Dataset, i: int, camera: str, encoder: Encoder, mark: str, cache: Path, want_frames: bool
 ) -> tuple[Tensor, np.ndarray | None]:
     """(T, D) float32 features of one camera of one episode, kept or made now, and its frames if they were read."""
-    key = _key(dataset, i, camera, mark)
+    key = place_key(dataset, i, camera, mark)
     file = cache / key[:2] / f"{key}.safetensors"
     frames = dataset.frames(i, camera) if want_frames else None
     try:
@@ -125,7 +125,7 @@ def _view(
     return features, frames
 
 
-def _key(dataset: Dataset, i: int, camera: str, mark: str) -> str:
+def place_key(dataset: Dataset, i: int, camera: str, mark: str) -> str:
     """What the features of one camera of one episode are made of."""
     file, start = dataset.place(i, camera)
     if not file.is_file():
