@@ -31,7 +31,7 @@ class Imitation:
         rows: gives the batch of some row numbers.
         steps: of the whole schedule.
         batch_size: B.
-        learning_rate: its highest, reached after `warmup` steps; it ends at a hundredth.
+        learning_rate: its highest, reached after `warmup` steps or a tenth of all; it ends at a hundredth.
         weight_decay: of AdamW.
         decay: of the moving average.
         seed: of batches and noise.
@@ -61,7 +61,7 @@ class Imitation:
         self.policy, self._rows, self.steps, self.batch_size = policy, rows, steps, batch_size
         self._chosen = np.flatnonzero(weights)
         self._chances = np.cumsum(weights[self._chosen]) / weights.sum()
-        self._rate, self._warmup, self._decay = learning_rate, warmup, decay
+        self._rate, self._warmup, self._decay = learning_rate, max(min(warmup, steps // 10), 1), decay
         self._optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
         self._seed = seed
         self.done = 0
