@@ -99,6 +99,7 @@ def collect(config: DictConfig) -> Dataset:
                     {short: np.stack(images) for short, images in take.frames.items()},
                     instruction=_instruction(env),
                     kind=kind,
+                    last=take.last,
                     steps=take.steps(),
                     seed=take.seed,
                 )
@@ -118,6 +119,7 @@ class Take:
     Attributes:
         seed: of the reset.
         phases: the expert's phase when it was asked for each action; [] without an expert.
+        last: frames, own readings and state after the last action, as the dataset's features.
     """
 
     seed: int
@@ -129,6 +131,7 @@ class Take:
     success: list[bool] = field(default_factory=list)
     terminated: list[bool] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
+    last: dict[str, np.ndarray] = field(default_factory=dict)
 
     def columns(self, env: gymnasium.Env) -> dict[str, np.ndarray]:
         """As the dataset's features."""
@@ -179,6 +182,12 @@ def _play(
         take.success.append(bool(info.get("is_success", False)))
         take.terminated.append(bool(terminated))
         over = terminated or truncated or len(take.actions) == stop
+    own, state = _readings(env, obs)
+    told = {"observation.state": own, "observation.environment_state": state}
+    take.last = {name: np.asarray(values, np.float32) for name, values in told.items() if values.size}
+    for short in take.frames:
+        assert look is not None
+        take.last[short] = env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1])
     return take
 
 

@@ -4,10 +4,14 @@ The demonstrations' frames are encoded once. The success reward says from pixels
 to the few that a person labelled, or was fitted before), and these are imitated, in chunks of actions. How many steps
 of a chunk are executed is chosen on validation starts. Then the policy is judged beside imitation of everything, on
 the same starts of the world that the data come from: report.html says whether it is better, by a paired test.
-Killed, resume=true goes on to the same curve. run=… stages=[…] goes on from a finished run.
+Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a finished run:
+
+  rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
+  corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
 
     embodied collect env=desk-place policy=mixed episodes=60 cameras=[front,wrist] out=demos/place
     embodied finetune data=demos/place
+    embodied finetune run=latest stages=[imitate,rollouts]
     embodied finetune data=demos/place labels.weights=progress policy.head=flow
     embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
 """
@@ -17,6 +21,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +33,7 @@ from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
 from embodied.finetuning.stages import BASELINE, STAGES, Session
 from embodied.settings import check_device, check_least
+from policies.vla.core import ChunkPolicy
 from policies.vla.heads import HEADS
 from policies.vla.stats import KINDS
 
@@ -71,17 +77,31 @@ def _stages(session: Session) -> str:
     policy, name = None, ""
     for name, each in todo.items():
         policy = session.train(name, session.fresh(), each, session.rows)
-        print(f"{name:9} {int((each > 0).sum())} of {len(each)} rows, {_curve(session, name)}", flush=True)
-        rows = session.judge(name, policy)
-        if rows is not None:
-            results[name] = rows
-            print(f"{'':9} {judging.told_rate(rows)}; {_steps(session, name, policy)}", flush=True)
-    assert policy is not None
+        _judge(session, name, policy, each, results)
+    gathered: list[str] = []
+    for stage in [stage for stage in STAGES[1:] if stage in config.stages]:
+        assert policy is not None
+        found = session.grow(stage, policy, name)
+        gathered.append(stage)
+        told = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
+        print(f"{stage:9} {told}", flush=True)
+        rows, more = session.grown(gathered, weights)
+        policy, name = session.train(stage, session.fresh(), more, rows), stage
+        _judge(session, stage, policy, more, results)
     runs.write_run(session.folder, policy=name)
     if not results:
         return "No world to try it in: it was trained, and not judged."
     about = session.conclude(name, results)
     return judging.verdict(about["compared"]) if "compared" in about else "There is nothing to compare it with."
+
+
+def _judge(session: Session, name: str, policy: ChunkPolicy, weights: np.ndarray, results: dict[str, Any]) -> None:
+    """Judge a stage's policy where there is a world, and tell how it went."""
+    print(f"{name:9} {int((weights > 0).sum())} of {len(weights)} rows, {_curve(session, name)}", flush=True)
+    rows = session.judge(name, policy)
+    if rows is not None:
+        results[name] = rows
+        print(f"{'':9} {judging.told_rate(rows)}; {_steps(session, name, policy)}", flush=True)
 
 
 def _told(planned: inputs.Plan) -> str:
@@ -104,7 +124,7 @@ def _curve(session: Session, name: str) -> str:
     return ", ".join(parts) or "trained"
 
 
-def _steps(session: Session, name: str, policy: Any) -> str:
+def _steps(session: Session, name: str, policy: ChunkPolicy) -> str:
     chosen, horizon = session.execute(name, policy), policy.spec.horizon
     how = "as given" if session.config.execute is not None else "chosen on validation starts"
     return f"{chosen} of {horizon} steps executed ({how})"
@@ -164,6 +184,7 @@ def _check(config: DictConfig) -> None:
         config, steps=1, batch_size=1, validation=0, choose_episodes=1, eval_episodes=1, num_worlds=1, videos=0,
         threads=1, checkpoint_every=0, log_every=1,
     )  # fmt: skip
+    check_least(config.own, starts=1, tries=1)
     check_least(config.policy, horizon=1, channels=1, places=0, width=8, heads=1)
     check_device(config.device)
     labels.check_labels(config)

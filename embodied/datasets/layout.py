@@ -2,7 +2,8 @@
 
 A feature is an entry of `info.json`: {"dtype", "shape", "names", optional "info"}. Rows are one per frame; row t holds
 what was seen before action t and what followed it (`next.…`). What LeRobot has no place for (which policy acted, where
-a task's steps end, which world it was) lies in `meta/embodied.json`, which its readers pass by: extra columns in
+a task's steps end, which world it was, own readings after the last action) lies in `meta/embodied.json`, pictures
+after the last action in `last/`, which its readers pass by: extra columns in
 `meta/episodes` would be read, but LeRobot takes the columns of the first file for those of all, so recording more
 episodes with its own tools would make such a dataset unreadable.
 """
@@ -10,6 +11,7 @@ episodes with its own tools would make such a dataset unreadable.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from embodied.errors import UserError
+from embodied.files import whole
 
 VERSION = "v3.0"
 INFO, STATS, TASKS, EPISODES, OWN = "info.json", "stats.json", "tasks.parquet", "episodes", "embodied.json"
@@ -26,6 +30,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK = 1000  # files of a folder
 DATA_MB, VIDEO_MB = 100, 200  # after which a new file begins
+LAST = "last"  # folder of pictures after each episode's last action
 STAGING = ".staging"  # below the root: whole episodes that no meta data names yet
 COUNTERS: dict[str, dict[str, Any]] = {
     "timestamp": {"dtype": "float32", "shape": [1], "names": None},
@@ -128,6 +133,26 @@ def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{what}: cannot be read ({reason}). The file is damaged or cut short.") from error
+
+
+def keep_last(folder: Path, frames: Mapping[str, np.ndarray]) -> None:
+    """Write the pictures after an episode's last action into a staged episode's folder; camera -> (H, W, 3) uint8."""
+    for camera, image in frames.items():
+        Image.fromarray(image).save(folder / f"{LAST}-{camera}.png")
+
+
+def place_last(folder: Path, root: Path, i: int) -> None:
+    """Copy them to where `last_file` finds those of episode i."""
+    for file in folder.glob(f"{LAST}-*.png"):
+        place = last_file(root, file.stem.removeprefix(f"{LAST}-"), i)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole(place) as part:
+            shutil.copyfile(file, part)
+
+
+def last_file(root: Path, camera: str, i: int) -> Path:
+    """What a camera saw after the last action of episode i."""
+    return root / LAST / camera / f"episode-{i:06d}.png"
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

@@ -101,6 +101,11 @@ class Teacher:
         """Of encoded episodes."""
         return [self._word(episode.features) for episode in episodes]
 
+    def word(self, frames: Mapping[str, np.ndarray]) -> Label:
+        """Of an episode's pictures, camera -> (T, H, W, 3) uint8."""
+        views = {name: self.encoder.encode_images(torch.from_numpy(each))[None] for name, each in frames.items()}
+        return self._word(Features(views=views))
+
     def _word(self, features: Features) -> Label:
         verdicts = self.head.verdicts(features)
         if float(self.head.decision.rewards(verdicts)[0][0, -1]) == 1:

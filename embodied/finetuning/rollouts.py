@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -19,6 +19,7 @@ from embodied.errors import UserError, nearest
 from embodied.evaluation import Episode
 
 
+@runtime_checkable
 class Actor(Protocol):
     """What plays: see `policies.vla.actor.ChunkActor`."""
 

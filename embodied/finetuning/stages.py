@@ -8,8 +8,9 @@ videos/  evaluation.json  report.html
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ import torch
 from omegaconf import DictConfig
 
 from embodied import evaluation
-from embodied.datasets.windows import Episode, Windows
+from embodied.datasets import Dataset
+from embodied.datasets.windows import Episode, Windows, names_of
+from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import inputs, judging, labels
+from embodied.finetuning import growing, inputs, judging, labels
 from embodied.finetuning.training import POLICY, train
 from embodied.report import write_video
 from embodied.runs import write_run
@@ -29,7 +32,7 @@ from embodied.worlds import env_maker
 from policies.vla.core import CONFIG, ChunkPolicy
 
 STAGES = ("imitate", "rollouts", "corrections")
-BASELINE = "baseline"
+BASELINE, DATA = "baseline", "data"
 
 
 @dataclass
@@ -105,6 +108,48 @@ class Session:
             learning_rate=config.learning_rate, seed=config.seed, held_out=held_out,
             checkpoint_every=config.checkpoint_every, log_every=config.log_every, name=name,
         )  # fmt: skip
+
+    # Growing --------------------------------------------------------------------------------------------
+
+    def grow(self, name: str, policy: ChunkPolicy, before: str) -> dict[str, Any]:
+        """Gather more to imitate by acting; returns what there was, gathered now or before.
+
+        Raises:
+            UserError: no world to act in, or nobody who could accept what was done.
+        """
+        config, folder = self.config, self.folder / name
+        file = folder / "gathered.json"
+        if file.is_file():
+            return json.loads(file.read_text("utf-8"))
+        if config.env is None:
+            raise UserError(f"stages=[{name}] needs a world to act in. Add env=… when the run is begun.")
+        _, teacher = self.labelled
+        shutil.rmtree(folder / DATA, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        execute, seed = self.execute(before, policy), int(config.seed)
+        starts = {"starts": int(config.own.starts), "seed": seed, "root": folder / DATA}
+        if name == "corrections":
+            found = growing.corrected(self.arena, policy, execute, teacher, **starts)
+        elif teacher is None:
+            raise UserError("stages=[rollouts] needs the success reward to accept tries. Use labels.source=success.")
+        else:
+            found = growing.own_tries(
+                self.arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise, **starts
+            )
+        write_text(file, json.dumps(found) + "\n")
+        return found
+
+    def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
+        """The demonstrations' rows and those that stages gathered, and how much each is imitated."""
+        more: list[Episode] = []
+        for name in names:
+            root = self.folder / name / DATA
+            if root.is_dir():
+                dataset = Dataset(root)
+                source = inputs.Source(dataset, names_of(dataset))
+                more += inputs.read(replace(self.plan, sources=(source,)), self.eyes, desc=name)
+        rows = inputs.windows([*self.episodes, *more], self.plan, self.config.policy.horizon, self.say)
+        return rows, np.concatenate([weights, rows.usable[len(weights) :].astype(np.float64)])
 
     # Judging --------------------------------------------------------------------------------------------
 

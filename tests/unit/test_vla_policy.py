@@ -161,10 +161,10 @@ def test_diffusion_schedule_is_the_squared_cosine():
     assert alphas()[0] > 0.99
 
 
-@pytest.mark.parametrize(("head", "steps"), [("l1", 120), ("flow", 200), ("diffusion", 200)])
-def test_each_head_learns_what_it_is_shown(head, steps):
-    """Four situations told apart by own readings, four different chunks."""
-    policy, obs = make(head), observed(4)
+@pytest.mark.parametrize(("head", "steps", "left"), [("l1", 60, 0.3), ("flow", 150, 0.4), ("diffusion", 150, 0.65)])
+def test_each_head_learns_what_it_is_shown(head, steps, left):
+    """Four situations that differ, four different chunks; the share of them that is left as error."""
+    policy, obs = make(head, width=32, layers=(1, 1)), observed(4)
     chunk = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(3)).clamp(-1.5, 1.5)
     batch = Batch(obs, chunk, torch.zeros(4, 4, dtype=torch.bool))
 
@@ -178,7 +178,7 @@ def test_each_head_learns_what_it_is_shown(head, steps):
     for _ in range(steps):
         learner.step()
     error = (learner.averaged().predict_chunk(obs) - chunk).abs().mean()
-    assert error < 0.4 * chunk.abs().mean()
+    assert error < left * chunk.abs().mean()
 
 
 # Imitation ----------------------------------------------------------------------------------------------

@@ -174,3 +174,23 @@ def test_compression_keeps_what_varies_and_is_kept_on_disk(tmp_path, monkeypatch
     other = Eye(eye.encoder, eye.layer, 2 * eye.weight, eye.offset, eye.mark)
     with pytest.raises(AssertionError, match="decoded again"):
         other.of(dataset, 1, "front", cache=tmp_path / "cache")
+
+
+def test_a_dataset_may_hold_what_was_there_after_the_last_action(tmp_path):
+    root = tmp_path / "data"
+    rows = {name: np.zeros((2, 2), np.float32) for name in FEATURES}
+    frames = {"front": np.zeros((2, 16, 16, 3), np.uint8)}
+    end = {"front": np.full((16, 16, 3), 77, np.uint8), "observation.state": np.array([0.5, -1], np.float32)}
+    for _ in range(2):  # the second time it is appended to
+        with Writer(root, fps=10, features=FEATURES, cameras={"front": (16, 16)}) as writer:
+            writer.add(rows, frames, instruction="open", last=end, kind="expert")
+            writer.add(rows, frames, instruction="open")
+    dataset = Dataset(root)
+    for i in (0, 2):
+        images, values = dataset.last(i)
+        assert np.array_equal(images["front"], end["front"])
+        assert values["observation.state"].tolist() == [0.5, -1]
+    assert dataset.last(1) == dataset.last(3) == ({}, {})
+    (root / "last" / "front" / "episode-000000.png").write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"episode 0, camera front: .*damaged"):
+        dataset.last(0)
