@@ -133,7 +133,7 @@ def main() -> None:
     for task in options["tasks"]:
         bar = BARS.get(task)
         variants: dict[str, tuple[str, Change, str | None, tuple[str, ...]]] = {
-            "imitate": (f"{task}, 50 demonstrations", usable, bar and f">= {bar}", ())
+            "imitate": (f"{task}, 50 demonstrations", usable, None if bar is None else f">= {bar}", ())
         }
         if options["controls"]:
             blind = None if task == "drawer" else "<= 0.2"

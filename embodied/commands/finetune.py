@@ -18,6 +18,7 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from embodied.errors import UserError, nearest
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
 from embodied.finetuning.stages import BASELINE, STAGES, Session
+from embodied.report import read_progress
 from embodied.settings import check_device, check_least
 from policies.vla.core import ChunkPolicy
 from policies.vla.heads import HEADS
@@ -116,8 +118,6 @@ def _told(planned: inputs.Plan) -> str:
 
 def _curve(session: Session, name: str) -> str:
     """The last of a stage's errors, in words."""
-    from embodied.report import read_progress
-
     curves = read_progress(session.folder / name / "progress.csv")
     parts = [f"{label} {curves[key][1][-1]:.4f}" for key, label in
              (("train/error", "error"), ("validation/error", "held out")) if curves.get(key, ([], []))[1]]  # fmt: skip
@@ -162,8 +162,6 @@ def _begun(config: DictConfig) -> Path:
         name = name.removeprefix("embodied/").removesuffix("-v0")
         folder = runs.new_folder(runs.ROOT / "finetune", name, str(config.labels.weights), config.seed)
     runs.save_config(folder, config)
-    import sys
-
     runs.write_run(folder, verb="finetune", seed=config.seed, command=sys.argv, **runs.facts())
     return folder
 

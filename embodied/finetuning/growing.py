@@ -52,7 +52,8 @@ class Handover:
         self._actor, self._after = actor, list(after)[::-1]
 
     def begin(self, count: int) -> Any:
-        self._left, self._experts = [0] * count, [None] * count
+        self._left: list[int] = [0] * count
+        self._experts: list[Any] = [None] * count
         return self._actor.begin(count)
 
     def act(self, obs: Mapping[str, Any], memory: Any, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Any]:

@@ -155,7 +155,7 @@ def play(
     while any(run.live for run in running):
 
         def images(worlds: np.ndarray) -> dict[str, np.ndarray]:
-            looked = [running[e].looked or stage.images(e) for e in worlds]
+            looked = [running[e].looked or stage.images(e) for e in worlds.tolist()]
             return {name: np.stack([each[name] for each in looked]) for name in stage.cameras}
 
         obs = {

@@ -39,8 +39,8 @@ def run(*words):
 def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     status = run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL)
-    told = capsys.readouterr().out
-    assert status == 0
+    told, errors = capsys.readouterr()
+    assert status == 0, errors
     for part in ("4 episodes, 2 cameras (front, wrist), 80 rows, 20 fps", "recorded: 2 solved, 2 not", "of 4 steps",
                  "McNemar", "Report: tuned/report.html"):  # fmt: skip
         assert part in told
@@ -61,6 +61,23 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
     assert again["episodes"] == 2
     assert again["env"] == "embodied/desk-reach-v0"
     assert cli.main(["evaluate", "run=tuned", "env=desk-press", "episodes=1", "videos=0"]) == 0
+
+
+def test_an_experts_corrections_are_imitated_too(demos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["baseline=false", "execute=4", "eval_episodes=1", "videos=0", "own.starts=3", "num_worlds=2"]
+    assert (
+        run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *quick, "stages=[imitate,corrections]") == 0
+    )
+    gathered = json.loads((tmp_path / "tuned" / "corrections" / "gathered.json").read_text())
+    assert gathered["starts"] == gathered["accepted"] == 3
+    assert gathered["wrongly"] <= 1  # the expert takes over with at least eight of twenty steps left
+    grown = Dataset(tmp_path / "tuned" / "corrections" / "data")
+    assert [grown.kind(i) for i in range(3)] == ["correction"] * 3
+    assert all(grown.length(i) < 20 for i in range(3))
+    assert set(grown.last(0)[0]) == {"front", "wrist"}
+    judged = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
+    assert (judged["compared"]["before"], judged["compared"]["after"]) == ("imitate", "corrections")
 
 
 def test_a_stopped_run_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch):
