@@ -316,7 +316,7 @@ def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(paths.configs()), version_base="1.3"):
         config = hydra.compose(verb, overrides, return_hydra_config=True)
-    chosen = {k: str(v) for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    chosen = {k: str(v or "null") for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]
         for part in (config.get("reward") or {}).get("parts", {}).values():

@@ -132,6 +132,7 @@ def collect(config: DictConfig) -> Dataset:
                     {short: np.stack(images) for short, images in take.frames.items()},
                     instruction=_instruction(env),
                     kind=kind,
+                    last=take.last,
                     steps=take.steps(),
                     seed=take.seed,
                 )
@@ -152,6 +153,7 @@ class Take:
         seed: of the reset.
         success: after each action; None where the world does not tell.
         phases: the expert's phase when it was asked for each action; [] without an expert.
+        last: frames, own readings and state after the last action, as the dataset's features.
     """
 
     seed: int
@@ -163,6 +165,7 @@ class Take:
     success: list[bool | None] = field(default_factory=list)
     terminated: list[bool] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
+    last: dict[str, np.ndarray] = field(default_factory=dict)
 
     def columns(self, env: gymnasium.Env) -> dict[str, np.ndarray]:
         """As the dataset's features."""
@@ -228,6 +231,12 @@ def _play(
         take.success.append(told_success(info))
         take.terminated.append(bool(terminated))
         over = terminated or truncated or len(take.actions) == stop
+    own, state = _readings(env, obs)
+    told = {"observation.state": own, "observation.environment_state": state}
+    take.last = {name: np.asarray(values, np.float32) for name, values in told.items() if values.size}
+    for short in take.frames:
+        assert look is not None
+        take.last[short] = env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1])
     return take
 
 
@@ -343,6 +352,14 @@ def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(obs, dict):
         return np.asarray(obs["agent_pos"], np.float32), nothing
     return nothing, obs if obs.ndim == 1 else nothing
+
+
+def own_readings(env: gymnasium.Env, obs: Any) -> tuple[list[str], np.ndarray]:
+    """The robot's own readings before an action: their names, as datasets collected here have them, and (S,) values."""
+    values, _ = _readings(env, obs)
+    if hasattr(env.unwrapped, "signals"):
+        return list(env.get_wrapper_attr("signals")()), values
+    return [f"state_{k}" for k in range(len(values))], values
 
 
 def _feature(name: str, values: np.ndarray, env: gymnasium.Env) -> dict[str, Any]:

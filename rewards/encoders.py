@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.frozen import FrozenEncoder
+from rewards.maps import open_clip_maps, transformers_maps
 from rewards.preprocess import open_clip_preprocess, transformers_preprocess
 
 CODE = ("trust_remote_code", "code_revision", "custom_code", "auto_map", "custom_pipelines")  # ask for code to be run
@@ -69,6 +70,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         self.context_length = self._tokenizer.context_length
         self.dim = open_clip.get_model_config(source)["embed_dim"]
         self._set_preprocess(open_clip_preprocess(towers.visual), resize)
+        self._maps = open_clip_maps(towers.visual)
         self._use_image_tower(towers.visual, [towers.visual], compile)
         towers.visual = None  # what is left embeds texts, in float32
         self._text_model = towers.eval().requires_grad_(False).to(self.device)
@@ -134,6 +136,7 @@ class TransformersEncoder(FrozenEncoder):
         if self._tokenizer is not None:
             self.context_length = network.config.text_config.max_position_embeddings
         parts = [child for name, child in network.named_children() if "text" not in name]  # texts stay in float32
+        self._maps = transformers_maps(network)
         self._use_image_tower(_Pooled(network), parts, compile)
         black = torch.zeros(1, *self._preprocess.crop, 3, dtype=torch.uint8)
         self.dim = self._encode_batch(black).shape[-1]

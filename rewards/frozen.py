@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rewards import int8
 from rewards.core import check_frames
+from rewards.maps import Towers
 from rewards.preprocess import RESIZE_MODES, Preprocess
 from rewards.storage import SAME
 
@@ -39,6 +40,7 @@ class FrozenEncoder(ABC):
     context_length: int
     _preprocess: Preprocess
     _image_tower: Callable[[Tensor], Tensor]
+    _maps: Towers
 
     def __init__(self, name: str, precision: str, device: str, batch_size: int) -> None:
         where = type(self).__name__
@@ -73,6 +75,38 @@ class FrozenEncoder(ABC):
         check_frames(frames, f"{type(self).__name__}.encode_images")
         parts = [self._encode_batch(batch) for batch in frames.split(self.batch_size)] if len(frames) else []
         return torch.cat([torch.empty(0, self.dim, device=self.device), *parts]).to(frames.device)
+
+    def encode_maps(self, frames: Tensor, layer: str | None = None) -> Float[Tensor, "B C h w"]:
+        """What the tower sees where, before it pools.
+
+        Args:
+            frames: see `encode_images`.
+            layer: one of `map_layers`; None: the first.
+        Returns:
+            (B, C, h, w) half precision, on the device of `frames`.
+        Raises:
+            TypeError, ValueError: frames of another kind or shape; no such layer, or a tower without maps.
+        """
+        where = f"{type(self).__name__}.encode_maps"
+        check_frames(frames, where)
+        if not self.map_layers:
+            raise ValueError(f"{where}: {self.name} must have maps; it gives one vector an image. Use another encoder.")
+        layer = self.map_layers[0] if layer is None else layer
+        if layer not in self.map_layers:
+            raise ValueError(f"{where}: layer must be one of {', '.join(self.map_layers)}; got {layer!r}.")
+        if not len(frames):
+            raise ValueError(f"{where}: frames must hold at least one; got none.")
+        parts = [self._map_batch(batch, layer) for batch in frames.split(self.batch_size)]
+        return torch.cat(parts).to(frames.device)
+
+    @property
+    def map_layers(self) -> tuple[str, ...]:
+        """What `encode_maps` can give, the usual one first; () where the tower has no maps."""
+        return tuple(self._maps)
+
+    @torch.no_grad()
+    def _map_batch(self, frames: Tensor, layer: str) -> Tensor:
+        return self._maps[layer](self._preprocess(frames, self.device, self._dtype)).half()
 
     @torch.no_grad()
     def _encode_batch(self, frames: Tensor) -> Tensor:

@@ -225,3 +225,20 @@ def paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tupl
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError(f"{where}: {' and '.join(names)} must be finite; got NaN or infinity.")
     return first, second
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """The exact two-sided p-value that of pairs which differ, as many go one way as the other.
+
+    Args:
+        better, worse: pairs that differ one way and the other; the pairs that agree say nothing.
+
+    Returns:
+        2·P(X ≤ min) of a fair coin thrown better + worse times, at most 1.
+    Source: McNemar 1947, in its exact form.
+    """
+    if better < 0 or worse < 0:
+        raise ValueError(f"mcnemar: better and worse must be 0 or more; got {better} and {worse}.")
+    count = better + worse
+    tail = sum(math.comb(count, k) for k in range(min(better, worse) + 1))
+    return min(1.0, 2 * tail / 2**count)

@@ -6,6 +6,7 @@ Writes evaluation.json and videos into the run folder, and its report again.
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
+    embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from embodied import files, runs
 from embodied.commands.train import filmed, judged, told
 from embodied.errors import UserError
+from embodied.finetuning import trying
 from embodied.report import write_report
 from embodied.scorers import kept, make_scorer
 from embodied.settings import check_device, check_least
@@ -32,6 +34,11 @@ def run(config: DictConfig) -> None:
     check_least(config, episodes=1, num_worlds=1, videos=0, threads=1)
     check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
+    if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":
+        print(trying.evaluate(config, folder))
+        return
+    if config.get("env") is not None:
+        raise UserError("env is for runs of embodied finetune; this one is judged in the world it was trained in.")
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")

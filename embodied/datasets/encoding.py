@@ -113,7 +113,7 @@ def fingerprint(encoder: Encoder) -> str:
 
 def _view(dataset: Dataset, i: int, camera: str, encoder: Encoder, mark: str, cache: Path) -> Tensor:
     """(T, D) float32 features of one camera of one episode, kept or made now, `BATCH` frames in memory at a time."""
-    key = _key(dataset, i, camera, mark)
+    key = place_key(dataset, i, camera, mark)
     file = cache / key[:2] / f"{key}.safetensors"
     try:
         return load_file(file)["features"]
@@ -146,7 +146,7 @@ def _mapped(dataset: Dataset, i: int, camera: str, cache: Path) -> Tensor:
     return torch.from_numpy(np.asarray(pixels))
 
 
-def _key(dataset: Dataset, i: int, camera: str, mark: str) -> str:
+def place_key(dataset: Dataset, i: int, camera: str, mark: str) -> str:
     """What the features of one camera of one episode are made of."""
     file, start = dataset.place(i, camera)
     for each in (file, dataset.span(i).data):

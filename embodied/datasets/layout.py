@@ -2,7 +2,8 @@
 
 A feature is an entry of `info.json`: {"dtype", "shape", "names", optional "info"}. Rows are one per frame; row t holds
 what was seen before action t and what followed it (`next.…`). What LeRobot has no place for (which policy acted, where
-a task's steps end, which world it was) lies in `meta/embodied.json`, which its readers pass by: extra columns in
+a task's steps end, which world it was, own readings after the last action) lies in `meta/embodied.json`, pictures
+after the last action in `last/`, which its readers pass by: extra columns in
 `meta/episodes` would be read, but LeRobot takes the columns of the first file for those of all, so recording more
 episodes with its own tools would make such a dataset unreadable.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from embodied.errors import UserError
+from embodied.files import whole
 
 VERSION = "v3.0"
 INFO, STATS, TASKS, EPISODES, OWN = "info.json", "stats.json", "tasks.parquet", "episodes", "embodied.json"
@@ -27,6 +31,7 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK = 1000  # files of a folder
 DATA_MB, VIDEO_MB = 100, 200  # after which a new file begins
+LAST = "last"  # folder of pictures after each episode's last action
 STAGING = ".staging"  # below the root: whole episodes that no meta data names yet
 OPENED = "writer.json"  # there: with what the writer was opened, for whoever finishes what it left
 COUNTERS: dict[str, dict[str, Any]] = {
@@ -153,6 +158,26 @@ def python(values: pa.Table | pa.ChunkedArray, file: Path) -> list[Any]:
         return values.to_pylist()
     except (pa.ArrowException, ValueError, OverflowError) as error:
         raise UserError(f"{file}: cannot be read ({error}). The file is damaged.") from error
+
+
+def keep_last(folder: Path, frames: Mapping[str, np.ndarray]) -> None:
+    """Write the pictures after an episode's last action into a staged episode's folder; camera -> (H, W, 3) uint8."""
+    for camera, image in frames.items():
+        Image.fromarray(image).save(folder / f"{LAST}-{camera}.png")
+
+
+def place_last(folder: Path, root: Path, i: int) -> None:
+    """Copy them to where `last_file` finds those of episode i."""
+    for file in folder.glob(f"{LAST}-*.png"):
+        place = last_file(root, file.stem.removeprefix(f"{LAST}-"), i)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with whole(place) as part:
+            shutil.copyfile(file, part)
+
+
+def last_file(root: Path, camera: str, i: int) -> Path:
+    """What a camera saw after the last action of episode i."""
+    return root / LAST / camera / f"episode-{i:06d}.png"
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

@@ -26,7 +26,7 @@ SURPLUS = ("refuse", "after", "before")
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """One episode. Row t is what was there before action t, so the state after the last action is not among them.
+    """One episode. Row t is what was there before action t; what was there after the last one is in `Dataset.last`.
 
     Attributes:
         frames: camera -> (T, H, W, 3) uint8 RGB; the cameras that were asked for.
@@ -224,6 +224,23 @@ class Dataset:
     def batches(self, i: int, camera: str, size: int = 64) -> Iterator[np.ndarray]:
         """As `frames`, `size` at a time: a long episode does not fit into memory."""
         return self._pictures.batches(self.span(i), camera, size)
+
+    def last(self, i: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What was there after the last action of episode i, where the dataset holds it; nothing elsewhere.
+
+        Returns:
+            Camera -> (H, W, 3) uint8 RGB, and feature -> its values.
+        """
+        kept = self._own.get(str(i), {}).get(layout.LAST, {})
+        files = {name: layout.last_file(self.root, name, i) for name in self.cameras}
+        frames = {}
+        for name, file in files.items():
+            if file.is_file():
+                try:
+                    frames[name] = np.asarray(Image.open(file).convert("RGB"))
+                except (OSError, UnidentifiedImageError) as error:
+                    raise UserError(f"episode {i}, camera {name}: {file} is damaged: {error}.") from error
+        return frames, {name: np.asarray(values, self.features[name]["dtype"]) for name, values in kept.items()}
 
     def place(self, i: int, camera: str) -> tuple[Path, float]:
         """The file that holds a camera's frames of episode i, and the second at which they begin in it."""

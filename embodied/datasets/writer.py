@@ -120,6 +120,7 @@ class Writer:
         frames: Mapping[str, np.ndarray],
         *,
         instruction: str,
+        last: Mapping[str, np.ndarray] | None = None,
         **own: Any,
     ) -> None:
         """One whole episode; it survives a kill from the moment this returns.
@@ -128,12 +129,16 @@ class Writer:
             columns: every feature but the cameras and the counters -> (T, *shape), or (T,) for shape [1].
             frames: camera -> (T, H, W, 3) uint8 RGB.
             instruction: the task in words.
+            last: what was there after the last action: camera -> (H, W, 3) uint8 RGB, other features -> their shape.
             own: JSON values that LeRobot has no place for: `kind`, `steps`, `seed`.
 
         Raises:
             UserError: a feature left out or unknown, of another shape or length, or not finite.
         """
         length = self._check_episode(columns, frames)
+        ending = {name: value for name, value in (last or {}).items() if name in frames}
+        if rest := {name: np.asarray(v).tolist() for name, v in (last or {}).items() if name not in frames}:
+            own[layout.LAST] = rest
         index, start = len(self), self._info["total_frames"] + sum(about["length"] for about in self._staged)
         if instruction not in self._tasks:
             self._tasks.append(instruction)
@@ -160,6 +165,7 @@ class Writer:
         part.mkdir()
         for key in self._videos:
             write_video(part / f"{key}.mp4", np.asarray(frames[layout.short_name(key)]), self.fps)
+        layout.keep_last(part, ending)
         pq.write_table(pa.table(table), part / "data.parquet", compression="snappy")
         (part / _ABOUT).write_text(json.dumps(about), "utf-8")
         part.rename(final)
@@ -267,6 +273,7 @@ class Writer:
         rows: list[dict[str, Any]] = []
         start = self._info["total_frames"]
         for k, about in enumerate(staged):
+            layout.place_last(about["folder"], self.root, first + k)
             end = start + about["length"]
             rows.append({
                 "episode_index": first + k, "tasks": [about["instruction"]], "length": about["length"],

@@ -1,0 +1,170 @@
+"""Fine-tuning: imitation from pixels with 50 demonstrations, its controls, and what labels from pixels are worth.
+
+`embodied finetune` with its defaults on demonstrations of the desk's scripted expert (front and wrist camera, 192 px):
+training seeds beside each other, all judged on the same starts, which chose nothing. Controls: the same policy that
+does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
+imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
+were labelled), those that truly succeeded, and as many drawn at random.
+
+    python -m benchmarks.finetune                              # goes on where it was interrupted
+    python -m benchmarks.finetune 'tasks=["drawer"]' 'seeds=[0]' episodes=40 record=false
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from benchmarks.common import read_options, record
+from embodied.build import build
+from embodied.cli import compose
+from embodied.collecting import collect
+from embodied.finetuning import inputs, judging, labels
+from embodied.finetuning.stages import Session
+from rewards.metrics import wilson_interval
+
+OPTIONS: dict[str, Any] = {
+    "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "seeds": [0, 1, 2], "episodes": 200,
+    "steps": 3000, "controls": True, "choose": 40, "record": True,
+}  # fmt: skip
+BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
+ROOT = Path("runs", "benchmarks", "finetune")
+COLLECTED = Path("runs", "benchmarks", "demos")
+Change = Callable[[Session], np.ndarray]  # a session, changed in place -> how much each row is imitated
+
+
+def session(
+    task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str
+) -> Session:
+    """A fine-tuning of demonstrations that are collected first if they are not there."""
+    data = COLLECTED / f"{task}-{policy}"
+    collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
+                                "cameras=[front,wrist]"]))  # fmt: skip
+    words = [f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
+    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=2",
+                                  f"choose_episodes={options['choose']}"])  # fmt: skip
+    planned = inputs.plan(config)
+    OmegaConf.set_struct(config, False)
+    config.env = planned.sources[0].dataset.env
+    folder = ROOT / f"{task}-{policy}-{options['steps']}" / f"{name}-s{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Session(config, folder, build(config.encoder), planned)
+
+
+def usable(made: Session) -> np.ndarray:
+    """Everything."""
+    return made.rows.usable.astype(float)
+
+
+def shuffled(made: Session) -> np.ndarray:
+    """Each episode with the actions of another."""
+    episodes = made.episodes
+    turned = np.random.default_rng(0).permutation(len(episodes))
+    turned = np.roll(turned, 1)[np.argsort(turned)]  # one cycle, so that none keeps its own
+    count = [min(len(a), len(episodes[k])) for a, k in zip(episodes, turned, strict=True)]
+    made.__dict__["episodes"] = [
+        replace(a, actions=episodes[k].actions[:n], state=a.state[:n], maps={c: m[:n] for c, m in a.maps.items()})
+        for a, k, n in zip(episodes, turned, count, strict=True)
+    ]
+    return made.rows.usable.astype(float)
+
+
+def by_labels(made: Session) -> np.ndarray:
+    """What the config's labels say."""
+    return labels.row_weights(made.config, made.labelled[0], made.plan, made.encoder, made.rows)
+
+
+def permuted(made: Session) -> np.ndarray:
+    """As many episodes as are accepted, drawn at random."""
+    words = np.random.default_rng(made.config.seed).permutation(made.labelled[0].words)
+    said = labels.Labels(tuple(map(str, words)), made.labelled[0].said_by)
+    return labels.row_weights(made.config, said, made.plan, made.encoder, made.rows)
+
+
+def played(made: Session, change: Change) -> dict[str, Any]:
+    """Train and judge, unless that was done: every start's episode, and what was tried for the steps executed."""
+    file = made.folder / "policy" / "episodes.json"
+    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
+        made.judge("policy", made.train("policy", made.fresh(), change(made), made.rows))
+    tried = made.folder / "policy" / "execute.json"
+    return {
+        "rows": json.loads(file.read_text("utf-8")),
+        "tried": json.loads(tried.read_text("utf-8")) if tried.is_file() else {},
+    }
+
+
+def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar: str | None = None) -> dict[str, Any]:
+    """Success over seeds, with the interval over all episodes."""
+    solved = [[bool(each["success"]) for each in one["rows"]] for one in done]
+    flat = [each for one in solved for each in one]
+    value = float(np.mean(flat))
+    steps = [each["steps"] for one in done for each in one["rows"] if each["steps"] is not None]
+    met = None
+    if bar is not None:
+        limit = float(bar.split()[1])
+        met = value >= limit if bar.startswith(">=") else value <= limit
+    return {
+        "claim": claim, "value": value, "unit": "share", "bar": bar, "met": met, "n": len(flat), "seeds": list(seeds),
+        "interval": list(wilson_interval(sum(flat), len(flat))), "by_seed": [float(np.mean(one)) for one in solved],
+        "at_any_step": float(np.mean([bool(each["ever"]) for one in done for each in one["rows"]])),
+        "steps_to_success": float(np.median(steps)) if steps else None, "executed": [one["tried"] for one in done],
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Task by task, recording after every run."""
+    options = read_options(OPTIONS)
+    torch.set_num_threads(1)
+    table: list[dict[str, Any]] = []
+
+    def tell(new: dict[str, Any], kept: list[dict[str, Any]]) -> None:
+        table[:] = [*(each for each in kept if each["claim"] != new["claim"]), new]
+        print(f"{new['claim']}: {new['value']:.3f} (bar {new['bar']}, {new['by_seed']})", flush=True)
+        if options["record"]:
+            record("finetune", table)
+
+    for task in options["tasks"]:
+        bar = BARS.get(task)
+        variants: dict[str, tuple[str, Change, str | None, tuple[str, ...]]] = {
+            "imitate": (f"{task}, 50 demonstrations", usable, None if bar is None else f">= {bar}", ())
+        }
+        if options["controls"]:
+            blind = None if task == "drawer" else "<= 0.2"
+            variants["blind"] = (f"{task}, own readings only (control)", usable, blind, ("policy.places=0",))
+            variants["shuffled"] = (f"{task}, actions of another episode (control)", shuffled, "<= 0.05", ())
+        for name, (claim, change, limit, more) in variants.items():
+            done: list[dict[str, Any]] = []
+            for seed in options["seeds"][: None if name == "imitate" else 1]:
+                made = session(
+                    task, "expert", 50, seed, options, name, "labels.source=all", "labels.weights=uniform", *more
+                )
+                done.append(played(made, change))
+                tell(row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit), table)
+    for task in options["mixed"]:
+        ways: dict[str, tuple[Change, tuple[str, ...]]] = {
+            "all": (usable, ()), "pixels": (by_labels, ()), "true labels": (by_labels, ("labels.source=recorded",)),
+            "permuted labels": (permuted, ()),
+        }  # fmt: skip
+        found: dict[str, list[dict[str, Any]]] = {}
+        for seed in options["seeds"]:
+            for name, (change, more) in ways.items():
+                made = session(task, "mixed", 60, seed, options, name.replace(" ", "-"), *more)
+                found.setdefault(name, []).append(played(made, change))
+                tell(
+                    row(f"{task}, 60 mixed demonstrations, {name}", found[name], options["seeds"][: len(found[name])]),
+                    table,
+                )
+                if name == "pixels":
+                    paired = judging.compare(found["all"][-1]["rows"], found["pixels"][-1]["rows"])
+                    print(f"  against all, seed {seed}: {judging.verdict(paired)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Fine-tune a policy that reads cameras, a sentence and the robot's own readings, from demonstrations good and bad.
+
+The demonstrations' frames are encoded once. The success reward says from pixels which of them were solved (it is fitted
+to the few that a person labelled, or was fitted before), and these are imitated, in chunks of actions. How many steps
+of a chunk are executed is chosen on validation starts. Then the policy is judged beside imitation of everything, on
+the same starts of the world that the data come from: report.html says whether it is better, by a paired test.
+Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a finished run:
+
+  rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
+  corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
+
+    embodied collect env=desk-place policy=mixed episodes=60 cameras=[front,wrist] out=demos/place
+    embodied finetune data=demos/place
+    embodied finetune run=latest stages=[imitate,rollouts]
+    embodied finetune data=demos/place labels.weights=progress policy.head=flow
+    embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from embodied import cli, runs
+from embodied.build import build
+from embodied.envs import is_world
+from embodied.errors import UserError, nearest
+from embodied.finetuning import inputs, judging, labels
+from embodied.finetuning.report import write_finetuning
+from embodied.finetuning.stages import BASELINE, STAGES, Session
+from embodied.literal import literal_config, load_literal, resolved
+from embodied.report import read_progress
+from embodied.settings import check_device, check_least
+from embodied.trust import check_trusted, remember
+from policies.vla.core import ChunkPolicy
+from policies.vla.heads import HEADS
+from policies.vla.stats import KINDS
+
+
+def run(config: DictConfig) -> None:
+    """Check, encode, imitate, judge, report."""
+    config, folder = _opened(config)
+    OmegaConf.set_struct(config, False)
+    config.env = config.get("env")  # no world was asked for: see _world
+    _check(config)
+    torch.set_num_threads(config.threads)
+    planned = inputs.plan(config)
+    if folder is None:
+        config.env = _world(config, planned)
+    encoder = build(config.encoder)
+    if folder is None:
+        folder = _begun(config)
+    runs.write_run(folder, status="running")
+    try:
+        session = Session(config, folder, encoder, planned)
+        told = _stages(session)
+    except BaseException as error:
+        runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        raise
+    runs.write_run(folder, status="finished")
+    print(f"{told} Report: {write_finetuning(folder)}")
+
+
+def _stages(session: Session) -> str:
+    """Do what is not done yet; returns the end in words."""
+    config, planned = session.config, session.plan
+    print(f"data      {_told(planned)}", flush=True)
+    found, _ = session.labelled
+    print(f"labels    {found.told()} (imitated by {config.labels.weights})", flush=True)
+    results: dict[str, Any] = {}
+    weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
+    usable = session.rows.usable.astype(float)
+    todo = {"imitate": weights}
+    if config.baseline and not (weights == usable).all():
+        todo = {BASELINE: usable} | todo
+    policy, name = None, ""
+    for name, each in todo.items():
+        policy = session.train(name, session.fresh(), each, session.rows)
+        _judge(session, name, policy, each, results)
+    gathered: list[str] = []
+    for stage in [stage for stage in STAGES[1:] if stage in config.stages]:
+        assert policy is not None
+        found = session.grow(stage, policy, name)
+        gathered.append(stage)
+        told = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
+        print(f"{stage:9} {told}", flush=True)
+        rows, more = session.grown(gathered, weights)
+        policy, name = session.train(stage, session.fresh(), more, rows), stage
+        _judge(session, stage, policy, more, results)
+    runs.write_run(session.folder, policy=name)
+    if not results:
+        return "No world to try it in: it was trained, and not judged."
+    about = session.conclude(name, results)
+    return judging.verdict(about["compared"]) if "compared" in about else "There is nothing to compare it with."
+
+
+def _judge(session: Session, name: str, policy: ChunkPolicy, weights: np.ndarray, results: dict[str, Any]) -> None:
+    """Judge a stage's policy where there is a world, and tell how it went."""
+    print(f"{name:9} {int((weights > 0).sum())} of {len(weights)} rows, {_curve(session, name)}", flush=True)
+    rows = session.judge(name, policy)
+    if rows is not None:
+        results[name] = rows
+        print(f"{'':9} {judging.told_rate(rows)}; {_steps(session, name, policy)}", flush=True)
+
+
+def _told(planned: inputs.Plan) -> str:
+    datasets = [source.dataset for source in planned.sources]
+    count = sum(len(each) for each in datasets)
+    rows = sum(each.length(i) for each in datasets for i in range(len(each)))
+    return (
+        f"{count} episodes, {len(planned.cameras)} cameras ({', '.join(planned.cameras)}), {rows} rows, "
+        f"{planned.fps:g} fps; action {len(planned.actions)}, own readings {len(planned.states)}"
+    )
+
+
+def _curve(session: Session, name: str) -> str:
+    """The last of a stage's errors, in words."""
+    curves = read_progress(session.folder / name / "progress.csv")
+    parts = [f"{label} {curves[key][1][-1]:.4f}" for key, label in
+             (("train/error", "error"), ("validation/error", "held out")) if curves.get(key, ([], []))[1]]  # fmt: skip
+    return ", ".join(parts) or "trained"
+
+
+def _steps(session: Session, name: str, policy: ChunkPolicy) -> str:
+    chosen, horizon = session.execute(name, policy), policy.spec.horizon
+    how = "as given" if session.config.execute is not None else "chosen on validation starts"
+    return f"{chosen} of {horizon} steps executed ({how})"
+
+
+# Opening --------------------------------------------------------------------------------------------------
+
+
+def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
+    """The config to go by, and the run's folder where it goes on."""
+    if config.data is None or config.resume:
+        folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
+        defaults = cli.compose("finetune", [])
+        OmegaConf.set_struct(defaults, False)
+        saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
+        assert isinstance(saved, DictConfig)
+        check_trusted(folder, resolved(saved), config.get("trust"))
+        for key in ("eval_episodes", "stages", "videos", "threads"):
+            if cli.given(config, key):
+                saved[key] = config[key]
+        runs.save_config(folder, saved)
+        return saved, folder
+    if config.run and Path(config.run).exists():
+        raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
+    return config, None
+
+
+def _begun(config: DictConfig) -> Path:
+    """The run's folder, made."""
+    if config.run:
+        folder = Path(config.run)
+        folder.mkdir(parents=True)
+    else:
+        first = config.data if isinstance(config.data, str) else str(config.data[0])
+        name = Path(first).name if config.env is None else str(config.env.id)
+        name = name.removeprefix("embodied/").removesuffix("-v0")
+        folder = runs.new_folder(runs.ROOT / "finetune", name, str(config.labels.weights), config.seed)
+    runs.save_config(folder, config)
+    remember(resolved(config))
+    runs.write_run(folder, verb="finetune", seed=config.seed, command=sys.argv, **runs.facts())
+    return folder
+
+
+def _world(config: DictConfig, planned: inputs.Plan) -> Any:
+    """The world that policies are judged in: the one that was asked for, or that all the data come from; else none."""
+    if config.env is not None or not config.evaluate:
+        return config.env
+    datasets = [source.dataset for source in planned.sources]
+    if all(is_world(each.env_id) for each in datasets) and len({each.env_id for each in datasets}) == 1:
+        return literal_config(datasets[0].env)
+    return None
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what cannot be, before anything is made."""
+    check_least(
+        config, steps=1, batch_size=1, validation=0, choose_episodes=1, eval_episodes=1, num_worlds=1, videos=0,
+        threads=1, checkpoint_every=0, log_every=1,
+    )  # fmt: skip
+    check_least(config.own, starts=1, tries=1)
+    check_least(config.policy, horizon=1, channels=1, places=0, width=8, heads=1)
+    check_device(config.device)
+    labels.check_labels(config)
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"stages must be of {', '.join(STAGES)}; got {stage!r}. {nearest(str(stage), STAGES)}")
+    for key, known in (("head", HEADS), ("normalisation", KINDS)):
+        if config.policy[key] not in known:
+            raise UserError(f"policy.{key} must be one of {', '.join(known)}; got {config.policy[key]!r}. "
+                            f"{nearest(str(config.policy[key]), known)}")  # fmt: skip
+    if config.execute is not None and not 1 <= config.execute <= config.policy.horizon:
+        raise UserError(f"execute must be from 1 to policy.horizon ({config.policy.horizon}); got {config.execute}.")

@@ -1,0 +1,150 @@
+"""More to imitate than was demonstrated: the policy's own solved tries, and an expert's corrections of its mistakes.
+
+    rollouts      starts where the policy fails are tried again with noise; what the success reward accepts, from
+                  pixels, is imitated too
+    corrections   the policy acts, then the scripted expert takes over from wherever that led; what the expert did is
+                  imitated too (DAgger's idea, Ross et al., arXiv 1011.0686, by episodes)
+
+Both write LeRobot datasets below the run's folder, so they are read, encoded and labelled like any others. A person's
+corrections enter the same way, as one more dataset: data=[demos/place,corrections/mine].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embodied.datasets import Writer
+from embodied.envs.desk import Desk
+from embodied.envs.experts import expert
+from embodied.errors import UserError
+from embodied.finetuning.judging import PLANNED, Arena
+from embodied.finetuning.labels import SOLVED, Teacher
+from embodied.finetuning.rollouts import Played, Stage, play
+from policies.vla.core import ChunkPolicy
+from rewards.progress import tqdm
+
+SPARE = 0.6  # of an episode, at most, that the policy acts before the expert takes over
+
+
+class Handover:
+    """An actor that hands over to each world's expert after so many steps; the expert reads privileged state.
+
+    Args:
+        actor: acts first.
+        stage: the worlds, of the desk.
+        after: steps until the expert takes over, by the order in which episodes begin.
+
+    Raises:
+        UserError: worlds without an expert.
+    """
+
+    def __init__(self, actor: Any, stage: Stage, after: Sequence[int]) -> None:
+        self._worlds: list[Any] = [env.unwrapped for env in stage.envs]
+        if not all(isinstance(world, Desk) for world in self._worlds):
+            raise UserError(
+                "stages=[corrections] needs a world with a scripted expert, one of the desk's. A person's corrections "
+                "enter as a dataset: data=[demos,corrections]."
+            )
+        self._actor, self._after = actor, list(after)[::-1]
+
+    def begin(self, count: int) -> Any:
+        self._left: list[int] = [0] * count
+        self._experts: list[Any] = [None] * count
+        return self._actor.begin(count)
+
+    def act(self, obs: Mapping[str, Any], memory: Any, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Any]:
+        actions, memory = self._actor.act(obs, memory, first, explore=explore)
+        for e in np.flatnonzero(first):
+            self._left[e], self._experts[e] = self._after.pop(), None
+        for e in range(len(actions)):
+            if self._left[e] <= 0:
+                self._experts[e] = self._experts[e] or expert(self._worlds[e])
+                actions[e] = self._experts[e](self._worlds[e])
+            self._left[e] -= 1
+        return actions, memory
+
+
+def own_tries(
+    arena: Arena, policy: ChunkPolicy, execute: int, teacher: Teacher, *, starts: int, tries: int, noise: float,
+    seed: int, root: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Play new starts as the policy does, try those that fail again with noise, and write what is accepted.
+
+    The success reward says from pixels which starts failed and which tries succeeded; the truth is only counted.
+
+    Returns:
+        `starts`, `failed`, `tries`, `accepted`, and `wrongly` (accepted and not true; None where that is unknown).
+    """
+    seeds = range(seed + PLANNED, seed + PLANNED + starts)
+    stage = arena.stage(policy, starts)
+    try:
+        with tqdm(total=starts, desc="own starts", unit="episode", leave=False) as bar:
+            played = play(arena.actor(policy, stage, execute), stage, seeds, keep=True, tick=bar.update)
+        failed = [each.seed for each in played if teacher.word(each.frames) != SOLVED]
+        again = [start for start in failed for _ in range(tries)]
+        found: list[Played] = []
+        if again:
+            with tqdm(total=len(again), desc="tries", unit="episode", leave=False) as bar:
+                actor = arena.actor(policy, stage, execute, noise=noise, seed=seed)
+                found = play(actor, stage, again, explore=True, keep=True, tick=bar.update)
+        accepted = [each for each in found if teacher.word(each.frames) == SOLVED]
+        write(root, accepted, policy, stage, kind="own")
+    finally:
+        stage.close()
+    return {"starts": starts, "failed": len(failed), "tries": len(again)} | _counted(accepted)
+
+
+def corrected(
+    arena: Arena, policy: ChunkPolicy, execute: int, teacher: Teacher | None, *, starts: int, seed: int, root: Path
+) -> dict[str, Any]:
+    """Let the policy act for a while from new starts, and the expert from there on; the expert's part is written.
+
+    Returns:
+        `starts`, `accepted` by the success reward (all, without one), and `wrongly`, as `own_tries`.
+    """
+    rng = np.random.default_rng((seed, PLANNED))
+    seeds = range(seed + PLANNED, seed + PLANNED + starts)
+    stage = arena.stage(policy, starts)
+    try:
+        limit = int(getattr(stage.envs[0].spec, "max_episode_steps", None) or 100)
+        after = rng.integers(1, max(int(SPARE * limit), 2), size=starts).tolist()
+        begun = dict(zip(seeds, after, strict=True))  # episodes begin in this order
+        with tqdm(total=starts, desc="corrections", unit="episode", leave=False) as bar:
+            actor = Handover(arena.actor(policy, stage, execute), stage, after)
+            played = play(actor, stage, seeds, keep=True, tick=bar.update)
+        accepted = [each for each in played if teacher is None or teacher.word(each.frames) == SOLVED]
+        write(root, accepted, policy, stage, kind="correction", cut=lambda each: begun[each.seed])
+    finally:
+        stage.close()
+    return {"starts": starts} | _counted(accepted)
+
+
+def _counted(accepted: Sequence[Played]) -> dict[str, Any]:
+    known = [each.success for each in accepted if each.success is not None]
+    wrongly = sum(not success for success in known) if len(known) == len(accepted) else None
+    return {"accepted": len(accepted), "wrongly": wrongly}
+
+
+def write(
+    root: Path, played: Sequence[Played], policy: ChunkPolicy, stage: Stage, *, kind: str,
+    cut: Callable[[Played], int] = lambda each: 0,
+) -> None:  # fmt: skip
+    """Episodes as a LeRobot dataset, each from its row `cut` on; nothing where there is none."""
+    if not played:
+        return
+    spec = policy.spec
+    features: dict[str, dict[str, Any]] = {
+        "observation.state": {"dtype": "float32", "shape": [len(spec.states)], "names": list(spec.states)},
+        "action": {"dtype": "float32", "shape": [len(spec.actions)], "names": list(spec.actions)},
+    }
+    with Writer(root, fps=round(spec.fps), features=features, cameras=dict(spec.frames)) as writer:
+        for each in played:
+            first = min(cut(each), len(each.actions) - 1)
+            columns = {"observation.state": each.states[first:], "action": each.actions[first:]}
+            frames = {name: images[first:-1] for name, images in each.frames.items()}
+            last = {"observation.state": each.last} | {name: images[-1] for name, images in each.frames.items()}
+            writer.add(columns, frames, instruction=stage.instruction, last=last, kind=kind, seed=each.seed)

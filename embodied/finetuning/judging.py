@@ -1,0 +1,174 @@
+"""How good policies are, on the same starts: success and steps to it, with intervals and paired tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from embodied.datasets.maps import Eye
+from embodied.files import write_text
+from embodied.finetuning.inputs import Sentences
+from embodied.finetuning.rollouts import Played, Stage, play
+from embodied.training.evaluation import Evaluation
+from embodied.training.labeller import Ended
+from policies.vla.actor import ChunkActor
+from policies.vla.core import ChunkPolicy
+from rewards.metrics import mcnemar, wilson_interval
+from rewards.progress import tqdm
+
+CHOOSING = 1_000_000  # added to a run's seed: starts on which the number of executed steps is chosen
+PLANNED = 4_000_000  # starts of its own rollouts, which it learns from
+# evaluation.FINAL, 2,000,000: starts that choose nothing and teach nothing
+
+
+@dataclass(frozen=True)
+class Arena:
+    """Where policies of one run are tried.
+
+    Attributes:
+        make: makes one world.
+        eyes: camera -> pictures to maps.
+        say: sentences to vectors.
+        worlds: at once.
+        instruction: the sentence; None: the world's own.
+    """
+
+    make: Callable[[], gymnasium.Env]
+    eyes: Mapping[str, Eye]
+    say: Sentences
+    worlds: int
+    instruction: str | None = None
+
+    def stage(self, policy: ChunkPolicy, count: int) -> Stage:
+        """Worlds that show what a policy reads; close them."""
+        spec = policy.spec
+        cameras = {name: spec.frames[name] for name in spec.cameras}
+        return Stage(
+            self.make, min(self.worlds, count), cameras=cameras, states=spec.states, instruction=self.instruction
+        )
+
+    def actor(
+        self, policy: ChunkPolicy, stage: Stage, execute: int, *, noise: float = 0.0, seed: int = 0
+    ) -> ChunkActor:
+        """The policy, acting."""
+        return ChunkActor(
+            policy, lambda name, frames: self.eyes[name](frames), self.say, low=stage.low, high=stage.high,
+            execute=execute, noise=noise, seed=seed,
+        )  # fmt: skip
+
+    def play(
+        self, policy: ChunkPolicy, execute: int, seeds: Sequence[int], *, desc: str, film: Sequence[int] = ()
+    ) -> list[Played]:
+        """One episode a start, with a bar."""
+        stage = self.stage(policy, len(seeds))
+        try:
+            with tqdm(total=len(seeds), desc=desc, unit="episode", leave=False) as bar:
+                return play(self.actor(policy, stage, execute), stage, seeds, film=film, tick=bar.update)
+        finally:
+            stage.close()
+
+
+def candidates(horizon: int) -> list[int]:
+    """How many steps of a chunk could be executed: all, half, a quarter … one."""
+    found = [horizon]
+    while found[-1] > 1:
+        found.append(found[-1] // 2)
+    return found
+
+
+def choose_execute(
+    arena: Arena, policy: ChunkPolicy, seeds: Sequence[int], file: Path, *, desc: str
+) -> tuple[int, dict[int, float]]:
+    """The number of executed steps with the most success on validation starts; of equals, the larger (it looks less).
+
+    What was tried is kept in `file`, so that a run that was stopped does not try it again.
+
+    Returns:
+        The number, and the success of each; where the world does not tell success, all of the chunk.
+    """
+    tried: dict[int, float] = {}
+    if file.is_file():
+        tried = {int(key): value for key, value in json.loads(file.read_text("utf-8")).items()}
+    for execute in candidates(policy.spec.horizon):
+        if execute not in tried:
+            played = arena.play(policy, execute, seeds, desc=f"{desc}, {execute} steps")
+            if played[0].success is None:
+                return policy.spec.horizon, {}
+            tried[execute] = float(np.mean([bool(each.success) for each in played]))
+            write_text(file, json.dumps(tried) + "\n")
+    return max(tried, key=lambda execute: (tried[execute], execute)), tried
+
+
+def as_rows(played: Sequence[Played]) -> list[dict[str, Any]]:
+    """Episodes as JSON values."""
+    return [
+        {"seed": each.seed, "success": each.success, "ever": each.ever, "steps": each.steps,
+         "env_reward": each.env_return, "length": len(each.rewards)}
+        for each in played
+    ]  # fmt: skip
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `Evaluation.summary` tells, and `ever_rate`, and the median `steps_to_success` of those that succeeded."""
+    episodes = [Ended(0, np.array([row["env_reward"]]), row["env_reward"], row["success"]) for row in rows]
+    found = Evaluation(episodes).summary()
+    ever = [row["ever"] for row in rows if row["ever"] is not None]
+    steps = [row["steps"] for row in rows if row["steps"] is not None]
+    found["ever_rate"] = float(np.mean(ever)) if ever else None
+    found["steps_to_success"] = float(np.median(steps)) if steps else None
+    return found
+
+
+def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Two policies on the same starts; None where success is unknown.
+
+    Returns:
+        `better`, `worse` (starts that one alone solves), `p` (McNemar, exact), `difference` of success; and of the
+        starts that both solve, `both` and the mean `steps` saved with its 95 % interval.
+    """
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if None not in (a["success"], b["success"])]
+    if not pairs:
+        return None
+    if any(a["seed"] != b["seed"] for a, b in pairs):
+        raise ValueError("compare: both must have played the same starts, in the same order.")
+    better = sum(b["success"] and not a["success"] for a, b in pairs)
+    worse = sum(a["success"] and not b["success"] for a, b in pairs)
+    saved = np.array([a["steps"] - b["steps"] for a, b in pairs if a["success"] and b["success"]], float)
+    half = 1.96 * saved.std(ddof=1) / len(saved) ** 0.5 if len(saved) > 1 else 0.0
+    mean = float(saved.mean()) if len(saved) else None
+    return {
+        "starts": len(pairs),
+        "better": int(better),
+        "worse": int(worse),
+        "difference": (better - worse) / len(pairs),
+        "p": mcnemar(int(better), int(worse)),
+        "both": len(saved),
+        "steps_saved": mean,
+        "steps_saved_interval": None if mean is None else [mean - half, mean + half],
+    }
+
+
+def verdict(compared: Mapping[str, Any] | None) -> str:
+    """A comparison in words: better only where the paired test says so."""
+    if compared is None or compared.get("p") is None:
+        return "The world does not tell success: nothing can be said."
+    p, better, worse = compared["p"], compared["better"], compared["worse"]
+    told = f"{better} starts gained, {worse} lost of {compared['starts']} (McNemar p = {p:.2g})"
+    if p < 0.05:
+        return f"{'Better' if better > worse else 'Worse'}: {told}."
+    return f"No difference that the paired test sees: {told}."
+
+
+def told_rate(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Success in words, with its interval."""
+    known = [bool(row["success"]) for row in rows if row["success"] is not None]
+    if not known:
+        return f"{len(rows)} episodes; this world does not tell success"
+    low, high = wilson_interval(sum(known), len(known))
+    return f"{np.mean(known):.0%} ({100 * low:.0f} to {100 * high:.0f}) of {len(known)} starts"

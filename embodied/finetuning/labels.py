@@ -1,0 +1,229 @@
+"""Which demonstrations to imitate, and how much of each: what our rewards say of them, from pixels.
+
+    solved     episodes that the success reward accepts at their end, and no others
+    progress   rows that lead forward by a process reward (LeRobot's reward-aligned behaviour cloning), of all episodes
+    uniform    everything
+
+Shape letters: N rows of all episodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from embodied.collecting import open_dataset
+from embodied.datasets.encoding import encode
+from embodied.datasets.windows import Windows, names_of
+from embodied.errors import UserError
+from embodied.finetuning.inputs import Plan, Source
+from policies.vla.weights import progress_weights
+from rewards.calibration import UNSURE, Quality
+from rewards.core import Episode, Features
+from rewards.process import process_scorer
+from rewards.success import SuccessClassifier, fit_success
+
+SOLVED, NOT, ABSTAINED = "solved", "not", "abstained"
+SOURCES, WEIGHTS = ("success", "recorded", "all"), ("solved", "progress", "uniform")
+Label = str
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is said of every episode, and by whom.
+
+    Attributes:
+        words: solved, not or abstained, of each episode.
+        said_by: "person" (recorded, and shown to the success model) or "success", of each; or "recorded".
+        quality: of the success model on episodes it was not fitted to; None without one.
+    """
+
+    words: tuple[Label, ...]
+    said_by: tuple[str, ...]
+    quality: Quality | None = None
+
+    def count(self, word: Label) -> int:
+        return sum(each == word for each in self.words)
+
+    def told(self) -> str:
+        """In a line."""
+        solved, unsolved, unsure = (self.count(word) for word in (SOLVED, NOT, ABSTAINED))
+        people = self.said_by.count("person")
+        by = {"recorded": "recorded", "all": "not asked"}.get(self.said_by[0], "success")
+        known = f", {people} of them said by a person" if people else ""
+        return f"{by}: {solved} solved, {unsolved} not, {unsure} abstained{known}"
+
+    def as_dict(self) -> dict[str, Any]:
+        quality = None if self.quality is None else self.quality.as_dict()
+        return {"words": list(self.words), "said_by": list(self.said_by), "quality": quality}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Labels:
+        quality = values.get("quality")
+        return cls(
+            tuple(values["words"]), tuple(values["said_by"]), None if quality is None else Quality.from_dict(quality)
+        )
+
+
+def check_labels(config: DictConfig) -> None:
+    """Refuse settings that cannot be, before anything is read.
+
+    Raises:
+        UserError: so.
+    """
+    labels = config.labels
+    for name, value, known in (("source", labels.source, SOURCES), ("weights", labels.weights, WEIGHTS)):
+        if value not in known:
+            raise UserError(f"labels.{name} must be one of {', '.join(known)}; got {value!r}.")
+    if labels.source == "all" and labels.weights == "solved":
+        raise UserError("labels.weights must not be solved where labels.source=all says nothing. Try uniform.")
+    if labels.known < 0 or labels.hold < 1:
+        raise UserError(f"labels.known must be 0 or more, and labels.hold 1; got {labels.known} and {labels.hold}.")
+
+
+class Teacher:
+    """The success reward that labels episodes of these cameras: fitted before, or to labelled episodes now.
+
+    Args:
+        encoder: embeds frames and texts.
+        head: the detector.
+    """
+
+    def __init__(self, encoder: Any, head: SuccessClassifier) -> None:
+        self.encoder, self.head = encoder, head
+
+    def words(self, episodes: Sequence[Episode]) -> list[Label]:
+        """Of encoded episodes."""
+        return [self._word(episode.features) for episode in episodes]
+
+    def word(self, frames: Mapping[str, np.ndarray]) -> Label:
+        """Of an episode's pictures, camera -> (T, H, W, 3) uint8."""
+        views = {name: self.encoder.encode_images(torch.from_numpy(each))[None] for name, each in frames.items()}
+        return self._word(Features(views=views))
+
+    def _word(self, features: Features) -> Label:
+        verdicts = self.head.verdicts(features)
+        if float(self.head.decision.rewards(verdicts)[0][0, -1]) == 1:
+            return SOLVED
+        return ABSTAINED if int(verdicts[0, -1]) == UNSURE else NOT
+
+
+def encoded(
+    source: Source, encoder: Any, cameras: Sequence[str], indices: Sequence[int] | None = None
+) -> list[Episode]:
+    """Episodes of a dataset by their vectors, views called as the policy calls them."""
+    names = [source.names.cameras[name] for name in cameras if name in source.names.cameras]
+    back = {source.names.cameras[name]: name for name in cameras if name in source.names.cameras}
+    episodes = encode(source.dataset, encoder, cameras=names)
+    return [
+        Episode(
+            features=Features(views={back[k]: v for k, v in each.features.views.items()}),
+            instruction=each.instruction, success=each.success, steps=each.steps,
+        )
+        for each in episodes
+    ]  # fmt: skip
+
+
+def make_teacher(config: DictConfig, planned: Plan, encoder: Any, known: Sequence[Episode]) -> Teacher:
+    """The success reward of a config: a fitted one, one fitted to other labelled episodes, or to what a person said.
+
+    Raises:
+        UserError: it cannot be fitted; says what is missing.
+    """
+    labels = config.labels
+    if labels.model is not None:
+        head = SuccessClassifier.load(labels.model, encoder)
+    else:
+        shown = list(known)
+        if labels.labelled is not None:
+            dataset = open_dataset(str(labels.labelled), setting="labels.labelled")
+            shown = encoded(Source(dataset, names_of(dataset)), encoder, planned.cameras)
+        goal = shown[0].instruction or None if shown else None
+        try:
+            head = fit_success(shown, encoder=encoder, goal=goal, hold=labels.hold, precision=labels.precision)
+        except ValueError as error:
+            raise UserError(
+                f"labels: the success model cannot be fitted to {len(shown)} labelled episodes: {error} "
+                "More of them: labels.known=N or labels.labelled=DATASET. Or labels.source=recorded, which takes the "
+                "dataset's own word."
+            ) from error
+    return Teacher(encoder, head)
+
+
+def label(config: DictConfig, planned: Plan, encoder: Any) -> tuple[Labels, Teacher | None]:
+    """What is said of every episode of the plan's datasets, and who says so.
+
+    Raises:
+        UserError: a source that the data do not have.
+    """
+    labels = config.labels
+    count = sum(len(source.dataset) for source in planned.sources)
+    if labels.source == "all":
+        return Labels((SOLVED,) * count, ("all",) * count), None
+    if labels.source == "recorded":
+        words = []
+        for source in planned.sources:
+            if "next.success" not in source.dataset.features:
+                raise UserError(
+                    f"labels.source=recorded needs next.success in {source.dataset.root}; it has none. "
+                    "Try labels.source=success with labels.model=FOLDER, or labels.source=all."
+                )
+            for i in range(len(source.dataset)):
+                last = source.dataset.columns(i, ["next.success"])["next.success"].reshape(-1)[-1]
+                words.append(SOLVED if last else NOT)
+        return Labels(tuple(words), ("recorded",) * count), None
+    cameras = planned.cameras
+    episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras)]
+    own = labels.model is None and labels.labelled is None
+    known = [k for k, each in enumerate(episodes) if k < labels.known and each.success is not None] if own else []
+    if own and not known:
+        raise UserError(
+            "labels: the success model needs labelled episodes; the data tell success of none (next.success). "
+            "Give labels.model=FOLDER (embodied fit reward=success), labels.labelled=DATASET, or labels.source=all "
+            "labels.weights=uniform to imitate everything."
+        )
+    teacher = make_teacher(config, planned, encoder, [episodes[k] for k in known])
+    words = teacher.words(episodes)
+    for k in known:
+        words[k] = SOLVED if episodes[k].success else NOT
+    said = tuple("person" if k in set(known) else "success" for k in range(len(episodes)))
+    return Labels(tuple(words), said, teacher.head.quality), teacher
+
+
+def row_weights(config: DictConfig, labels: Labels, planned: Plan, encoder: Any, rows: Windows) -> np.ndarray:
+    """(N,) how much each row is imitated; rows that cannot be learned from have 0.
+
+    Raises:
+        UserError: nothing is left.
+    """
+    kind = config.labels.weights
+    weights = rows.usable.astype(np.float64)
+    if kind == "solved":
+        weights *= np.array([word == SOLVED for word in labels.words])[rows.episode]
+    elif kind == "progress":
+        progress = [each for source in planned.sources for each in _progress(config, source, encoder, planned)]
+        weights *= np.concatenate(progress_weights(progress, config.policy.horizon, kappa=config.labels.kappa))
+    if not weights.sum() > 0:
+        raise UserError(
+            f"labels: nothing is left to imitate ({labels.told()}). Record more that succeeds, "
+            "or look at labels.source and labels.weights."
+        )
+    return weights
+
+
+@torch.inference_mode()
+def _progress(config: DictConfig, source: Source, encoder: Any, planned: Plan) -> list[np.ndarray]:
+    """Progress of each row of each episode, by the process reward."""
+    found, heads = [], {}
+    for each in encoded(source, encoder, planned.cameras):
+        if each.instruction not in heads:
+            (heads[each.instruction],) = process_scorer(
+                encoder=encoder, goal=each.instruction or None, model=str(config.labels.process)
+            ).heads.values()
+        found.append(heads[each.instruction].score(each.features)[0].double().cpu().numpy())
+    return found

@@ -1,0 +1,218 @@
+"""The stages of a fine-tuning over one run folder; each writes down what it found, and is not done twice.
+
+config.yaml  run.json  labels.json
+baseline/  imitate/  rollouts/  corrections/      progress.csv  checkpoints/  policy/  execute.json  episodes.json
+videos/  evaluation.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from embodied import evaluation
+from embodied.datasets import Dataset
+from embodied.datasets.windows import Episode, Windows, names_of
+from embodied.errors import UserError
+from embodied.files import write_text
+from embodied.finetuning import growing, inputs, judging, labels
+from embodied.finetuning.training import POLICY, train
+from embodied.report import write_video
+from embodied.runs import write_run
+from embodied.worlds import env_maker
+from policies.vla.core import CONFIG, ChunkPolicy
+
+STAGES = ("imitate", "rollouts", "corrections")
+BASELINE, DATA = "baseline", "data"
+
+
+@dataclass
+class Session:
+    """One run's parts, each made when it is first needed.
+
+    Attributes:
+        config: of the run; `env` may be null, then nothing is evaluated.
+        folder: of the run.
+        encoder: frames to maps and vectors.
+        plan: of the data.
+    """
+
+    config: DictConfig
+    folder: Path
+    encoder: Any
+    plan: inputs.Plan
+
+    @cached_property
+    def say(self) -> inputs.Sentences:
+        return inputs.Sentences(self.encoder)
+
+    @cached_property
+    def eyes(self) -> dict[str, Any]:
+        for name in (BASELINE, *STAGES):  # those that a policy of this run was trained with
+            if (self.folder / name / POLICY / CONFIG).is_file():
+                return inputs.kept_eyes(ChunkPolicy.load(self.folder / name / POLICY), self.encoder)
+        return inputs.make_eyes(
+            self.plan, self.encoder, layer=self.config.policy.layer, channels=self.config.policy.channels
+        )
+
+    @cached_property
+    def episodes(self) -> list[Episode]:
+        return inputs.read(self.plan, self.eyes)
+
+    @cached_property
+    def rows(self) -> Windows:
+        return inputs.windows(self.episodes, self.plan, self.config.policy.horizon, self.say)
+
+    @cached_property
+    def labelled(self) -> tuple[labels.Labels, labels.Teacher | None]:
+        """The labels of the demonstrations, and who can label more."""
+        found, teacher = labels.label(self.config, self.plan, self.encoder)
+        write_text(self.folder / "labels.json", json.dumps(found.as_dict(), indent=2) + "\n")
+        return found, teacher
+
+    @cached_property
+    def arena(self) -> judging.Arena:
+        config = self.config
+        return judging.Arena(env_maker(config), self.eyes, self.say, config.num_worlds, config.policy.instruction)
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """(E,) bool: demonstrations that are watched and not learned from, the last ones."""
+        count = len(self.episodes)
+        return np.arange(count) >= count - min(self.config.validation, count - 1)
+
+    def fresh(self) -> ChunkPolicy:
+        """A policy that knows nothing yet, the same each time."""
+        return inputs.new_policy(self.config, self.plan, self.eyes, self.encoder, self.rows).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        name = str(self.config.device)
+        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+    def train(self, name: str, policy: ChunkPolicy, weights: np.ndarray, rows: Windows) -> ChunkPolicy:
+        """Imitate into this run's folder of a name."""
+        config, held_out = self.config, rows.rows_of(_padded(self.held_out, len(rows.episodes)))
+        learned = np.where(_padded(self.held_out, len(rows.episodes))[rows.episode], 0.0, weights)
+        return train(
+            self.folder / name, policy, learned, rows, steps=config.steps, batch_size=config.batch_size,
+            learning_rate=config.learning_rate, seed=config.seed, held_out=held_out,
+            checkpoint_every=config.checkpoint_every, log_every=config.log_every, name=name,
+        )  # fmt: skip
+
+    # Growing --------------------------------------------------------------------------------------------
+
+    def grow(self, name: str, policy: ChunkPolicy, before: str) -> dict[str, Any]:
+        """Gather more to imitate by acting; returns what there was, gathered now or before.
+
+        Raises:
+            UserError: no world to act in, or nobody who could accept what was done.
+        """
+        config, folder = self.config, self.folder / name
+        file = folder / "gathered.json"
+        if file.is_file():
+            return json.loads(file.read_text("utf-8"))
+        if config.env is None:
+            raise UserError(f"stages=[{name}] needs a world to act in. Add env=… when the run is begun.")
+        _, teacher = self.labelled
+        shutil.rmtree(folder / DATA, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        execute, seed = self.execute(before, policy), int(config.seed)
+        starts = {"starts": int(config.own.starts), "seed": seed, "root": folder / DATA}
+        if name == "corrections":
+            found = growing.corrected(self.arena, policy, execute, teacher, **starts)
+        elif teacher is None:
+            raise UserError("stages=[rollouts] needs the success reward to accept tries. Use labels.source=success.")
+        else:
+            found = growing.own_tries(
+                self.arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise, **starts
+            )
+        write_text(file, json.dumps(found) + "\n")
+        return found
+
+    def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
+        """The demonstrations' rows and those that stages gathered, and how much each is imitated."""
+        more: list[Episode] = []
+        for name in names:
+            root = self.folder / name / DATA
+            if root.is_dir():
+                dataset = Dataset(root)
+                source = inputs.Source(dataset, names_of(dataset))
+                more += inputs.read(replace(self.plan, sources=(source,)), self.eyes, desc=name)
+        rows = inputs.windows([*self.episodes, *more], self.plan, self.config.policy.horizon, self.say)
+        return rows, np.concatenate([weights, rows.usable[len(weights) :].astype(np.float64)])
+
+    # Judging --------------------------------------------------------------------------------------------
+
+    def judge(self, name: str, policy: ChunkPolicy) -> list[dict[str, Any]] | None:
+        """A policy's episodes on the starts that choose nothing; None where there is no world."""
+        config, folder = self.config, self.folder / name
+        if config.env is None:
+            return None
+        execute = self.execute(name, policy)
+        file = folder / "episodes.json"
+        if file.is_file() and len(found := json.loads(file.read_text("utf-8"))) == config.eval_episodes:
+            return found
+        first = config.seed + evaluation.FINAL
+        seeds = list(range(first, first + config.eval_episodes))
+        film = seeds[: config.videos]
+        played = self.arena.play(policy, execute, seeds, desc=f"{name}: evaluation", film=film)
+        (self.folder / "videos").mkdir(exist_ok=True)
+        for i, each in enumerate(played[: config.videos]):
+            word = {True: "success", False: "failure", None: "episode"}[each.success]
+            for old in (self.folder / "videos").glob(f"{i}_{name}_*.mp4"):
+                old.unlink()
+            write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
+                        title=f"{name} · start {each.seed} · {word}")  # fmt: skip
+        rows = judging.as_rows(played)
+        write_text(file, json.dumps(rows) + "\n")
+        return rows
+
+    def execute(self, name: str, policy: ChunkPolicy) -> int:
+        """How many steps of a chunk a policy of this run executes."""
+        config = self.config
+        if config.execute is not None:
+            return int(config.execute)
+        first = config.seed + judging.CHOOSING
+        seeds = range(first, first + config.choose_episodes)
+        chosen, _ = judging.choose_execute(
+            self.arena, policy, seeds, self.folder / name / "execute.json", desc=f"{name}: choosing"
+        )
+        return chosen
+
+    def conclude(self, name: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Write evaluation.json: every policy's summary, and the last one against the one before it."""
+        names = list(results)
+        found: dict[str, Any] = {"policy": name, "seed": int(self.config.seed + evaluation.FINAL)}
+        found["summaries"] = {each: judging.summary(results[each]) for each in names}
+        found["execute"] = {}
+        for each in names:
+            file = self.folder / each / "execute.json"
+            tried = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+            best = max(tried, key=lambda key: (tried[key], int(key))) if tried else str(self.config.execute)
+            found["execute"][each] = {
+                "chosen": int(best) if best != "None" else self.config.policy.horizon,
+                "tried": tried,
+            }
+        before = names[-2] if len(names) > 1 else None
+        if before is not None:
+            found["compared"] = {"before": before, "after": names[-1]}
+            found["compared"] |= judging.compare(results[before], results[names[-1]]) or {"p": None}
+        found |= found["summaries"][names[-1]]
+        write_text(self.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
+        write_run(self.folder, policy=name, execute=found["execute"].get(name, {}).get("chosen"))
+        return found
+
+
+def _padded(values: np.ndarray, count: int) -> np.ndarray:
+    """Held-out flags of more episodes than the demonstrations: own rollouts are never held out."""
+    return np.concatenate([values, np.zeros(count - len(values), bool)])

@@ -1,0 +1,80 @@
+"""A fine-tuned policy in a world, as often as one likes: what `embodied evaluate` does with a run of `finetune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from embodied.build import build
+from embodied.errors import UserError
+from embodied.files import write_text
+from embodied.finetuning import inputs, judging
+from embodied.finetuning.training import POLICY
+from embodied.literal import load_literal, resolved
+from embodied.report import write_video
+from embodied.trust import check_trusted
+from embodied.worlds import env_maker
+from policies.vla.core import CONFIG, ChunkPolicy
+
+
+def load(folder: Path, device: str, *, trust: Iterable[str] | None = None) -> tuple[ChunkPolicy, DictConfig, int]:
+    """A run's policy, its config, and how many steps of a chunk it executes.
+
+    Raises:
+        UserError: the run stopped before it had one.
+    """
+    about = json.loads((folder / "run.json").read_text("utf-8"))
+    name = about.get("policy")
+    if not name or not (folder / name / POLICY / CONFIG).is_file():
+        raise UserError(
+            f"run must hold a policy; {folder} stopped before its first. Go on: embodied finetune run={folder}"
+        )
+    config = load_literal(folder / "config.yaml")
+    check_trusted(folder, resolved(config), trust)
+    policy = ChunkPolicy.load(folder / name / POLICY)
+    where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    return policy.to(where), config, int(about.get("execute") or policy.spec.horizon)
+
+
+def evaluate(config: DictConfig, folder: Path) -> str:
+    """Judge a run's policy by a config of `embodied evaluate`; writes evaluate.json and videos into the run.
+
+    Returns:
+        What it did, in a line.
+
+    Raises:
+        UserError: no policy, or no world to try it in.
+    """
+    torch.set_num_threads(config.threads)
+    policy, trained, execute = load(folder, config.device, trust=config.get("trust"))
+    if config.get("env") is not None:
+        OmegaConf.set_struct(trained, False)
+        trained.env = config.env
+    if trained.get("env") is None:
+        raise UserError("env must say in which world to try it: the data come from none of ours. Add env=…")
+    encoder = build(trained.encoder)
+    arena = judging.Arena(
+        env_maker(trained),
+        inputs.kept_eyes(policy, encoder),
+        inputs.Sentences(encoder),
+        config.num_worlds,
+        trained.policy.instruction,
+    )
+    seeds = list(range(config.seed, config.seed + config.episodes))
+    played = arena.play(policy, execute, seeds, desc="evaluation", film=seeds[: config.videos])
+    (folder / "videos").mkdir(exist_ok=True)
+    for i, each in enumerate(played[: config.videos]):
+        word = {True: "success", False: "failure", None: "episode"}[each.success]
+        for old in (folder / "videos").glob(f"{i}_evaluate_*.mp4"):
+            old.unlink()
+        file = folder / "videos" / f"{i}_evaluate_{word}.mp4"
+        write_video(file, each.pictures, each.rewards, title=f"evaluate · start {each.seed} · {word}")
+    rows = judging.as_rows(played)
+    found = {"env": trained.env.id, "seed": config.seed, "execute": execute} | judging.summary(rows)
+    write_text(folder / "evaluate.json", json.dumps(found | {"episodes_played": rows}, indent=2) + "\n")
+    steps = "" if found["steps_to_success"] is None else f", {found['steps_to_success']:.0f} steps to it"
+    return f"Success {judging.told_rate(rows)} of {trained.env.id}{steps}; {execute} steps of a chunk executed."
