@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from embodied.datasets import layout, recovery
 from embodied.datasets.pictures import Pictures

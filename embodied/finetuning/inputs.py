@@ -91,8 +91,8 @@ def plan(config: DictConfig) -> Plan:
     rates = sorted({source.dataset.fps for source in sources})
     if policy.fps is None and len(rates) > 1:
         raise UserError(
-            f"data must have one rate; got {', '.join(map(str, rates))} fps. Say policy.fps={rates[0]}: rows are then "
-            "taken by the nearest time."
+            f"data must have one rate; got {', '.join(f'{rate:g}' for rate in rates)} fps. Say "
+            f"policy.fps={rates[0]:g}: rows are then taken by the nearest time."
         )
     fps = float(rates[0] if policy.fps is None else policy.fps)
     if fps <= 0:

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from embodied import evaluation
 from embodied.datasets import Dataset
 from embodied.datasets.windows import Episode, Windows, names_of
 from embodied.errors import UserError
@@ -28,6 +27,7 @@ from embodied.finetuning import growing, inputs, judging, labels
 from embodied.finetuning.training import POLICY, train
 from embodied.report import write_video
 from embodied.runs import write_run
+from embodied.training import evaluation
 from embodied.worlds import env_maker
 from policies.vla.core import CONFIG, ChunkPolicy
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from embodied import runs
 from embodied.datasets.windows import Windows
 from embodied.files import latest_checkpoint, write_checkpoint
+from embodied.training.log import RunLog
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.imitation import Imitation
 from rewards.progress import tqdm
@@ -56,7 +56,7 @@ def train(
         learner.load_state(
             load_file(checkpoint / "state.safetensors"), json.loads((checkpoint / "state.json").read_text())
         )
-    log = runs.logger(folder, steps=learner.done if checkpoint is not None else None)
+    log = RunLog(folder, steps=learner.done if checkpoint is not None else None)
     recent: list[float] = []
 
     def write(part: Path) -> None:
@@ -72,12 +72,11 @@ def train(
                 recent.append(learner.step())
                 bar.update()
                 if learner.done % log_every == 0 or learner.done == steps:
-                    log.record("time/total_timesteps", learner.done)
-                    log.record("train/error", float(np.mean(recent)))
+                    log.record({"train/error": float(np.mean(recent))})
                     if len(held_out):
-                        log.record("validation/error", learner.error(held_out))
+                        log.record({"validation/error": float(learner.error(held_out))})
                     bar.set_postfix(error=f"{np.mean(recent):.4f}")
-                    log.dump(learner.done)
+                    log.write(learner.done)
                     recent = []
                 if checkpoint_every and learner.done % checkpoint_every == 0 and learner.done < steps:
                     write_checkpoint(folder, learner.done, write)
