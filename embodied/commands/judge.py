@@ -57,7 +57,7 @@ def run(config: DictConfig) -> None:
     dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
     encoder: Encoder = build(config.encoder)
-    cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled)
+    cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config))
     if not cases:
         raise UserError(
             f"data must hold labelled episodes; {dataset.root} does not tell of any whether it succeeded "
@@ -163,6 +163,13 @@ class _Task:
         ]
 
 
+def _given(config: DictConfig) -> str:
+    """The goal that a person gives every reward; "" where one is left open or takes none."""
+    rewards = parts_of(resolved(config.reward)).values()
+    goals = [part.get("goal") for part in rewards if takes_goal(part) and not is_open(part)]
+    return str(goals[0]) if len(goals) == len(rewards) and isinstance(goals[0], str) else ""
+
+
 def _tasks(config: DictConfig, cases: Sequence[Case]) -> dict[str, list[Case]]:
     """Instruction -> its cases; all are one task where the person gives every reward its goal."""
     found = by_instruction(cases)
@@ -213,8 +220,9 @@ def judge_all(
 
 
 def read_cases(
-    dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none"
-) -> list[Case]:
+    dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none",
+    goal: str = "",
+) -> list[Case]:  # fmt: skip
     """The labelled episodes.
 
     LeRobot's row t holds what was seen before action t and what followed it; a case's row holds what is true of what is
@@ -223,9 +231,10 @@ def read_cases(
     Args:
         unlabelled: "skip" episodes without a label, or count them as a "success".
         frames_read: which pictures to keep; see `embodied.datasets.encoding.encode`.
+        goal: what the task is, where the person says it; "": each episode's own text.
     """
     cases = []
-    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read)
+    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read, goal=goal)
     for i, episode in enumerate(episodes):
         recording = dataset.recording(i, cameras=())
         if episode.success is None and unlabelled == "success":
