@@ -27,6 +27,7 @@ COMMANDS = Path(__file__).resolve().parent / "commands"
 GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
+LISTED = {"env": "worlds", "reward": "rewards", "encoder": "encoders", "policy": "learners"}  # by `embodied list`
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 USAGE = """\
@@ -233,7 +234,7 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
             if key == "reward" and parts:
                 name = COMPOSED
             elif name != "null" and name not in choices(key):
-                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key))}")
+                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key), listed=LISTED.get(key))}")
             name = name if name == "null" else f"'{name}'"  # a choice may be called true
             groups.append(f"{'' if key in chosen else '+'}{key}={name}")
         else:
@@ -245,7 +246,8 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
             name = word.split("=", 1)[1]
             if name not in choices("reward/combine"):
                 known = choices("reward/combine")
-                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {nearest(name, known)}")
+                told = nearest(name, known, listed="combinations")
+                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
             groups.append(f"reward/combine={name}")
     return _Choice(groups, values, plain, parts)
 
@@ -264,7 +266,8 @@ def _parts(value: str) -> list[str]:
     known = [name for name in choices("reward") if name != "true"]
     for name in names:
         if name not in known:
-            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {nearest(name, known)}")
+            told = nearest(name, known, listed="rewards")
+            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {told}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"reward={value} must list rewards, each once. Several goals of one: reward.goals=[…].")
     return names
