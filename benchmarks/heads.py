@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.common import record
 from embodied.build import build
@@ -29,6 +28,7 @@ from embodied.collecting import open_dataset
 from embodied.commands.judge import make_scorers, read_cases, reward_parts
 from embodied.judging.judgement import potential
 from rewards.metrics import bootstrap_interval
+from rewards.progress import tqdm
 
 DATA = Path("runs", "benchmarks", "heads", "desk-drawer-mixed")
 SEED, EPISODES, WARM = 7100, 40, 4
@@ -40,7 +40,7 @@ REWARDS = (
 WORDS = [
     *(f'reward.{name}.goal="{GOAL}"' for name in TEXTS),
     *(f'reward.{name}.negative="{OTHER}"' for name in ("contrast", "synthesis")),
-    f'reward.softmax.negatives=["{OTHER}"]', "reward.calibrated.threshold=0.5", "reward.keypoint.demos=5",
+    f'reward.softmax.negative=["{OTHER}"]', "reward.calibrated.threshold=0.5", "reward.keypoint.demos=5",
 ]  # fmt: skip
 WITHOUT = {  # name -> what is taken from keypoint's config
     "keypoint, no calibration": {"calibration": {}},
@@ -58,7 +58,7 @@ def main() -> None:
     camera = dataset.cameras[0]
     parts = reward_parts(config, dataset.instruction(0))
     parts |= {name: parts["keypoint"] | less for name, less in WITHOUT.items()}
-    scorers = make_scorers(parts, config, encoder, dataset.env | {"camera": camera}, ())
+    scorers = make_scorers(parts, encoder, dataset.env | {"camera": camera}, (), [camera])
     cases = read_cases(dataset, encoder, [camera], unlabelled="skip", frames_read="all")
     seconds = {name: [] for name in ("encoding", *scorers)}
     for case in tqdm(cases, desc="scoring", unit="episode"):

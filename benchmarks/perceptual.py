@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.common import record
 from embodied.envs import world_id
@@ -25,6 +24,7 @@ from rewards.core import Encoder, Episode, Features, Head
 from rewards.demonstration import Demonstration
 from rewards.encoders import embedded_encoder
 from rewards.metrics import auroc, bootstrap_interval, value_order_correlation
+from rewards.progress import tqdm
 from rewards.rapl import RAPL
 from rewards.segmentation import jaccard, ordered_random, row_steps, segment, segment_jointly
 from rewards.views import shared_views

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from benchmarks.common import read_options, record
 from embodied.robots.desk_robot import TICK_S
@@ -33,6 +32,7 @@ from embodied.robots.driver import DriverError
 from embodied.robots.env import RobotEnv
 from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot, end, start
 from embodied.robots.wire import Faults
+from rewards.progress import tqdm
 
 OPTIONS = {"episodes": 1000, "speed": 1.0, "steps": 40, "seed": 0, "fresh": False, "record": True}
 FOLDER = Path("runs", "benchmarks", "safety")

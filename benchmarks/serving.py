@@ -52,7 +52,7 @@ def server() -> Iterator[int]:
     command = [sys.executable, "-m", "embodied.cli", "serve", "reward=clip", f"reward.goal={GOAL}", f"port={port}"]
     cores = sorted(os.sched_getaffinity(0))
     child = subprocess.Popen(
-        [*command, "threads=1"],
+        [*command, "threads=1", "token=false"],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -16,6 +16,9 @@ from embodied.errors import UserError, nearest
 
 TARGETS: tuple[str, ...] = (
     "policies.rlpd.rlpd",
+    "policies.imitation.imitation",
+    "policies.residual.residual",
+    "policies.calql.calql",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

@@ -21,16 +21,16 @@ KINDS = {  # kind -> how it is written
 }
 
 _GROUPS = {"rewards": "reward", "combinations": "reward/combine", "encoders": "encoder", "learners": "policy"}
-_SENTENCE, _DEMOS = "a sentence true of success (reward.goal)", "demonstrations (reward.demos) or a fitted reward.model"
+_SENTENCE, _DEMOS = "a sentence true of success (goal)", "demonstrations (reward.demos) or a fitted reward.model"
 _LABELLED = "labelled episodes, failures among them (reward.demos), or a fitted reward.model"
-_CHAT = "an instruction (reward.goal) and a chat model (reward.vlm)"
+_CHAT = "an instruction (goal) and a chat model (reward.vlm)"
 _NEEDS = {
     "clip": _SENTENCE,
-    "contrast": "a sentence true of success and one of failure (reward.goal, reward.negative)",
+    "contrast": "a sentence true of success and one of failure (goal, reward.negative)",
     "synthesis": "the two sentences of contrast, and readings of the robot",
-    "softmax": "a sentence true of success and some of other outcomes (reward.goal, reward.negatives)",
-    "calibrated": "a sentence true of success and a threshold (reward.goal, reward.threshold)",
-    "keypoint": "an instruction (reward.goal; the world's by default), best a calibrated camera or demonstrations",
+    "softmax": "a sentence true of success and some of other outcomes (goal, reward.negative)",
+    "calibrated": "a sentence true of success and a threshold (goal, reward.threshold)",
+    "keypoint": "an instruction (goal; the world's by default), best a calibrated camera or demonstrations",
     "demonstration": _DEMOS,
     "xirl": _DEMOS,
     "rapl": _DEMOS,

@@ -7,7 +7,6 @@ traceback. Help must be quick, so nothing heavy is imported until a verb runs.
 from __future__ import annotations
 
 import ast
-import errno
 import importlib
 import os
 import re
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
-from embodied.errors import UserError, nearest
+from embodied.errors import UserError, disk_full, nearest, printable
+from embodied.words import check_grammar, quote, suggestion
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 COMMANDS = Path(__file__).resolve().parent / "commands"
 GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
+SAYS_ALL = ("WorldError", "VLMError", "SafetensorError")  # not imported for their names' sake; their text is enough
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
 LISTED = {"env": "worlds", "reward": "rewards", "encoder": "encoders", "policy": "learners"}  # by `embodied list`
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
@@ -35,7 +36,7 @@ usage: embodied VERB [key=value …]
 
 {verbs}
 
-  embodied VERB --help     what the verb does, its settings and choices
+  embodied VERB --help     what the verb does, its settings and choices (or: embodied help VERB)
   embodied VERB … --debug  with tracebacks
   embodied --version
 """
@@ -43,7 +44,7 @@ usage: embodied VERB [key=value …]
 COMPOSED = "_composed"  # the config of several rewards
 COMPOSITION = """\
 Several rewards as one, each logged by its name:
-  reward=[clip,process] reward.goal="the drawer is open"   every part with a goal gets it
+  reward=[clip,process] goal="the drawer is open"          short for reward.goal=…: every part with a goal gets it
   reward.clip.goal=…                                       that part alone
   reward.combine=NAME                                      {combinations}
   reward.shaping.kind=…                                    of the combined potential"""
@@ -71,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(usage())
             return 0 if flags else EXIT_USER_ERROR
         verb, *overrides = words
+        if verb == "help":  # as in `embodied help train`
+            verb, *overrides = overrides or [""]
+            flags.add("--help")
+            if not verb:
+                print(usage())
+                return 0
         if verb not in verbs():
             raise UserError(f"unknown verb {verb!r}. {nearest(verb, verbs())}")
         where = f"embodied {verb}"
@@ -86,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception as error:
-        message = explain(error)
+        message = explain(error, words[0] if words else "")
         if message is None or "--debug" in flags:
             raise
-        print(f"{where}: {message}", file=sys.stderr)
+        print(printable(f"{where}: {message}"), file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
 
@@ -219,11 +226,14 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
     groups, values, plain = [], [], {}
     parts: list[str] = []
     base, chosen = _compose(verb, [])
-    for word in map(_quote, overrides):
+    for word in overrides:
+        word = quote(word)
+        if word.startswith("goal=") and "goal" not in base and "reward" in chosen:
+            word = f"reward.{word}"
         key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
         if "=" not in word and not word.startswith("~"):
             raise UserError(f"settings are written key=value; got {word!r}.")
-        _check_grammar(word)
+        check_grammar(word)
         is_group = "." not in key and (paths.configs() / key).is_dir()
         if is_group and key in base and key not in chosen:  # a plain setting; Hydra would look for the group's file
             plain[key] = word.split("=", 1)[1]
@@ -313,37 +323,22 @@ def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str
     return config, chosen
 
 
-def _quote(word: str) -> str:
-    """`reward.goal=the robot's cup` → `reward.goal="the robot's cup"`; what Hydra's grammar knows stays.
-
-    In lists and mappings without any quotes, items with = or # get theirs: `source=[front=0,side=film.mp4]`.
-    """
-    key, equal, value = word.partition("=")
-    if not equal or not re.search(r"[\s',=#]|^~", value) or value[0] in "\"'":
-        return word
-    if value[0] in "[{":
-        name = r"\w+:" if value[0] == "{" else ""
-        items = rf"(?<=[\[{{,])(\s*{name})([^][{{}},]*[=#][^][{{}},]*)"
-        return word if re.search("[\"']", value) else f"{key}=" + re.sub(items, r'\1"\2"', value)
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
-    return f'{key}="{escaped}"'
-
-
-def _check_grammar(word: str) -> None:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import OverrideParseException
-
-    try:
-        OverridesParser.create().parse_overrides([word])
-    except OverrideParseException as error:
-        raise UserError(f"cannot read {word!r}: {str(error.message).splitlines()[0]}.") from error
-
-
 def _check_key(key: str, base: DictConfig) -> None:
     known = dict(_flatten(base))
     if key not in known:
-        told = f"unknown setting {key!r}. {nearest(key, known)}"
+        if key == "reward.goal" and "reward" in known:
+            raise UserError(f"goal must be left out: {_no_goal(base)}.")
+        told = f"unknown setting {key!r}. {suggestion(key, known)}"
         raise UserError(told.replace("reward.parts.", "reward."))
+
+
+def _no_goal(base: DictConfig) -> str:
+    """Why a reward has no goal."""
+    target = base.reward.get("_target_")
+    if target is None:
+        return "reward=true is the task's own, and follows none"
+    name = str(target).rpartition(".")[2].removesuffix("_scorer")
+    return f"reward={name} follows none, for its demonstrations or pictures say what the task is"
 
 
 def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
@@ -375,16 +370,18 @@ def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flatten(node, f"{prefix}{key}.")
 
 
-def explain(error: BaseException) -> str | None:
-    """One line for an error that a person can mend; None for a fault of ours, which deserves its traceback."""
+def explain(error: BaseException, verb: str = "") -> str | None:
+    """One line for a verb's error that a person can mend; None for a fault of ours, which deserves its traceback."""
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, OSError) and chain.errno in (errno.ENOSPC, errno.EDQUOT):
-            file = f" while writing {chain.filename}" if chain.filename else ""
-            return f"the disk is full{file}. Free some space, or write elsewhere with run=FOLDER."
+        if disk_full(chain):
+            file = f" while writing {name}" if (name := getattr(chain, "filename", None)) else ""
+            return f"the disk is full{file}. Free some space{paths.elsewhere(verb)}."
         chain = chain.__cause__ or chain.__context__
-    if type(error).__name__ == "WorldError":  # of embodied.envs.worker; names the world and what happened in it
+    if type(error).__name__ in SAYS_ALL:
         return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        return ": ".join(str(each) for each in (error.filename, error.strerror) if each)
     theirs = type(error).__module__.split(".")[0] in ("hydra", "omegaconf")
     if theirs or isinstance(error, UserError | ValueError | TypeError | OSError | FloatingPointError):
         return " ".join(str(error).split()) or type(error).__name__

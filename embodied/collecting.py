@@ -10,21 +10,23 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from embodied import runs
 from embodied.datasets import Dataset, Writer
+from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
+from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
+from embodied.literal import load_literal
 from embodied.settings import check_least
 from embodied.training.acting import load_policy
 from embodied.training.playing import Solo
 from embodied.worlds import env_maker
+from rewards.progress import tqdm
 
 COLLECTED = Path("runs", "collect")
 POLICIES = ("expert", "mixed", "random")  # of a dataset's name
@@ -33,22 +35,28 @@ TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
 
 
-def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
+def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | None = None, **how: Any) -> Dataset:
     """A dataset by folder or by name.
 
     Args:
         source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
             is collected first if it is not there.
         setting: what errors call it.
+        episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
+            `collect`'s own number, of one that is missing.
+        how: it is read: `success`, `tolerance` and `surplus` of `Dataset`.
 
     Raises:
         UserError: neither; or a damaged dataset.
     """
     root, name = Path(source), str(source)
+    recorded(root)
     if root.exists() or len(root.parts) > 1:
-        return Dataset(root)
-    if (COLLECTED / name / "meta").is_dir():
-        return Dataset(COLLECTED / name)
+        return Dataset(root, **how)
+    if any((COLLECTED / name / part).is_dir() for part in ("meta", STAGING)):
+        found = Dataset(COLLECTED / name, **how)
+        if episodes is None or len(found) >= episodes:
+            return found
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
         known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
@@ -58,7 +66,28 @@ def open_dataset(source: str | Path, *, setting: str = "data") -> Dataset:
         )
     from embodied.cli import compose
 
-    return collect(compose("collect", [f"env={world}", f"policy={policy}"]))
+    wanted = [] if episodes is None else [f"episodes={episodes}"]
+    made = collect(compose("collect", [f"env={world}", f"policy={policy}", *wanted]))
+    return Dataset(made.root, **how) if how else made
+
+
+def reading(config: DictConfig) -> dict[str, Any]:
+    """How a verb's config says that its dataset is read, for `open_dataset`."""
+    return {name: config[name] for name in ("success", "tolerance", "surplus") if config.get(name) is not None}
+
+
+def recorded(root: Path) -> None:
+    """Finish the record of a camera that lies around a dataset, where it was killed and nobody records there now."""
+    from embodied.sinks import packing
+
+    if not (root.parent / packing.JOURNAL).is_dir():
+        return
+    from embodied.sinks.record import Folder
+
+    try:
+        Folder(root.parent, new=False).close()
+    except UserError:  # it is being written, or cannot be: what is there is read
+        return
 
 
 def collect(config: DictConfig) -> Dataset:
@@ -83,6 +112,8 @@ def collect(config: DictConfig) -> Dataset:
         size = config.image_size
         root = Path(config.out or COLLECTED / _name(config))
         description: Any = OmegaConf.to_container(config.env, resolve=True)
+        if description.get("max_episode_steps") is None:
+            description.pop("max_episode_steps", None)  # as datasets of before this setting
         with (
             Writer(
                 root,
@@ -119,6 +150,7 @@ class Take:
 
     Attributes:
         seed: of the reset.
+        success: after each action; None where the world does not tell.
         phases: the expert's phase when it was asked for each action; [] without an expert.
     """
 
@@ -128,7 +160,7 @@ class Take:
     states: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
-    success: list[bool] = field(default_factory=list)
+    success: list[bool | None] = field(default_factory=list)
     terminated: list[bool] = field(default_factory=list)
     phases: list[int] = field(default_factory=list)
 
@@ -136,20 +168,35 @@ class Take:
         """As the dataset's features."""
         ended = np.zeros(len(self.actions), bool)
         ended[-1] = True
+        whole = np.dtype(env.action_space.dtype).kind in "iu"  # choices and switches
         found = {
             "observation.state": np.array(self.own, np.float32),
             "observation.environment_state": np.array(self.states, np.float32),
-            "action": np.array(self.actions, np.int64 if isinstance(env.action_space, spaces.Discrete) else np.float32),
+            "action": np.array(self.actions, np.int64 if whole else np.float32),
             "next.reward": np.array(self.rewards, np.float32),
-            "next.success": np.array(self.success),
+            "next.success": self._success(),
             "next.done": ended,
             "next.truncated": ended & ~np.array(self.terminated),
         }
         return {name: values for name, values in found.items() if values.size}
 
+    def _success(self) -> np.ndarray:
+        """(T,) bool; (0,) of a world that does not tell: unknown is not no, so such datasets have no column of it.
+
+        Raises:
+            UserError: it tells at some steps only.
+        """
+        told = [each for each in self.success if each is not None]
+        if told and len(told) < len(self.success):
+            raise UserError(
+                f"collect: is_success must be told at every step, or at none; this world told {len(told)} of "
+                f"{len(self.success)}. Make its step() tell it always."
+            )
+        return np.array(told, bool)
+
     def steps(self) -> list[int]:
         """Rows at which the steps of the last, uninterrupted pass through the task end, the last row included."""
-        if not self.phases or not self.success[-1]:
+        if not self.phases or self.success[-1] is not True:
             return []
         phases = np.array(self.phases)
         begun = int(np.flatnonzero(np.diff(phases) < 0)[-1]) + 1 if (np.diff(phases) < 0).any() else 0
@@ -176,9 +223,9 @@ def _play(
         obs, reward, terminated, truncated, info = env.step(action)
         take.own.append(own)
         take.states.append(state)
-        take.actions.append(np.asarray(action))
+        take.actions.append(np.asarray(action) if np.ndim(action) == 0 else np.ravel(action))
         take.rewards.append(float(reward))
-        take.success.append(bool(info.get("is_success", False)))
+        take.success.append(told_success(info))
         take.terminated.append(bool(terminated))
         over = terminated or truncated or len(take.actions) == stop
     return take
@@ -325,9 +372,9 @@ def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
     return {name.replace("/", "_"): name for name in wanted}
 
 
-def _fps(env: gymnasium.Env) -> int:
+def _fps(env: gymnasium.Env) -> float:
     world = env.unwrapped
-    return round(1 / world.ctrl_dt) if isinstance(world, World) else int(world.metadata.get("render_fps", 20))
+    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
 
 
 def _instruction(env: gymnasium.Env) -> str:
@@ -345,7 +392,7 @@ def _kind(i: int, config: DictConfig) -> str:
 
 
 def _name(config: DictConfig) -> str:
-    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-")
+    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-").replace(":", "-")
     return f"{env}-{config.policy.replace('run:', '').replace('/', '-')}"
 
 
@@ -368,6 +415,7 @@ def _check(config: DictConfig) -> None:
 def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
     """The config with the run's own world, and the policy of its newest checkpoint."""
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
-    trained = OmegaConf.load(folder / "config.yaml")
+    policy = load_policy(folder, trust=config.get("trust"))
+    trained = load_literal(folder / "config.yaml")
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
-    return changed, load_policy(folder)  # pyright: ignore[reportReturnType]
+    return changed, policy  # pyright: ignore[reportReturnType]

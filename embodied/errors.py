@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 SHOWN = 20  # choices listed in full; longer lists show the nearest ones only
@@ -34,7 +36,9 @@ def nearest(name: str, choices: Iterable[str], *, listed: str | None = None) -> 
 
 def _nearest(name: str, choices: Iterable[str]) -> str:
     names = sorted(set(choices))
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [c for c in names if name and name in c][:3]
+    alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    alike = [c for c in alike if c[:1] == name[:1] or difflib.SequenceMatcher(None, c, name).ratio() > 0.6]
+    near = alike or [c for c in names if name and name in c][:3]
     if not names:
         return "There is nothing to choose from."
     if len(names) <= SHOWN:
@@ -43,3 +47,15 @@ def _nearest(name: str, choices: Iterable[str]) -> str:
     if near:
         return f"Did you mean {' or '.join(near)}? ({len(names)} names exist.)"
     return f"{len(names)} names exist, for example {', '.join(names[:SHOWN])}."
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether an error says that the disk is full, in Python's words or in those of a library that writes by itself."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return bool(re.search(r"No space left on device|Disk quota exceeded", str(error)))
+
+
+def printable(text: str) -> str:
+    """A line for a terminal: what a text from outside says to the terminal itself is shown, not done."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

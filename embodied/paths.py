@@ -20,3 +20,11 @@ def asset(name: str) -> Path:
 def configs() -> Path:
     """The folder of Hydra configs."""
     return _data("configs")
+
+
+def elsewhere(verb: str) -> str:
+    """The setting by which a verb writes into another place, as the end of an advice; "" where it has none."""
+    file = configs() / f"{verb}.yaml"
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    keys = [key for line in lines if (key := line.partition(":")[0]) in ("run", "out", "record")]
+    return f", or write elsewhere with {keys[0]}=…" if keys else ""

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from embodied.envs import SCRIPTED, world_id
 from embodied.renders import render
 from rewards.grounding import Grounder
 from rewards.pointer import SPREAD, Pointer
+from rewards.progress import tqdm
 
 SURE = 0.3  # the least peak of the map from which a place is learned
 OWN_LOOK, SECOND_CAMERA = 0.4, 0.2  # shares of the frames

@@ -24,7 +24,6 @@ import yaml
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from embodied.captions import Captions
 from embodied.envs.world import World
@@ -37,6 +36,7 @@ from rewards.grounding import FILE as PROJECTOR
 from rewards.grounding import Grounder, Projector, resnet_maps
 from rewards.pointer import FILE as POINTER
 from rewards.pointer import Pointer
+from rewards.progress import tqdm
 
 WORLDS = {  # scene -> worlds that start differently, and its share of the frames
     "desk": (("desk-drawer", "desk-close", "desk-place"), 0.64),

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 import embodied.envs  # noqa: F401  (registers the worlds)
 from embodied.envs.desk import Desk
@@ -21,6 +20,7 @@ from embodied.training.acting import load_policy
 from embodied.training.perception import Perception
 from embodied.training.playing import Solo
 from policies.core import Actor
+from rewards.progress import tqdm
 
 CHUNK = 400  # frames rendered by one job
 POLICY_SHARE = 0.7  # of the episodes of a world with policies

@@ -28,7 +28,8 @@ STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px
 TRUE_REWARD = "the task's own"
 SHOWN_VIDEOS, STILLS = 4, 6
-WIDE = 980  # px, of a chart that has a row to itself
+WIDE, NARROW = 980, 360  # px, of a chart that has a row to itself, on a wide page and on a narrow one
+CONTROLS = 72  # px that a browser's controls take below a video, so that they cover neither picture nor reward
 INK, SOFT, LINE, FAINT, GROUND = (232, 235, 240), (152, 162, 176), (94, 161, 255), (52, 60, 74), (14, 17, 22)
 
 
@@ -165,6 +166,7 @@ def write_page(
 ) -> Path:
     """Write `report.html` into a folder, whole or not at all; the heading is text, the other parts are HTML."""
     page = Template(Path(__file__).with_name("report.html").read_text("utf-8")).substitute(
+        controls=CONTROLS,
         title=escape(f"{heading} · embodied"),
         eyebrow=escape(f"embodied · {verb} · {folder.resolve().name}"),
         heading=escape(heading),
@@ -239,12 +241,18 @@ def _result(judged: Mapping[str, Any] | None) -> str:
     if judged is None:
         return '<p class="note">not evaluated yet</p>'
     rate, low, high, n = (judged[k] for k in ("success_rate", "ci_low", "ci_high", "episodes"))
+    if rate is None and "mean_env_reward" not in judged:  # practice in a world that tells neither
+        said = f"success is unknown; the model alone judged, and said yes to {judged['forward']['said_success']}"
+        return f'<strong>?</strong><p class="note">{said} of {n} attempts</p>'
     if rate is None:
         text = f"mean return of {n} episodes under the task's own reward; this world does not tell success"
         return f'<strong>{number(judged["mean_env_reward"])}</strong><p class="note">{text}</p>'
+    known = judged.get("known", n)
+    untold = f"<br>{n - known} more do not tell" if known < n else ""
     return (
         f"<strong>{100 * rate:.0f}<small>%</small></strong>{interval_bar(rate, low, high)}"
-        f'<p class="note">success in {round(rate * n)} of {n} episodes<br>95 % interval {low:.0%} to {high:.0%}</p>'
+        f'<p class="note">success in {round(rate * known)} of {known} episodes{untold}<br>'
+        f"95 % interval {low:.0%} to {high:.0%}</p>"
     )
 
 
@@ -271,11 +279,9 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
         columns = ([float(e[key]) for e in points] for key in ("steps", "success_rate", "ci_low", "ci_high"))
         lines = [Series("evaluation", *columns)]
         note = "At fixed checkpoints, deterministic policy; the band is the 95 % interval."
-        cards.append(
-            card("Success", note, line_chart(lines, x_label="steps", percent=True, marks=True, colour=3, width=WIDE))
-        )
+        cards.append(card("Success", note, _wide_chart(lines, marks=True)))
     elif rollout:
-        chart = line_chart([Series("training", *rollout)], x_label="steps", percent=True, colour=3, width=WIDE)
+        chart = _wide_chart([Series("training", *rollout)])
         cards.append(card("Success", "Of training episodes, with exploration noise.", chart))
     for key, title, note, colour in (
         ("rollout/ep_rew_mean", "Reward learned from", "Mean return of training episodes.", 1),
@@ -286,14 +292,25 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
     return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""
 
 
+def _wide_chart(lines: Sequence[Series], *, marks: bool = False) -> str:
+    """Success over steps, drawn for a row of its own and again for a narrow page, where its text would be too small."""
+    return "".join(
+        f'<div class="{name}">'
+        + line_chart(lines, x_label="steps", percent=True, marks=marks, colour=3, width=width)
+        + "</div>"
+        for name, width in (("wide", WIDE), ("narrow", NARROW))
+    )
+
+
 def _videos(paths: Sequence[Path]) -> str:
     if not paths:
         return ""
     figures = []
     for path in paths[-SHOWN_VIDEOS:]:
-        data = base64.b64encode(path.read_bytes()).decode()
+        data, shape = base64.b64encode(path.read_bytes()).decode(), _shape(path)
         figures.append(
-            f'<figure><video controls autoplay muted loop playsinline src="data:video/mp4;base64,{data}"></video>'
+            f'<figure><video style="--shape:{shape:.4f}" controls autoplay muted loop playsinline '
+            f'src="data:video/mp4;base64,{data}"></video>'
             f"<figcaption>{escape(path.stem.replace('_', ' ').replace('-', ' '))}</figcaption></figure>"
         )
     stills = "".join(f'<img alt="still {i + 1}" src="{src}">' for i, src in enumerate(_stills(paths[-1])))
@@ -303,6 +320,13 @@ def _videos(paths: Sequence[Path]) -> str:
         f"With the reward drawn in.{more} Below, stills of the last one, from start to end.",
         f'<div class="videos">{"".join(figures)}</div><div class="stills">{stills}</div>',
     )
+
+
+def _shape(path: Path) -> float:
+    """Height over width of a video."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return stream.height / stream.width
 
 
 def _stills(path: Path) -> list[str]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -19,12 +20,15 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from embodied import cli
 from embodied.errors import UserError
 from embodied.files import latest_checkpoint, write_text
+from embodied.literal import load_literal, resolved, saved_text
+from embodied.trust import check_trusted, remember
 
+STEPS = "time/total_timesteps"  # the column of progress.csv that counts
 ROOT = Path("runs")  # of the folders that commands make
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 
@@ -66,7 +70,7 @@ class Run:
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
-        old = saved_config(folder, self.verb)
+        old = saved_config(folder, self.verb, trust=config.get("trust"))
         if cli.given(config, "steps") and config.steps != old.steps:
             if config.steps < int(checkpoint.name):
                 raise UserError(
@@ -97,6 +101,7 @@ class Run:
                 folder = new_folder(ROOT / self.verb, name, reward, config.seed)
             self.folder = folder
             save_config(folder, config)
+            remember(resolved(config))
             write_run(folder, verb=self.verb, seed=config.seed, command=sys.argv, **facts())
         write_run(self.folder, status="running")
         return self.folder
@@ -114,15 +119,27 @@ class Run:
     ) -> None:
         if error is None or self.folder is None:
             return
-        write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+        write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         if latest_checkpoint(self.folder) is not None:
             print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
 
 
-def saved_config(folder: Path, verb: str) -> DictConfig:
-    """The config a run was started with; settings that came later have their defaults."""
-    saved, defaults = OmegaConf.load(folder / "config.yaml"), cli.compose(verb, [])
-    assert isinstance(saved, DictConfig)
+def saved_config(folder: Path, verb: str, *, trust: Iterable[str] | None = None) -> DictConfig:
+    """The config a run was started with; settings that came later have their defaults.
+
+    The run may be somebody else's, so its config is data: no text in it is resolved, and it reaches out to nothing that
+    the person at hand did not name.
+
+    Args:
+        folder: of the run.
+        verb: whose defaults are taken.
+        trust: addresses, names of keys and modules that the command line allows it; see `embodied.trust`.
+
+    Raises:
+        UserError: no config, a damaged one, or one that wants more than it is allowed.
+    """
+    saved, defaults = load_literal(folder / "config.yaml"), cli.compose(verb, [])
+    check_trusted(folder, resolved(saved), trust)
     for now, default in ((saved, defaults), (saved.env, defaults.env)):
         for key, value in default.items():
             if key not in now:
@@ -132,7 +149,7 @@ def saved_config(folder: Path, verb: str) -> DictConfig:
 
 def save_config(folder: Path, config: DictConfig) -> None:
     """Write config.yaml, whole or not at all."""
-    write_text(folder / "config.yaml", OmegaConf.to_yaml(config))
+    write_text(folder / "config.yaml", saved_text(config))
 
 
 # Names and facts ------------------------------------------------------------------------------------------
@@ -141,7 +158,7 @@ def save_config(folder: Path, config: DictConfig) -> None:
 def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
     """A fresh folder below root, made; named by time, env, reward and seed."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{env.replace('/', '-')}-{reward}-s{seed}"
+    name = f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}"
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = root / f"{name}{suffix}"
         try:
@@ -216,6 +233,18 @@ def _cpu() -> str:
 
 
 def append_line(file: Path, values: Mapping[str, Any]) -> None:
-    """One JSON object on one line."""
+    """One JSON object on one line; a `final` one takes the place of a former, as when a finished run is resumed."""
+    if values.get("final") and file.is_file():
+        lines = file.read_text("utf-8").splitlines()
+        write_text(file, "".join(f"{line}\n" for line in lines if not (parsed(line) or {}).get("final")))
     with file.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(values) + "\n")
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """A line's object; None of half a line, which a kill or a full disk leaves."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -7,7 +7,8 @@ name, the cameras' calibration, and a goal that is the task's own instruction. E
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.build import build, locate
-from embodied.envs import SCRIPTED
+from embodied.envs import SCRIPTED, is_world
+from embodied.envs.worker import own_view
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.goal_images import simulated
+from embodied.goals import check_goal_given, is_open, with_goal
+from embodied.literal import literal_config
 from embodied.worlds import env_maker, reward_cameras
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
@@ -29,16 +33,29 @@ FITTED = "fitted"  # folder of a run
 EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
 
-def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | None:
+def make_scorer(
+    config: DictConfig,
+    *,
+    world: World | None = None,
+    env: Mapping[str, Any] | None = None,
+    goal: str | None = None,
+    views: Sequence[str] | None = None,
+    encoder: Encoder | None = None,
+) -> Scorer | None:
     """The reward model; None where the task's own reward is learned from.
 
-    What a factory can take and its config leaves null is filled in: `goal`, by the world's instruction; `calibration`,
-    by that of the reward's cameras that stand still. Recorded episodes (`demos`, `adapt`) given as a
-    number are so many expert episodes of the world, given as a name or folder a whole dataset; encoded here, once.
+    What a factory can take and its config leaves null is filled in: `goal`, by the one given here, else the world's
+    instruction (see `embodied.goals`); `calibration`, by that of the reward's cameras that stand still. Recorded
+    episodes (`demos`, `adapt`) given as a number are so many expert episodes of the world, given as a name or folder a
+    whole dataset; encoded here, once.
 
     Args:
         config: a verb's, with `reward` and `encoder`; without `env` there is no world to ask.
         world: the world, where there is one already; else it is made and closed here, if it is needed.
+        env: in place of the config's: a dataset's description of its world, plain data.
+        goal: the task text of the data at hand, for rewards whose goal is left open.
+        views: the cameras that it will be shown, where the verb knows them; None: those of the world.
+        encoder: where the config's is there already; None: made here.
 
     Raises:
         UserError: something in the config is unknown or cannot be had here.
@@ -48,14 +65,79 @@ def make_scorer(config: DictConfig, *, world: World | None = None) -> Scorer | N
     if config.reward["_target_"] == REMOTE:
         return build(config.reward)  # the encoder is the server's
     reward: Any = OmegaConf.to_container(config.reward, resolve=True, throw_on_missing=True)
-    filler = _Filler(config, build(config.encoder), world)
+    encoder = build(config.encoder) if encoder is None else encoder
+    assert encoder is not None
+    if env is not None:
+        described = {"env": dict(env)} if is_world(env.get("id")) else {}
+        return scorer_of(reward, encoder, literal_config(described), world=world, goal=goal, views=views)
+    return scorer_of(reward, encoder, config, world=world, goal=goal, views=views)
+
+
+def scorer_of(
+    reward: Mapping[str, Any],
+    encoder: Encoder,
+    config: DictConfig,
+    *,
+    world: World | None = None,
+    goal: str | None = None,
+    views: Sequence[str] | None = None,
+) -> Scorer:
+    """`make_scorer` from a reward's plain config and an encoder that is there already.
+
+    Args:
+        reward: texts in it are taken as they stand.
+        encoder: for every part of it.
+        config: with `env`, where there is a world to ask.
+        world, goal, views: see `make_scorer`.
+    """
+    filler = _Filler(config, encoder, world, goal)
     try:
         if reward["_target_"] != COMPOSED:
-            return filler.scorer(reward)
-        parts = {name: filler.scorer(part) for name, part in reward.pop("parts").items()}
-        return build(reward, encoder=filler.encoder, parts=parts)
+            scorer = filler.scorer(reward)
+        else:
+            parts = {name: filler.scorer(part, name) for name, part in reward["parts"].items()}
+            rest = {key: value for key, value in reward.items() if key != "parts"}
+            scorer = build(rest, encoder=encoder, parts=parts)
+        if any(True for _ in _fitted_heads(scorer)):
+            setting = "env.cameras" if views is None else "cameras"
+            check_views(scorer, filler.views() if views is None else views, setting)
+        return scorer
     finally:
         filler.close()
+
+
+def check_views(scorer: Scorer, views: Sequence[str], setting: str) -> None:
+    """Say which cameras a fitted head will miss, or refuse where it cannot judge without them.
+
+    A head that was fitted on several cameras and is shown one scores low or not at all; nobody would know why.
+
+    Args:
+        scorer: whose heads may have been fitted (`cameras`); `needs_cameras` where all of them must be there.
+        views: the cameras that it will be shown; none: not known.
+        setting: where a person names them.
+
+    Raises:
+        UserError: a head that has none of its cameras, or lacks one it cannot do without; gives the setting.
+    """
+    for name, head in _fitted_heads(scorer):
+        cameras = tuple(head.cameras)
+        missing = [each for each in cameras if each not in views]
+        if not views or not missing or len(cameras) == len(views) == 1:  # a lone camera may have any name
+            continue
+        told = f"{name} was fitted on {', '.join(cameras)}, and is shown {', '.join(views)}"
+        add = f"Add {setting}=[{','.join(cameras)}], or fit it again on what there is: cameras=[{','.join(views)}]."
+        if len(missing) == len(cameras) or getattr(head, "needs_cameras", False):
+            raise UserError(f"{setting}: {told}; without {', '.join(missing)} it cannot judge. {add}")
+        print(f"{told}: it judges without {', '.join(missing)}, and less well. {add}", file=sys.stderr)
+
+
+def _fitted_heads(scorer: Scorer) -> Iterator[tuple[str, Any]]:
+    """Name and head of everything that was fitted on cameras, in parts too."""
+    for name, head in scorer.heads.items():
+        if isinstance(head, Part):
+            yield from _fitted_heads(head.scorer)
+        elif getattr(head, "cameras", None):
+            yield name, head
 
 
 def keep_fitted(scorer: Scorer, reward: DictConfig, folder: Path) -> None:
@@ -101,16 +183,17 @@ def reward_name(reward: Mapping[str, Any] | DictConfig) -> str:
 class _Filler:
     """What a reward's factory wants of the world and its data, had only when one asks."""
 
-    def __init__(self, config: DictConfig, encoder: Encoder, world: World | None) -> None:
+    def __init__(self, config: DictConfig, encoder: Encoder, world: World | None, goal: str | None) -> None:
         self.encoder = encoder
-        self._config, self._given, self._made = config, world, None
-        self._demos: dict[tuple[int | str, str], Sequence[Episode]] = {}
+        self._config, self._given, self._made, self._goal = config, world, None, goal
+        self._demos: dict[tuple[int | str, str, str | None], Sequence[Episode]] = {}
 
-    def scorer(self, reward: dict[str, Any]) -> Scorer:
-        reward = dict(reward)
+    def scorer(self, reward: Mapping[str, Any], name: str = "") -> Scorer:
+        reward = with_goal(reward, self._goal)
         parameters = inspect.signature(locate(reward.get("_target_"))).parameters
-        if "goal" in parameters and "goals" not in parameters and reward.get("goal") is None and self.world:
-            reward["goal"] = self.world.instruction
+        if is_open(reward) and self.world:
+            reward = with_goal(reward, self.world.instruction)
+        check_goal_given(reward, name)
         call_time: dict[str, Any] = {}
         if isinstance(reward.get("goal_images"), int) and reward.get("model") is None and self.world:
             size = int(self.encoder.image_size[0])
@@ -119,10 +202,11 @@ class _Filler:
             )
         if "calibration" in parameters and reward.get("calibration") is None and self.world:
             call_time["calibration"] = self._calibration(self.world)
-        for name in EPISODES:
-            wanted = reward.pop(name, None)
-            if wanted is not None and (name != "demos" or reward.get("model") is None):  # a fitted model needs none
-                call_time[name] = self._episodes(name, wanted, episode_frames(reward | call_time))
+        for each in EPISODES:
+            wanted = reward.pop(each, None)
+            if wanted is not None and (each != "demos" or reward.get("model") is None):  # a fitted model needs none
+                goal = reward.get("goal", "")  # None: each episode's own
+                call_time[each] = self._episodes(each, wanted, episode_frames(reward | call_time), goal)
         return build(reward, encoder=self.encoder, **call_time)
 
     @cached_property
@@ -137,7 +221,7 @@ class _Filler:
         size = int(self.encoder.image_size[0])
         return {name: world.calibration(name, size) for name in self._cameras() if not world.moves(name)}
 
-    def _episodes(self, name: str, wanted: Any, frames_read: str) -> Sequence[Episode]:
+    def _episodes(self, name: str, wanted: Any, frames_read: str, goal: str | None = None) -> Sequence[Episode]:
         """The recorded episodes a config asks for, encoded: the views to come, no others.
 
         Raises:
@@ -148,18 +232,24 @@ class _Filler:
                 f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
                 f"Try reward.{name}=5 or reward.{name}=path/to/lerobot."
             )
-        key = (wanted, frames_read)
+        key = (wanted, frames_read, goal)
         if key not in self._demos:
             from embodied.collecting import open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
-            dataset = open_dataset(wanted if isinstance(wanted, str) else f"{self._env_name(name, wanted)}-expert")
-            if isinstance(wanted, int) and len(dataset) < wanted:
-                raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
+            if isinstance(wanted, str):
+                dataset = open_dataset(wanted)
+            else:
+                dataset = open_dataset(f"{self._env_name(name, wanted)}-expert", episodes=wanted)
+                if len(dataset) < wanted:
+                    raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None
+            for i in range(len(dataset)) if goal is None and indices is None else ():
+                dataset.instruction(i)  # refused where the frames of one have several
             self._demos[key] = encode(
-                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read
-            )
+                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read,
+                goal=goal or "",
+            )  # fmt: skip
         return self._demos[key]
 
     def _env_name(self, name: str, wanted: int) -> str:
@@ -177,6 +267,12 @@ class _Filler:
         """The views to come, where they are known."""
         named = reward_cameras(self._config) if "env" in self._config else []
         return named or ([self.world.camera] if self.world else [])
+
+    def views(self) -> list[str]:
+        """The same, of any environment."""
+        if found := self._cameras():
+            return found
+        return [] if self._made is None else [own_view(self._made)]
 
     def close(self) -> None:
         if self._made is not None:

@@ -1,6 +1,6 @@
 """A client of `embodied serve`: frames go there, readings come back; one episode after another.
 
-embodied serve reward.goal="the drawer is open"          # in another terminal, or on another computer
+embodied serve goal="the drawer is open"          # in another terminal, or on another computer
 python examples/serve_client.py http://127.0.0.1:8765
 """
 

@@ -159,6 +159,9 @@ class Learner(Actor, Protocol):
     pace: Pace
     sampling: Sampling | None
 
+    # One more, where a learner can: acting() -> Actor, with the weights of now, to act with while `update` runs on
+    # another thread. It shares what acting changes (generators, who plays), and `update` must change none of that.
+
     def observe(self, rollout: Rollout, reward: Float32[np.ndarray, "T E"]) -> None:
         """The newest steps, with the rewards to learn from: for counters, hand-over and on-policy learning."""
         ...

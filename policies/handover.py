@@ -48,6 +48,12 @@ class HandOver:
         self._returns = (deque(maxlen=4 * self._window), deque(maxlen=self._window))
         self._running = [(-1, 0.0) for _ in self._running]
 
+    @property
+    def bar(self) -> float | None:
+        """What imitation earns in an episode, on average; None: not measured enough."""
+        shown = self._returns[IMITATION]
+        return float(np.mean(shown)) if len(shown) >= self._window // 2 else None
+
     def choose(self, count: int) -> np.ndarray:
         """(count,) int8, who plays the episodes that begin: the share, as evenly as it goes."""
         out = np.zeros(count, np.int8)

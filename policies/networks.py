@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from gymnasium import spaces
@@ -20,6 +20,8 @@ from policies.core import leaves
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 CLIP = 10.0  # standard deviations; what lies further off is an accident
 DORMANT = 0.025  # DrM's threshold
+
+T = TypeVar("T")
 
 
 class Linear(nn.Module):
@@ -109,10 +111,11 @@ class Critics(nn.Module):
 
 
 class Sample(NamedTuple):
-    """An action drawn, (B, A) in (-1, 1), and its log-density, (B,)."""
+    """An action drawn, (B, A) in (-1, 1), its log-density, (B,), and what would be done without noise, (B, A)."""
 
     action: Tensor
     log_prob: Tensor
+    best: Tensor
 
 
 class GaussianActor(nn.Module):
@@ -161,7 +164,7 @@ class GaussianActor(nn.Module):
         u = mean + log_std.exp() * noise
         log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         log_prob = log_prob - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
-        return Sample(torch.tanh(u), log_prob.sum(-1))
+        return Sample(torch.tanh(u), log_prob.sum(-1), torch.tanh(mean))
 
 
 class Standardise(nn.Module):
@@ -216,6 +219,29 @@ def flat_size(space: spaces.Space, who: str) -> int:
             raise ValueError(f"{who}: {what} must be a vector; got {box}. Take env.obs=points, features or state.")
         size += box.shape[0]
     return size
+
+
+def action_size(space: spaces.Space, who: str) -> int:
+    """A of continuous actions.
+
+    Raises:
+        ValueError: they are discrete.
+    """
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(
+            f"{who}: actions must be a Box of one axis; got {space}. Use policy=sb3_dqn or policy=sb3_ppo."
+        )
+    return space.shape[0]
+
+
+def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
+    """Settings from a config's values, whose lists are tuples here.
+
+    Raises:
+        TypeError: one that there is not.
+        ValueError: one out of range.
+    """
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 def flat(obs: Any) -> Tensor:

@@ -357,7 +357,8 @@ class Replay:
             self._grow(int(values["slots"]))
         if ROWS in arrays and ROWS not in self._moments.rings:
             self._moments.add_column(ROWS, arrays[ROWS].shape[2:], np.float16)
-        if values["slots"] != self.slots:
+        room = not values["full"] and int(values["pos"]) < self.slots  # nothing was overwritten: it fits a longer ring
+        if values["slots"] != self.slots and not room:
             raise ValueError(f"Replay.load: slots of a world must be {self.slots}; got {values['slots']}.")
         for name, column in {**self._columns, **self._moments.rings}.items():
             got = arrays[name].shape[1:] if name in arrays else "none"

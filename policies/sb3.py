@@ -371,7 +371,7 @@ class OnPolicy(_Adapter):
         model.policy.set_training_mode(False)
         with torch.no_grad():
             tensor, _ = model.policy.obs_to_tensor(obs)
-            raw, values, log_probs = model.policy(tensor)  # pyright: ignore[reportCallIssue]
+            raw, values, log_probs = model.policy(tensor)
         raw = raw.cpu().numpy()
         self._acted.append((raw, values, log_probs))
         space = model.action_space
@@ -397,8 +397,9 @@ class OnPolicy(_Adapter):
         buffer.compute_returns_and_advantage(last_values=last, dones=rollout.ended[-1])
 
     def _values(self, obs: Obs) -> np.ndarray:
+        policy: Any = self.model.policy
         with torch.no_grad():
-            return self.model.policy.predict_values(self.model.policy.obs_to_tensor(obs)[0]).flatten().cpu().numpy()
+            return policy.predict_values(policy.obs_to_tensor(obs)[0]).flatten().cpu().numpy()
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         self.model.train()  # pyright: ignore[reportAttributeAccessIssue]

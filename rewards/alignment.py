@@ -23,7 +23,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize, pad
-from tqdm import tqdm
+
+from rewards.progress import tqdm
 
 Drawer = Callable[[int, np.random.Generator], tuple[str, bool]]  # fact -> (sentence, says the opposite)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -10,6 +13,8 @@ import numpy as np
 
 IMAGE = "<image>"  # where in a message's text an image goes
 ROLES = ("system", "user", "assistant")
+THOUGHT = re.compile(r"<think(?:ing)?>|\[THINK\]|◁think▷", re.IGNORECASE)  # where a model's reasoning begins
+THOUGHT_ENDS = re.compile(r"</think(?:ing)?>|\[/THINK\]|◁/think▷", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -104,3 +109,34 @@ def excerpt(text: str, limit: int = 200) -> str:
     """The beginning of a text, on one line, quoted."""
     line = " ".join(text.split())
     return repr(line if len(line) <= limit else line[: limit - 1] + "…")
+
+
+def filled(template: str, **values: str | int) -> str:
+    """A prompt with its places filled in one pass, so that nothing in a value is a place itself.
+
+    Args:
+        template: text with `{name}`; braces around anything else stay as they are.
+        **values: what goes into each place: a text, in which an `<image>` is no mark, or a number of images.
+    """
+
+    def put(found: re.Match[str]) -> str:
+        value = values[found[1]]
+        return IMAGE * value if isinstance(value, int) else value.replace(IMAGE, "[image]")
+
+    return re.sub(rf"\{{({'|'.join(map(re.escape, values))})\}}", put, template)
+
+
+def answered(text: str) -> str:
+    """An answer without the reasoning before it; "" where the reasoning never ends.
+
+    Models put their thoughts between marks (`<think>` … `</think>`); of some, the first mark is part of the prompt.
+    """
+    after = THOUGHT_ENDS.split(text)[-1]
+    return THOUGHT.split(after)[0].strip()
+
+
+def plain(text: str) -> str:
+    """An answer's words and numbers as ASCII has them: no Markdown, no LaTeX, no typographic minus or wide digits."""
+    text = unicodedata.normalize("NFKC", html.unescape(text)).replace("\N{MINUS SIGN}", "-")
+    text = re.sub(r"\\(?:boxed|text|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
+    return re.sub(r"[*_`$\\#\"\u201c\u201d]", "", text)

@@ -20,10 +20,10 @@ import numpy as np
 from PIL import Image
 
 from rewards.chat import Message, VLMError, excerpt
+from rewards.tokens import TOP, answer_logprobs
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # worth another try
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # first wait, doubled each time; never longer, whatever a server asks for
-TOP = 20  # most likely tokens to read, what the API allows
 
 
 class ChatEndpoint:
@@ -84,7 +84,7 @@ class ChatEndpoint:
     def ask(self, messages: Sequence[Message]) -> str:
         """See `ChatModel.ask`."""
         choice = self._choice(messages, {})
-        reason, text = choice.get("finish_reason"), choice["message"].get("content")
+        reason, text = choice.get("finish_reason"), _text(choice["message"].get("content"))
         if reason == "length":
             raise VLMError(self._asked, "a whole answer", f"one cut off: {excerpt(text or '')}", "Raise max_tokens.")
         if not isinstance(text, str) or not text.strip():
@@ -92,29 +92,21 @@ class ChatEndpoint:
         return text
 
     def logprobs(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
-        """See `rewards.vlm.token_logprob`: from the first token's `top_logprobs`, spaces around a token ignored."""
+        """See `rewards.vlm.token_logprob`: from the first token's `top_logprobs`, as `rewards.tokens` reads them."""
         choice = self._choice(messages, {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP})
         advice = "The server must support logprobs and top_logprobs."
         try:
             top = [
-                (str(each["token"]).strip(), float(each["logprob"]))
+                (str(each["token"]), float(each["logprob"]))
                 for each in choice["logprobs"]["content"][0]["top_logprobs"]
             ]
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise VLMError(
                 self._asked, "top_logprobs of its first token", "an answer without", advice, answered=False
             ) from error
-        if not all(value <= 1e-6 for _, value in top):
+        if not top or not all(value <= 1e-6 for _, value in top):
             raise VLMError(self._asked, "log-probabilities", f"{top[:3]}", advice)
-        found = [[value for token, value in top if token == answer] for answer in answers]
-        if not any(found):
-            raise VLMError(
-                self._asked,
-                f"one of {', '.join(map(repr, answers))} among its {TOP} most likely tokens",
-                ", ".join(repr(token) for token, _ in top[:5]),
-            )
-        least = min(value for _, value in top)
-        return [min(0.0, float(np.logaddexp.reduce(values))) if values else min(0.0, least) for values in found]
+        return answer_logprobs(self._asked, top, answers)
 
     @property
     def _asked(self) -> str:
@@ -137,7 +129,7 @@ class ChatEndpoint:
         try:
             choice = json.loads(text)["choices"][0]
             refusal, reason = choice["message"].get("refusal"), choice.get("finish_reason")
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             advice = "Is this an OpenAI-compatible endpoint?"
             got = excerpt(self._clean(text))
             raise VLMError(self._asked, "a chat completion", got, advice, answered=False) from error
@@ -213,6 +205,15 @@ class ChatEndpoint:
         return text.replace(key, "[key]") if key else text
 
 
+def _text(content: Any) -> Any:
+    """A message's text: some servers give it in parts."""
+    if not isinstance(content, list):
+        return content
+    return "".join(
+        str(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+    )
+
+
 class _NoRedirect(HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
@@ -242,7 +243,7 @@ def _seconds(header: str | None) -> float:
 def _failure(error: Any, timeout: float) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {timeout:g} s"
-    return f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error)
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
 def _loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from rewards.chat import Message, VLMError, excerpt
-from rewards.encoders import _explain_missing, cure_torchvision
+from rewards.encoders import _explain_missing, import_transformers
 from rewards.frozen import PRECISIONS, _device, _fast_precision
 
 
@@ -37,16 +37,16 @@ class LocalChat:
             raise ValueError(f"{where}: max_tokens must be ≥ 1; got {max_tokens}.")
         self.name, self.device, self._max_tokens = model, _device(device, where), max_tokens
         dtype = PRECISIONS[_fast_precision(self.device) if precision == "auto" else precision]
-        cure_torchvision()
-        import transformers
-
+        transformers = import_transformers()
         put = (
             f"Run `hf download {model} --local-dir FOLDER` where there is a network, copy FOLDER here, "
             "and give model=FOLDER."
         )
         with _explain_missing(f"{where}: model", model, put):
-            self._processor = transformers.AutoProcessor.from_pretrained(model)
-            network: Any = transformers.AutoModelForImageTextToText.from_pretrained(model, dtype=dtype)
+            self._processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
+            network: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+                model, dtype=dtype, trust_remote_code=False
+            )
         if not getattr(self._processor, "chat_template", None):
             raise ValueError(f"{where}: model must come with a chat template; got {model!r}, which has none.")
         self._network = network.to(self.device).eval().requires_grad_(False)
@@ -97,6 +97,13 @@ class LocalChat:
         """(T, vocabulary) log-probabilities of the next token."""
         return self._network(**inputs).logits[0].float().log_softmax(-1)
 
+    def _defused(self, text: str) -> str:
+        """A text in which no mark of the model's own (`<|im_end|>`) is one: it may come from a dataset."""
+        tokenizer = getattr(self._processor, "tokenizer", self._processor)
+        for mark in sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True):
+            text = text.replace(mark, f"{mark[0]} {mark[1:]}") if len(mark) > 1 else text
+        return text
+
     def _inputs(self, messages: Sequence[Message], answer: str) -> dict[str, Any]:
         said = [
             {
@@ -108,6 +115,8 @@ class LocalChat:
             }
             for message in messages
         ]
+        for part in (part for message in said for part in message["content"] if part["type"] == "text"):
+            part["text"] = self._defused(part["text"])
         prompt = self._processor.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         images = [Image.fromarray(part) for message in messages for part in message.images]
         made = self._processor(text=[prompt + answer], images=images or None, return_tensors="pt")

@@ -325,9 +325,29 @@ def contrast_scorer(
 
 
 def softmax_scorer(
-    *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
+    *,
+    encoder: Encoder,
+    negative: Texts | None = None,
+    negatives: Texts | None = None,
+    views: str = "first",
+    shaping: Mapping[str, Any] | None = None,
+    **head: Any,
 ) -> Scorer:
-    """`SoftmaxGoal` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    """`SoftmaxGoal` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's.
+
+    Args:
+        encoder: embeds frames and texts.
+        negative: the other outcomes, one text or several.
+        negatives: the same, by the name that older configs have.
+        views, shaping: see `clip_scorer`.
+        **head: `goal`, `temperature`, `threshold`.
+
+    Raises:
+        ValueError: both of negative and negatives, or as `SoftmaxGoal`.
+    """
+    if negative is not None and negatives is not None:
+        raise ValueError("softmax_scorer: one of negative and negatives must be given; got both.")
+    head["negatives"] = negatives if negative is None else negative
     return _scorer(encoder, {"softmax": SoftmaxGoal(**head, encoder=encoder)}, views, shaping)
 
 

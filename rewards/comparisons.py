@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel
 from torch import Tensor
 
+from rewards.chat import filled
 from rewards.core import Encoder, Episode
 from rewards.vlm import ChatModel, Message, ask_json, content_key, read_cache, write_cache
 
@@ -193,13 +194,13 @@ def ask_preference(
     """
     if np.array_equal(first, second):
         return -1
-    question = [Message("user", COMPARE.format(goal=goal), [first, second])]
+    question = [Message("user", filled(COMPARE, goal=goal), [first, second])]
     key = content_key(model, question, "comparison")
     text = read_cache(cache, key)
     if not isinstance(text, str):
         text = model.ask(question)
         write_cache(cache, key, text)
-    decide = Message("user", DECIDE.format(goal=goal, text=text.replace("<image>", "[image]")))
+    decide = Message("user", filled(DECIDE, goal=goal, text=text))
     return ask_json(model, [decide], Preferred, cache=cache).preferred
 
 

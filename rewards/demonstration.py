@@ -132,6 +132,11 @@ class Demonstration:
         """R_k of each frame by view, in (0, 1), for the views that were fitted."""
         return {name: model.rewards(features.views[name]) for name, model in self.models.items()}
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.models)
+
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each frame, in [0, 1]; a view that is missing gives 0."""
         return self.advance(features)[0]
@@ -196,7 +201,6 @@ def in_sequence(
 def demonstration_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     form: str = "onward",
@@ -209,7 +213,6 @@ def demonstration_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: not read: the demonstrations say what the task is.
         model: folder of a fitted head; else it is fitted.
         demos: see `Demonstration.fit`.
         form: see `Demonstration`.

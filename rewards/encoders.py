@@ -10,7 +10,7 @@ import difflib
 import importlib.util
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from rewards.frozen import FrozenEncoder
-from rewards.preprocess import Preprocess
+from rewards.preprocess import open_clip_preprocess, transformers_preprocess
+
+CODE = ("trust_remote_code", "code_revision", "custom_code", "auto_map", "custom_pipelines")  # ask for code to be run
 
 
 class OpenCLIPEncoder(FrozenEncoder):
@@ -38,9 +40,12 @@ class OpenCLIPEncoder(FrozenEncoder):
         device: "auto" (CUDA if there is one), or a torch device.
         batch_size: frames per forward pass.
         compile: whether to `torch.compile` the image tower (slow first call; batches are padded to one shape).
+        resize: how a frame that is not square is brought to the model's size, in place of the model's own way: "squash"
+            (the ratio is lost; VLM-RM's), "shortest" (the ends are cut off) or "longest" (the rest is filled).
 
     Raises:
-        ValueError: an unknown architecture or weights tag, names the nearest; weights that int8 would change.
+        ValueError: an unknown architecture or weights tag, names the nearest; weights that int8 would change; a folder
+            or repository that wants code of its own to be run, which is never done.
         FileNotFoundError: weights that are neither here nor to be downloaded; says what to put where.
     """
 
@@ -53,6 +58,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         device: str = "auto",
         batch_size: int = 64,
         compile: bool = False,
+        resize: str | None = None,
     ) -> None:
         super().__init__(model, precision, device, batch_size)
         where = type(self).__name__
@@ -62,7 +68,7 @@ class OpenCLIPEncoder(FrozenEncoder):
             self._tokenizer = open_clip.get_tokenizer(source)
         self.context_length = self._tokenizer.context_length
         self.dim = open_clip.get_model_config(source)["embed_dim"]
-        self._preprocess = open_clip_preprocess(towers.visual)
+        self._set_preprocess(open_clip_preprocess(towers.visual), resize)
         self._use_image_tower(towers.visual, [towers.visual], compile)
         towers.visual = None  # what is left embeds texts, in float32
         self._text_model = towers.eval().requires_grad_(False).to(self.device)
@@ -83,11 +89,13 @@ class TransformersEncoder(FrozenEncoder):
 
     Args:
         model: hub id (`google/siglip2-base-patch16-224`) or a local folder as `save_pretrained` writes it.
-        precision, device, batch_size, compile: see `OpenCLIPEncoder`.
+        precision, device, batch_size, compile, resize: see `OpenCLIPEncoder`.
 
     Raises:
-        ValueError: a model whose processor or towers do not give one vector per fixed-size image.
+        ValueError: a model whose processor or towers do not give one vector per fixed-size image; a folder or
+            repository that wants code of its own to be run, which is never done; a package that is missing.
         FileNotFoundError: weights that are neither here nor to be downloaded; says what to put where.
+    SigLIP's texts are lower-cased, as those it was trained on: SigLIP 2's published tokenizer leaves that to its user.
     Departs: an image-only tower gives its pooled output; `encode_texts` then raises.
     """
 
@@ -99,30 +107,31 @@ class TransformersEncoder(FrozenEncoder):
         device: str = "auto",
         batch_size: int = 64,
         compile: bool = False,
+        resize: str | None = None,
     ) -> None:
         super().__init__(model, precision, device, batch_size)
         where = type(self).__name__
-        cure_torchvision()
-        import transformers
-
+        transformers = import_transformers()
         with _explain_missing(
             f"{where}: model",
             model,
             f"Run `hf download {model} --local-dir FOLDER` where there is a "
             "network, copy FOLDER here, and give model=FOLDER.",
         ):
-            network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32)
-            processor = transformers.AutoImageProcessor.from_pretrained(model)
+            network = transformers.AutoModel.from_pretrained(model, dtype=torch.float32, trust_remote_code=False)
+            processor = transformers.AutoImageProcessor.from_pretrained(model, trust_remote_code=False)
+            self._tokenizer = None
+            if hasattr(network, "get_text_features"):
+                self._tokenizer = transformers.AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         if network.config.model_type == "siglip2":
             raise ValueError(
                 f"{where}: model must take images of one size; got {model!r}, a NaFlex model. "
                 "Use a fixed-size one, such as google/siglip2-base-patch16-224."
             )
-        self._preprocess = _transformers_preprocess(processor, f"{where}: model {model!r}")
+        self._set_preprocess(transformers_preprocess(processor, f"{where}: model {model!r}"), resize)
         self._network = network
-        self._tokenizer = None
-        if hasattr(network, "get_text_features"):
-            self._tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+        self._lower = "siglip" in network.config.model_type
+        if self._tokenizer is not None:
             self.context_length = network.config.text_config.max_position_embeddings
         parts = [child for name, child in network.named_children() if "text" not in name]  # texts stay in float32
         self._use_image_tower(_Pooled(network), parts, compile)
@@ -135,10 +144,14 @@ class TransformersEncoder(FrozenEncoder):
                 f"{type(self).__name__}.encode_texts: model must have a text tower; got {self.name!r}, which only "
                 "reads images. Use a CLIP or SigLIP model for text goals."
             )
-        return len(self._tokenizer(text).input_ids)
+        return len(self._tokenizer(self._cased(text)).input_ids)
+
+    def _cased(self, text: str) -> str:
+        return text.lower() if self._lower else text
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         assert self._tokenizer is not None  # _count_tokens raised
+        texts = [self._cased(text) for text in texts]
         tokens = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
         if "siglip" in self._network.config.model_type:  # trained with padding unmasked
             tokens.pop("attention_mask", None)
@@ -166,7 +179,7 @@ def embedded_encoder(**options: Any) -> OpenCLIPEncoder:
     """The small encoder that ships with the package, trained on renders of its own worlds.
 
     Args:
-        options: `precision`, `device`, `batch_size`, `compile` of `OpenCLIPEncoder`.
+        options: `precision`, `device`, `batch_size`, `compile`, `resize` of `OpenCLIPEncoder`.
 
     Raises:
         FileNotFoundError: this copy of the package lacks it.
@@ -176,7 +189,7 @@ def embedded_encoder(**options: Any) -> OpenCLIPEncoder:
     for folder in folders:
         if (folder / "open_clip_config.json").is_file():
             encoder = OpenCLIPEncoder(f"local-dir:{folder}", **options)
-            encoder.name = "embedded"
+            encoder.name = encoder.name.replace(f"local-dir:{folder}", "embedded")
             return encoder
     raise FileNotFoundError(
         f"embedded_encoder: {folders[0]} must hold open_clip_config.json and weights; it does not. "
@@ -186,10 +199,24 @@ def embedded_encoder(**options: Any) -> OpenCLIPEncoder:
 
 def import_open_clip() -> Any:
     """The open_clip module, imported after `cure_torchvision`. Import it through here."""
-    cure_torchvision()
+    import_transformers()  # open_clip loads tokenizers and text towers by it
     import open_clip
 
     return open_clip
+
+
+def import_transformers() -> Any:
+    """The transformers module, imported after `cure_torchvision`. Import it through here.
+
+    A model's folder or repository may hold code (`auto_map`), which transformers offers to run: by default it asks the
+    person at the keyboard. Here the answer is no, also where a library in between does not say so.
+    """
+    cure_torchvision()
+    import transformers
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds that it would wait for a yes
+    return transformers
 
 
 def cure_torchvision() -> None:
@@ -243,9 +270,26 @@ def load_open_clip(model: str, pretrained: str | None = None) -> Any:
             open_clip.get_model_config(model)
             if weights:
                 open_clip.pretrained.download_pretrained_from_hf(identifier)
+    _check_runs_nothing(where, model, open_clip.get_model_config(source))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same everywhere
         return open_clip.create_model(source, **options)
+
+
+def _check_runs_nothing(where: str, model: str, config: Any) -> None:
+    """Refuse a model's config that asks for code beside it to be run, wherever in it.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    for key, value in config.items() if isinstance(config, Mapping) else enumerate(config):
+        if key in CODE and value:
+            raise ValueError(
+                f"{where} must come without code of its own; {model!r} has {key}: {value!r} in its config, and nothing "
+                "of it is run. Take another copy of the model, or remove that setting."
+            )
+        if isinstance(value, Mapping | list):
+            _check_runs_nothing(where, model, value)
 
 
 def _named_weights(name: str, tag: str) -> dict[str, Any]:
@@ -272,49 +316,6 @@ def _named_weights(name: str, tag: str) -> dict[str, Any]:
     with _explain_missing(where, tag, put):
         open_clip.pretrained.download_pretrained(config)
     return {"pretrained": tag, "force_quick_gelu": bool(config.get("quick_gelu"))}
-
-
-def open_clip_preprocess(tower: Any) -> Preprocess:
-    """The transform that belongs to an open_clip image tower."""
-    config = tower.preprocess_cfg
-    size = config["size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return Preprocess(
-        mode=config["resize_mode"],
-        resize=(height, width),
-        crop=(height, width),
-        interpolation="bilinear" if config["interpolation"] == "bilinear" else "bicubic",
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
-        fill=config.get("fill_color", 0),
-    )
-
-
-def _transformers_preprocess(processor: Any, where: str) -> Preprocess:
-    """What an image processor does, if it resizes to one size, crops, scales and normalises."""
-
-    def sides(size: Any) -> tuple[int, int] | None:
-        return (size["height"], size["width"]) if size and size.get("height") else None
-
-    size = dict(processor.size)
-    short = size.get("shortest_edge")
-    resize = sides(size) or ((short, short) if short else None)
-    crop = sides(dict(processor.crop_size)) if getattr(processor, "do_center_crop", False) else None
-    interpolation = {2: "bilinear", 3: "bicubic"}.get(int(processor.resample))
-    if resize is None or interpolation is None or (short and crop is None):
-        raise ValueError(
-            f"{where} must resize to one size by bilinear or bicubic interpolation; "
-            f"got size {size}, crop {crop}, resample {processor.resample}."
-        )
-    normal = getattr(processor, "do_normalize", True)
-    return Preprocess(
-        mode="shortest" if short else "squash",
-        resize=resize,
-        crop=crop or resize,
-        interpolation=interpolation,
-        mean=tuple(processor.image_mean) if normal else (0.0, 0.0, 0.0),
-        std=tuple(processor.image_std) if normal else (1.0, 1.0, 1.0),
-    )
 
 
 def _check_name(where: str, name: str, choices: Sequence[str]) -> None:
@@ -349,7 +350,18 @@ def _explain_missing(where: str, name: str, put: str) -> Iterator[None]:
     constants.HF_HUB_OFFLINE = offline or not _reachable(constants.ENDPOINT)  # else it retries for a minute
     try:
         yield
+    except ImportError as error:
+        if "sentencepiece" not in str(error).lower():
+            raise
+        raise ValueError(
+            f"{where} {name!r} needs the package sentencepiece for its texts, which is not installed. Install it: "
+            "pip install 'embodied-rewards[siglip]'."
+        ) from error
     except Exception as error:
+        if "custom code" in str(error) or "trust_remote_code" in str(error):
+            raise ValueError(
+                f"{where} must come without code of its own; {name!r} wants some to be run, and none is."
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise FileNotFoundError(
             f"{where} {name!r} is not on this machine and was not fetched. {put} ({reason})"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from rewards import int8
 from rewards.core import check_frames
-from rewards.preprocess import Preprocess
+from rewards.preprocess import RESIZE_MODES, Preprocess
 from rewards.storage import SAME
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MAX_TEXTS = 4096  # whose vectors are kept: whoever sends new ones for ever takes no more memory than that
 BATCH_NORM_PAIRS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("0", "1"))
 
 
@@ -82,7 +84,7 @@ class FrozenEncoder(ABC):
 
     @torch.no_grad()
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
-        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once in this encoder's life.
+        """Unit vectors of texts, (M, D) float32 on the CPU, each text embedded once (of the last `MAX_TEXTS`).
 
         Raises:
             ValueError: an empty text, or one longer than the model's context (nothing is cut silently).
@@ -100,7 +102,23 @@ class FrozenEncoder(ABC):
         if new:
             vectors = nn.functional.normalize(self._embed_texts(new).float(), dim=-1).cpu()
             self._texts.update(zip(new, vectors, strict=True))
-        return torch.stack([self._texts[text] for text in texts])
+        wanted = torch.stack([self._texts[text] for text in texts])
+        for text in list(self._texts)[:-MAX_TEXTS]:
+            del self._texts[text]
+        return wanted
+
+    def _set_preprocess(self, own: Preprocess, resize: str | None) -> None:
+        """Take the model's own transform, or another way of resizing, which then is part of the encoder's name.
+
+        Raises:
+            ValueError: an unknown way.
+        """
+        if resize not in (None, *RESIZE_MODES):
+            raise ValueError(f"{type(self).__name__}: resize must be null, {', '.join(RESIZE_MODES)}; got {resize!r}.")
+        self._preprocess = own
+        if resize is not None and resize != own.mode:
+            self._preprocess = replace(own, mode=resize, resize=own.crop)
+            self.name = f"{self.name} ({resize})"  # heads that were fitted to other features are refused by it
 
     def _use_image_tower(self, tower: nn.Module, parts: Sequence[nn.Module], compile: bool) -> None:
         """Take `tower` as images -> features, after making `parts` of it fast; batch norms fold before the cast."""

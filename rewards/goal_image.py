@@ -20,6 +20,7 @@ from torch import Tensor
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
+from rewards.pictures import rgb
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
@@ -170,8 +171,8 @@ def read_images(paths: Sequence[str | Path]) -> Pictures:
         if not path.is_file():
             raise FileNotFoundError(f"{KIND}: goal_images must be picture files; there is no {path}.")
         try:
-            pictures.append(np.asarray(Image.open(path).convert("RGB")))
-        except OSError as error:
+            pictures.append(rgb(Image.open(path)))
+        except (OSError, ValueError) as error:
             raise ValueError(f"{KIND}: {path} is not a picture that can be read ({error}).") from error
     sizes = sorted({picture.shape[:2] for picture in pictures})
     if len(sizes) > 1:

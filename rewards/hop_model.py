@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rewards.core import Episode, Features
 from rewards.hops import balanced_pairs, hop, segment_progress
+from rewards.progress import tqdm
 
 CAP = 0.8  # no moment of a failed episode has made more progress
 REST = 0.1  # of a large move (the 0.9 quantile): rows after the last one above it show a robot at rest

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import Tensor
 
+from rewards.chat import filled
 from rewards.keypoint_plan import HOVER, Finder, Stop, pixel
 from rewards.vlm import ChatModel, Message, VLMError, ask_json
 
@@ -138,15 +139,14 @@ class ChatAnswerer:
 
     def _stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]:
         image = frame.numpy()
-        objects = self._ask(OBJECTS.format(goal=self._goal), image, Objects)
+        objects = self._ask(filled(OBJECTS, goal=self._goal), image, Objects)
         marks = {
             "P": self._candidates(frame, objects.object_grasped),
             "Q": self._candidates(frame, objects.object_unattached),
         }
         schema = selection_schema(len(marks["P"]), len(marks["Q"]))
-        text = SELECT.format(
-            goal=self._goal, held=objects.object_grasped or "nothing", free=objects.object_unattached or "nothing"
-        )
+        held, free = objects.object_grasped or "nothing", objects.object_unattached or "nothing"
+        text = filled(SELECT, goal=self._goal, held=held, free=free)
         chosen = self._ask(text, annotate(image, marks), schema)
         stops = selected_stops(chosen, marks, *image.shape[:2])
         if not stops:

@@ -97,19 +97,38 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def kendall_tau_a(scores: ArrayLike, quality: ArrayLike) -> float:
-    """Kendall's τ_a across episodes of different quality: (concordant − discordant) / pairs of unequal quality.
+    """Kendall's τ_a: (concordant − discordant) / (N (N − 1) / 2), ties of either kind below the line only; in [-1, 1].
+
+    The figure that is published for ranking episodes (Robometer, arXiv 2603.02115: per task, then the mean of tasks).
+    Where qualities are tied it stays below 1 even for a perfect order; `somers_d` does not.
+
+    Args:
+        scores: (N,) one per episode.
+        quality: (N,) higher is better; NaN with fewer than two.
+    """
+    scores, quality = paired(scores, quality, "kendall_tau_a", "scores", "quality")
+    agreement, count = _agreement(scores, quality), len(scores)
+    return agreement / (count * (count - 1)) if count > 1 else math.nan
+
+
+def somers_d(scores: ArrayLike, quality: ArrayLike) -> float:
+    """Somers' D of scores given quality: (concordant − discordant) / pairs of unequal quality; in [-1, 1].
 
     A pair that the scores tie counts below the line only, so a constant score has 0. Pairs of equal quality have no
-    order to find and do not count; where no two are equal this is τ_a itself, else it is also called Somers' D.
+    order to find and do not count; where no two are equal this is τ_a.
 
     Args:
         scores: (N,) one per episode.
         quality: (N,) higher is better; NaN if all are equal.
     """
-    scores, quality = paired(scores, quality, "kendall_tau_a", "scores", "quality")
-    truth = np.sign(np.subtract.outer(quality, quality))
-    pairs = np.abs(truth).sum()
-    return float((truth * np.sign(np.subtract.outer(scores, scores))).sum() / pairs) if pairs else math.nan
+    scores, quality = paired(scores, quality, "somers_d", "scores", "quality")
+    pairs = np.abs(np.sign(np.subtract.outer(quality, quality))).sum()
+    return _agreement(scores, quality) / float(pairs) if pairs else math.nan
+
+
+def _agreement(first: np.ndarray, second: np.ndarray) -> float:
+    """Concordant less discordant pairs, each counted twice."""
+    return float((np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))).sum())
 
 
 def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:

@@ -102,6 +102,11 @@ class ProcessReward:
         ends = [demo.rows[-1] for demo in demos if demo.instruction == self.goal and not demo.failed]
         self.references = ends[:REFERENCES]  # K of (V, D)
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.views)
+
     @torch.no_grad()
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Fused progress of each row."""
@@ -249,14 +254,14 @@ class ProcessReward:
         """What `save` wrote.
 
         Args:
-            folder: of a fitted head, or "embedded": the one that comes with the package.
+            folder: of a fitted head.
             encoder: whose features it was fitted to.
             **head: `goal`, `fusion`, `strength`, `epsilon`.
 
         Raises:
             FileNotFoundError, ValueError: see `load_fitted`.
         """
-        config, tensors = load_fitted(_embedded() if folder == "embedded" else folder, kind=cls.name, encoder=encoder)
+        config, tensors = load_fitted(folder, kind=cls.name, encoder=encoder)
         texts = [str(each["instruction"]) for each in config["demos"]]
         lengths = [int(each["rows"]) for each in config["demos"]]
         labelled = zip(tensors["rows"].float().split(lengths), tensors["progress"].split(lengths), texts, strict=True)
@@ -286,7 +291,7 @@ def process_scorer(
     Args:
         encoder: embeds frames and texts.
         goal: the task's text; see `ProcessReward`.
-        model: folder of a fitted head, "embedded", or None: fit one to `demos` now.
+        model: folder of a fitted head, or None: fit one to `demos` now.
         demos: demonstrations, where there is no model.
         adapt: demonstrations of one task that the model is then adapted to; `goal` defaults to theirs.
         fusion, strength, epsilon: see `rewards.hops.fuse`.
@@ -342,8 +347,3 @@ def _round(model: HopModel) -> None:
 
 def _mask(hops: Tensor, known: Tensor) -> Tensor:
     return hops.masked_fill(~known, math.nan)
-
-
-def _embedded() -> Path:
-    here = Path(__file__).resolve().parent.parent
-    return next((at for at in (here / "sim_assets", here / "embodied" / "sim_assets") if at.is_dir()), here) / "process"

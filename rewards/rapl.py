@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.progress import tqdm
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
@@ -226,6 +226,11 @@ class RAPL:
             models[name] = _align(rows[: len(preferred)], rows[len(preferred) :], updates, seed, f"RAPL, {name}")
         return cls(models, readout=readout)
 
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.models)
+
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ in [0, 1]; or, by "episode", r_t ≤ 0. A view that is missing gives 0 (causal), or is left out (episode)."""
         if self.readout == "episode":
@@ -279,7 +284,6 @@ class RAPL:
 def rapl_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     readout: str = "causal",
@@ -291,7 +295,6 @@ def rapl_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: not read: the demonstrations say what the task is.
         model: folder of a fitted head; else it is fitted.
         demos: see `RAPL.fit`.
         readout: see `RAPL`; a fitted head keeps its own.

@@ -9,6 +9,7 @@ Shape letters: B batch, T time, D feature width, K members, N rows of all episod
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from rewards.calibration import Decision, Latch, Quality
+from rewards.chat import filled
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.members import check_episodes, fitted_views
@@ -35,10 +37,12 @@ from rewards.success_fit import (
     whitening,
     with_ones,
 )
+from rewards.tokens import check_mass
 from rewards.vlm import ChatModel, Message, chat_model, token_logprob
 
 OUTPUTS = ("sparse", "probability")
 ROUNDS = 3
+ANSWERS = ("Yes", "No")
 QUESTION = (
     "You watch a robot. Its task: {goal}. Look at the image. Is the task done, fully, at this moment? "
     "Answer with one word, Yes or No."
@@ -66,7 +70,7 @@ class SuccessClassifier:
         encoder's features. Departs: thresholds, abstention, hysteresis and the reports are ours.
     """
 
-    name, advances = KIND, True
+    name, advances, needs_cameras = KIND, True, True
 
     def __init__(
         self,
@@ -81,6 +85,11 @@ class SuccessClassifier:
         _check_output(output)
         self.weights, self.bias, self.floors = dict(weights), bias, dict(floors)
         self.decision, self.output, self.quality = decision, output, quality
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.weights)
 
     @property
     def pointwise(self) -> bool:
@@ -195,8 +204,9 @@ class SuccessVLM:
     def _ask(self, frame: np.ndarray) -> float:
         key = hashlib.sha256(frame.tobytes()).digest()
         if key not in self._told:
-            message = Message("user", QUESTION.format(goal=self.goal), [frame])
-            yes, no = token_logprob(self.model, [message], ["Yes", "No"], cache=self.cache)
+            message = Message("user", filled(QUESTION, goal=self.goal), [frame])
+            yes, no = token_logprob(self.model, [message], list(ANSWERS), cache=self.cache)
+            check_mass(self.model.name, math.exp(yes) + math.exp(no), ANSWERS)
             self._told[key] = yes - no
         return self._told[key]
 
@@ -254,7 +264,10 @@ def fit_success(
     """
     check_episodes(episodes, KIND)
     if unsaid := sum(episode.success is None for episode in episodes):
-        raise ValueError(f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled.")
+        raise ValueError(
+            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
+            "column of another name tells it, name it, as success=next.reward."
+        )
     if sum(bool(episode.success) for episode in episodes) < 2:
         raise ValueError(f"{KIND}: episodes must hold at least two successes. Record more.")
     cameras = list(episodes[0].features.views)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rewards.chat import IMAGE, ChatModel, LogprobModel, Message, VLMError, excerpt
+from rewards.chat import IMAGE, ChatModel, LogprobModel, Message, VLMError, answered, excerpt
 from rewards.chat_endpoint import ChatEndpoint
 from rewards.chat_local import LocalChat
 
@@ -36,6 +36,7 @@ __all__ = [
     "token_logprob",
 ]
 
+LONGEST = 100_000  # characters of an answer that are searched: looking at every brace of more takes too long
 Answer = TypeVar("Answer", bound=BaseModel)
 REFUSAL = re.compile(  # how models decline in words
     r"\b(?:I['\u2019]?m|I am)\s+(?:\w+\s+)?(?:sorry|unable)\b|\bI\s+(?:can(?:no|['\u2019])t|cannot|won['\u2019]t)\s+"
@@ -96,7 +97,7 @@ def ask_json(
         raise ValueError(f"ask_json: attempts must be ≥ 1; got {attempts}.")
 
     def fit(text: str) -> Answer:
-        answer = schema.model_validate(_last_object(text))
+        answer = schema.model_validate(_last_object(answered(text)))
         if check is not None:
             check(answer)
         return answer
@@ -117,7 +118,7 @@ def ask_json(
         text = model.ask(_merged(asked))
         try:
             answer = fit(text)
-        except ValueError as error:  # pydantic's ValidationError and JSONDecodeError are ValueErrors
+        except (ValueError, RecursionError) as error:  # pydantic's ValidationError and JSONDecodeError are ValueErrors
             problem = _problem(error)
             if REFUSAL.search(text) and not any(_objects(text)):
                 raise VLMError(
@@ -149,11 +150,11 @@ def token_logprob(
         answers: short, such as "True" and "False".
         cache: as in `ask_json`.
     Returns:
-        one natural logarithm per answer, ≤ 0. Of an endpoint, an answer outside its most likely tokens gets the
-        least of theirs, which bounds it from above.
+        one natural logarithm per answer, ≤ 0. Of an endpoint, an answer outside its most likely tokens gets what they
+        leave over, or the least of theirs, which bounds it from above.
 
     Raises:
-        VLMError: the model gives no probabilities, or none of these answers is among its most likely ones.
+        VLMError: the model gives no probabilities, or mostly says something else than these answers.
     """
     if not isinstance(model, LogprobModel):
         got = "a model that only answers in text"
@@ -194,7 +195,7 @@ def read_cache(folder: Path | None, key: str) -> Any:
         return None
     try:
         return json.loads((folder / f"{key}.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 
@@ -212,13 +213,16 @@ def write_cache(folder: Path | None, key: str, value: Any) -> None:
 
 
 def _objects(text: str) -> Iterator[dict[str, Any]]:
-    """Every outermost JSON object in a text, in order."""
+    """Every outermost JSON object in the last `LONGEST` characters of a text, in order."""
+    text = text[-LONGEST:]
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     at = text.find("{")
     while at >= 0:
         try:
             value, end = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError):
+        except RecursionError:
+            return  # nested beyond all sense, as is what is inside it
+        except json.JSONDecodeError:
             end = at + 1
         else:
             yield value
@@ -236,7 +240,9 @@ def _last_object(text: str) -> dict[str, Any]:
     return found[-1]
 
 
-def _problem(error: ValueError) -> str:
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if not isinstance(error, ValidationError):
         return str(error)
     return "; ".join(

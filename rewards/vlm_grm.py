@@ -6,7 +6,6 @@ Shape letters: B episodes, T rows, K rows asked, V cameras.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -16,9 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import IMAGE, Message
+from rewards.chat import Message, filled
 from rewards.core import Features
 from rewards.hops import EPSILON, STRENGTH, fuse
+from rewards.vlm_numbers import parse_score
 from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images
 
 GRM_PROMPT = """You judge how far a robot has come with a task, by comparing two moments.
@@ -31,7 +31,7 @@ BEFORE, a step back a negative percentage of what had been done by then; 0 means
 how much the robot moved.
 Answer with one signed integer from -100 to 100 in this form: <score>+0</score>"""
 GRM_GOAL = "The finished task: {goal}\n"
-SCORE = re.compile(r"<score>\s*([+-]?\d+(?:\.\d+)?)\s*%?\s*</score>")
+PLACES = ("{start}", "{before}", "{after}")  # of images, that every prompt must have
 
 
 class GenerativeGRM:
@@ -51,8 +51,8 @@ class GenerativeGRM:
         views: cameras to show, the first of them as the reference view; None: all.
         stride, between: which rows are asked, and how the others are filled; "linear" is for offline use alone.
         fusion, strength, epsilon: see `rewards.hops.fuse`.
-        prompt: in place of `GRM_PROMPT`, for a model that was trained on its own: text with {instruction}, {start},
-            {goal}, {before}, {after} and, if wanted, {views}.
+        prompt: in place of `GRM_PROMPT`, for a model that was trained on its own: text with {instruction} or {task},
+            {start}, {goal}, {before}, {after} and, if wanted, {views}; other braces stay as they are.
 
     Raises:
         ValueError: no instruction, a goal image of another form, or a setting out of range; (score) frames missing.
@@ -82,6 +82,8 @@ class GenerativeGRM:
         check_reading("GenerativeGRM", instruction, stride, between)
         self.ask, self.views, self.stride, self.between = ask, views, stride, between
         self._instruction, self._prompt = instruction, prompt or GRM_PROMPT
+        if missing := [place for place in PLACES if place not in self._prompt]:
+            raise ValueError(f"GenerativeGRM: prompt must have a place {', '.join(missing)}; it has none.")
         self._goal = dict(goal or {})
         Message("user", "", list(self._goal.values()))  # refuses images of another form, before the first episode
         self._fusion: dict[str, Any] = {"fusion": fusion, "strength": strength, "epsilon": epsilon}
@@ -120,25 +122,17 @@ class GenerativeGRM:
     ) -> float:
         reference = next(iter(start))
         goal = self._goal.get(reference, next(iter(self._goal.values()), None))
-        text = self._prompt.format(
+        own = self._prompt is GRM_PROMPT and goal is not None
+        template = self._prompt.replace("{goal}", GRM_GOAL) if own else self._prompt
+        text = filled(
+            template,
             instruction=self._instruction,
-            start=IMAGE,
-            goal="" if goal is None else GRM_GOAL.format(goal=IMAGE) if self._prompt is GRM_PROMPT else IMAGE,
+            task=self._instruction,
+            start=1,
+            goal=int(goal is not None),
             views=", ".join(before),
-            before=IMAGE * len(before),
-            after=IMAGE * len(after),
+            before=len(before),
+            after=len(after),
         )
         given = [start[reference], *([] if goal is None else [goal]), *before.values(), *after.values()]
         return self.ask.numbers([Message("user", text, given)], parse_score, "grm")[0]
-
-
-def parse_score(text: str) -> list[float]:
-    """[hop] of a `score` tag, a percentage clipped to ±100, in [-1, 1].
-
-    Raises:
-        ValueError: no tag with a number, or tags that differ.
-    """
-    found = {float(value) for value in SCORE.findall(text)}
-    if len(found) != 1:
-        raise ValueError(f"there must be one number in a score tag; got {len(found)}")
-    return [min(max(found.pop(), -100.0), 100.0) / 100]

@@ -7,7 +7,6 @@ an answer that cannot be read is missing: progress keeps its last value. Shape l
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rewards.chat import IMAGE, ChatModel, Message
+from rewards.chat import IMAGE, ChatModel, Message, filled
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Head, Scorer
+from rewards.pictures import rgb
 from rewards.shaping import PotentialShaping
 from rewards.vlm_grm import GenerativeGRM
+from rewards.vlm_numbers import parse_percentages
 from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, questions, thinned
 
 TOP_PROMPT = """These images, in order of time, show a robot that was told: {instruction}
@@ -35,7 +36,6 @@ The following images of it are in random order. Say of each how much of the task
 from 0 to 100, where 100 is the finished task.
 {frames}
 Answer with one line an image and nothing else, in this form: Frame 1: 0%"""
-GVL_LINE = re.compile(r"Frame\s+(\d+)\s*:\s*([+-]?\d+(?:\.\d+)?)\s*%")
 
 
 class TOPReward:
@@ -105,7 +105,7 @@ class TOPReward:
         )
 
     def _ask(self, frames: Sequence[np.ndarray]) -> float:
-        text = TOP_PROMPT.format(instruction=self._instruction, frames=IMAGE * len(frames))
+        text = filled(TOP_PROMPT, instruction=self._instruction, frames=len(frames))
         return self.ask.logprob([Message("user", text, frames)], "True", ["False"])[0]
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
@@ -194,8 +194,8 @@ class GVL:
         """Progress at all of these rows but the first, in their order; NaN where the answer is missing."""
         count = len(rows) - 1
         order = np.random.default_rng([self.seed, count]).permutation(count)  # place k shows row order[k]
-        frames = "\n".join(f"Frame {k + 1}: {IMAGE}" for k in range(count))
-        text = GVL_PROMPT.format(instruction=self._instruction, start=IMAGE, frames=frames)
+        template = GVL_PROMPT.replace("{frames}", "\n".join(f"Frame {k + 1}: {IMAGE}" for k in range(count)))
+        text = filled(template, instruction=self._instruction, start=1)
         shown = [film[rows[0]], *(film[rows[1 + k]] for k in order)]
         said = self.ask.numbers([Message("user", text, shown)], lambda answer: parse_percentages(answer, count), "gvl")
         if len(said) != count or math.isnan(said[0]):
@@ -203,23 +203,6 @@ class GVL:
         values = np.empty(count)
         values[order] = said
         return values.tolist()
-
-
-def parse_percentages(text: str, count: int) -> list[float]:
-    """Progress of frames 1 to `count` in their order, each in [0, 1].
-
-    Raises:
-        ValueError: a frame is left out, unknown or given two values, or a value is outside 0 to 100.
-    """
-    found: dict[int, float] = {}
-    for number, value in GVL_LINE.findall(text):
-        if found.setdefault(int(number), float(value)) != float(value):
-            raise ValueError(f"every frame must have one value; got two of frame {number}")
-    if sorted(found) != list(range(1, count + 1)):
-        raise ValueError(f"there must be a value of each of {count} frames; got frames {sorted(found)}")
-    if not all(0 <= value <= 100 for value in found.values()):
-        raise ValueError(f"values must be in 0 to 100; got {sorted(found.values())}")
-    return [found[number] / 100 for number in range(1, count + 1)]
 
 
 # What the configs name: each makes a scorer -----------------------------------------------------------------
@@ -300,4 +283,4 @@ def _picture(path: str) -> np.ndarray:
     if not Path(path).is_file():
         raise FileNotFoundError(f"grm_vlm_scorer: goal_image must be a picture; got {path}, which is not there.")
     with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+        return rgb(picture)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rewards.chat import IMAGE, ChatModel, Message, VLMError
 from rewards.core import Features
+from rewards.tokens import check_mass
 from rewards.vlm import chat_model, content_key, read_cache, token_logprob, write_cache
 
 BETWEEN = ("hold", "linear")
@@ -82,7 +83,13 @@ class Questions:
     def logprob(self, messages: Sequence[Message], answer: str, others: Sequence[str]) -> list[float]:
         """[log P(answer)]; [NaN] where neither it nor the others are likely. Raises: as `numbers`."""
         answers = [answer, *others]
-        return self._once(messages, f"logprob {answers}", lambda: token_logprob(self.model, messages, answers)[:1])
+
+        def ask() -> list[float]:
+            values = token_logprob(self.model, messages, answers)
+            check_mass(self.model.name, sum(math.exp(value) for value in values), answers)
+            return values[:1]
+
+        return self._once(messages, f"logprob {answers}", ask)
 
     def report(self) -> str:
         """One line on what was asked so far."""

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.progress import tqdm
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
-LOSSES = ("classification", "regression")
+LOSSES = ("classification", "regression", "regression_mse", "regression_mse_var")
 READOUTS = ("time", "distance")
 TEMPERATURE, SMOOTHING, VARIANCE_WEIGHT = 0.1, 0.1, 0.001  # of XIRL's code
 WIDTH = 8
@@ -119,7 +119,7 @@ class XIRL:
 
         Args:
             demos: one or more that end with the task done; the rest after that is cut off (`rewards.views.trimmed`).
-            loss: "classification" or "regression", see `cycle_loss`.
+            loss: one of `LOSSES`, see `cycle_loss`.
             readout: see the class.
             updates: of AdamW, 3e-3, weight decay 1.
             seed: of weights and draws.
@@ -140,6 +140,11 @@ class XIRL:
             rows = [each[name].float() for each in views]
             embedders[name] = _train(rows, loss, updates, seed, f"XIRL, {name}")
         return cls(embedders, readout=readout)
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The views that it was fitted on."""
+        return tuple(self.embedders)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each frame, in [0, 1]; a view that is missing gives 0."""
@@ -209,13 +214,14 @@ def cycle_loss(
 
         S₁₂ = −|E₁ − E₂|² / (E τ),   Ẽ = softmax(S₁₂) E₂,   S₂₁ = −|Ẽ − E₁|² / (E τ)
         classification: cross-entropy of S₂₁ with the frame's own place, labels smoothed by 0.1
-        regression:     e^(−v) (t − t̂)² + 0.001 v,  t̂ = Σ β t,  v = log Σ β (t − t̂)²,  β = softmax(S₂₁)
+        regression_mse: (t − t̂)²,  t̂ = Σ β t,  β = softmax(S₂₁); the default of XIRL's code
+        regression:     e^(−v) (t − t̂)² + 0.001 v,  v = log Σ β (t − t̂)²; regression_mse_var there
 
     Args:
         first: embeddings of the sequences that are cycled.
         second: of those passed through.
         times: of `first`'s frames, in [0, 1].
-        loss: "classification" or "regression".
+        loss: one of `LOSSES`.
 
     Returns:
         The mean over pairs and frames; τ = 0.1.
@@ -231,6 +237,8 @@ def cycle_loss(
         return nn.functional.cross_entropy(back.transpose(1, 2), target, label_smoothing=SMOOTHING)
     beta = back.softmax(-1)
     expected = (beta * times[:, None]).sum(-1)
+    if loss == "regression_mse":
+        return ((times - expected) ** 2).mean()
     variance = (beta * (times[:, None] - expected[..., None]) ** 2).sum(-1)
     log_variance = variance.clamp(min=1e-3).log()
     return (torch.exp(-log_variance) * (times - expected) ** 2 + VARIANCE_WEIGHT * log_variance).mean()
@@ -239,7 +247,6 @@ def cycle_loss(
 def xirl_scorer(
     *,
     encoder: Encoder,
-    goal: str | None = None,
     model: str | None = None,
     demos: Sequence[Episode] = (),
     loss: str = "regression",
@@ -252,7 +259,6 @@ def xirl_scorer(
 
     Args:
         encoder: embeds frames.
-        goal: not read: the demonstrations say what the task is.
         model: folder of a fitted head; else it is trained.
         demos: see `XIRL.fit`.
         loss: see `cycle_loss`.

@@ -1,9 +1,13 @@
 """Run-time checks of array shapes and types, and fixtures that many tests share."""
 
+import atexit
 import contextlib
 import json
+import os
 import resource
+import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,9 @@ from jaxtyping import install_import_hook
 install_import_hook(["embodied", "rewards", "policies"], "beartype.beartype")  # before any of them is imported
 
 import embodied  # noqa: E402, F401  (chooses an OpenGL before a test imports MuJoCo)
+
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")  # what a person allowed saved runs stays out of this
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 TINY_CLIP = {
     "model_cfg": {

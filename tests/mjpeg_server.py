@@ -101,6 +101,20 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body)
             return
+        if self.path.startswith("/one"):
+            if owner.refuse is not None and self.headers.get("Authorization") != owner.refuse:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            body = jpeg(owner._picture(owner.sent, *owner._size))
+            self.send_response(200)
+            self.send_header("Content-Type", "image/jpeg")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+            return
         if self.path.startswith("/missing"):
             self.send_error(404)
             return
@@ -124,6 +138,8 @@ class MjpegServer:
         sent: pictures that were due so far: the number of the next one.
         sent_at: number -> `time.monotonic()` when it was taken, of the last 1,000.
         connections: how many clients ever connected.
+        head: of each part.
+        refuse: what `/one.jpg`, a single picture, asks for in the header Authorization; None: nothing.
     """
 
     def __init__(
@@ -131,6 +147,8 @@ class MjpegServer:
     ) -> None:
         self.fps, self._size, self._picture = fps, size, picture
         self.sent, self.connections = 0, 0
+        self.head = "Content-Type: image/jpeg\r\nContent-Length: {length}\r\n"
+        self.refuse: str | None = None
         self.sent_at: dict[int, float] = {}
         self._bad: deque[str] = deque()
         self._lock = threading.Condition()
@@ -223,7 +241,7 @@ class MjpegServer:
             with self._lock:
                 if self._bad:
                     data = damaged(self._bad.popleft(), data)
-                head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+                head = f"--frame\r\n{self.head.format(length=len(data))}\r\n".encode()
                 self._part = head + data + b"\r\n"
                 self.sent_at[self.sent] = taken
                 self.sent_at.pop(self.sent - 1000, None)

@@ -34,11 +34,11 @@ def scorer(encoder=None):
 
 
 @contextlib.contextmanager
-def serving(model=None, *, limits=None, token=None, **options):
+def serving(model=None, *, limits=None, token=None, proxies=(), **options):
     model = model or scorer()
     options.setdefault("goal_scorer", lambda goal: clip_scorer(encoder=model.encoder, goal=goal, baseline="b"))
     app = make_app(model, model_id="model-1", limits=limits, token=token, **options)
-    server = Server(app, port=0)
+    server = Server(app, port=0, proxies=proxies)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from embodied.errors import UserError
+from rewards.pictures import lack_of_colours, rgb
 
 MAX_PIXELS = 64_000_000  # of one image; a larger one is rubbish or a decompression bomb
 EVENTS_KEPT = 1000  # of each camera, until somebody asks
@@ -125,12 +126,15 @@ def decoded(data: bytes, camera: str) -> np.ndarray:
     """A JPEG or PNG file's bytes as (H, W, 3) uint8 RGB, turned as its EXIF says; the size is checked before decoding.
 
     Raises:
-        BrokenImage: empty, damaged, cut short, not an image, or of more than `MAX_PIXELS`.
+        BrokenImage: empty, damaged, cut short, not an image, without colours (depth in 16 bits or floats), or of more
+            than `MAX_PIXELS`.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             check_size(*image.size, camera)
-            return np.ascontiguousarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if lack := lack_of_colours(image):
+                raise BrokenImage(f"{camera}: {lack}. It is no camera's.")
+            return rgb(ImageOps.exif_transpose(image))
     except BrokenImage:
         raise
     except _RUBBISH as error:

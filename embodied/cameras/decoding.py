@@ -9,6 +9,7 @@ import av
 import av.error
 
 from embodied.cameras.camera import MAX_PIXELS, BrokenImage, CameraError, check_size
+from embodied.pixels import lack_of_colours
 
 STRICT = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}  # by default FFmpeg guesses what is missing
 HEALED_S = 10.0  # after a damaged picture, at the latest: streams without key frames refresh themselves by then
@@ -31,7 +32,7 @@ class Believed:
         return BrokenImage(f"{self._label}: a picture cannot be decoded ({why}).")
 
     def check(self, picture: av.VideoFrame, at_s: float) -> None:
-        """BrokenImage where it cannot be believed, is empty or huge. `at_s` is on the clock of `damaged`."""
+        """BrokenImage where it cannot be believed, is empty, huge or no colours; `at_s` on the clock of `damaged`."""
         if picture.is_corrupt:
             raise self.damaged(at_s, "parts of it are missing")
         if picture.key_frame or (self._damaged_s is not None and at_s - self._damaged_s > HEALED_S):
@@ -39,13 +40,20 @@ class Believed:
         if self._damaged_s is not None:
             raise BrokenImage(f"{self._label}: a picture follows a damaged one, without a key frame between.")
         check_size(picture.width, picture.height, self._label)
+        if lack := lack_of_colours(picture.format.name):
+            raise BrokenImage(f"{self._label}: {lack}. It is no camera's.")
 
 
 def check_stream(container: Any, label: str) -> None:
-    """Close the container and raise CameraError where it holds no video that can be decoded."""
+    """Close the container and raise CameraError where it holds no video that can be decoded, or depth."""
     streams = container.streams.video
     if streams and streams[0].codec_context is not None:
-        return
+        pixels = streams[0].codec_context.format  # not `pix_fmt`, which ends PyAV 17 where a damaged head says none
+        lack = lack_of_colours(pixels.name if pixels else "")
+        if not lack:
+            return
+        container.close()
+        raise CameraError(f"{label}: {lack}. Give the stream of a colour camera.")
     container.close()
     lack = "its video's codec is not known here" if streams else "it holds no video"
     raise CameraError(f"{label}: {lack}. Give a stream or file of H.264, H.265, MJPEG, VP9 or AV1.")

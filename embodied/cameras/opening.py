@@ -47,7 +47,8 @@ def open_source(spec: Any, **settings: Any) -> Source:
         settings: of every camera: `crop` [x, y, width, height], `flip` h, v or hv, `rotate` 0, 90, 180 or 270
             (clockwise), `resize` [H, W]; `fps` (live: at most; a record: sampled at that rate; a folder of images: its
             rate), `max_age_s` 0.5 (live). By kind: a device and RealSense: `size` [H, W]; RTSP, HTTP, devices and
-            ZeroMQ: `trust_stamps`; ZeroMQ: `swapped`; env: `live`, `policy`, `seed`, `image_size`, `episodes`.
+            ZeroMQ: `trust_stamps`; ZeroMQ: `swapped`; dataset: `tolerance` and `surplus`; env: `live`, `policy`,
+            `seed`, `image_size`, `episodes`.
 
     Raises:
         UserError: nothing of that kind, a wrong setting, or a missing extra.
@@ -185,17 +186,19 @@ def _realsense(serial: str, *, size: Sequence[int] | None = None) -> Driver:
     return RealSenseDriver(serial, size=_whole("size", size))
 
 
-def _dataset(text: str) -> Record:
+def _dataset(text: str, *, tolerance: float | None = None, surplus: str | None = None) -> Record:
     root, _, place = text.partition("#")
     number, _, camera = place.partition("/")
     if not root or (number and not number.isdigit()):
         raise UserError(f"source: a dataset must be dataset:FOLDER_OR_NAME[#EPISODE][/CAMERA]; got dataset:{text}.")
     from embodied.collecting import open_dataset  # torch, for those who want a dataset
 
-    dataset = open_dataset(root)
+    how = {"tolerance": tolerance, "surplus": surplus}
+    dataset = open_dataset(root, **{name: value for name, value in how.items() if value is not None})
     if not dataset.cameras:
         raise UserError(f"source dataset:{text}: the dataset has no cameras.")
-    begin = partial(recorded.episode, dataset, int(number or 0), camera or dataset.cameras[0])
+    index = int(number) if number else dataset.span(0).index
+    begin = partial(recorded.episode, dataset, index, camera or dataset.cameras[0])
     return begin, f"dataset:{text}", float(dataset.fps)
 
 

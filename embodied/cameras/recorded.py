@@ -28,12 +28,11 @@ from embodied.cameras.camera import (
 from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.transforms import Transform, resized
 from embodied.errors import UserError, nearest
+from embodied.pixels import to_rgb
 
-CHUNK = 64  # rows of an episode that are decoded at a time
+CHUNK = 64  # rows of an episode that are held at a time
 FOLDER_FPS = 30.0  # of a folder of images that nobody gave a rate
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
-# swscale's bicubic, full_chroma_int, full_chroma_inp, accurate_rnd: the colours that datasets are read with.
-_ACCURATE = 4 | 0x2000 | 0x4000 | 0x40000
 _EPSILON_S = 1e-6
 
 
@@ -241,16 +240,15 @@ def images(path: Path, fps: float) -> Shots:
 
 
 def episode(dataset: Any, index: int, camera: str) -> Shots:
-    """Every frame of an episode of an `embodied.datasets.Dataset`."""
-    if not 0 <= index < len(dataset):
-        raise UserError(f"{dataset.root}: episode must be from 0 to {len(dataset) - 1}; got {index}.")
+    """Every frame of an episode of an `embodied.datasets.Dataset`, by the episode's number in its files."""
+    i = dataset.position(index)
     if camera not in dataset.cameras:
         raise UserError(f"{dataset.root}: no camera {camera!r}. {nearest(camera, dataset.cameras)}")
-    length = dataset.length(index)
-    for first in range(0, length, CHUNK):  # a long episode does not fit into memory
-        rows = range(first, min(first + CHUNK, length))
-        for i, image in zip(rows, dataset.frames(index, camera, rows), strict=True):
-            yield Shot(np.ascontiguousarray(image), i / dataset.fps)
+    row = 0
+    for images in dataset.batches(i, camera, CHUNK):
+        for image in images:
+            yield Shot(np.ascontiguousarray(image), row / dataset.fps)
+            row += 1
 
 
 def _opened(path: str) -> Any:
@@ -269,7 +267,7 @@ def _opened(path: str) -> Any:
 def _shot(picture: av.VideoFrame, time_s: float, believed: Believed) -> Shot:
     try:
         believed.check(picture, time_s)
-    except BrokenImage as error:
+        image = to_rgb(picture)
+    except (BrokenImage, ValueError) as error:
         return Shot(None, time_s, str(error))
-    image = picture.reformat(format="rgb24", interpolation=_ACCURATE).to_ndarray()
     return Shot(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), time_s)

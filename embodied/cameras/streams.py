@@ -12,9 +12,11 @@ import av
 import av.error
 import numpy as np
 
-from embodied.cameras.camera import CameraError
+from embodied.cameras.camera import BrokenImage, CameraError
 from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.live import Grab, SenderClock
+from embodied.cameras.snapshots import FORMATS, Snapshots
+from embodied.pixels import to_rgb
 
 OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
 LOW_DELAY = {
@@ -55,7 +57,8 @@ class StreamDriver:
         self._container: Any = None
         self._pictures: _Pictures | None = None
         self._clock = SenderClock()
-        self._trust, self._stamped = trust_stamps, False
+        self._trust, self._stamped, self._begun = trust_stamps, False, False
+        self._snapshots: Snapshots | None = None
         self._believed = Believed(self.name)
 
     def open(self) -> None:
@@ -66,6 +69,10 @@ class StreamDriver:
             self._container = av.open(self._url, format=self._format, options=self._options, timeout=(OPEN_S, SILENT_S))
         except (av.error.FFmpegError, OSError) as error:
             raise CameraError(f"{self.name}: cannot be opened ({reason(error)}).") from error
+        if self._url.startswith("http") and self._container.format.name in FORMATS:
+            self.close()
+            self._snapshots = Snapshots(self._url, self.name, OPEN_S)
+            return
         check_stream(self._container, self.name)
         stream = self._container.streams.video[0]
         stream.thread_type = "SLICE"  # frame threads would hold pictures back
@@ -78,18 +85,42 @@ class StreamDriver:
 
     def grab(self) -> Grab:
         """The next picture; CameraError where the stream ended or said nothing for `SILENT_S`."""
-        came = None if self._pictures is None else next(self._pictures, None)
+        if self._snapshots is not None:
+            return self._snapshots.grab()
+        came = self._following()
         if came is None:
             raise CameraError(f"{self.name}: the stream ended.")
         picture, arrived, missed = came
         stamp = picture.time if self._stamped else None
         captured = arrived if stamp is None else self._clock.captured(stamp, arrived)
+        self._begun = True
         self._believed.check(picture, arrived)
-        image = picture.to_ndarray(format="rgb24")
+        try:
+            image = to_rgb(picture, accurate=False)
+        except ValueError as error:
+            raise BrokenImage(f"{self.name}: {error}.") from error
         return Grab(np.ascontiguousarray(np.rot90(image, round(picture.rotation / 90))), captured, missed)
+
+    def _following(self) -> tuple[av.VideoFrame, float, int] | None:
+        """The next picture; None at the end.
+
+        FFmpeg reads multipart pictures by their headers, and gives up where a part has no type, as some cameras send
+        them. Then the pictures are found by their own beginnings, whatever lies between them.
+        """
+        try:
+            return None if self._pictures is None else next(self._pictures, None)
+        except CameraError as error:
+            headless = isinstance(error.__cause__, av.error.InvalidDataError) and not isinstance(error, BrokenImage)
+            if self._begun or not headless or self._container.format.name != "mpjpeg":
+                raise
+            self.close()
+            self._format = "mjpeg"
+            self.open()
+            return None if self._pictures is None else next(self._pictures, None)
 
     def close(self) -> None:
         """Disconnect."""
+        self._snapshots = None
         if self._pictures is not None:
             self._pictures.close()
             self._pictures = None
@@ -116,10 +147,14 @@ class _NewestPacket:
 
     A thread reads them as they come. Without it a machine too busy to decode every picture would find old ones in the
     network's buffers, seconds of them, and nothing in MJPEG would tell their age.
+
+    Args:
+        packets: of the stream.
+        late: whether each comes out when the next one begins, so that it came when the one before it came out.
     """
 
-    def __init__(self, packets: Iterator[av.Packet]) -> None:
-        self._packets, self._changed = packets, threading.Condition()
+    def __init__(self, packets: Iterator[av.Packet], *, late: bool = False) -> None:
+        self._packets, self._changed, self._late = packets, threading.Condition(), late
         self._newest: tuple[av.Packet, float] | None = None
         self._missed, self._stopped = 0, False
         self._end: BaseException | None = None
@@ -128,13 +163,16 @@ class _NewestPacket:
 
     def _run(self) -> None:
         end: BaseException = StopIteration()
+        before: float | None = None
         try:
             for packet in self._packets:
+                now = time.monotonic()
+                came, before = before if self._late and before is not None else now, now
                 with self._changed:
                     if self._stopped:
                         return
                     self._missed += self._newest is not None
-                    self._newest = (packet, time.monotonic())
+                    self._newest = (packet, came)
                     self._changed.notify()
         except (
             Exception
@@ -171,7 +209,8 @@ class _Pictures:
 
     def __init__(self, container: Any, stream: Any, name: str, believed: Believed) -> None:
         alone = stream.codec_context.name in STILLS
-        self._packets = (_NewestPacket if alone else _Packets)(container.demux(stream))
+        packets = container.demux(stream)
+        self._packets = _NewestPacket(packets, late=container.format.name == "mjpeg") if alone else _Packets(packets)
         self._name = name
         self._believed = believed
         self._held = stream.codec_context.name in ("h264", "hevc") and container.format.name in ("rtsp", "mpegts")

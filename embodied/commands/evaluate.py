@@ -1,7 +1,8 @@
 """Judge a trained policy: success rate with its 95 % interval, returns, videos.
 
 Rebuilds the world, the reward and the policy from the run's config, which is data and never runs code, and loads the
-newest checkpoint. Writes evaluation.json and videos into the run folder, and its report again.
+newest checkpoint. Of somebody else's run only those servers, keys and modules are used that you name by trust=[…].
+Writes evaluation.json and videos into the run folder, and its report again.
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
@@ -13,7 +14,6 @@ import json
 
 import torch
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from embodied import files, runs
 from embodied.commands.train import filmed, judged, told
@@ -24,6 +24,7 @@ from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
 from embodied.training.acting import actor_of
 from embodied.training.stage import Stage
+from rewards.progress import tqdm
 
 
 def run(config: DictConfig) -> None:
@@ -34,7 +35,7 @@ def run(config: DictConfig) -> None:
     checkpoint = files.latest_checkpoint(folder)
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    trained = runs.saved_config(folder, "train")
+    trained = runs.saved_config(folder, "train", trust=config.trust)
     kept(trained.reward, folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)

@@ -11,34 +11,51 @@ written as safetensors and JSON. `reward.model=FOLDER` then takes it in any othe
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from embodied.build import build, locate
-from embodied.collecting import open_dataset
+from embodied.collecting import open_dataset, reading
+from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
+from embodied.goals import is_open, takes_goal, with_goal
+from embodied.literal import resolved
+from embodied.scorers import reward_name
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG
 
+ABOUT = "fitted_to"  # in a head's JSON file: its goal, and the task texts of its demonstrations
+SEVERAL = ("rewards.process.process_scorer",)  # one head for many tasks, whichever of them is asked for later
+
 
 def run(config: DictConfig) -> None:
     """Encode, fit, save."""
-    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
+    reward = resolved(config)["reward"]
     folder = Path(config.out)
     _check(reward, folder)
     check_least(config, episodes=0, threads=1)
     torch.set_num_threads(config.threads)
+    sources = _sources(config)
+    given = reward.get("goal")  # then nobody asks what the frames' own tasks are
+    own = (dataset.instruction(i) for dataset, count in sources if given is None for i in range(count))
+    texts = list(dict.fromkeys(own)) or [str(given)]
+    reward = _with_goal(reward, texts)
+    about = {"goal": reward.get("goal") if takes_goal(reward) else None, "tasks": texts}
+    _check_same(folder, str(reward["_target_"]), about)
     encoder = build(config.encoder)
-    demos = _episodes(config, encoder)
+    demos = _episodes(config, encoder, sources)
     start = time.perf_counter()
     head = _fitted(reward, encoder, demos)
-    head.save(folder, encoder)
+    _save(head, folder, encoder, about)
     size = sum(path.stat().st_size for path in folder.iterdir())
     tasks = len({demo.instruction for demo in demos})
     print(
@@ -63,18 +80,81 @@ def _check(reward: dict[str, Any], folder: Path) -> None:
         raise UserError(f"out must be a new folder, or hold a fitted head; {folder} holds something else.")
 
 
-def _episodes(config: DictConfig, encoder: Encoder) -> list[Episode]:
+def _check_same(folder: Path, target: str, about: dict[str, Any]) -> None:
+    """Refuse to write over a head of another kind or of other tasks.
+
+    Raises:
+        UserError: a folder that holds such a head, or one that does not say what it was fitted to.
+    """
+    if not (folder / CONFIG).is_file():
+        return
+    try:
+        kept = json.loads((folder / CONFIG).read_text("utf-8"))
+        held = {key: kept[ABOUT][key] for key in about} | {"kind": str(kept["kind"])}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        held = None
+    if held != about | {"kind": target.rpartition(".")[2].removesuffix("_scorer")}:
+        what = "a head that does not say its tasks" if held is None else f"a {held['kind']} head for {_told(held)}"
+        raise UserError(
+            f"out must be a new folder, or hold a head for {_told(about)}; {folder} holds {what}. Give another folder."
+        )
+
+
+def _told(about: dict[str, Any]) -> str:
+    tasks = about["tasks"] if about["goal"] is None else [about["goal"]]
+    return ", ".join(repr(text) for text in tasks[:3]) + (f" and {len(tasks) - 3} more" if len(tasks) > 3 else "")
+
+
+def _save(head: Any, folder: Path, encoder: Encoder, about: dict[str, Any]) -> None:
+    """Write the head with what it was fitted to, whole or not at all."""
+    made = folder.with_name(f".{folder.name}.made{os.getpid()}")
+    try:
+        head.save(made, encoder)
+        kept = json.loads((made / CONFIG).read_text("utf-8"))
+        text = json.dumps({**kept, ABOUT: about}, indent=2, ensure_ascii=False)
+        (made / CONFIG).write_text(text + "\n", "utf-8")
+        if folder.exists():
+            shutil.rmtree(folder)
+        made.rename(folder)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _sources(config: DictConfig) -> list[tuple[Dataset, int]]:
+    """Every dataset of demonstrations, and how many of its episodes are taken."""
+    given = list(config.demos) if isinstance(config.demos, ListConfig) else [config.demos]
+    datasets = [open_dataset(str(source), setting="demos", **reading(config)) for source in given]
+    sources = [(dataset, min(config.episodes or len(dataset), len(dataset))) for dataset in datasets]
+    if not any(count for _, count in sources):
+        raise UserError(f"demos must hold at least one episode; got none in {', '.join(map(str, given))}.")
+    return sources
+
+
+def _episodes(config: DictConfig, encoder: Encoder, sources: list[tuple[Dataset, int]]) -> list[Episode]:
     """The demonstrations of every dataset, encoded."""
-    sources = list(config.demos) if isinstance(config.demos, ListConfig) else [config.demos]
     cameras = None if config.cameras is None else list(config.cameras)
-    demos: list[Episode] = []
-    for source in sources:
-        dataset = open_dataset(str(source), setting="demos")
-        count = min(config.episodes or len(dataset), len(dataset))
-        demos += encode(dataset, encoder, cameras=cameras, indices=range(count))
-    if not demos:
-        raise UserError(f"demos must hold at least one episode; got none in {', '.join(map(str, sources))}.")
-    return demos
+    goal = str(config.reward.get("goal") or "")  # "": each episode's own
+    return [
+        episode
+        for dataset, count in sources
+        for episode in encode(dataset, encoder, cameras=cameras, indices=range(count), goal=goal)
+    ]
+
+
+def _with_goal(reward: dict[str, Any], texts: list[str]) -> dict[str, Any]:
+    """The reward with the demonstrations' own task text, where its goal is open.
+
+    Raises:
+        UserError: they are of several tasks, and the reward can be fitted to one alone.
+    """
+    one = is_open(reward) or not takes_goal(reward)
+    if one and len(texts) > 1 and reward["_target_"] not in SEVERAL:
+        advice = ", or say with goal=… which one counts" if is_open(reward) else ""
+        raise UserError(
+            f"demos must be of one task for {reward_name(reward)}; they are of {len(texts)}: "
+            f"{', '.join(map(repr, texts[:3]))}{' …' if len(texts) > 3 else ''}. Leave the others out{advice}."
+        )
+    return with_goal(reward, texts[0] or None)
 
 
 def _fitted(reward: dict[str, Any], encoder: Encoder, demos: list[Episode]) -> Any:
@@ -83,8 +163,6 @@ def _fitted(reward: dict[str, Any], encoder: Encoder, demos: list[Episode]) -> A
     Raises:
         UserError: it fits none that can be saved.
     """
-    if "goal" in reward and reward["goal"] is None:
-        reward = reward | {"goal": demos[0].instruction or None}
     heads = build(reward, encoder=encoder, demos=demos).heads.values()
     (head,) = heads if len(heads) == 1 else [None]
     if not hasattr(head, "save"):

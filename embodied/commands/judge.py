@@ -7,7 +7,7 @@ there. Thresholds are chosen on a part of the episodes and reported on the rest;
 demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
 
     embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
-    embodied judge reward=clip reward.goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
+    embodied judge reward=clip goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
+from omegaconf import DictConfig
 
 from embodied import runs
 from embodied.build import build
-from embodied.collecting import open_dataset
+from embodied.collecting import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
+from embodied.goals import is_open, parts_of, takes_goal, with_goal
 from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
 from embodied.judging.report import table, write_judgement
+from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
-from embodied.scorers import COMPOSED, episode_frames, make_scorer, reward_name
+from embodied.literal import literal_config, resolved, saved_text
+from embodied.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from embodied.settings import check_least
-from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
+from rewards.progress import tqdm
 
 ROOT = Path("runs", "judge")
 TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings
@@ -52,47 +54,34 @@ def run(config: DictConfig) -> None:
     """Encode, score, report."""
     _check(config)
     torch.set_num_threads(config.threads)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
     encoder: Encoder = build(config.encoder)
     cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled)
     if not cases:
         raise UserError(
             f"data must hold labelled episodes; {dataset.root} does not tell of any whether it succeeded "
-            "(next.success). If all are good demonstrations, add unlabelled=success."
+            f"({config.success or 'next.success'}). If another column tells it, name it, as success=next.reward; if "
+            "all are good demonstrations, add unlabelled=success."
         )
-    parts = reward_parts(config, dataset.instruction(cases[0].index))
-    _check_apart(parts, dataset)
     ours = is_world(dataset.env_id)
-    wanted = 0 if ours else max(map(_demos, parts.values()))
-    division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
-    if wanted > len(division.demos):
-        raise UserError(
-            f"reward.demos must be at most half of the data's successes, {len(division.demos)}; got {wanted}. "
-            "Give demonstrations of their own: reward.demos=FOLDER."
-        )
     env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
-    demos = [case.episode for case in division.demos]
-    if demos and any(_demos(part) and episode_frames(part) == "all" for part in parts.values()):
-        seen = encode(
-            dataset, encoder, cameras=cameras, indices=[case.index for case in division.demos], frames_read="all"
-        )
-        demos = [replace(demo, features=each.features) for demo, each in zip(demos, seen, strict=True)]
-    scorers = make_scorers(parts, config, encoder, env, demos)
-    wrong = [make_scorers(_with_goal(parts, goal), config, encoder, env, ()) for goal in _other_goals(config, dataset)]
-    read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
-    if read != "none":
-        whole = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled, frames_read=read)
-        found = {case.index: case for case in whole}
-        division = replace(
-            division, fit=[found[c.index] for c in division.fit], judged=[found[c.index] for c in division.judged]
-        )
-
-    judged = judge_all(scorers, encoder, wrong, division, config)
+    tasks = _tasks(config, cases)
+    for instruction in tasks:
+        _check_apart(reward_parts(config, instruction), dataset)
+    parts = reward_parts(config, next(iter(tasks)))
+    found: list[dict[str, Judged]] = []
+    divisions: list[Division] = []
+    for instruction, members in tasks.items():
+        one = _Task(config, dataset, encoder, cameras, instruction, members, env)
+        found.append({each.name: each for each in one.judged()})
+        divisions.append(one.division)
+    judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
+    division = together(divisions)
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
     folder = _folder(config, "-".join(parts))
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config), "utf-8")
+    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
     about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
     about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
@@ -106,12 +95,81 @@ def run(config: DictConfig) -> None:
         lambda i: dataset.frames(i, cameras[0]),
         heading=_heading(division, dataset),
         about=json.loads((folder / "run.json").read_text("utf-8")),
-        config=_plain(config),
-        notes=_notes(division, dataset, len(cases)),
+        config=resolved(config),
+        notes=_notes(division, dataset, len(cases), tasks),
         encode_ms=encode_ms,
         worst=config.worst,
     )
     print(f"{table(judged, verdicts)}\n\nReport: {page}")
+
+
+class _Task:
+    """The episodes of one instruction, and the rewards that judge them.
+
+    Attributes:
+        division: which of them serves what.
+    """
+
+    def __init__(
+        self,
+        config: DictConfig,
+        dataset: Dataset,
+        encoder: Encoder,
+        cameras: Sequence[str],
+        instruction: str,
+        cases: Sequence[Case],
+        env: Mapping[str, Any] | None,
+    ) -> None:
+        self._config, self._dataset, self._encoder, self._cameras = config, dataset, encoder, cameras
+        self._instruction, self._env = instruction, env
+        self._parts = reward_parts(config, instruction)
+        wanted = 0 if env is not None else max(map(_demos, self._parts.values()))
+        self.division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
+        if wanted > len(self.division.demos):
+            told = f" of {instruction!r}" if instruction else ""
+            raise UserError(
+                f"reward.demos must be at most half of the data's successes{told}, {len(self.division.demos)}; got "
+                f"{wanted}. Give demonstrations of their own: reward.demos=FOLDER."
+            )
+
+    def judged(self) -> list[Judged]:
+        """Every reward on this task, then the controls."""
+        config, encoder = self._config, self._encoder
+        scorers = make_scorers(self._parts, encoder, self._env, self._demonstrations(), self._cameras)
+        others = [str(goal) for goal in config.wrong or [] if goal != self._instruction]
+        wrong = [make_scorers(_with_goal(self._parts, goal), encoder, self._env, (), self._cameras) for goal in others]
+        division = self.division
+        read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
+        if read != "none":
+            seen = self._seen([*division.fit, *division.judged], read)
+            count = len(division.fit)
+            division = replace(division, fit=seen[:count], judged=seen[count:])
+        return judge_all(scorers, encoder, wrong, division, config)
+
+    def _demonstrations(self) -> list[Episode]:
+        """Successes that are not judged, for parts that ask for a number of them."""
+        demos = self.division.demos
+        if demos and any(_demos(part) and episode_frames(part) == "all" for part in self._parts.values()):
+            demos = self._seen(demos, "all")
+        return [case.episode for case in demos]
+
+    def _seen(self, cases: Sequence[Case], frames_read: str) -> list[Case]:
+        """The same cases with their pictures."""
+        indices = [case.index for case in cases]
+        episodes = encode(self._dataset, self._encoder, cameras=self._cameras, indices=indices, frames_read=frames_read)
+        return [
+            replace(case, episode=replace(case.episode, features=each.features))
+            for case, each in zip(cases, episodes, strict=True)
+        ]
+
+
+def _tasks(config: DictConfig, cases: Sequence[Case]) -> dict[str, list[Case]]:
+    """Instruction -> its cases; all are one task where the person gives every reward its goal."""
+    found = by_instruction(cases)
+    rewards = parts_of(resolved(config.reward)).values()
+    if len(found) > 1 and all(takes_goal(part) and not is_open(part) for part in rewards):
+        return {next(iter(found)): list(cases)}
+    return found
 
 
 def judge_all(
@@ -164,6 +222,7 @@ def read_cases(
 
     Args:
         unlabelled: "skip" episodes without a label, or count them as a "success".
+        frames_read: which pictures to keep; see `embodied.datasets.encoding.encode`.
     """
     cases = []
     episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read)
@@ -194,27 +253,26 @@ def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
 
 
 def reward_parts(config: DictConfig, instruction: str) -> dict[str, dict[str, Any]]:
-    """Name -> config of each reward, judged one by one; a goal that is left open is the data's instruction."""
-    reward = _plain(config.reward)
-    parts = dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
-    for part in parts.values():
-        if "goal" in part and part["goal"] is None and part.get("goals") is None and instruction:
-            part["goal"] = instruction
-    return parts
+    """Name -> config of each reward, judged one by one; a goal that is left open is the task's instruction."""
+    reward = with_goal(resolved(config.reward), instruction or None)
+    return dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
 
 
 def make_scorers(
     parts: Mapping[str, dict[str, Any]],
-    config: DictConfig,
     encoder: Encoder,
     env: Mapping[str, Any] | None,
     demos: Sequence[Episode],
+    cameras: Sequence[str],
 ) -> dict[str, Scorer]:
     """Each part as a scorer of its own.
 
     Args:
-        env: the world's config, which gives demonstrations and calibration; None: `demos` gives them.
+        parts: plain configs; texts in them are taken as they stand.
+        encoder: whose features they read.
+        env: the world's config, plain, which gives demonstrations and calibration; None: `demos` gives them.
         demos: successes that are not judged; for parts that ask for a number of them.
+        cameras: the views they are shown.
     """
     given, rest = {}, dict(parts)
     if env is None:
@@ -224,11 +282,8 @@ def make_scorers(
         name: build({k: v for k, v in part.items() if k != "demos"}, encoder=encoder, demos=demos[: _demos(part)])
         for name, part in given.items()
     }
-    if rest:
-        whole: dict[str, Any] = {"encoder": config.encoder, "reward": {"_target_": COMPOSED, "parts": rest}}
-        scorer = make_scorer(OmegaConf.create(whole | ({} if env is None else {"env": dict(env)})))
-        assert scorer is not None
-        made |= {name: head.scorer for name, head in scorer.heads.items() if isinstance(head, Part)}
+    config = literal_config({} if env is None else {"env": dict(env)})
+    made |= {name: scorer_of(part, encoder, config, views=cameras) for name, part in rest.items()}
     return {name: made[name] for name in parts}
 
 
@@ -247,10 +302,6 @@ def _with_goal(parts: Mapping[str, dict[str, Any]], goal: str) -> dict[str, dict
     }
 
 
-def _other_goals(config: DictConfig, dataset: Dataset) -> list[str]:
-    return [str(goal) for goal in config.wrong or [] if goal != dataset.instruction(0)]
-
-
 # What is told -------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +314,7 @@ def _split(
         return ", ".join(str(index) for index in sorted(case.index for case in part)) or "none"
 
     told = {"judged on": f"episodes {listed(division.judged)}", "thresholds from": f"episodes {listed(division.fit)}"}
+    one_task = len(by_instruction(cases)) == 1
     for name, part in parts.items():
         if part.get("model") is not None:
             told[f"{name} fitted"] = f"before, in {part['model']}"
@@ -270,15 +322,21 @@ def _split(
             told[f"{name} fitted"] = f"to {part['demos']}"
         elif number := _demos(part):
             fresh = f"to {number} fresh expert episodes of the world"
-            told[f"{name} fitted"] = fresh if ours else f"to episodes {listed(division.demos[:number])}"
+            taken = division.demos[:number] if one_task else division.demos
+            told[f"{name} fitted"] = fresh if ours else f"to episodes {listed(taken)}"
     return told
 
 
-def _notes(division: Division, dataset: Dataset, labelled: int) -> list[str]:
+def _notes(division: Division, dataset: Dataset, labelled: int, tasks: Mapping[str, Sequence[Case]]) -> list[str]:
     """What is undefined or weak for want of data."""
     counts = {group: sum(case.group == group for case in division.judged) for group in GROUPS}
     failures = sum(counts.values()) - counts["success"]
     notes = []
+    if len(tasks) > 1:
+        notes.append(
+            f"There are {len(tasks)} tasks: each is scored for its own instruction with a threshold of its own, and "
+            "every figure is the mean over the tasks in which it is defined."
+        )
     if labelled < len(dataset):
         notes.append(f"{len(dataset) - labelled} of {len(dataset)} episodes have no label and are left out.")
     if not counts["success"]:
@@ -298,8 +356,9 @@ def _notes(division: Division, dataset: Dataset, labelled: int) -> list[str]:
 
 
 def _heading(division: Division, dataset: Dataset) -> str:
-    instruction = next((case.episode.instruction for case in division.judged), "")
-    return f"Which reward to trust for \u201c{instruction}\u201d" if instruction else f"Rewards on {dataset.root.name}"
+    told = [text for text in by_instruction(division.judged) if text]
+    more = f" and {len(told) - 1} other task{'s'[: len(told) > 2]}" if len(told) > 1 else ""
+    return f"Which reward to trust for \u201c{told[0]}\u201d{more}" if told else f"Rewards on {dataset.root.name}"
 
 
 def _check(config: DictConfig) -> None:
@@ -340,7 +399,3 @@ def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> No
                     f"reward.{name}.{key} must be other episodes than the judged ones; got {source} for both. "
                     "Collect some: embodied collect policy=mixed seed=1 out=FOLDER"
                 )
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(config, resolve=True)  # pyright: ignore[reportReturnType]

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +25,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from embodied import scorers
-from embodied.collecting import COLLECTED, open_dataset
-from embodied.datasets import Dataset, layout
-from embodied.datasets.encoding import encode, fingerprint
-from embodied.envs import is_world
+from embodied.collecting import COLLECTED, open_dataset, reading
+from embodied.datasets import Dataset, copying, layout
+from embodied.datasets.encoding import encode
 from embodied.errors import UserError, nearest
 from embodied.files import whole
+from embodied.goals import any_open, told_goals
+from embodied.identity import dataset_identity, scorer_identity
+from embodied.literal import resolved
 from embodied.settings import check_least
-from rewards.core import Episode, Features, Scorer
+from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.progress import tqdm
 
 ROOT = Path("runs", "label")
+GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
 Labels = dict[str, np.ndarray]  # "potential" and "reward" of an episode, (T,) float32
 
 
@@ -57,15 +59,22 @@ def run(config: DictConfig) -> None:
         raise UserError(f"name must be letters, digits and . _ + - alone; got {name!r}.")
     torch.set_num_threads(config.threads)
     _recover(config.data, in_place=config.in_place)
-    dataset = open_dataset(config.data)
+    dataset = open_dataset(config.data, **reading(config))
     cameras = _cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
-    labels = _label_all(config, dataset, cameras, out)
+    groups = _by_goal(config, dataset)
+    goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
+    if config.columns == "sidecar":
+        _check_goals(out, goals)
+    labels = _label_all(config, dataset, cameras, out, groups)
     progress, low, high = _progress([each["potential"] for each in labels])
     if config.columns == "sidecar":
-        _write_sidecar(out, dataset, labels, progress, {"reward_model_path": name, "low": low, "high": high})
+        about = {"reward_model_path": name, "low": low, "high": high, GOALS: json.dumps(goals, ensure_ascii=False)}
+        if len(goals) == 1:
+            about["goal"] = goals[0]
+        _write_sidecar(out, dataset, labels, progress, about)
     else:
-        _write_copy(out, dataset, labels, name, in_place=config.in_place)
+        _write_copy(out, dataset, labels, name, goals, in_place=config.in_place)
     if (low, high) != (0.0, 1.0):
         print(f"Potentials from {low:.4g} to {high:.4g} over this dataset; the sidecar's progress is 0 to 1 of that.")
     rows = sum(len(each["reward"]) for each in labels)
@@ -76,13 +85,26 @@ def run(config: DictConfig) -> None:
 # Scoring ------------------------------------------------------------------------------------------------
 
 
-def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out: Path) -> list[Labels]:
-    """The labels of every episode, those of a run that was killed not made again."""
+def _label_all(
+    config: DictConfig,
+    dataset: Dataset,
+    cameras: Sequence[str],
+    out: Path,
+    groups: Mapping[str | None, Sequence[int]],
+) -> list[Labels]:
+    """The labels of every episode, those of a run that was killed not made again.
+
+    Labels are kept under what they depend on, so that a changed reward, encoder or dataset never meets old ones.
+    """
     labels: dict[int, Labels] = {}
+    data, encoder = dataset_identity(dataset, cameras), None
     with tqdm(total=len(dataset), desc="labelling", unit="episode") as bar:
-        for goal, indices in _by_goal(config, dataset).items():
-            scorer = _scorer(config, goal, dataset)
-            folder = _parts(out) / _key(config, goal, scorer, dataset)
+        for goal, members in groups.items():
+            indices = list(members)
+            scorer = _scorer(config, goal, dataset, cameras, encoder)
+            encoder = scorer.encoder
+            made_of = f"{scorer_identity(scorer)} {data} {json.dumps(list(cameras))}"
+            folder = _parts(out) / hashlib.sha256(made_of.encode()).hexdigest()[:24]
             for i in list(indices):
                 try:
                     labels[i] = load_file(folder / f"{i:06d}.safetensors")
@@ -90,11 +112,13 @@ def _label_all(config: DictConfig, dataset: Dataset, cameras: Sequence[str], out
                     continue
                 indices.remove(i)
                 bar.update()
-            for start in range(0, len(indices), config.batch):
-                chosen = indices[start : start + config.batch]
+            size = 1 if scorer.frames_read == "all" else config.batch  # frames of many do not fit into memory
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
                 episodes = encode(
-                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read
-                )
+                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read,
+                    goal=goal or "",
+                )  # fmt: skip
                 endings = [dataset.recording(i, cameras=()).terminated for i in chosen]
                 for i, made in zip(chosen, score(scorer, episodes, endings), strict=True):
                     labels[i] = made
@@ -135,6 +159,8 @@ def _numbers(values: torch.Tensor) -> np.ndarray:
 
 def _stack(parts: Sequence[Features]) -> Features:
     """Features of episodes of one length as a batch."""
+    if len(parts) == 1:
+        return parts[0]
 
     def join(name: str) -> dict[str, torch.Tensor]:
         return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
@@ -145,40 +171,54 @@ def _stack(parts: Sequence[Features]) -> Features:
 def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:
     """Which episodes are scored with which goal; None: as the reward's own config says."""
     everything = list(range(len(dataset)))
-    if config.goal is not None:
-        return {str(config.goal): everything}
-    parts = [config.reward, *(config.reward.get("parts") or {}).values()]
-    if not any("goal" in part and part.goal is None and part.get("goals") is None for part in parts):
+    if not any_open(resolved(config)["reward"]):
         return {None: everything}
     groups: dict[str | None, list[int]] = {}
     for i in everything:
-        if not dataset.instruction(i):
-            raise UserError(f"goal must be given: episode {i} of {dataset.root} has no instruction. Add goal=…")
-        groups.setdefault(dataset.instruction(i), []).append(i)
+        instruction = dataset.instruction(i)
+        if not instruction:
+            number = dataset.span(i).index
+            raise UserError(f"goal must be given: episode {number} of {dataset.root} has no instruction. Add goal=…")
+        groups.setdefault(instruction, []).append(i)
     return groups
 
 
-def _scorer(config: DictConfig, goal: str | None, dataset: Dataset) -> Scorer:
+def _scorer(
+    config: DictConfig,
+    goal: str | None,
+    dataset: Dataset,
+    cameras: Sequence[str] | None = None,
+    encoder: Encoder | None = None,
+) -> Scorer:
     """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
-    config = config.copy()
-    OmegaConf.set_struct(config, False)
-    for part in (config.reward, *(config.reward.get("parts") or {}).values()):
-        if goal is not None and "goal" in part and (part.goal is None or config.goal is not None):
-            part.goal = goal
-    if is_world(dataset.env_id):
-        config.env = dataset.env
-    scorer = scorers.make_scorer(config)
+    scorer = scorers.make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
     assert scorer is not None
     return scorer
 
 
-def _key(config: DictConfig, goal: str | None, scorer: Scorer, dataset: Dataset) -> str:
-    """What labels depend on, so that a changed reward, encoder or dataset never meets old ones."""
-    reward: Any = OmegaConf.to_container(config.reward, resolve=True)
-    info = dataset.root / "meta" / layout.INFO
-    made_of = [reward, goal, list(config.cameras or []), fingerprint(scorer.encoder), str(info.resolve())]
-    made_of += [info.stat().st_mtime_ns, len(dataset)]
-    return hashlib.sha256(json.dumps(made_of, default=str).encode()).hexdigest()[:24]
+def _check_goals(out: Path, goals: Sequence[str]) -> None:
+    """Refuse to write over labels of another goal.
+
+    Raises:
+        UserError: a file that holds such, or does not say what it holds.
+    """
+    if not out.exists():
+        return
+    try:
+        kept = json.loads((pq.read_schema(out).metadata or {})[GOALS.encode()])
+    except (KeyError, ValueError, OSError):  # not ours, or from before goals were noted
+        kept = None
+    if kept != list(goals):
+        held = "labels that do not say their goal" if kept is None else f"labels of {_listed(kept)}"
+        raise UserError(
+            f"out must be a new file, or hold labels of {_listed(goals)}; {out} holds {held}. "
+            "Give another with out=… or name=…, or delete it."
+        )
+
+
+def _listed(goals: Sequence[str]) -> str:
+    told = ", ".join(repr(goal) for goal in goals[:3]) + (f" and {len(goals) - 3} more" if len(goals) > 3 else "")
+    return told or "no goal"
 
 
 def _progress(potentials: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
@@ -212,23 +252,23 @@ def _write_sidecar(
         pq.write_table(pa.table(table).replace_schema_metadata(metadata), part)
 
 
-def _write_copy(out: Path, dataset: Dataset, labels: Sequence[Labels], name: str, *, in_place: bool) -> None:
+def _write_copy(
+    out: Path, dataset: Dataset, labels: Sequence[Labels], name: str, goals: Sequence[str], *, in_place: bool
+) -> None:
     """The dataset with two more features, as a whole: made beside its place and moved there."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     features = _features(name)
-    for file in _files(dataset.root):
-        there = part / file.relative_to(dataset.root)
-        there.parent.mkdir(parents=True, exist_ok=True)
-        if file.suffix == ".parquet" and file.relative_to(dataset.root).parts[0] == "data":
-            _add_columns(file, there, {key: [each[value] for each in labels] for key, value in features.items()})
-        elif file.suffix == ".mp4":
-            _link(file, there)
-        else:
-            shutil.copy2(file, there)
+    place = {span.index: i for i, span in enumerate(dataset.spans)}
+    values = {key: [each[value] for each in labels] for key, value in features.items()}
+    copying.copy(dataset.root, part, lambda source, target: _add_columns(source, target, values, place))
     info = layout.read_json(part / "meta" / layout.INFO)
     info["features"] |= {key: {"dtype": "float32", "shape": [1], "names": None} for key in features}
     (part / "meta" / layout.INFO).write_text(json.dumps(info, indent=2) + "\n", "utf-8")
+    own = part / "meta" / layout.OWN
+    told = layout.read_json(own) if own.is_file() else {}
+    told["labels"] = {**(told.get("labels") or {}), name: {GOALS: list(goals)}}
+    own.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     stats = part / "meta" / layout.STATS
     if stats.is_file():
         whole = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
@@ -265,15 +305,13 @@ def _recover(data: str, *, in_place: bool) -> None:
             shutil.rmtree(_parts(root), ignore_errors=True)
 
 
-def _files(root: Path) -> Iterator[Path]:
-    """Of the dataset, but for what a killed writer left."""
-    for file in sorted(root.rglob("*")):
-        if file.is_file() and file.relative_to(root).parts[0] != layout.STAGING:
-            yield file
+def _add_columns(
+    source: Path, target: Path, values: Mapping[str, Sequence[np.ndarray]], place: Mapping[int, int]
+) -> None:
+    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame.
 
-
-def _add_columns(source: Path, target: Path, values: dict[str, list[np.ndarray]]) -> None:
-    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame."""
+    Rows of an episode that the meta data do not name have no label: NaN.
+    """
     with pq.ParquetFile(source) as file:
         schema = file.schema_arrow
         # The Hugging Face notes name every column; without them they are read off the file itself.
@@ -285,17 +323,9 @@ def _add_columns(source: Path, target: Path, values: dict[str, list[np.ndarray]]
                 where = [pc.cast(table[name], pa.int64()).to_pylist() for name in ("episode_index", "frame_index")]
                 columns = list(table.columns)
                 for each in values.values():
-                    found = [each[i][t] for i, t in zip(*where, strict=True)]
+                    found = [each[place[i]][t] if i in place else np.nan for i, t in zip(*where, strict=True)]
                     columns.append(pa.chunked_array([pa.array(np.array(found, np.float32))]))
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
-
-
-def _link(source: Path, target: Path) -> None:
-    """A video takes no more room in a copy: nobody changes one in place."""
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
 
 
 def _cameras(dataset: Dataset, wanted: Any) -> list[str]:

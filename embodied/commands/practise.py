@@ -34,7 +34,6 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
-from tqdm import tqdm
 
 from embodied import runs
 from embodied.build import build
@@ -49,6 +48,7 @@ from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstratio
 from embodied.practice.loop import Practice, Task
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
+from embodied.scorers import check_views
 from embodied.settings import check_device, check_least
 from embodied.training import evaluation
 from embodied.training.log import RunLog
@@ -57,6 +57,7 @@ from embodied.worlds import env_maker, reward_cameras
 from policies.core import Learner
 from policies.replay import Mix, Replay
 from rewards.core import Encoder
+from rewards.progress import tqdm
 from rewards.success import SuccessClassifier, success_scorer
 
 RECENT = 20  # attempts of a task behind the shown rates
@@ -247,6 +248,7 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
         thresholds=thresholds,
         hold=success.hold,
     )
+    check_views(scorer, views, "env.cameras")
     (head,) = scorer.heads.values()
     if episodes:
         print(

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied.captions import Captions, vary
 from embodied.errors import UserError, nearest
 from embodied.files import whole
+from embodied.literal import load_literal
 from embodied.paths import asset
 from embodied.pretraining import judge_scene, order_along_expert, retrieval
 from embodied.renders import Renders, render
@@ -172,7 +173,7 @@ def _policies(scene: DictConfig) -> dict[str, list[Path]]:
     for run in scene.get("policies") or ():
         if not (Path(run) / "config.yaml").is_file():
             raise UserError(f"pretrain: policies must be run folders of embodied train; got {run}.")
-        found.setdefault(str(OmegaConf.load(Path(run) / "config.yaml").env.id), []).append(Path(run))
+        found.setdefault(str(load_literal(Path(run) / "config.yaml").env.id), []).append(Path(run))
     return found
 
 

@@ -6,8 +6,8 @@ each camera's own, in place of the chosen one's, or one of all the views in env.
 Frames in which the task is solved have a green border: a good reward model gives those the high scores, and a picture
 that is upside down, empty or too dark shows here.
 
-    embodied preview env=desk-drawer reward=clip reward.goal="the drawer is open"
-    embodied preview env=desk-drawer env.cameras=[front,side] reward=clip reward.goal="the drawer is open"
+    embodied preview env=desk-drawer reward=clip goal="the drawer is open"
+    embodied preview env=desk-drawer env.cameras=[front,side] reward=clip goal="the drawer is open"
     embodied preview env=cartpole reward=true out=frames.png
 """
 
@@ -27,6 +27,8 @@ from PIL import Image, ImageDraw, ImageFont
 from embodied import scoring
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
+from embodied.envs.pictures import view
+from embodied.envs.spaces import told_success
 from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
@@ -51,7 +53,7 @@ class Strip:
         name: where the frames come from.
         camera: which camera saw them.
         frames: T of (H, W, 3) uint8 RGB.
-        solved: T, whether the task is solved there.
+        solved: T, whether the task is solved there; None where the world does not tell.
         signals: T readings of the robot's own sensors, by name.
         scores: head name, or "reward" for the combined potential -> (T,); empty without a reward model.
         depth: of (H, W) float32, metres: of each episode's first frame, where the world measures it.
@@ -60,7 +62,7 @@ class Strip:
     name: str
     camera: str
     frames: list[np.ndarray] = field(default_factory=list)
-    solved: list[bool] = field(default_factory=list)
+    solved: list[bool | None] = field(default_factory=list)
     signals: list[dict[str, float]] = field(default_factory=list)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     depth: list[np.ndarray] = field(default_factory=list)
@@ -110,7 +112,7 @@ def run(config: DictConfig) -> None:
 
 def _cameras(env: gymnasium.Env) -> list[str]:
     """The reward's camera first."""
-    chosen, cameras = env.get_wrapper_attr("camera"), env.get_wrapper_attr("cameras")
+    chosen, cameras = own_view(env), env.get_wrapper_attr("cameras")
     others = [each for each in cameras if each != chosen] if len(cameras) <= MANY_CAMERAS else []
     return [chosen, *others]
 
@@ -118,11 +120,12 @@ def _cameras(env: gymnasium.Env) -> list[str]:
 def _look(env: gymnasium.Env, strips: list[Strip], size: int, info: dict[str, Any], *, first: bool) -> None:
     """Add what every camera sees now, and how far it is where an episode begins."""
     signals = env.get_wrapper_attr("signals")() if env.has_wrapper_attr("signals") else {}
+    own = own_view(env)
     for strip in strips:
         if first and env.has_wrapper_attr("depth"):
             strip.depth.append(env.get_wrapper_attr("depth")(camera=strip.camera, image_size=size))
-        strip.frames.append(env.get_wrapper_attr("frame")(camera=strip.camera, image_size=size))
-        strip.solved.append(bool(info.get("is_success", False)))
+        strip.frames.append(view(env, size, **({} if strip.camera == own else {"camera": strip.camera})))
+        strip.solved.append(told_success(info))
         strip.signals.append(signals)
 
 
@@ -192,11 +195,14 @@ def table(strips: list[Strip]) -> str:
     header = ("frames", "camera", "head", "lowest", "mean", "highest", "last", "solved", "mean if solved")
     rows: list[tuple[str, ...]] = [header]
     for strip, camera in _scored(strips):
-        solved = np.array(strip.solved)
+        solved = np.array([each is True for each in strip.solved])
+        known = [each for each in strip.solved if each is not None]
         for head, values in strip.scores.items():
             shown = [f"{v:.3f}" for v in (values.min(), values.mean(), values.max(), values[-1])]
             inside = f"{values[solved].mean():.3f}" if solved.any() else ""
-            rows.append((strip.name, camera, head, *shown, f"{solved.sum()}/{len(solved)}", inside))
+            rows.append(
+                (strip.name, camera, head, *shown, f"{solved.sum()}/{len(known)}" if known else "unknown", inside)
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
     return "\n".join(
         "  ".join(

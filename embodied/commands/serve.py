@@ -1,21 +1,25 @@
 """Serve a reward model to other computers: HTTP and WebSocket, many clients in one batch.
 
-A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it. It
-listens to this machine alone; any other host needs a token, in the file token_file or the variable EMBODIED_TOKEN,
-never on the command line, and for the open network a TLS proxy before it. What goes over the wire:
-embodied/serving/protocol.py. Ctrl-C or SIGTERM finishes what is queued, tells the sessions and ends.
+A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it, and
+bears a token: that of token_file or the variable EMBODIED_TOKEN, never of the command line; else one is made at each
+start, in a file that only you can read and your other programs here find. token=false serves every user of this
+machine. It listens to this machine alone; host=0.0.0.0 to others too, and for the open network put a TLS proxy before
+it (proxies=[ITS ADDRESS]). What goes over the wire: GET /docs. Ctrl-C or SIGTERM finishes what is queued and ends.
 
-    embodied serve encoder=open_clip reward.goal="the cup is upright"
+    embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
-    curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg http://127.0.0.1:8765/v1/score
+    embodied watch source=0 server=http://127.0.0.1:8765
 """
 
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 import os
+import shlex
 import socket
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,12 +31,12 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
-from embodied.serving import protocol
+from embodied.goals import parts_of, takes_goal
+from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
 from embodied.serving.limits import Limits
-from embodied.serving.peer import read_token
-from embodied.serving.service import is_loopback
+from embodied.serving.peer import is_loopback, read_token
 from embodied.settings import check_least
 from embodied.watching.live_scoring import toward
 from rewards.core import Scorer
@@ -43,19 +47,25 @@ def run(config: DictConfig) -> None:
     token = _check(config)
     options: dict[str, Any] = {"limits": _limits(config), "token": token}
     options |= {"max_batch": config.max_batch, "max_wait_ms": float(config.max_wait_ms)}
-    with _listen(config.host, config.port) as listener:  # before the model is loaded: the port may be taken
-        port = listener.getsockname()[1]
-        if config.replicas == 1:
-            app = served(config, **options)
-            told = app.state.service.describe()
-            _say(f"model {told['model_id']}, encoder {told['encoder']['name']}", config, port, token)
-            Server(app, host=config.host, port=port).run(sockets=[listener])
-    if config.replicas > 1:
-        _serve_replicas(config, port, options)
+    with ExitStack() as stack:
+        with _listen(config.host, config.port) as listener:  # before the model is loaded: the port may be taken
+            port = listener.getsockname()[1]
+            bearer = None if token is None else f"${protocol.TOKEN_VARIABLE}"
+            if token is None and config.token:
+                options["token"], file = stack.enter_context(tokens.made(tokens.SERVE, port))
+                bearer = f"$(cat {shlex.quote(str(file))})"
+            if config.replicas == 1:
+                app = served(config, **options)
+                told = app.state.service.describe()
+                _say(f"model {told['model_id']}, encoder {told['encoder']['name']}", config, port, bearer)
+                proxies = [str(each) for each in config.proxies or ()]
+                Server(app, host=config.host, port=port, proxies=proxies).run(sockets=[listener])
+        if config.replicas > 1:
+            _serve_replicas(config, port, options, bearer)
     print("Stopped.")
 
 
-def _serve_replicas(config: DictConfig, port: int, options: dict[str, Any]) -> None:
+def _serve_replicas(config: DictConfig, port: int, options: dict[str, Any], bearer: str | None) -> None:
     """Several servers behind Ray Serve's proxy."""
     from embodied.serving import ray_app  # an extra
 
@@ -64,7 +74,7 @@ def _serve_replicas(config: DictConfig, port: int, options: dict[str, Any]) -> N
     try:
         build = partial(served, config, **options)
         ray_app.start(build, host=config.host, port=port, replicas=config.replicas, requests=requests)
-        _say(f"{config.replicas} replicas", config, port, options["token"])
+        _say(f"{config.replicas} replicas", config, port, bearer)
         ray_app.wait()
     finally:
         ray_app.stop()
@@ -82,7 +92,7 @@ def served(config: DictConfig, **options: Any) -> Any:
 
 
 def _check(config: DictConfig) -> str | None:
-    """The token, if there is one.
+    """The token, if one is given.
 
     Raises:
         UserError: settings that cannot be served.
@@ -92,13 +102,26 @@ def _check(config: DictConfig) -> str | None:
     check_least(config, max_batch=1, max_wait_ms=0, threads=1, replicas=1, port=0)
     if config.port > 65535:
         raise UserError(f"port must be at most 65535; got {config.port}.")
-    token = read_token(token_file=config.token_file)
-    if token is None and not is_loopback(config.host):
-        raise UserError(
-            f"host={config.host} can be reached from other machines, so it needs a token: give token_file=FILE, or set "
-            f"{protocol.TOKEN_VARIABLE}. To make one: python -c 'import secrets; print(secrets.token_hex())' > FILE"
-        )
-    return token
+    for proxy in config.proxies or ():
+        _check_proxy(str(proxy))
+    if config.proxies and config.replicas > 1:
+        raise UserError("proxies is of one server; with replicas Ray's own proxy tells the clients. Drop proxies.")
+    if not config.token:
+        if config.token_file is not None:
+            raise UserError(f"token=false takes no token, and token_file={config.token_file} gives one. Drop either.")
+        if not is_loopback(config.host):
+            raise UserError(
+                f"host={config.host} can be reached from other machines, so it needs a token. Drop token=false."
+            )
+        return None
+    return read_token(token_file=config.token_file)
+
+
+def _check_proxy(address: str) -> None:
+    try:
+        ipaddress.ip_network(address)
+    except ValueError as error:
+        raise UserError(f"proxies must be addresses of proxies, such as 10.0.0.2; got {address!r}.") from error
 
 
 def _limits(config: DictConfig) -> Limits:
@@ -120,7 +143,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _has_goal(reward: dict[str, Any]) -> bool:
-    return any("goal" in part for part in (reward, *(reward.get("parts") or {}).values()))
+    return any(takes_goal(part) for part in parts_of(reward).values())
 
 
 def _with_goal(scorer: Scorer, reward: dict[str, Any], goal: str) -> Scorer:
@@ -138,11 +161,11 @@ def _model_id(scorer: Scorer, reward: dict[str, Any]) -> str:
     return f"{scorers.reward_name(reward)}-{found.hexdigest()[:12]}"
 
 
-def _say(what: str, config: DictConfig, port: int, token: str | None) -> None:
-    """Where it listens, and how to ask."""
+def _say(what: str, config: DictConfig, port: int, bearer: str | None) -> None:
+    """Where it listens, and how to ask; `bearer` is what a shell reads the token by."""
     url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
-    bearer = "" if token is None else f' -H "Authorization: Bearer ${protocol.TOKEN_VARIABLE}"'
+    token = "" if bearer is None else f' -H "Authorization: Bearer {bearer}"'
     print(f"Serving {scorers.reward_name(config.reward)} at {url} ({what}).")
-    print(f"  curl{bearer} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}{protocol.SCORE}")
+    print(f"  curl{token} -H 'Content-Type: image/jpeg' --data-binary @photo.jpg {url}{protocol.SCORE}")
     print(f"  embodied watch source=0 server={url}")
     print("Ctrl-C stops it.", flush=True)

@@ -2,12 +2,12 @@
 
 Worlds step, the encoder turns frames into features, the reward's heads score them, and the policy climbs the score;
 success is only watched. Writes a run folder with curves, checkpoints, videos of a last evaluation and report.html.
-Ctrl-C and SIGTERM write a checkpoint before they end the run: resume=true continues the same curve, with steps=… beyond
-the number it was started with.
+Ctrl-C and SIGTERM write a checkpoint before they end the run: resume=true continues the same curve, with steps=…
+beyond the number it was started with.
 
-    embodied train env=desk-drawer reward=clip reward.goal="the drawer is open"
-    embodied train env=desk-drawer reward=[clip,softmax] reward.goal="the drawer is open" reward.softmax.negatives=[…]
-    embodied train env=desk-place env.obs=points reward.goal="the red cube is in the tray" demos=10
+    embodied train env=desk-drawer reward=clip goal="the drawer is open"
+    embodied train env=desk-drawer reward=[clip,softmax] goal="the drawer is open" reward.softmax.negative=[…]
+    embodied train env=desk-place env.cameras=[front,side] goal="the red cube is in the tray" demos=10
     embodied train env=cartpole reward=true policy=sb3_ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true
 """
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from embodied import runs
 from embodied.report import write_report
@@ -38,6 +37,7 @@ from embodied.training.loop import Job, Training, train
 from embodied.training.stage import Stage
 from embodied.training.stopping import Stopping
 from policies.core import Actor
+from rewards.progress import tqdm
 
 
 def run(config: DictConfig) -> None:
@@ -71,6 +71,7 @@ def run(config: DictConfig) -> None:
                 log,
                 log_every=config.log_every,
                 jobs=progress.jobs,
+                overlap=config.overlap,
                 stop=lambda: stopping.asked or progress.late(),
                 tick=progress.show,
             )

@@ -5,7 +5,7 @@ worlds; several at once are a rig. Of a live camera the newest frame is scored, 
 the model is; what is old, lost or unscorable is said to be so. Of a recording every frame is scored, and gets the
 number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
 
-    embodied watch source=0 reward=clip reward.goal="the drawer is open"
+    embodied watch source=0 reward=clip goal="the drawer is open"
     embodied watch source=rtsp://host/stream reward=[clip,process] goal="it is open" reward.process.model=models/open
     embodied watch 'source={front:0,side:1}' reward=success reward.model=fitted threshold=0.7 hysteresis=0.2
     embodied watch source=film.mp4 reward.goals=["the drawer is open","the drawer is closed"] | jq .combined
@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -32,17 +33,19 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import paths, scorers
 from embodied.cameras import CameraError, open_source
 from embodied.collecting import open_dataset
-from embodied.envs import WORLDS
+from embodied.envs import WORLDS, is_world, world_cameras
 from embodied.errors import UserError, nearest
+from embodied.goals import any_open, told_goals, with_goal
 from embodied.serving.client import RemoteStream
 from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
-from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal, goal_texts
+from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal
 from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
 from embodied.watching.smoothing import Normaliser, SuccessSmoothing
 from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
+SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
@@ -95,9 +98,10 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         if address := getattr(sink, "address", None):
             tell(f"Rerun: {address}")
     if config.control is not None:
-        control = ControlServer(pipeline.ask, pipeline.status, config.control)
+        control = ControlServer(pipeline.ask, pipeline.status, config.control, private=config.control_token)
         opened.callback(control.close)
-        tell(f"Control: http://{HOST}:{control.port}/status")
+        bearer = f' -H "Authorization: Bearer $(cat {shlex.quote(str(control.token_file))})"'
+        tell(f"Control: curl{bearer if control.token_file else ''} http://{HOST}:{control.port}/status")
     if config.keys and seen and sys.stdin.isatty() and sys.stderr.isatty():
         keys.append(Keys(pipeline.ask, sys.stdin.fileno()))
         opened.callback(keys[0].close)
@@ -108,7 +112,15 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             raise UserError(str(error)) from error
         finally:
             opened.close()
-            print(pipeline.summary().text(), file=sys.stderr)
+            summary = pipeline.summary()
+            if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
+                print(summary.text(), file=sys.stderr)
+    if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
+        where = "" if config.record is None else f"record={config.record}: "
+        raise UserError(
+            f"{where}not everything was kept: {'; '.join(lost)}. What was written before stays readable. Free some "
+            "space, or choose another folder with record=FOLDER."
+        )
 
 
 @contextmanager
@@ -161,9 +173,7 @@ def _check(config: DictConfig) -> None:
     for name in config.formats or ():
         if name not in FORMATS:
             raise UserError(f"formats must be of {', '.join(FORMATS)}; got {name!r}. {nearest(str(name), FORMATS)}")
-    if config.goal is not None:
-        check_goal(config.goal)
-    for text in goal_texts(_plain(config.reward)):
+    for text in told_goals(_plain(config.reward)):
         if text:  # "" is a server's own
             check_goal(text)
     if config.server is None and config.reward.get("_target_") is None:
@@ -181,28 +191,25 @@ def _source(config: DictConfig) -> MomentSource:
 def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
     """The reward model, here or at the server."""
     if config.server is not None:
+        goals = [goal for goal in told_goals(_plain(config.reward)) if goal]
+        if len(goals) > 1:
+            raise UserError(f"goal must be one text for a server; got {', '.join(map(repr, goals))}.")
+        goal = goals[0] if goals else None
         stream = RemoteStream(
             config.server,
             views=source.names,
-            goal=config.goal,
+            goal=goal,
             token_file=config.token_file,
             form=config.image_form,
         )
-        return RemoteScoring(stream, config.goal)
-    filled = config.copy()
-    OmegaConf.set_struct(filled, False)
-    env, instruction = _origin(config.source)
-    if env is not None:
-        filled.env = env
-    goal = config.goal
-    parts = [filled.reward, *(filled.reward.get("parts") or {}).values()]
-    for part in parts:
-        if "goal" in part and (config.goal is not None or (part.goal is None and part.get("goals") is None)):
-            part.goal = goal if goal is not None else instruction
-    scorer = scorers.make_scorer(filled)
+        return RemoteScoring(stream, goal)
+    origin = _origin(config.source, asks=any_open(_plain(config.reward)))
+    names = origin.views if source.names == ("main",) else source.names
+    reward = with_goal(_plain(config.reward), origin.goal)
+    scorer = scorers.make_scorer(config, env=origin.env, goal=origin.goal, views=names)
     assert scorer is not None
     max_rows = config.max_rows or (None if scorer.advances or not source.live else LIVE_ROWS)
-    scoring = LocalScoring(scorer, source.names, reward=_plain(filled.reward), max_rows=max_rows)
+    scoring = LocalScoring(scorer, source.names, called=names, reward=reward, max_rows=max_rows)
     scoring.warm_up()
     return scoring
 
@@ -215,24 +222,37 @@ def _threshold(config: DictConfig) -> float | None:
     return SUCCESS_THRESHOLD if has_success else None
 
 
-def _origin(source: Any) -> tuple[DictConfig | None, str | None]:
-    """The world that a source of ours is of, and its episode's instruction, as `embodied label` knows them.
+class _Origin(NamedTuple):
+    """What is known of a source of ours, as `embodied label` knows it.
 
-    Of a rig, its first camera tells.
+    Attributes:
+        env: the world's config, plain; {} where there is none of ours.
+        goal: its episode's task text.
+        views: what its one camera is called in the data; ("main",) where nobody says.
     """
+
+    env: dict[str, Any] = {}  # noqa: RUF012  (never changed)
+    goal: str | None = None
+    views: tuple[str, ...] = ("main",)
+
+
+def _origin(source: Any, *, asks: bool) -> _Origin:
+    """Of a rig, its first camera tells; the task text is read only where someone asks for it."""
     specs = [spec.partition("=")[2] if re.match(r"[A-Za-z_][\w.-]*=", spec) else spec for spec in _specs(source)]
     kind, _, rest = (specs or [""])[0].partition(":")
     if kind == "env" and rest.partition("/")[0] in WORLDS:
-        env = OmegaConf.load(paths.configs() / "env" / f"{rest.partition('/')[0]}.yaml")
-        assert isinstance(env, DictConfig)
-        env.cameras = [camera for spec in specs if (camera := spec.partition("/")[2])] or None
-        return env, None
+        env = _plain(OmegaConf.load(paths.configs() / "env" / f"{rest.partition('/')[0]}.yaml"))
+        cameras = tuple(camera for spec in specs if (camera := spec.partition("/")[2]))
+        own = world_cameras(rest.partition("/")[0])
+        return _Origin(env | {"cameras": list(cameras) or None}, views=(cameras or own)[:1])
     if kind == "dataset":
         root, _, place = rest.partition("#")
-        dataset, number = open_dataset(root), place.partition("/")[0]
-        instruction = dataset.instruction(int(number)) if number.isdigit() else dataset.instruction(0)
-        return (OmegaConf.create(dataset.env) if dataset.env else None), instruction or None
-    return None, None
+        number, _, camera = place.partition("/")
+        dataset = open_dataset(root)
+        goal = dataset.instruction(dataset.position(int(number)) if number.isdigit() else 0) if asks else ""
+        views = (camera or dataset.cameras[0],) if dataset.cameras else ("main",)
+        return _Origin(dataset.env if is_world(dataset.env_id) else {}, goal or None, views)
+    return _Origin()
 
 
 def _specs(source: Any) -> list[str]:

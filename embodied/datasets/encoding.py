@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
 from embodied.files import whole
 from rewards.core import FRAMES_READ, Encoder, Episode, Features
+from rewards.progress import tqdm
 
 CACHE = Path("runs", "cache", "features")
+BATCH = 64  # frames that are held and encoded at a time
 
 
 @torch.inference_mode()
@@ -35,6 +37,7 @@ def encode(
     indices: Iterable[int] | None = None,
     frames_read: str = "none",
     cache: Path | None = None,
+    goal: str = "",
 ) -> list[Episode]:
     """Episodes for heads to be fitted to, judged on or scored.
 
@@ -48,6 +51,7 @@ def encode(
         indices: of episodes; None: all.
         frames_read: which images to keep beside the features: "none", "first" (of each episode) or "all".
         cache: the folder of kept features; None: `CACHE`.
+        goal: the instruction of episodes whose frames have several tasks.
 
     Returns:
         One `Episode` an index, in that order; `success` is that of its last row, None where the dataset does not tell.
@@ -70,17 +74,19 @@ def encode(
             recording = dataset.recording(i, cameras=())
             views, frames = {}, {}
             for name in names:
-                views[name], images = _view(dataset, i, name, encoder, mark, cache or CACHE, frames_read == "all")
+                views[name] = _view(dataset, i, name, encoder, mark, cache or CACHE)
                 if frames_read == "first":
-                    images = dataset.frames(i, name, [0]) if images is None else images[:1]
-                if images is not None and frames_read != "none":
-                    frames[name] = torch.from_numpy(images)[None]
+                    frames[name] = torch.from_numpy(dataset.frames(i, name, [0]))[None]
+                elif frames_read == "all":
+                    frames[name] = _mapped(dataset, i, name, cache or CACHE)[None]
                 bar.update(len(recording))
             signals = {name: torch.from_numpy(values)[None] for name, values in recording.signals.items()}
             features = Features(views={k: v[None] for k, v in views.items()}, signals=signals, frames=frames)
             success = None if recording.success is None else bool(recording.success[-1])
             episodes.append(
-                Episode(features=features, instruction=recording.instruction, success=success, steps=recording.steps)
+                Episode(
+                    features=features, instruction=recording.instruction or goal, success=success, steps=recording.steps
+                )
             )
     return episodes
 
@@ -95,7 +101,7 @@ def fingerprint(encoder: Encoder) -> str:
             tensors = {"": value}
         else:
             tensors = {}
-            if name in ("precision", "model"):
+            if name in ("precision", "model", "_preprocess"):
                 found.update(f"{name}={value}".encode())
         for key, tensor in tensors.items():
             if isinstance(tensor, Tensor):
@@ -105,31 +111,49 @@ def fingerprint(encoder: Encoder) -> str:
     return found.hexdigest()
 
 
-def _view(
-    dataset: Dataset, i: int, camera: str, encoder: Encoder, mark: str, cache: Path, want_frames: bool
-) -> tuple[Tensor, np.ndarray | None]:
-    """(T, D) float32 features of one camera of one episode, kept or made now, and its frames if they were read."""
+def _view(dataset: Dataset, i: int, camera: str, encoder: Encoder, mark: str, cache: Path) -> Tensor:
+    """(T, D) float32 features of one camera of one episode, kept or made now, `BATCH` frames in memory at a time."""
     key = _key(dataset, i, camera, mark)
     file = cache / key[:2] / f"{key}.safetensors"
-    frames = dataset.frames(i, camera) if want_frames else None
     try:
-        return load_file(file)["features"], frames
+        return load_file(file)["features"]
     except (FileNotFoundError, SafetensorError, KeyError):  # not yet there, or damaged: made again
         pass
-    if frames is None:
-        frames = dataset.frames(i, camera)
-    features = encoder.encode_images(torch.from_numpy(frames)).float().cpu().contiguous()
+    parts = [
+        encoder.encode_images(torch.from_numpy(frames)).float().cpu() for frames in dataset.batches(i, camera, BATCH)
+    ]
+    features = torch.cat(parts).contiguous()
     file.parent.mkdir(parents=True, exist_ok=True)
     with whole(file) as part:
         save_file({"features": features.clone()}, part)
-    return features, frames
+    return features
+
+
+def _mapped(dataset: Dataset, i: int, camera: str, cache: Path) -> Tensor:
+    """(T, H, W, 3) uint8 frames of one camera of one episode, in a file without a name that the system pages in.
+
+    A dataset's frames do not fit into memory; these take it only while they are read. The file goes with the tensor.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=cache) as file:
+        shape: tuple[int, ...] = ()
+        for frames in dataset.batches(i, camera, BATCH):
+            file.write(frames.data)
+            shape = frames.shape[1:]
+        file.flush()
+        # Copy on write, so that the tensor may be taken for an ordinary one.
+        pixels = np.memmap(file, np.uint8, "c", shape=(dataset.length(i), *shape))
+    return torch.from_numpy(np.asarray(pixels))
 
 
 def _key(dataset: Dataset, i: int, camera: str, mark: str) -> str:
     """What the features of one camera of one episode are made of."""
     file, start = dataset.place(i, camera)
-    if not file.is_file():
-        raise UserError(f"episode {i}, camera {camera}: {file}: the file is missing.")
-    state = file.stat()
-    made_of = [str(file.resolve()), state.st_size, state.st_mtime_ns, start, i, dataset.length(i), camera, mark]
+    for each in (file, dataset.span(i).data):
+        if not each.is_file():
+            raise UserError(f"episode {dataset.span(i).index}, camera {camera}: {each}: the file is missing.")
+    made_of: list[Any] = [start, i, dataset.length(i), dataset.tolerance, dataset.surplus, camera, mark]
+    for each in dict.fromkeys((file, dataset.span(i).data)):  # the rows say at which times their frames lie
+        state = each.stat()
+        made_of += [str(each.resolve()), state.st_size, state.st_mtime_ns]
     return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()

@@ -10,7 +10,8 @@ episodes with its own tools would make such a dataset unreadable.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +59,34 @@ def column_names(feature: Mapping[str, Any], prefix: str) -> list[str]:
     names: Any = feature.get("names")
     if isinstance(names, Mapping):
         values = list(names.values())
-        if all(isinstance(value, int) for value in values):
-            names = sorted(names, key=names.__getitem__)
+        if values and all(isinstance(value, int) for value in values):
+            names = sorted(map(str, names), key={str(key): value for key, value in names.items()}.__getitem__)
         else:
-            names = [str(each) for value in values if isinstance(value, list) for each in value]
-    if isinstance(names, Sequence) and len(names) == width and len(set(names)) == width:
-        return [str(name) for name in names]
+            names = [each for value in values if isinstance(value, list) for each in value]
+    texts = [str(name) for name in names] if isinstance(names, list) and len(names) == width else []
+    if texts and len(set(texts)) == width and not any(isinstance(name, list | dict) for name in names):
+        return texts
     return [f"{prefix}_{k}" for k in range(width)]
 
 
 def image_shape(feature: Mapping[str, Any]) -> tuple[int, int]:
     """(H, W) of an image feature, whose shape is HWC or CHW as its `names` tell."""
     shape, names = list(feature["shape"]), feature.get("names")
-    if isinstance(names, Sequence) and "height" in names and "width" in names:
+    if isinstance(names, list) and "height" in names and "width" in names and len(names) == len(shape):
         return int(shape[names.index("height")]), int(shape[names.index("width")])
     if shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4):
         return int(shape[1]), int(shape[2])
     return int(shape[0]), int(shape[1])
 
 
-def video_feature(height: int, width: int, fps: int) -> dict[str, Any]:
+def channels(feature: Mapping[str, Any]) -> int:
+    """Of an image feature: 1 for greys and what may be depth, else 3."""
+    shape, (height, width) = [int(size) for size in feature["shape"]], image_shape(feature)
+    left = int(np.prod(shape)) // (height * width)
+    return 1 if len(shape) == 2 or left == 1 else 3
+
+
+def video_feature(height: int, width: int, fps: int | float) -> dict[str, Any]:
     """The entry of a camera that `embodied.datasets.video` encodes."""
     about = {"height": height, "width": width, "channels": 3, "codec": "h264", "pix_fmt": "yuv420p", "fps": fps}
     info = {f"video.{name}": value for name, value in about.items()}
@@ -114,20 +123,35 @@ def read_json(file: Path) -> Any:
     """A JSON file; errors name it."""
     try:
         return json.loads(file.read_text("utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # cut short, no text, digits or brackets without end
         raise UserError(f"{file}: must be JSON; {error}. The file is damaged or cut short.") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
 def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
     """A parquet file; errors name it, and `about` what was looked for in it."""
     what = f"{file}{f' ({about})' if about else ''}"
     if not file.is_file():
-        raise UserError(f"{what}: the file is missing.")
+        raise UserError(f"{what}: the file is missing{' (a link to nothing)' if file.is_symlink() else ''}.")
     try:
-        return pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        table = pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
+        if len(set(table.column_names)) != table.num_columns:  # names that are no text raise here
+            raise ValueError("two columns have one name")
+        return table
+    except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if lacks := re.match(r"No match for FieldRef.Name\((.*?)\)", reason):
+            raise UserError(f"{what}: column {lacks[1]} is missing, which info.json declares.") from error
         raise UserError(f"{what}: cannot be read ({reason}). The file is damaged or cut short.") from error
+
+
+def python(values: pa.Table | pa.ChunkedArray, file: Path) -> list[Any]:
+    """Rows or values as Python's; texts that are no UTF-8 are named."""
+    try:
+        return values.to_pylist()
+    except (pa.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"{file}: cannot be read ({error}). The file is damaged.") from error
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:
@@ -145,10 +169,52 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
 def read_tasks(file: Path) -> dict[int, str]:
     """task_index -> text, whatever the index column is called."""
     table = read_parquet(file, "tasks")
-    texts = [name for name in table.column_names if pa.types.is_string(table.schema.field(name).type)]
+    texts = [field.name for field in table.schema if field.name != "task_index" and _is_text(field.type)]
     if "task_index" not in table.column_names or not texts:
         raise UserError(f"{file}: must have a column task_index and one of texts; has {', '.join(table.column_names)}.")
-    return dict(zip(table["task_index"].to_pylist(), table[texts[0]].to_pylist(), strict=True))
+    name = "task" if "task" in texts else texts[0]
+    return _tasks(file, zip(python(table["task_index"], file), python(table[name], file), strict=True))
+
+
+def read_old_tasks(file: Path) -> dict[int, str]:
+    """task_index -> text of a v2 dataset's `tasks.jsonl`."""
+    rows = read_lines(file)
+    return _tasks(file, ((row.get("task_index"), row.get("task")) for row in rows))
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; errors name the line."""
+    if not file.is_file():
+        raise UserError(f"{file}: the file is missing.")
+    try:
+        lines = [line for line in file.read_text("utf-8").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read ({error}).") from error
+    rows = []
+    for number, line in enumerate(lines):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{file}: line {number + 1} (episode {number}) is damaged: {error!r}.") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{file}: line {number + 1} (episode {number}) is damaged: it must be an object.")
+        rows.append(row)
+    return rows
+
+
+def _tasks(file: Path, pairs: Iterable[tuple[Any, Any]]) -> dict[int, str]:
+    tasks: dict[int, str] = {}
+    for index, text in pairs:
+        if isinstance(index, bool) or not isinstance(index, int) or not isinstance(text, str | None):
+            raise UserError(f"{file}: must give each text a whole number task_index; got {index!r} for {text!r}.")
+        if index in tasks and tasks[index] != (text or ""):
+            raise UserError(f"{file}: task_index {index} stands for two texts: {tasks[index]!r} and {text!r}.")
+        tasks[index] = text or ""
+    return tasks
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 # Statistics ---------------------------------------------------------------------------------------------

@@ -5,20 +5,23 @@ Shape letters: T frames of an episode; A action; H, W image.
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
 
-from embodied.datasets import layout
-from embodied.datasets.video import VideoError, read_frames
+from embodied.datasets import layout, recovery
+from embodied.datasets.pictures import Pictures
+from embodied.datasets.places import Places, Span, check_info, check_own
+from embodied.datasets.rows import Rows
+from embodied.datasets.video import SHARE
 from embodied.errors import UserError, nearest
+
+SUCCESS = "next.success"  # the column that tells success, unless another is named
+YES = 0.5  # from which a number in it counts as success
+SURPLUS = ("refuse", "after", "before")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +32,13 @@ class Recording:
         frames: camera -> (T, H, W, 3) uint8 RGB; the cameras that were asked for.
         actions: (T, A) float32; (T, 0) where the dataset has none.
         signals: name -> (T,) float32, the robot's own readings (`observation.state`).
-        env_rewards: (T,) float32, the task's own reward after action t; None where there is none.
+        env_rewards: (T,) float32, the task's own reward after action t, NaN where it is missing; None where there is
+            none.
         success: (T,) bool, whether the task was solved after action t; None where the dataset does not tell.
         terminated: (T,) bool, whether the task itself ended after action t; all False where the dataset does not
             tell endings from cuts (`next.truncated`).
-        instruction: the task in words; "" where there are none.
-        index: of the episode.
+        instruction: the task in words; "" where there are none, or several in turn (`Dataset.instructions`).
+        index: of the episode, from 0.
         kind: which policy acted ("expert", "noisy", "near_miss", "failure", "random", …); "" where unknown.
         steps: rows at which the task's steps end, ascending, the last row included; () where they are not marked.
     """
@@ -54,31 +58,24 @@ class Recording:
         return len(self.actions)
 
 
-@dataclass(frozen=True)
-class Span:
-    """Where an episode lies.
-
-    Attributes:
-        length: T.
-        tasks: its texts.
-        data: the parquet file.
-        videos: image key -> (mp4 file, second at which the episode begins in it).
-    """
-
-    length: int
-    tasks: tuple[str, ...]
-    data: Path
-    videos: Mapping[str, tuple[Path, float]] = field(default_factory=dict)
-
-
 class Dataset:
-    """A LeRobot folder, opened for reading; nothing in it is ever written.
+    """A LeRobot folder, opened for reading.
+
+    Nothing in it is written, but that episodes which a killed writer left behind are packed where nobody writes now.
+
+    Args:
+        root: the folder.
+        success: the column that tells success: booleans, or numbers that mean yes from 0.5.
+        tolerance: how far a frame's own time may lie from its row's, as a share of a frame's period.
+        surplus: where a film has more pictures than its episodes have rows, and nothing says where: "refuse" it, or
+            the pictures beyond lie "after" the last row, or "before" the first.
 
     Attributes:
         root: the folder.
         fps: frames a second.
         features: the entries of `info.json`.
-        cameras: short names of colour cameras, in the dataset's order; depth videos are left out.
+        cameras: short names of cameras, those with colours in the dataset's order, then grey ones; depth is left out.
+        spans: where each episode lies; those of no rows are left out.
         env: the `env` config of the world it was collected in; {} elsewhere.
         env_id: that world's id, or None.
 
@@ -86,43 +83,98 @@ class Dataset:
         UserError: no dataset, a damaged one, or a version other than 2 or 3.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(
+        self, root: str | Path, *, success: str | None = None, tolerance: int | float = SHARE, surplus: str = SURPLUS[0]
+    ) -> None:
         self.root = Path(root)
         meta = self.root / "meta"
+        recovery.finish(self.root)
         if not (meta / layout.INFO).is_file():
             raise UserError(_nothing_there(self.root))
-        self._info = layout.read_json(meta / layout.INFO)
-        self._check_info(meta / layout.INFO)
-        self.features: dict[str, dict[str, Any]] = self._info["features"]
-        self.fps = int(self._info["fps"])
-        keys = [k for k, f in self.features.items() if f["dtype"] in layout.IMAGES and not _is_depth(f)]
-        short = [layout.short_name(key) for key in keys]
-        self._keys = {name if short.count(name) == 1 else key: key for name, key in zip(short, keys, strict=True)}
-        self.cameras = tuple(self._keys)
-        self.spans = self._spans_v3(meta) if self._info["codebase_version"].startswith("v3") else self._spans_v2(meta)
+        info = check_info(meta / layout.INFO, layout.read_json(meta / layout.INFO))
+        self.features: dict[str, dict[str, Any]] = info["features"]
+        self.fps = float(info["fps"])
+        self._success, told = success or SUCCESS, success is not None
+        if told and self._success not in self.features:
+            raise UserError(f"success: {self.root} has no column {success!r}. {nearest(str(success), self.features)}")
+        if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance <= 0.5:
+            raise UserError(f"tolerance must be a share of a frame's period, above 0, 0.5 at most; got {tolerance!r}.")
+        if surplus not in SURPLUS:
+            raise UserError(f"surplus must be {', '.join(SURPLUS)}; got {surplus!r}.")
+        self.tolerance, self.surplus = float(tolerance), surplus
+        places = Places(self.root, info)
+        everything = places.spans()
+        self.spans = [span for span in everything if span.length]
+        if not self.spans:
+            raise UserError(f"{self.root}: must hold an episode with frames; it holds {len(everything)} without.")
+        self._rows = Rows(self.root, self.features)
+        self._pictures = Pictures(self, places, self._rows)
+        self.cameras = tuple(self._pictures.keys)
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
-        self.env: dict[str, Any] = own.get("env") or {}
+        self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
         self.env_id: str | None = self.env.get("id")
-        self._own: dict[str, dict[str, Any]] = own.get("episodes", {})
+        self._tasks: dict[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def length(self, i: int) -> int:
         """T of episode i."""
-        return self._span(i).length
+        return self.span(i).length
+
+    def position(self, index: int) -> int:
+        """Which of the episodes has a number in the files (`episode_index`): the same where none was taken out."""
+        numbers = [span.index for span in self.spans]
+        if index not in numbers:
+            whole = numbers == list(range(len(numbers)))
+            known = f"from 0 to {len(numbers) - 1}" if whole else f"one of {', '.join(map(str, numbers[:20]))}"
+            raise UserError(f"{self.root}: episode must be {known}; got {index}.")
+        return numbers.index(index)
 
     def instruction(self, i: int) -> str:
-        """The task of episode i in words; "" where there are none."""
-        return next(iter(self._span(i).tasks), "")
+        """The task of episode i in words; "" where there are none.
+
+        Raises:
+            UserError: its frames have several, one after another.
+        """
+        tasks = list(dict.fromkeys(self.instructions(i)))
+        if len(tasks) > 1:
+            shown = ", then ".join(repr(task) for task in tasks[:3])
+            raise UserError(
+                f"goal must be given: the frames of episode {self.span(i).index} of {self.root} have {len(tasks)} "
+                f"tasks, {shown}. Add goal=…"
+            )
+        return tasks[0]
+
+    def instructions(self, i: int) -> list[str]:
+        """Each frame's own task, T of them; "" where there are none.
+
+        Raises:
+            UserError: the dataset does not say which frames have which.
+        """
+        span = self.span(i)
+        known = self._task_texts()
+        indices = self._rows.task_indices(span) if known is not None else None
+        if known is None or indices is None:
+            if len(span.tasks) > 1:
+                raise UserError(
+                    f"goal must be given: episode {span.index} of {self.root} has {len(span.tasks)} tasks, and no "
+                    "task_index says which frames have which. Add goal=…"
+                )
+            return list(span.tasks or ("",)) * span.length
+        if unknown := sorted(set(indices.tolist()) - set(known)):
+            raise UserError(
+                f"{span.data} (episode {span.index}): task_index must be one of meta's tasks; got {unknown[0]}."
+            )
+        return [known[index] for index in indices.tolist()]
 
     def kind(self, i: int) -> str:
         """Which policy acted in episode i; "" where unknown."""
-        return str(self._own.get(str(i), {}).get("kind", ""))
+        return str(self._note(i).get("kind", ""))
 
     def steps(self, i: int) -> tuple[int, ...]:
         """Rows at which the steps of episode i's task end; () where they are not marked."""
-        return tuple(int(row) for row in self._own.get(str(i), {}).get("steps", ()))
+        return tuple(int(row) for row in self._note(i).get("steps", ()))
 
     def recording(self, i: int, cameras: Sequence[str] | None = None) -> Recording:
         """Episode i with its frames.
@@ -134,177 +186,108 @@ class Dataset:
         Raises:
             UserError: no such episode or camera; a broken or truncated file, named with the episode.
         """
-        wanted = [n for n in ("action", "next.reward", "next.success", "next.truncated", "next.done",
-                              "observation.state") if n in self.features]  # fmt: skip
-        rows = self.columns(i, wanted)
-        count = self.length(i)
+        span, count = self.span(i), self.length(i)
+        wanted = [n for n in ("action", "next.truncated", "next.done", "observation.state") if n in self.features]
+        rows = self._rows.columns(span, wanted)
+        told = [name for name in ("next.reward", self._success) if name in self.features]
+        labels = self._rows.columns(span, told, nulls=True)
         state = rows.get("observation.state", np.zeros((count, 0), np.float32)).reshape(count, -1).astype(np.float32)
         names = layout.column_names(self.features["observation.state"], "state") if state.shape[1] else []
-        done, cut = (rows.get(name, np.zeros(count, bool)).reshape(count).astype(bool) for name in
-                     ("next.done", "next.truncated"))  # fmt: skip
-        reward, success = rows.get("next.reward"), rows.get("next.success")
+        done, cut = (_flags(rows, name, count) for name in ("next.done", "next.truncated"))
+        reward = labels.get("next.reward")
+        tasks = list(dict.fromkeys(self._texts(i)))
         return Recording(
             frames={name: self.frames(i, name) for name in (self.cameras if cameras is None else cameras)},
             actions=rows.get("action", np.zeros((count, 0), np.float32)).reshape(count, -1).astype(np.float32),
             signals={name: state[:, k] for k, name in enumerate(names)},
-            env_rewards=None if reward is None else reward.reshape(count).astype(np.float32),
-            success=None if success is None else success.reshape(count).astype(bool),
+            env_rewards=None if reward is None else self._scalars(span, "next.reward", reward).astype(np.float32),
+            success=self._solved(span, labels.get(self._success), done),
             terminated=done & ~cut if "next.truncated" in rows else np.zeros(count, bool),
-            instruction=self.instruction(i),
+            instruction=tasks[0] if len(tasks) == 1 else "",
             index=i,
             kind=self.kind(i),
             steps=self.steps(i),
         )
 
     def columns(self, i: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Any numeric features of episode i: name -> (T, *shape), (T,) for shape [1]."""
-        table = self._table(i, list(names))
-        return {
-            name: np.array(table[name].to_pylist()) if self.features[name]["dtype"] == "string" else
-            np.array(table[name].to_pylist(), dtype=self.features[name]["dtype"])
-            for name in table.column_names
-        }  # fmt: skip
+        """Any numeric features or texts of episode i: name -> (T, *shape), (T,) for shape [1]."""
+        return self._rows.columns(self.span(i), list(names))
 
     def frames(self, i: int, camera: str, rows: Sequence[int] | None = None) -> np.ndarray:
-        """Frames of one camera: (T, H, W, 3) uint8 RGB, or those of some rows, ascending."""
-        if camera not in self._keys:
-            raise UserError(f"{self.root}: no camera {camera!r}. {nearest(camera, self.cameras)}")
-        key = self._keys[camera]
-        chosen = list(range(self.length(i))) if rows is None else list(rows)
-        if self.features[key]["dtype"] == "image":
-            frames = self._images(i, key, chosen)
-        else:
-            times = self.columns(i, ["timestamp"])["timestamp"].astype(np.float64).reshape(-1)[chosen]
-            file, start = self._span(i).videos[key]
-            try:
-                frames = read_frames(file, start + times)
-            except (VideoError, FileNotFoundError) as error:
-                raise UserError(f"episode {i}, camera {camera}: {error}") from error
-        declared = layout.image_shape(self.features[key])
-        if frames.shape[1:3] != declared:
-            got = "x".join(map(str, frames.shape[1:3]))
-            raise UserError(f"episode {i}, camera {camera}: frames must be {declared} by info.json; got {got}.")
-        return frames
+        """Frames of one camera: (T, H, W, 3) uint8 RGB, or those of some rows, in their order.
+
+        Raises:
+            UserError: no such episode, camera or row; damaged files, or a film that has no frame at a row's time.
+        """
+        return self._pictures.frames(self.span(i), camera, rows)
+
+    def batches(self, i: int, camera: str, size: int = 64) -> Iterator[np.ndarray]:
+        """As `frames`, `size` at a time: a long episode does not fit into memory."""
+        return self._pictures.batches(self.span(i), camera, size)
 
     def place(self, i: int, camera: str) -> tuple[Path, float]:
         """The file that holds a camera's frames of episode i, and the second at which they begin in it."""
-        return self._span(i).videos.get(self._keys[camera], (self._span(i).data, 0.0))
+        return self._pictures.place(self.span(i), camera)
 
-    # Inside ---------------------------------------------------------------------------------------------
-
-    def _span(self, i: int) -> Span:
+    def span(self, i: int) -> Span:
+        """Where episode i lies; UserError where there is none."""
         if not 0 <= i < len(self.spans):
             raise UserError(f"{self.root}: episode must be from 0 to {len(self.spans) - 1}; got {i}.")
         return self.spans[i]
 
-    def _table(self, i: int, names: list[str]) -> pa.Table:
-        span = self._span(i)
-        for name in names:
-            if name not in self.features:
-                raise UserError(f"{self.root}: no feature {name!r}. {nearest(name, self.features)}")
-        wanted = list(dict.fromkeys([*names, "frame_index"]))
-        table = layout.read_parquet(span.data, f"episode {i}", columns=wanted, filters=[("episode_index", "=", i)])
-        if missing := [name for name in wanted if name not in table.column_names]:
-            raise UserError(f"{span.data} (episode {i}): column {missing[0]} is missing, which info.json declares.")
-        order = np.asarray(table["frame_index"])
-        if not np.array_equal(order, np.arange(span.length)):
-            raise UserError(
-                f"{span.data} (episode {i}): must hold frames 0 to {span.length - 1}; got {len(order)} rows."
-            )
-        return table.select(names)
+    # Inside ---------------------------------------------------------------------------------------------
 
-    def _images(self, i: int, key: str, rows: list[int]) -> np.ndarray:
-        cells = self._table(i, [key])[key].take(rows).to_pylist()
-        frames = []
-        for row, cell in zip(rows, cells, strict=True):
-            try:
-                data = cell["bytes"] if cell["bytes"] is not None else self._below(cell["path"]).read_bytes()
-                frames.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
-            except (OSError, UnidentifiedImageError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"{self._span(i).data} (episode {i}): image {row} of {key} is damaged: {error}."
-                ) from error
-        return np.stack(frames)
+    def _note(self, i: int) -> Mapping[str, Any]:
+        return self._own.get(str(self.span(i).index), {})
 
-    def _check_info(self, file: Path) -> None:
-        info = self._info
-        version = str(info.get("codebase_version", "")) if isinstance(info, dict) else ""
-        if not version.startswith(("v3.", "v2.")):
-            raise UserError(f"{file}: codebase_version must be v2.x or v3.x; got {version or 'none'!r}.")
-        if missing := [key for key in ("fps", "features", "data_path") if key not in info]:
-            raise UserError(f"{file}: {', '.join(missing)} must be there. The file is not LeRobot's, or damaged.")
+    def _texts(self, i: int) -> list[str]:
+        """As `instructions`; two where nobody knows which frames have which."""
+        span = self.span(i)
+        no_index = "task_index" not in self.features or self._task_texts() is None
+        return list(span.tasks) if no_index and len(span.tasks) > 1 else self.instructions(i)
 
-    def _below(self, path: str) -> Path:
-        """A path of the dataset's own; templates must not lead out of it."""
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts:
-            raise UserError(f"{self.root}: paths must stay inside the dataset; got {path!r}.")
-        return self.root / pure
+    def _task_texts(self) -> dict[int, str] | None:
+        """task_index -> text; None where the dataset has no such file."""
+        if self._tasks is None:
+            new, old = self.root / "meta" / layout.TASKS, self.root / "meta" / "tasks.jsonl"
+            if new.is_file():
+                self._tasks = layout.read_tasks(new)
+            elif old.is_file():
+                self._tasks = layout.read_old_tasks(old)
+        return self._tasks
 
-    def _path(self, template: str, **values: Any) -> Path:
-        try:
-            return self._below(self._info[template].format(**values))
-        except (KeyError, IndexError, ValueError, AttributeError) as error:
-            raise UserError(f"{self.root}/meta/info.json: {template} must be a path template; {error!r}.") from error
+    def _scalars(self, span: Span, name: str, values: np.ndarray) -> np.ndarray:
+        if values.size != span.length or values.dtype.kind not in "biuf":
+            raise UserError(f"{self.root}: {name} must be one number a row; got shape {self.features[name]['shape']}.")
+        return values.reshape(-1)
 
-    def _video_keys(self) -> list[str]:
-        return [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+    def _solved(self, span: Span, values: np.ndarray | None, done: np.ndarray) -> np.ndarray | None:
+        """(T,) bool; None where there is no such column, or it has no value in some row.
 
-    def _spans_v3(self, meta: Path) -> list[Span]:
-        files = sorted((meta / layout.EPISODES).glob("*/*.parquet"))
-        if not files:
-            raise UserError(f"{meta / layout.EPISODES}: must hold the episodes' parquet files; there are none.")
-        spans: dict[int, Span] = {}
-        for file in files:
-            table = layout.read_parquet(file, "episodes")
-            names = [name for name in table.column_names if not name.startswith("stats/")]
-            for row in table.select(names).to_pylist():
-                try:
-                    spans[row["episode_index"]] = self._span_v3(row)
-                except KeyError as error:
-                    raise UserError(f"{file}: column {error} is missing.") from error
-        if sorted(spans) != list(range(len(spans))):
-            raise UserError(f"{meta / layout.EPISODES}: must hold episodes 0 to {len(spans) - 1}; some are missing.")
-        return [spans[i] for i in range(len(spans))]
-
-    def _span_v3(self, row: dict[str, Any]) -> Span:
-        def place(prefix: str) -> dict[str, int]:
-            return {name: row[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}
-
-        videos = {
-            key: (self._path("video_path", video_key=key, **place(f"videos/{key}")),
-                  float(row[f"videos/{key}/from_timestamp"]))
-            for key in self._video_keys()
-        }  # fmt: skip
-        return Span(row["length"], tuple(row["tasks"]), self._path("data_path", **place("data")), videos)
-
-    def _spans_v2(self, meta: Path) -> list[Span]:
-        file, spans = meta / "episodes.jsonl", []
-        chunk = int(self._info.get("chunks_size", layout.CHUNK))
-        if not file.is_file():
-            raise UserError(f"{file}: the file is missing.")
-        for number, line in enumerate(file.read_text("utf-8").splitlines()):
-            try:
-                row = json.loads(line)
-                index, length, tasks = int(row["episode_index"]), int(row["length"]), tuple(row.get("tasks", ()))
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise UserError(f"{file}: line {number + 1} (episode {number}) is damaged: {error!r}.") from error
-            if index != number:
-                raise UserError(f"{file}: line {number + 1} must be episode {number}; got {index}.")
-            place = {"episode_chunk": index // chunk, "episode_index": index}
-            videos = {key: (self._path("video_path", video_key=key, **place), 0.0) for key in self._video_keys()}
-            spans.append(Span(length, tasks, self._path("data_path", **place), videos))
-        return spans
+        A reward that stands for success is told once, at the row that is done; what follows keeps it.
+        """
+        if values is None:
+            return None
+        numbers = self._scalars(span, self._success, values).astype(np.float64)
+        if np.isnan(numbers).any():
+            return None
+        solved = numbers >= YES
+        if self._success != SUCCESS and done.any():
+            end = int(np.argmax(done))
+            solved[end:] = solved[end]
+        return solved
 
 
-def _is_depth(feature: Mapping[str, Any]) -> bool:
-    about = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
-    return bool(about.get("video.is_depth_map") or about.get("is_depth_map"))
+def _flags(rows: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray:
+    values = rows.get(name, np.zeros(count, bool))
+    if values.size != count:
+        raise UserError(f"{name} must be one value a row; got {values.shape} for {count} rows.")
+    return values.reshape(count).astype(bool)
 
 
 def _nothing_there(root: Path) -> str:
     staged = len(list((root / layout.STAGING).glob("episode-*")))
     if staged:
-        return f"{root}: was being written and is not finished; {staged} episodes are kept. Run the same collect again."
+        return f"{root}: is being written, or cannot be finished; {staged} episodes are kept. Try again later."
     lack = "has none" if root.is_dir() else "is not there"
     return f"{root}: must be a LeRobot dataset (with meta/info.json); it {lack}."

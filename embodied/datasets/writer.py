@@ -23,11 +23,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embodied.datasets import layout
+from embodied.datasets.places import MAX_FPS
 from embodied.datasets.video import concatenate, write_video
 from embodied.errors import BusyError, UserError
-from embodied.files import sync, whole
+from embodied.files import sync, whole, write_text
 
 _ABOUT = "episode.json"
+_OPENED = "writer.json"  # with what the writer was opened, for whoever finishes what it left
 
 
 class Writer:
@@ -35,7 +37,7 @@ class Writer:
 
     Args:
         root: the folder; new, empty, or written by this class with the same features and fps.
-        fps: frames a second.
+        fps: frames a second, a whole number or not.
         features: numeric ones by name (LeRobot's counters are added), as {"dtype", "shape", "names"}.
         cameras: short name -> (H, W), both even.
         env: the config of the world, for `Dataset.env`.
@@ -50,19 +52,21 @@ class Writer:
         self,
         root: Path,
         *,
-        fps: int,
+        fps: int | float,
         features: Mapping[str, Mapping[str, Any]],
         cameras: Mapping[str, tuple[int, int]],
         env: Mapping[str, Any] | None = None,
-        data_mb: float = layout.DATA_MB,
-        video_mb: float = layout.VIDEO_MB,
+        data_mb: int | float = layout.DATA_MB,
+        video_mb: int | float = layout.VIDEO_MB,
     ) -> None:
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= MAX_FPS:
+            raise UserError(f"Writer: fps must be a number above 0; got {fps!r}.")
         for name, (height, width) in cameras.items():
             if height % 2 or width % 2:
                 raise UserError(f"Writer: images must have even sizes for H.264; got {height} x {width} of {name}.")
         if bad := [name for name in (*features, *cameras) if "/" in name]:
             raise UserError(f"Writer: names must have no '/'; got {bad[0]!r}.")
-        self.root, self.fps = Path(root), fps
+        self.root, self.fps = Path(root), int(fps) if float(fps).is_integer() else float(fps)
         self._limits = {"data": data_mb * 1e6, "video": video_mb * 1e6}
         self._videos = {f"observation.images.{name}": size for name, size in cameras.items()}
         shown = {key: layout.video_feature(*size, fps) for key, size in self._videos.items()}
@@ -84,9 +88,38 @@ class Writer:
             self._recover()
             self._info, self._tasks, self._own = self._former()
             self._staged = self._kept()
+            about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env,
+                     "data_mb": data_mb, "video_mb": video_mb}  # fmt: skip
+            write_text(self._staging / _OPENED, json.dumps(about))
         except BaseException:
             self._leave()
             raise
+
+    @classmethod
+    def again(cls, root: Path) -> Writer | None:
+        """As it was opened before it was killed; None where nobody knows how.
+
+        Raises:
+            UserError, BusyError: as for a new one.
+        """
+        opened, info = root / layout.STAGING / _OPENED, root / "meta" / layout.INFO
+        if opened.is_file():
+            about = layout.read_json(opened)
+        elif info.is_file() and (root / "meta" / layout.OWN).is_file():
+            was, own = layout.read_json(info), layout.read_json(root / "meta" / layout.OWN)
+            films = {key: feature for key, feature in was["features"].items() if feature["dtype"] == "video"}
+            plain = {k: f for k, f in was["features"].items() if k not in films and k not in layout.COUNTERS}
+            cameras = {layout.short_name(key): layout.image_shape(feature) for key, feature in films.items()}
+            about = {"fps": was["fps"], "features": plain, "cameras": cameras, "env": own.get("env")}
+        else:
+            return None
+        cameras = {name: tuple(size) for name, size in about.pop("cameras").items()}
+        return cls(root, cameras=cameras, **about)
+
+    @property
+    def staged(self) -> int:
+        """Whole episodes that no meta data name yet."""
+        return len(self._staged)
 
     def __len__(self) -> int:
         """Episodes that are whole, staged ones included."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium
 
 # id -> (entry point, constructor arguments, steps in an episode)
@@ -31,6 +33,14 @@ SCRIPTED = tuple(name for name in WORLDS if name.startswith("desk-"))  # those w
 def world_id(name: str) -> str:
     """The Gymnasium id of one of `WORLDS`."""
     return f"embodied/{name}-v0"
+
+
+def world_cameras(name: str) -> tuple[str, ...]:
+    """The cameras of one of `WORLDS`, its own first."""
+    from gymnasium.envs.registration import load_env_creator
+
+    world: Any = load_env_creator(_WORLDS[name][0])
+    return world.cameras
 
 
 def is_world(env_id: str | None) -> bool:

@@ -23,6 +23,7 @@ import numpy as np
 from gymnasium import spaces
 
 from embodied.envs.worker import Look, Specs, WorldError, Worlds, block_size, views, work
+from embodied.errors import UserError
 
 STOP_S = 5.0  # how long a worker may take to close before it is killed
 
@@ -49,7 +50,8 @@ class WorldVecEnv:
         depth: whether `reset_depth` is wanted; only some worlds measure it.
 
     Raises:
-        WorldError: a world cannot be made, or fails later; every worker is stopped first.
+        UserError: a world that cannot be had, or spaces that no learner reads right; see `embodied.envs.spaces`.
+        WorldError: a world fails; every worker is stopped first.
     """
 
     def __init__(
@@ -259,16 +261,16 @@ class _Remote:
         except (EOFError, ConnectionResetError):
             raise self._gone() from None
         if not fine:
-            raise WorldError(answer)
+            raise _failure(fine, answer)
         return answer
 
-    def _gone(self) -> WorldError:
+    def _gone(self) -> WorldError | UserError:
         """The error for a process that ended without a word, or with one still in the pipe."""
         if self._pipe.poll():
             with suppress(EOFError, ConnectionResetError):  # nothing to read: the exit code is all there is
                 fine, answer = self._pipe.recv()
                 if not fine:
-                    return WorldError(answer)
+                    return _failure(fine, answer)
         self.process.join(STOP_S)
         worlds = f"world {self.part[0]}" if len(self.part) == 1 else f"worlds {self.part[0]} to {self.part[-1]}"
         return WorldError(f"{worlds}: their process ended with exit code {self.process.exitcode}.")
@@ -277,6 +279,13 @@ class _Remote:
         with suppress(BrokenPipeError, ConnectionResetError):  # it is gone already
             self._pipe.send(("close", ()))
         self._pipe.close()
+
+
+def _failure(kind: bool | None, told: tuple[str, str]) -> WorldError | UserError:
+    """What a worker tells in place of an answer: False a failure, None a person's mistake; and where it came from."""
+    error = UserError(told[0]) if kind is None else WorldError(told[0])
+    error.add_note(told[1])
+    return error
 
 
 def _release(processes: list[BaseProcess], memory: SharedMemory | None) -> None:

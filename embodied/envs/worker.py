@@ -18,6 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from embodied.envs.pictures import RENDER, renders, view
+from embodied.envs.spaces import Actions, array, number, told_success, world_name
 from embodied.errors import UserError, nearest
 
 Specs = dict[str, tuple[tuple[int, ...], np.dtype]]  # array name -> shape, dtype
@@ -43,7 +45,10 @@ class Look:
 
 
 class Worlds:
-    """The worlds of one process, each answer a list with one item a world."""
+    """The worlds of one process, each answer a list with one item a world.
+
+    Actions are translated and observations checked (see `embodied.envs.spaces`), whoever made the world.
+    """
 
     def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
         self._part, self._look = part, look
@@ -53,10 +58,12 @@ class Worlds:
             with _naming(index, "being made"):
                 self._envs.append(make())
         env = self._envs[0]
+        self._actions = [Actions(each.action_space, world_name(each)) for each in self._envs]
+        _check_learnable(env, self._actions[0].space)
         self._has_signals = env.has_wrapper_attr("signals")
         if look is not None:
-            if not env.has_wrapper_attr("frame"):
-                raise WorldError(f"{env} has no frame() to score. Make it with embodied.envs.bridge.make.")
+            if not renders(env):
+                raise UserError(f"{world_name(env)} has no frame() to score, and does not render pictures. {RENDER}")
             self._own = own_view(env)
             self._views = view_names(env, look.cameras)
             self._depth = look.depth and env.has_wrapper_attr("depth")
@@ -68,7 +75,10 @@ class Worlds:
     def describe(self) -> list[tuple[spaces.Space, spaces.Space, tuple[str, ...], bool]]:
         """Both spaces, the names of the views, and whether depth is measured."""
         views, depth = ((), False) if self._look is None else (self._views, self._depth)
-        return [(env.observation_space, env.action_space, views, depth) for env in self._envs]
+        return [
+            (env.observation_space, actions.space, views, depth)
+            for env, actions in zip(self._envs, self._actions, strict=True)
+        ]
 
     def reset(self, seeds: list[int | None]) -> list[dict]:
         return [self._reset(k, seed) for k, seed in enumerate(seeds)]
@@ -80,8 +90,8 @@ class Worlds:
             self._write("obs", k, obs)
             self._draw("reset_frames", k, obs)
             if self._look is not None and self._depth:
-                for v, view in enumerate(self._views):
-                    depth = self._envs[k].get_wrapper_attr("depth")(camera=view, image_size=self._look.size)
+                for v, camera in enumerate(self._views):
+                    depth = self._envs[k].get_wrapper_attr("depth")(camera=camera, image_size=self._look.size)
                     self._arrays["reset_depth"][self._part[k], v] = depth
             return self._small(k, info)
 
@@ -91,26 +101,29 @@ class Worlds:
     def _step(self, k: int, action: Any) -> tuple[float, bool, bool, dict, dict]:
         """Reward, terminated, truncated, info, and the info of the reset where the episode ended."""
         with _naming(self._part[k], "step"):
-            obs, reward, terminated, truncated, info = self._envs[k].step(action)
-            reward, terminated = float(reward), bool(terminated)
-            truncated = bool(truncated) and not terminated
+            obs, reward, terminated, truncated, info = self._envs[k].step(self._actions[k](action))
+            reward = number(reward, f"{world_name(self._envs[k])}: a reward")
+            terminated, truncated = bool(terminated), bool(truncated) and not terminated
+            done = terminated or truncated
             self._returns[k] += reward
             self._lengths[k] += 1
             self._draw("frames", k, obs)
             small = self._small(k, info)
-        if not (terminated or truncated):
-            self._write("obs", k, obs)
+            self._write("last" if done else "obs", k, obs)
+        if not done:
             return reward, False, False, small, {}
-        self._write("last", k, obs)
         small["env_episode"] = (self._returns[k], self._lengths[k])
         return reward, terminated, truncated, small, self._reset(k)
 
     def _write(self, kind: str, k: int, obs: Any) -> None:
-        if isinstance(obs, dict):
-            for key, value in obs.items():
-                self._arrays[f"{kind}/{key}"][self._part[k]] = value
+        space, what = self._envs[k].observation_space, f"{world_name(self._envs[k])}: an observation"
+        if isinstance(space, spaces.Dict):
+            if not isinstance(obs, dict) or set(obs) != set(space.spaces):
+                raise UserError(f"{what} must be a dict of {', '.join(space.spaces)}; got {obs!r}.")
+            for key, leaf in space.spaces.items():
+                self._arrays[f"{kind}/{key}"][self._part[k]] = array(obs[key], leaf, f"{what}[{key!r}]")
         else:
-            self._arrays[kind][self._part[k]] = obs
+            self._arrays[kind][self._part[k]] = array(obs, space, what)
 
     def _draw(self, name: str, k: int, obs: Any) -> None:
         """Every view of world k; a pixel observation of that size is one, and is not rendered twice."""
@@ -119,19 +132,21 @@ class Worlds:
         pixels = obs.get("pixels") if isinstance(obs, dict) else obs
         shape = (self._look.size, self._look.size, 3)
         seen = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.shape == shape
-        frame = self._envs[k].get_wrapper_attr("frame")
-        for v, view in enumerate(self._views):
-            if view == self._own:
-                picture = pixels if seen else frame(image_size=self._look.size)
+        for v, camera in enumerate(self._views):
+            if camera == self._own:
+                picture = pixels if seen else view(self._envs[k], self._look.size)
             else:
-                picture = frame(camera=view, image_size=self._look.size)
+                picture = view(self._envs[k], self._look.size, camera=camera)
             self._arrays[name][self._part[k], v] = picture
 
     def _small(self, k: int, info: dict) -> dict:
-        """What of an info crosses to the learner's process: numbers, flags and words."""
+        """What of an info crosses to the learner's process: numbers, flags and words; success where it is told."""
         small: dict[str, Any] = {
             key: value for key, value in info.items() if isinstance(value, (bool, int, float, str, np.generic))
         }
+        small.pop("is_success", None)  # unknown is not no
+        if (success := told_success(info)) is not None:
+            small["is_success"] = success
         if self._has_signals:
             small["signals"] = dict(self._envs[k].get_wrapper_attr("signals")())
         return small
@@ -190,15 +205,37 @@ def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], l
             del args
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # the parent is gone
+    except UserError as error:
+        pipe.send((None, (str(error), traceback.format_exc())))
     except BaseException as error:
         text = str(error) if isinstance(error, WorldError) else f"world {part[0]}: {error!r}"
-        pipe.send((False, f"{text}\n{traceback.format_exc()}"))
+        pipe.send((False, (text, traceback.format_exc())))
     finally:
         if worlds is not None:
             worlds.close()
         if memory is not None:
             memory.close()
         pipe.close()
+
+
+def _check_learnable(env: gymnasium.Env, actions: spaces.Space) -> None:
+    """Refuse what learners misread.
+
+    Only a `Box`, or a `Dict` of them, can lie in shared memory as it is; and learners scale actions by their bounds.
+    """
+    space = env.observation_space
+    leaves = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+    if bad := next((leaf for leaf in leaves if not isinstance(leaf, spaces.Box)), None):
+        raise UserError(
+            f"{world_name(env)}: observations must be arrays or dicts of arrays (Box); got {bad}. "
+            "Make the world with embodied.envs.bridge.make, which turns them into numbers."
+        )
+    if isinstance(actions, spaces.Box) and not actions.is_bounded():
+        own = getattr(env.unwrapped, "inner", env).action_space  # before a bridge translated it
+        raise UserError(
+            f"{world_name(env)}: actions must have finite bounds to be learned; got {own}. "
+            "Give the world's action space bounds."
+        )
 
 
 def own_view(env: gymnasium.Env) -> str:
@@ -228,8 +265,12 @@ def view_names(env: gymnasium.Env, cameras: Sequence[str]) -> tuple[str, ...]:
 
 def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str = "frame") -> np.ndarray:
     """(V, H, W, 3) uint8, what a world looks like now in some of its views; its depth (V, H, W) as `kind="depth"`."""
-    draw, own = env.get_wrapper_attr(kind), own_view(env)
-    return np.stack([draw(image_size=size, **({} if view == own else {"camera": view})) for view in views])
+    own, pictures_of = own_view(env), []
+    for each in views:
+        named = {} if each == own else {"camera": each}
+        whole = kind == "frame"  # a world without `frame()` is looked at by what it renders
+        pictures_of.append(view(env, size, **named) if whole else env.get_wrapper_attr(kind)(image_size=size, **named))
+    return np.stack(pictures_of)
 
 
 def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:
@@ -244,12 +285,19 @@ def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:
 
 @contextmanager
 def _naming(index: int, what: str) -> Iterator[None]:
+    """Name the world in what goes wrong; a person's mistake is told as it is where all worlds share it."""
     try:
         yield
     except WorldError:
         raise
+    except UserError as error:
+        if what == "being made":
+            raise
+        raise WorldError(f"world {index} failed in {what}: {error}") from error
     except Exception as error:
-        raise WorldError(f"world {index} failed in {what}: {type(error).__name__}: {error}") from error
+        ours = isinstance(error, UserError) or (isinstance(error, ValueError) and ": " in str(error))  # says all itself
+        told = str(error) if ours else f"{type(error).__name__}: {error}"
+        raise WorldError(f"world {index} failed in {what}: {told}") from error
 
 
 def _layers(env: gymnasium.Env) -> Iterator[gymnasium.Env]:

@@ -17,6 +17,7 @@ from rewards.metrics import (
     bootstrap_interval,
     epic_distance,
     kendall_tau_a,
+    somers_d,
     value_order_correlation,
     wilson_interval,
 )
@@ -142,7 +143,8 @@ class Sheet:
         figures: dict[str, Figure] = {}
         if self.success.any() and not self.success.all():
             figures = {
-                "tau": self._episodes(lambda i: kendall_tau_a(self.ends[i], quality[i])),
+                "tau_a": self._episodes(lambda i: kendall_tau_a(self.ends[i], quality[i])),
+                "somers_d": self._episodes(lambda i: somers_d(self.ends[i], quality[i])),
                 "auroc": self._episodes(lambda i: auroc(self.ends[i], self.success[i])),
                 "ap": self._episodes(lambda i: average_precision(self.ends[i], self.success[i])),
                 "frame_auroc": self._frame_auroc(),

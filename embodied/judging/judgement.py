@@ -8,7 +8,8 @@ What a reward *says* is the potential that it would shape. Of each episode it sa
 The figures (`FIGURES`), each with a 95 % interval, bootstrap over episodes unless said:
 
     voc, voc_reversed   order along the clips of successes, shown forward and last to first (`value_order_correlation`)
-    tau                 Kendall's τ_a of the ends across episodes of different quality: success, near miss, the rest
+    tau_a               Kendall's τ_a of the ends with quality (success, near miss, the rest), over all pairs
+    somers_d            Somers' D of the same: over pairs of different quality, so that a perfect order has 1
     auroc, ap           ends of successes against ends of all others
     precision, recall   of the ends at or above the threshold that the fit split chose; Wilson's interval
     frame_auroc         solved rows against all others, where the data says which rows are solved
@@ -36,7 +37,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ from rewards.core import Encoder, Features, Scorer
 from rewards.shaping import PotentialShaping
 
 FIGURES = (
-    "voc", "voc_reversed", "tau", "auroc", "ap", "precision", "recall", "frame_auroc", "epic", "ece", "motionless"
+    "voc", "voc_reversed", "tau_a", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc", "epic", "ece",
+    "motionless",
 )  # fmt: skip
 FLAT = 1e-9  # a spread of potentials below this, relative to their size, is none
 
@@ -71,6 +73,9 @@ class Judged:
         potentials: episode index -> its potentials, of the judged episodes.
         roc: (false, true) positive rates, or None.
         calibration: predicted against observed, or None.
+        successes, others: how many episodes of each the figures stand on.
+        tasks: instruction -> the same of its episodes alone, where there are several; the figures above are then their
+            means, and what belongs to one task (threshold, roc, calibration) is missing.
     """
 
     name: str
@@ -84,6 +89,9 @@ class Judged:
     potentials: dict[int, np.ndarray]
     roc: tuple[np.ndarray, np.ndarray] | None = None
     calibration: Reliability | None = None
+    successes: int = 0
+    others: int = 0
+    tasks: Mapping[str, Judged] = field(default_factory=dict)
 
 
 def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: int = 0) -> Division:
@@ -178,6 +186,8 @@ def judge(
         potentials={case.index: each for case, each in zip(division.judged, said, strict=True)},
         roc=sheet.roc(),
         calibration=calibration,
+        successes=len(successes),
+        others=len(division.judged) - len(successes),
     )
 
 

@@ -14,7 +14,7 @@ from embodied.charts import number
 from embodied.judging.charts import Curve, dot_rows, film, legend, panel
 from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, Figure
 from embodied.judging.judgement import Judged
-from embodied.judging.verdicts import Rules, Verdict
+from embodied.judging.verdicts import Rules, Verdict, broken_canaries
 from embodied.report import card, config_card, facts_table, write_page
 
 Frames = Callable[[int], np.ndarray]  # episode -> (T, H, W, 3) uint8
@@ -26,7 +26,8 @@ GRID = np.linspace(0, 1, 25)
 COLUMNS: dict[str, tuple[str, str, int, str]] = {  # figure -> title, short title, which way is better, what it is
     "voc": ("order", "order", 1, "Spearman's correlation with time along successes (VOC); 1 is best"),
     "voc_reversed": ("order, reversed", "reversed", 1, "the same when the film runs backwards; -1 gives away a clock"),
-    "tau": ("ranking τ", "tau", 1, "Kendall's τ_a over episodes of different quality: success, near miss, the rest"),
+    "tau_a": ("ranking τ_a", "tau_a", 1, "Kendall's τ_a of ends with quality (success, near miss, rest), all pairs"),
+    "somers_d": ("Somers' D", "D", 1, "the same over pairs of different quality: 1 is a perfect ranking"),
     "auroc": ("AUROC", "AUROC", 1, "successes against all other episodes, by the potential at the end"),
     "ap": ("average precision", "AP", 1, "of the same; a constant has the share of successes"),
     "precision": ("precision", "precision", 1, "of what reaches the threshold at its end, the share that is success"),
@@ -75,6 +76,7 @@ def write_judgement(
     sections = [
         _verdicts(rewards, verdicts),
         _figures(judged),
+        _tasks(rewards),
         _canaries(judged),
         _grid("Progress", _PROGRESS, GROUP_LEGEND, [(each.name, _progress(each, cases)) for each in rewards]),
         _grid("Ends", _ENDS, GROUP_LEGEND, [(each.name, _ends(each, cases)) for each in rewards]),
@@ -142,7 +144,7 @@ def _result(rewards: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> str:
     if first is None:
         return '<p class="note">no reward to recommend</p>'
     f = {key: _number(figure.value) for key, figure in first.figures.items()}
-    note = f"order {f['voc']}, reversed {f['voc_reversed']}<br>AUROC {f['auroc']}, τ {f['tau']}"
+    note = f"order {f['voc']}, reversed {f['voc_reversed']}<br>AUROC {f['auroc']}, τ_a {f['tau_a']}"
     size = "" if len(first.name) < 9 else ' style="font-size: 34px"'
     return f'<p class="note">first choice</p><strong{size}>{escape(first.name)}</strong><p class="note">{note}</p>'
 
@@ -177,23 +179,31 @@ def _figures(judged: Sequence[Judged]) -> str:
     return card("Figures", note, f'<div class="scroll figures">{page}</div>')
 
 
+def _tasks(rewards: Sequence[Judged]) -> str:
+    """The figures of each task alone, where there are several."""
+    names = ("voc", "voc_reversed", "tau_a", "somers_d", "auroc", "ap")
+    heads = "".join(f'<th class="n">{escape(COLUMNS[name][0])}</th>' for name in names)
+    body = ""
+    for each in rewards:
+        for task, one in each.tasks.items():
+            cells = "".join(f'<td class="n">{_cell(one.figures[name])}</td>' for name in names)
+            count = f"{one.successes} successes, {one.others} others"
+            told = f"{each.name}: {task or 'no instruction'}"
+            body += f"<tr><th>{escape(told)}<small>{count}</small></th>{cells}</tr>"
+    note = "Each task's own episodes, scored for its own instruction. The figures above are the means of these."
+    page = f"<table><thead><tr><th>reward and task</th>{heads}</tr></thead><tbody>{body}</tbody></table>"
+    return card("Tasks", note, f'<div class="scroll figures">{page}</div>') if body else ""
+
+
 def _canaries(judged: Sequence[Judged]) -> str:
     rules = Rules()
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in CANARIES)
     body = ""
     for each in judged:
-        cells = ""
+        cells, broken = "", broken_canaries(each, rules)
         for name in CANARIES:
             canary = each.canaries[name]
-            gain, fires = canary.gain.value, canary.fires.value
-            bad = {
-                "frozen": gain >= rules.still,
-                "reversed": gain > 0,
-                "wrong instruction": gain >= rules.instruction,
-                "near miss": fires > rules.near_misses or gain >= 1,
-                "random": fires >= rules.random or gain >= 1,
-            }[name]
-            cells += f'<td class="n{" bad" if bad else ""}">{_canary(canary)}</td>'
+            cells += f'<td class="n{" bad" if name in broken else ""}">{_canary(canary)}</td>'
         body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}</tr>"
     ideal = "".join(f'<td class="n"><i>{text}</i></td>' for text in ("0", "-1", "0", "below 1", "0"))
     body += f'<tr class="control"><th>ideal</th>{ideal}</tr>'

@@ -22,12 +22,13 @@ class Rules:
         separation: of AUROC, for success detection.
         precision: at the threshold, for success detection.
         near_misses: at most this share of them may fire, for success detection.
-        ranking: of τ, for ranking episodes.
+        ranking: of Somers' D, for ranking episodes.
         chance: an AUROC below this cannot tell success from failure.
         still: a motionless policy, or a frozen film, that collects this share of a success's pay spoils a reward.
         random: so does this share of random episodes that fire.
         faint: a gain of a success below this, in the reward's own unit, drowns in a learner's noise.
         instruction: a wrong goal that earns this share of a success's gain is not told apart.
+        enough: with fewer successes, or fewer others, among the judged episodes nothing is trusted yet.
     """
 
     order: float = 0.8
@@ -40,6 +41,7 @@ class Rules:
     random: float = 0.25
     faint: float = 1e-4
     instruction: float = 0.5
+    enough: int = 8
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,13 @@ def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
         return Verdict("avoid", f"Do not train on it: {'; '.join(faults)}.")
     uses, cautions = _uses(judged, rules), _cautions(judged, rules)
     beware = f" Beware: it {' and '.join(cautions)}." if cautions else ""
+    if uses and min(judged.successes, judged.others) < rules.enough:
+        passed = ", ".join(uses)
+        return Verdict(
+            "care",
+            f"Too few episodes to trust it: {judged.successes} successes and {judged.others} others were judged, and "
+            f"{rules.enough} of each are wanted. So far it passes the bars for {passed}.{beware}",
+        )
     if uses:
         listed = " and ".join([", ".join(uses[:-1]), uses[-1]] if len(uses) > 1 else uses)
         return Verdict("care" if cautions else "trust", f"Trust it for {listed}.{beware}", tuple(uses))
@@ -117,16 +126,34 @@ def _uses(judged: Judged, rules: Rules) -> list[str]:
         uses.append("a dense reward")
     if f["auroc"] >= rules.separation and f["precision"] >= rules.precision and not fires > rules.near_misses:
         uses.append("detecting success")
-    if f["tau"] >= rules.ranking:
+    if f["somers_d"] >= rules.ranking:
         uses.append("ranking episodes")
     return uses
 
 
 def _cautions(judged: Judged, rules: Rules) -> list[str]:
-    near, wrong = judged.canaries["near miss"].fires.value, judged.canaries["wrong instruction"].gain.value
-    cautions = []
-    if near > rules.near_misses:
-        cautions.append(f"takes {near:.0%} of near misses for success at its threshold")
-    if wrong >= rules.instruction:
-        cautions.append(f"hardly reads the instruction, and pays {wrong:.0%} for another")
-    return cautions
+    return list(broken_canaries(judged, rules).values())
+
+
+def broken_canaries(judged: Judged, rules: Rules) -> dict[str, str]:
+    """The films that must not pay and do: name -> what a person must beware of. A reward with any is not trusted."""
+    gain = {name: canary.gain.value for name, canary in judged.canaries.items()}
+    fires = {name: canary.fires.value for name, canary in judged.canaries.items()}
+    broken: dict[str, str] = {}
+    if gain["frozen"] >= rules.still:
+        broken["frozen"] = f"pays a frozen picture {gain['frozen']:.0%} of a success"
+    if gain["reversed"] > 0:
+        broken["reversed"] = f"gains {gain['reversed']:.0%} of a success as one runs backwards"
+    if gain["wrong instruction"] >= rules.instruction:
+        broken["wrong instruction"] = (
+            f"hardly reads the instruction, and pays {gain['wrong instruction']:.0%} for another"
+        )
+    if fires["near miss"] > rules.near_misses:
+        broken["near miss"] = f"takes {fires['near miss']:.0%} of near misses for success at its threshold"
+    elif gain["near miss"] >= 1:
+        broken["near miss"] = f"pays near misses {gain['near miss']:.0%} of a success"
+    if fires["random"] >= rules.random:
+        broken["random"] = f"takes {fires['random']:.0%} of random episodes for success at its threshold"
+    elif gain["random"] >= 1:
+        broken["random"] = f"pays random behaviour {gain['random']:.0%} of a success"
+    return broken

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embodied.collecting import COLLECTED, open_dataset
 from embodied.datasets import Dataset, Writer
@@ -20,6 +19,7 @@ from embodied.envs.bridge import make
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.errors import UserError
+from rewards.progress import tqdm
 
 SUFFIX = "-turns"
 STEPS, REST = 60, 4  # actions of a demonstration at most, and after its success

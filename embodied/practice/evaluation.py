@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embodied.practice.loop import Attempt, Practice, Tally
 from embodied.report import write_video
 from rewards.metrics import wilson_interval
+from rewards.progress import tqdm
 
 PLAYED = {"forward": 0, "backward": 1, "again": 0}  # what an evaluation plays in a row -> the task
 
@@ -27,8 +27,9 @@ def play(practice: Practice, seeds: Sequence[int], *, folder: Path | None = None
         videos: of the first so many.
 
     Returns:
-        `success_rate`, `ci_low`, `ci_high`, `episodes` of the forward task from a reset; and under `PLAYED` each these,
-        `said_success` (attempts that ended by the model's yes) and `said_wrongly` (those of them that were not true).
+        `success_rate`, `ci_low`, `ci_high` (None where nobody knows the truth), `known` and `episodes` of the forward
+        task from a reset; and under `PLAYED` each these, `said_success` (attempts that ended by the model's yes) and
+        `said_wrongly` (those of them that were not true; None where nobody knows).
     """
     played: dict[str, list[Attempt]] = {name: [] for name in PLAYED}
     for i, seed in enumerate(tqdm(seeds, desc="evaluation", unit="episode", leave=False)):
@@ -50,16 +51,17 @@ def solved(attempt: Attempt) -> bool:
 
 
 def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
-    """Success with its 95 % interval, and how often the model said so, rightly or not."""
-    done, count = sum(map(solved, attempts)), len(attempts)
-    low, high = wilson_interval(done, count) if count else (None, None)
+    """Success in truth with its 95 % interval, where it is known; and how often the model said so, rightly or not."""
+    known = [attempt.env_success for attempt in attempts if attempt.env_success is not None]
+    low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
     return {
-        "success_rate": done / count if count else None,
+        "success_rate": sum(known) / len(known) if known else None,
         "ci_low": low,
         "ci_high": high,
-        "episodes": count,
+        "known": len(known),
+        "episodes": len(attempts),
         "said_success": sum(attempt.success for attempt in attempts),
-        "said_wrongly": sum(attempt.success and attempt.env_success is False for attempt in attempts),
+        "said_wrongly": sum(each.success and each.env_success is False for each in attempts) if known else None,
     }
 
 
@@ -68,8 +70,12 @@ def told(summary: Mapping[str, Any], tally: Tally) -> str:
     parts = []
     for name, where in zip(PLAYED, ("from a reset", "from there", "from there"), strict=True):
         about = summary[name]
-        if about["episodes"]:
-            parts.append(f"{name} {where} {about['success_rate']:.0%} of {about['episodes']}")
+        if about["success_rate"] is not None:
+            parts.append(f"{name} {where} {about['success_rate']:.0%} of {about['known']}")
+        elif about["episodes"]:
+            parts.append(
+                f"{name} {where} unknown (the model said yes to {about['said_success']} of {about['episodes']})"
+            )
     return (
         f"After {tally.steps} steps in {tally.attempts} attempts, a person reset the world {tally.interventions} times "
         f"({tally.stuck_resets} stuck, {tally.planned_resets} planned, {tally.stop_resets} after stops). "
@@ -79,7 +85,7 @@ def told(summary: Mapping[str, Any], tally: Tally) -> str:
 
 
 def _film(folder: Path, i: int, name: str, attempt: Attempt) -> None:
-    word = "success" if solved(attempt) else "failure"
+    word = {True: "success", False: "failure", None: "episode"}[attempt.env_success]
     rewards = np.zeros(attempt.steps, np.float32)
     rewards[-1:] = attempt.success
     title = f"{name} · {word} · the model says {'yes' if attempt.success else 'no'}"

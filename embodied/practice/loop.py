@@ -262,6 +262,8 @@ class Practice:
             if film:
                 attempt.pictures.append(self.env.render())
             before, observation = observation, self.standard(moment.inputs, index)
+            if info.get("action") is not None:  # what a robot really did, within its limits or by a person's hand
+                action = np.asarray(info["action"], np.float32)[None]
             values = (before[None], action, observation[None], [0.0], [attempt.success], [False], first)
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)

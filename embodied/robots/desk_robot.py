@@ -26,58 +26,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mujoco
 import numpy as np
 
-from embodied.envs.desk import OPENING, STEP, Desk
+from embodied.envs.desk import OPENING, STEP
+from embodied.robots.checks import check_number
+from embodied.robots.desk_arm import TICK_S, Arm
 from embodied.robots.driver import Clock
 from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messages, WireError, packed
 
-TICK_S = 0.01  # of the servo
 SERVO_SPEED = 0.5  # m/s along each axis: a tick or a target that comes late is not made up for by a jump
 REACH_S = 0.05  # a target is reached so long after it came: one control period
-BRAKE_NM = 60.0  # what a joint's brake holds
-BRAKE_SOLREF, BRAKE_SOLIMP = (0.01, 1.0), (0.99, 0.999)  # MuJoCo's friction creeps unless it is as stiff as it can be
-STILL, BRAKE_TICKS = 0.1, 6  # rad/s; a joint that is slower is held where it was sent
-FINGERS_STILL = 0.005  # m/s
 STATE_TICKS = 2  # a measurement each
 LAST_WORDS = 20  # reads
 BACKLOG = 2**20  # bytes not yet taken by the other side, above which frames are left out
-
-
-class _Arm(Desk):
-    """The desk, stepped by the servo's tick; its brakes, friction as in a real arm's, hold the joints, not the tip."""
-
-    ctrl_dt = TICK_S
-    braked, _braking = False, 0
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.model.dof_solref[self._arm_dof] = BRAKE_SOLREF
-        self.model.dof_solimp[self._arm_dof, :2] = BRAKE_SOLIMP
-
-    def brake(self) -> None:
-        """Bring every joint to rest and hold it there. Fingers that hold something go on holding it."""
-        self.settle()
-        if abs(self.data.joint("finger_left").qvel[0]) > FINGERS_STILL:
-            self.data.ctrl[7] = self.opening
-        self.model.dof_frictionloss[self._arm_dof] = BRAKE_NM
-        self.braked, self._braking = True, BRAKE_TICKS
-
-    def go(self) -> None:
-        """Follow actions again, from here."""
-        if self.braked:
-            self.settle()
-        self.model.dof_frictionloss[self._arm_dof] = 0.0
-        self.braked = False
-
-    def _apply(self, action: np.ndarray) -> None:
-        if not self.braked:
-            super()._apply(action)
-        elif self._braking:  # the servo's spring is drawn to where a moving joint is, lest it work against the brake
-            moving = np.abs(self.data.qvel[self._arm_dof]) > STILL
-            self.data.ctrl[:7] = np.where(moving, self.data.qpos[self._arm], self.data.ctrl[:7])
-            self._braking -= 1
+MOST = {"speed": 1e4, "fps": 1e3, "deadman_s": 3600.0, "size": 4096.0}  # of the options; above 0
+MOST_FROM_0 = {"noise": 255.0, "seed": 2.0**63}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +59,9 @@ class Options:
         deadman_s: without a command while moving, after which the arm stops by itself.
         log: a file for every command, stop and movement, one JSON object a line; "": none.
         until_eof: end when the standard input ends, so that it does not outlive whoever started it.
+
+    Raises:
+        ValueError: a number that is none, or out of range.
     """
 
     address: str
@@ -110,17 +76,20 @@ class Options:
     log: str = ""
     until_eof: bool = False
 
+    def __post_init__(self) -> None:
+        for name, most in MOST.items():
+            check_number("Options", name, getattr(self, name), above=0.0, most=most)
+        for name, most in MOST_FROM_0.items():
+            check_number("Options", name, getattr(self, name), above=-1.0, most=most)
+
 
 class DeskRobot:
     """The arm, its cameras and its one connection; `run` is its loop, in one thread."""
 
     def __init__(self, options: Options) -> None:
         self.options, self.clock = options, Clock(options.speed)
-        self.world = _Arm(task=options.task, camera=options.cameras[0], image_size=options.size)
+        self.world = Arm(task=options.task, camera=options.cameras[0], image_size=options.size)
         self._rng = np.random.default_rng(options.seed)
-        self._tip = self.world.model.site("tip").id
-        self._joints = [self.world.joint_address(f"joint{i}") for i in range(1, 8)]
-        self._hand = _subtree_geoms(self.world.model, "hand")
         self._log = os.open(options.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644) if options.log else None
         self._faults, self._cable_until, self._pictures = Faults(), -math.inf, dict[str, bytes]()
         self._client: socket.socket | None = None
@@ -160,34 +129,23 @@ class DeskRobot:
         most = SERVO_SPEED * TICK_S / STEP
         self.world.step(np.array([*np.clip(move, -most, most), 2 * self._target[3] - 1]))
         self._ticks += 1
-        speed = self._speed()
+        speed = self.world.speed()
         self._note("tick", tip=self.world.site("tip").tolist(), speed=float(np.linalg.norm(speed)))
         if self._ticks % STATE_TICKS == 0 and not self._faults.mute:
             self._publish({"type": "state", "t": now, "proprio": self._proprio(speed), "stopped": self.stopped})
 
-    def _speed(self) -> np.ndarray:
-        """(3,) m/s of the tip."""
-        velocity = np.empty(6)
-        kind = mujoco.mjtObj.mjOBJ_SITE
-        mujoco.mj_objectVelocity(self.world.model, self.world.data, kind, self._tip, velocity, 0)
-        return velocity[3:]
-
     def _proprio(self, speed: np.ndarray) -> list[float]:
         opening = min(max(self.world.opening / OPENING, 0.0), 1.0)
-        joints = self.world.data.qpos[self._joints]
+        joints = self.world.joints()
         tip = self.world.site("tip")
-        return [*tip.tolist(), opening, *speed.tolist(), *self._target[:3].tolist(), *joints.tolist(), self._force()]
-
-    def _force(self) -> float:
-        """Newtons: how hard the world pushes on the hand, all contacts together."""
-        model, data, total, each = self.world.model, self.world.data, np.zeros(3), np.empty(6)
-        for i in range(data.ncon):
-            contact = data.contact[i]
-            ours = [geom in self._hand for geom in contact.geom]
-            if ours[0] != ours[1]:
-                mujoco.mj_contactForce(model, data, i, each)
-                total += (1 if ours[1] else -1) * contact.frame.reshape(3, 3).T @ each[:3]
-        return float(np.linalg.norm(total))
+        return [
+            *tip.tolist(),
+            opening,
+            *speed.tolist(),
+            *self._target[:3].tolist(),
+            *joints.tolist(),
+            self.world.force(),
+        ]
 
     # The cameras ----------------------------------------------------------------------------------------
 
@@ -257,7 +215,7 @@ class DeskRobot:
         cameras = {camera: [self.options.size, self.options.size] for camera in self.options.cameras}
         self._publish({
             "type": "robot", "action_names": ACTION_NAMES, "observation_names": OBSERVATION_NAMES, "cameras": cameras,
-            "speed": self.clock.speed, "pid": os.getpid(),
+            "speed": self.clock.speed, "deadman_s": self.options.deadman_s, "pid": os.getpid(),
         })  # fmt: skip
 
     def _receive(self) -> None:
@@ -268,8 +226,12 @@ class DeskRobot:
                 self._hang_up("the connection ended")
             for message in self._inbox.feed(data):
                 self._obey(message)
+        except BlockingIOError:  # what was there has been taken back
+            return
         except (WireError, OSError) as error:
             self._hang_up(str(error))
+        except Exception as error:  # a message that nobody thought of must not end the arm's own process
+            self._hang_up(f"{type(error).__name__}: {error}"[:200])
 
     def _hang_up(self, why: str) -> None:
         self._note("hang up", reason=why)
@@ -292,27 +254,35 @@ class DeskRobot:
             self.stopped = None
         elif kind == "faults":
             self._faults = Faults.of(message)
-            self._note("faults", faults=message)
+            self._note("faults", faults=self._faults.message())
             self._break()
         elif kind == "scene":
-            self.arrange(int(message["seed"]))
+            self.arrange(_whole(message, "seed"))
             answer = {}
         elif kind == "truth":
             answer = {"success": self.world.success(), "degrees": self.world.degrees()}
         else:
             raise WireError(f"no message is of type {kind!r}")
         if answer is not None:
-            self._publish({"type": "answer", "id": message["id"], **answer})
+            if len(self._unsent) > 2 * BACKLOG:
+                raise WireError("it asks and does not read the answers")
+            self._publish({"type": "answer", "id": _whole(message, "id"), **answer})
 
     def _act(self, message: dict[str, Any]) -> None:
-        command, now = message.get("command"), self.clock.now()
-        self._note("act", command=command, sent_s=message.get("sent_s"), refused=self.stopped)
-        numbers = isinstance(command, list) and len(command) == 4 and isinstance(message.get("sent_s"), float)
-        if not numbers or not all(isinstance(each, float) and math.isfinite(each) for each in command or []):
-            self._halt(f"a command must be 4 finite numbers; got {command}")
+        command, sent_s, now = message.get("command"), message.get("sent_s"), self.clock.now()
+        numbers = [*command, sent_s] if isinstance(command, list) else []
+        if len(numbers) != 5 or not all(isinstance(each, float) for each in numbers):
+            numbers = [math.nan]
+        told = {"command": command, "sent_s": sent_s} if len(numbers) == 5 else {"rubbish": repr(message)[:200]}
+        self._note("act", **told, refused=self.stopped)
+        if not isinstance(sent_s, float) or not np.isfinite(numbers).all():
+            self._halt(f"a command must be 4 finite numbers; got {command!r:.100}")
         elif self.stopped is None:
-            if now - message["sent_s"] > self.options.deadman_s:
-                self._halt(f"a command came {now - message['sent_s']:.2f} s late")
+            if sent_s > now:
+                self._halt(f"a command came {sent_s - now:.2f} s before it was sent")
+                return
+            if now - sent_s > self.options.deadman_s:
+                self._halt(f"a command came {now - sent_s:.2f} s late")
                 return
             self.world.go()
             self._target, self._commanded_s = np.array(command), now
@@ -360,13 +330,16 @@ class DeskRobot:
             os.write(self._log, (json.dumps({"t": self.clock.now(), "kind": kind, **what}) + "\n").encode())
 
 
-def _subtree_geoms(model: mujoco.MjModel, body: str) -> set[int]:
-    """The geoms of a body and of all that hang on it."""
-    bodies = {model.body(body).id}
-    for child in range(model.nbody):
-        if model.body_parentid[child] in bodies:
-            bodies.add(child)
-    return {geom for geom in range(model.ngeom) if model.geom_bodyid[geom] in bodies}
+def _whole(message: dict[str, Any], name: str) -> int:
+    """A whole number of a message, from 0.
+
+    Raises:
+        WireError: there is none.
+    """
+    value = message.get(name)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise WireError(f"{name} must be a whole number from 0; got {value!r:.60}")
+    return value
 
 
 def serve(options: Options) -> None:

@@ -11,6 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from embodied.cameras.camera import Frame
+from embodied.robots.checks import check_number
+
+FASTEST = 1e4  # clock, times real time
 
 
 class DriverError(Exception):
@@ -26,14 +29,16 @@ class Clock:
     computers do (encoding, a policy's thinking, the scheduler's delays) stays as slow as it is.
 
     Attributes:
-        speed: seconds of the robot in one second of ours, > 0.
+        speed: seconds of the robot in one second of ours, > 0 and at most `FASTEST`.
+
+    Raises:
+        ValueError: another speed.
     """
 
     speed: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.speed > 0:
-            raise ValueError(f"Clock: speed must be above 0; got {self.speed}.")
+        check_number("Clock", "speed", self.speed, above=0.0, most=FASTEST)
 
     def now(self) -> float:
         return time.monotonic() * self.speed
@@ -55,8 +60,9 @@ class Observation:
     Attributes:
         proprio: (S,) float32, one number for each of the driver's `observation_names`, in their units.
         images: camera name -> its newest frame, `Frame.captured_s` by the driver's clock. A camera that has sent
-            nothing yet is missing; one that is lost keeps its last frame, which grows older.
-        measured_s: when `proprio` was measured, by the driver's clock.
+            nothing yet is missing; one that is lost keeps its last frame, which grows older. Only a later stamp than
+            the one before is news, and none may be later than now.
+        measured_s: when `proprio` was measured, by the driver's clock; alike.
         stopped: why the robot itself refuses to move (an emergency stop, its dead-man timer, `Driver.stop`); None when
             it takes commands.
     """
@@ -71,7 +77,13 @@ class Observation:
 class Driver(Protocol):
     """A robot. Commands are targets (positions in metres, radians, degrees or shares of a range) by name.
 
-    Every method but `stop` is called from one thread; `stop` is called from any, also while another call blocks.
+    Every method but `stop` is called from one thread; `stop` is called from any, also while another call blocks. What
+    they raise beside DriverError, and what they return that is not as said here, stops the robot too.
+
+    A robot that stops by itself when no command comes tells after how long by `deadman_s`, an attribute in seconds by
+    its clock (None or missing: it does not). It is what is left when this process is killed or its computer fails, so
+    a driver should have one; the control period must be shorter.
+
     A name that is in both `action_names` and `observation_names` means one thing in one unit: the target, and where it
     is now. LeRobot's robots fit through `embodied.robots.lerobot.LeRobotDriver`.
     """

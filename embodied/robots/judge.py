@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from embodied.robots.checks import check_count, is_finite
 from embodied.scoring import Layout
 from embodied.streaming import EpisodeStream, Reading
 from rewards.core import Scorer
@@ -26,7 +27,7 @@ class Success:
         hold: fresh readings in a row that must say so, ≥ 1; more than one forgives a model its single mistakes.
 
     Raises:
-        ValueError: `hold` below 1.
+        ValueError: `hold` below 1, or a threshold that is no number.
     """
 
     threshold: float
@@ -34,8 +35,9 @@ class Success:
     hold: int = 2
 
     def __post_init__(self) -> None:
-        if self.hold < 1:
-            raise ValueError(f"Success: hold must be at least 1; got {self.hold}.")
+        if not is_finite(self.threshold):
+            raise ValueError(f"Success: threshold must be a finite number; got {self.threshold!r}.")
+        check_count("Success", "hold", self.hold, least=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,19 +15,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from embodied.robots.checks import is_finite
+
+MOST = 1e9  # of any number here: beyond it, differences are lost in rounding and products overflow
+
 
 @dataclass(frozen=True)
 class Bound:
     """How one entry of a command may be and change.
 
     Attributes:
-        low: least target, in the entry's unit.
+        low: least target, in the entry's unit; all of them within ±`MOST`.
         high: greatest target.
-        speed: most change of the target in a second, > 0.
-        acceleration: most change of that speed in a second, > 0; inf: any.
+        speed: most change of the target in a second, from 1/`MOST`.
+        acceleration: most change of that speed in a second, from 1/`MOST`; inf: any.
 
     Raises:
-        ValueError: an empty range, or a rate that is not positive.
+        ValueError: an empty range, a rate that is not positive, or something that is no number.
     """
 
     low: float
@@ -36,11 +40,15 @@ class Bound:
     acceleration: float = math.inf
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"Bound: low must be finite and below high; got {self.low} and {self.high}.")
-        if not (self.speed > 0 and math.isfinite(self.speed) and self.acceleration > 0):
+        if not (is_finite(self.low) and is_finite(self.high) and -MOST <= self.low < self.high <= MOST):
             raise ValueError(
-                f"Bound: speed must be finite, it and acceleration above 0; got {self.speed} and {self.acceleration}."
+                f"Bound: low must be finite and below high, both within ±{MOST:g}; got {self.low!r} and {self.high!r}."
+            )
+        rates = [self.speed] if self.acceleration == math.inf else [self.speed, self.acceleration]
+        if not all(is_finite(rate) and 1 / MOST <= rate <= MOST for rate in rates):
+            raise ValueError(
+                f"Bound: speed must be finite, it and acceleration above 0 (from {1 / MOST:g} to {MOST:g}); "
+                f"got {self.speed!r} and {self.acceleration!r}."
             )
 
 
@@ -54,26 +62,34 @@ class Limits:
             joints, speeds, forces. Names that are missing are not watched.
 
     Raises:
-        ValueError: a range of `state` is empty.
+        ValueError: a range of `state` is empty, or `command` holds something else than bounds.
     """
 
     command: Mapping[str, Bound]
     state: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name, bound in self.command.items():
+            if not isinstance(bound, Bound):
+                raise ValueError(f"Limits: command[{name!r}] must be a Bound; got {bound!r}.")
         for name, (low, high) in self.state.items():
-            if not low < high:
+            if not low < high:  # so for NaN too
                 raise ValueError(f"Limits: state[{name!r}] must be a range, low below high; got {low} and {high}.")
 
     def check_names(self, action_names: Sequence[str], observation_names: Sequence[str]) -> None:
         """Refuse a driver that these limits are not for.
 
         Raises:
-            ValueError: an action without a bound, or a watched name that the robot does not measure.
+            ValueError: an action without a bound, or an action or a watched name that the robot does not measure.
         """
         if unbound := [name for name in action_names if name not in self.command]:
             raise ValueError(
                 f"Limits.check_names: command must bound every action; {', '.join(unbound)} missing. Add them."
+            )
+        if unseen := [name for name in action_names if name not in observation_names]:
+            raise ValueError(
+                f"Limits.check_names: every action must be measured, so that commands begin where the robot is; "
+                f"{', '.join(unseen)} is not in observation_names."
             )
         if unmeasured := [name for name in self.state if name not in observation_names]:
             raise ValueError(
@@ -95,10 +111,13 @@ def allowed(bounds: np.ndarray, wanted: np.ndarray, sent: np.ndarray, speed: np.
     therefore always a next command inside them. Let u be the speed towards an end that is r away: braking from u after
     one more period of it takes u·dt + u²/2a ≤ r, so u ≤ a·(√(dt² + 2r/a) − dt).
 
+    From outside the range (an arm that was pushed there) commands lead to the end of it, whatever is wanted, within the
+    same speed and acceleration; and never further out.
+
     Args:
         bounds: (4, A), `Limits.arrays`.
         wanted: (A,) targets, finite.
-        sent: (A,) the targets sent last, inside their range.
+        sent: (A,) the targets sent last.
         speed: (A,) at which those moved, units/s: (sent − the ones before) / period_s.
         period_s: until the next command, seconds; never less in truth.
 
@@ -111,12 +130,14 @@ def allowed(bounds: np.ndarray, wanted: np.ndarray, sent: np.ndarray, speed: np.
     if not (np.isfinite(wanted).all() and np.isfinite(sent).all() and np.isfinite(speed).all()):
         raise ValueError(f"allowed: wanted, sent and speed must be finite; got {wanted}, {sent} and {speed}.")
     low, high, fastest, sharpest = bounds
+    end, speed = np.clip(sent, low, high), np.clip(speed, -fastest, fastest)
+    wanted = np.where(sent == end, wanted, toward(bounds, end, sent, period_s))
     up = np.minimum(fastest, _brakeable(np.maximum(high - sent, 0), sharpest, period_s))
     down = -np.minimum(fastest, _brakeable(np.maximum(sent - low, 0), sharpest, period_s))
     up, down = np.minimum(up, speed + sharpest * period_s), np.maximum(down, speed - sharpest * period_s)
     # Rounding alone can part the two when braking hard; the range then comes first.
     chosen = np.clip((wanted - sent) / period_s, np.minimum(down, up), np.maximum(down, up))
-    return np.clip(sent + chosen * period_s, low, high)
+    return np.clip(sent + chosen * period_s, np.minimum(low, sent), np.maximum(high, sent))
 
 
 def toward(bounds: np.ndarray, goal: np.ndarray, sent: np.ndarray, period_s: float) -> np.ndarray:
@@ -135,10 +156,8 @@ def toward(bounds: np.ndarray, goal: np.ndarray, sent: np.ndarray, period_s: flo
 
 def _brakeable(room: np.ndarray, sharpest: np.ndarray, period_s: float) -> np.ndarray:
     """(A,) greatest speed from which braking ends within `room`."""
-    straight = room / period_s
-    finite = np.where(np.isfinite(sharpest), sharpest, 1.0)
-    braking = finite * (np.sqrt(period_s**2 + 2 * room / finite) - period_s)
-    return np.where(np.isfinite(sharpest), np.minimum(straight, braking), straight)
+    # a·(√(dt² + 2r/a) − dt), written so that nothing cancels: r/dt where a is infinite.
+    return 2 * room / (np.sqrt(period_s**2 + 2 * room / sharpest) + period_s)
 
 
 def violations(limits: Limits, names: Sequence[str], values: np.ndarray) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from embodied.errors import UserError
+from embodied.robots.checks import check_count
 from embodied.robots.env import RobotEnv
+from embodied.robots.watchdog import OPERATOR
 
 
 def by_hand(ask: Callable[[str], Any] = input, text: str = "Put the scene back, then press Enter: ") -> Any:
@@ -41,17 +44,25 @@ def by_policy(policy: Callable[[Any], np.ndarray], steps: int) -> Callable[[Robo
 
     Raises:
         ValueError: no step.
+        UserError: by the reset, where the operator stopped the robot during it.
     """
-    if steps < 1:
-        raise ValueError(f"by_policy: steps must be at least 1; got {steps}.")
+    check_count("by_policy", "steps", steps, least=1)
 
     def reset(env: RobotEnv) -> None:
-        env.drive(policy, steps)
+        why = env.drive(policy, steps)
+        if why is not None and why.partition(":")[0] in (OPERATOR, "signal"):
+            raise UserError(f"The robot was stopped while it was being reset ({why}): it stays still.")
 
     return reset
 
 
 def enter_pressed() -> bool:
-    """Whether a line waits on the standard input: an operator's stop by the Enter key, taken by asking."""
+    """Whether a line waits on the standard input: an operator's stop by the Enter key, taken by asking.
+
+    Raises:
+        EOFError: the standard input has ended, so nobody can press anything.
+    """
     readable, _, _ = select.select([sys.stdin], [], [], 0)
-    return bool(readable) and bool(sys.stdin.readline())
+    if readable and not sys.stdin.readline():
+        raise EOFError("the standard input has ended")
+    return bool(readable)

@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messag
 
 START_S = 60.0  # for the process to be ready, seconds of ours
 ANSWER_S = 10.0  # for an answer, seconds of ours
+END_S = 2.0  # for a thread or a killed process to end, seconds of ours
+DEADMAN_S = 0.25  # of one that is started, unless its options say another
 
 # The desk's box (metres) and its 2 cm a control period of 0.05 s; the state's ranges leave room for the servo's lag.
 LIMITS = Limits(
@@ -66,6 +69,11 @@ class SimulatedRobot:
 
     Attributes:
         pid: of its process, once connected.
+        deadman_s: after so long without a command it stops by itself, seconds by its clock; of one that runs already,
+            once connected.
+
+    Raises:
+        ValueError: options for one that runs already.
     """
 
     def __init__(self, address: str | None = None, *, speed: float = 1.0, **options: Any) -> None:
@@ -77,6 +85,7 @@ class SimulatedRobot:
         cameras = options.get("cameras", ("front",))
         self.cameras: tuple[str, ...] = (cameras,) if isinstance(cameras, str) else tuple(cameras)
         self.pid: int | None = None
+        self.deadman_s: float | None = options.get("deadman_s", DEADMAN_S) if address is None else None
         self._address, self._options = address, {**options, "cameras": self.cameras}
         self._process: subprocess.Popen[bytes] | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -85,7 +94,7 @@ class SimulatedRobot:
         self._news, self._sending = threading.Condition(), threading.Lock()
         self._lost: str | None = "it is not connected"
         self._hold, self._requests = True, 0
-        self._state: dict[str, Any] | None = None
+        self._state: Observation | None = None
         self._images: dict[str, Frame] = {}
         self._answers: dict[int, dict[str, Any]] = {}
 
@@ -104,9 +113,7 @@ class SimulatedRobot:
         with self._news:
             if self._lost or self._state is None:
                 raise DriverError(f"SimulatedRobot: the robot is gone: {self._lost or 'it says nothing'}.")
-            state, images = self._state, dict(self._images)
-        proprio = np.array(state["proprio"], np.float32)
-        return Observation(proprio=proprio, images=images, measured_s=state["t"], stopped=state["stopped"])
+            return replace(self._state, images=dict(self._images))
 
     def act(self, command: np.ndarray) -> np.ndarray:
         with self._sending:  # nothing can come between a stop and what it forbids
@@ -219,7 +226,7 @@ class SimulatedRobot:
                         self._take(message)
                         self._news.notify_all()
             self._lose("the connection ended")
-        except (WireError, OSError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # a robot's rubbish is of many kinds, and nothing may end this thread unsaid
             self._lose(f"it sent rubbish or was cut off ({error})")
             with suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)  # the arm stops when its commander is gone
@@ -229,10 +236,15 @@ class SimulatedRobot:
         if kind == "state":
             if len(message["proprio"]) != len(self.observation_names):
                 raise WireError(f"{len(message['proprio'])} measurements, not {len(self.observation_names)}")
-            self._state = message
+            proprio, stopped = np.array(message["proprio"], np.float32), message["stopped"]
+            if stopped is not None and not isinstance(stopped, str):
+                raise WireError("stopped must be a reason or nil")
+            self._state = Observation(proprio=proprio, measured_s=float(message["t"]), stopped=stopped)
         elif kind == "frame":
-            image = np.frombuffer(message["data"], np.uint8).reshape(message["shape"])
-            self._images[message["camera"]] = Frame(image=image, captured_s=message["t"], index=message["index"])
+            camera, image = message["camera"], np.frombuffer(message["data"], np.uint8).reshape(message["shape"])
+            if camera not in self.cameras or image.ndim != 3:
+                raise WireError(f"a frame of camera {camera!r:.60}, {image.shape}")
+            self._images[camera] = Frame(image=image, captured_s=float(message["t"]), index=int(message["index"]))
         elif kind == "robot":
             if message["speed"] != self.clock.speed:
                 raise WireError(f"its speed is {message['speed']}, not {self.clock.speed}")
@@ -241,9 +253,10 @@ class SimulatedRobot:
                 OBSERVATION_NAMES,
             ):
                 raise WireError("it is another robot")
-            self.cameras, self.pid = tuple(message["cameras"]), message["pid"]
+            self.cameras, self.pid = tuple(message["cameras"]), int(message["pid"])
+            self.deadman_s = float(message["deadman_s"])
         elif kind == "answer":
-            self._answers[message["id"]] = message
+            self._answers = {int(message["id"]): message}  # nobody waits for an older one
         elif kind == "busy":
             raise WireError("somebody else is connected")
         else:
@@ -261,7 +274,7 @@ class SimulatedRobot:
         with suppress(OSError):  # gone already
             self._socket.shutdown(socket.SHUT_RDWR)
         if self._reader is not None:
-            self._reader.join()
+            self._reader.join(END_S)
         self._socket.close()
         self._socket, self._reader = None, None
 
@@ -283,21 +296,19 @@ def start(*, timeout_s: float = START_S, **options: Any) -> subprocess.Popen[byt
         else:
             words += [f"--{name}", ",".join(value) if isinstance(value, tuple | list) else str(value)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # draw in the robot's own thread
-    process = subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
-    deadline, said = time.monotonic() + timeout_s, b""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    while not said.endswith(b"\n"):
-        ready, _, _ = select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))
-        data = os.read(process.stdout.fileno(), 4096) if ready else b""
-        said += data
-        if not data:
-            process.kill()
-            wrote = process.stderr.read().decode(errors="replace").strip()
-            end(process)
-            raise DriverError(f"The simulated robot did not start: {wrote or f'not ready after {timeout_s:g} s'}")
+    with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill and hold the robot up
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
+        deadline, said = time.monotonic() + timeout_s, b""
+        assert process.stdout is not None
+        while not said.endswith(b"\n"):
+            ready, _, _ = select.select([process.stdout], [], [], max(deadline - time.monotonic(), 0))
+            data = os.read(process.stdout.fileno(), 4096) if ready else b""
+            said += data
+            if not data:
+                end(process)
+                errors.seek(0)
+                wrote = errors.read().decode(errors="replace").strip()
+                raise DriverError(f"The simulated robot did not start: {wrote or f'not ready after {timeout_s:g} s'}")
     return process
 
 
@@ -305,8 +316,9 @@ def end(process: subprocess.Popen[bytes]) -> None:
     """End a simulated robot's process, whatever state it is in."""
     if process.poll() is None:
         process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
+    with suppress(subprocess.TimeoutExpired):  # in the middle of a system call that does not end; it is killed
+        process.wait(END_S)
+    for stream in (process.stdin, process.stdout):
         if stream is not None:
             stream.close()
 
@@ -325,7 +337,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=getattr(Options, name))
     parser.add_argument("--cameras", type=lambda text: tuple(text.split(",")), default=Options.cameras)
     parser.add_argument("--until_eof", action="store_true")
-    serve(Options(**vars(parser.parse_args(arguments))))
+    try:
+        options = Options(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+    serve(options)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgpack
 
+from embodied.robots.checks import is_finite
+
 # Metres, but the opening (0 shut to 1 open); metres a second; metres; radians; newtons.
 ACTION_NAMES = ("gripper_x", "gripper_y", "gripper_z", "gripper_opening")
 OBSERVATION_NAMES = (
@@ -18,6 +20,7 @@ OBSERVATION_NAMES = (
     *(f"joint{i}" for i in range(1, 8)), "force",
 )  # fmt: skip
 MAX_BYTES = 16 * 2**20
+FAULT_RANGES = {"delay_s": 60, "jitter_s": 60, "drop": 1, "cable_s": 3600, "garbage": 2**20}  # greatest; least is 0
 _LENGTH = struct.Struct(">I")
 
 
@@ -55,7 +58,7 @@ class Messages:
                 break
             try:
                 message = msgpack.unpackb(bytes(self._pending[_LENGTH.size : end]))
-            except (ValueError, msgpack.exceptions.UnpackException) as error:
+            except Exception as error:  # of many kinds, for bytes that are no message
                 raise WireError(f"a message must be msgpack; it is not ({error})") from None
             if not isinstance(message, dict) or not isinstance(message.get("type"), str):
                 raise WireError("a message must be a map with a type")
@@ -78,6 +81,9 @@ class Faults:
         cable_s: for so long nothing goes through the robot's own cable, in either direction. What the robot measures
             meanwhile is lost; what it is told comes when the cable is back, late, as a network's repeats would.
         garbage: so many bytes of rubbish are sent, once.
+
+    Raises:
+        ValueError: a number out of range, see `FAULT_RANGES`, or a camera that is no name.
     """
 
     delay_s: float = 0.0
@@ -89,16 +95,28 @@ class Faults:
     cable_s: float = 0.0
     garbage: int = 0
 
+    def __post_init__(self) -> None:
+        for name, most in FAULT_RANGES.items():
+            value = getattr(self, name)
+            if not is_finite(value) or not 0 <= value <= most or (name == "garbage" and not isinstance(value, int)):
+                raise ValueError(f"Faults: {name} must be a number from 0 to {most}; got {value!r:.60}.")
+        if not all(isinstance(name, str) for name in (*self.frozen, *self.lost)) or not isinstance(self.mute, bool):
+            raise ValueError("Faults: frozen and lost must be names of cameras, mute true or false.")
+
     def message(self) -> dict[str, Any]:
         return {"type": "faults", **asdict(self)}
 
     @classmethod
     def of(cls, message: dict[str, Any]) -> Faults:
-        """Raises WireError where the message is not what `message` gives."""
+        """What `message` gives, again.
+
+        Raises:
+            WireError: it is something else.
+        """
         try:
             given = {key: value for key, value in message.items() if key != "type"}
             for key in ("frozen", "lost"):
                 given[key] = tuple(given.get(key, ()))
             return cls(**given)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise WireError(f"faults: {error}") from None

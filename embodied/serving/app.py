@@ -19,15 +19,16 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from embodied.serving import protocol
-from embodied.serving.images import read_images
+from embodied.serving.bodies import linger, media
+from embodied.serving.connections import LONGEST_PAUSE_S
+from embodied.serving.images import check_size, read_images
 from embodied.serving.limits import Limits
-from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping, too_large
+from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping
 from embodied.serving.service import BYTES_PER_REQUEST, VERSION, Service
 from embodied.serving.sessions import MAX_NAMES, Session, read_moments
 from rewards.core import Features, Scorer
 
 IMAGES = {"image/jpeg": "jpeg", "image/png": "png"}
-LINGER_S = 1.0  # for the rest of a body that is refused, so that its sender reads the answer
 log = logging.getLogger(__name__)
 
 Work = Callable[[Service, Any, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -49,7 +50,8 @@ def make_app(
         scorer: what is served.
         model_id: in every answer.
         limits: on every request; None: the defaults.
-        token: that every request must bear but /healthz; None: none, and it answers to names of this machine alone.
+        token: that every request must bear but /healthz and /docs; None: none, and it answers to names of this
+            machine alone.
         goal_scorer: text -> a scorer of the same encoder with that goal, where clients may choose one.
         max_batch: frames encoded together.
         max_wait_ms: how long a frame waits for others.
@@ -73,9 +75,10 @@ def make_app(
         await service.drain()
         service.close()
 
-    app = FastAPI(title="embodied", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="embodied", version=VERSION, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
-    for path, handler in ((protocol.HEALTH, health), (protocol.MODEL, model), (protocol.METRICS, metrics)):
+    plain = ((protocol.HEALTH, health), ("/health", health), (protocol.DOCS, docs), (protocol.METRICS, metrics))
+    for path, handler in (*plain, (protocol.MODEL, model)):
         app.add_api_route(path, handler, methods=["GET"], response_class=Response)
     for path, handler in ((protocol.ENCODE, encode), (protocol.POTENTIALS, potentials), (protocol.SCORE, score)):
         app.add_api_route(path, handler, methods=["POST"], response_class=Response)
@@ -100,12 +103,18 @@ async def model(request: Request) -> Response:
     return await _serve(request, work)
 
 
+async def docs(request: Request) -> Response:
+    """How to ask: the wire format, as text; needs no token, and tells nothing of what is served."""
+    return Response(protocol.__doc__, media_type="text/plain; charset=utf-8")
+
+
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
     service: Service = request.app.state.service
     try:
         service.check_caller(request.headers)
     except RefusedError as error:
+        service.refused(error, service.rate(request.client or request), _host(request))
         return _refuse(request, error)
     service.metrics.sessions.set(len(service.sessions))
     service.metrics.queued.set(service.batcher.queued)
@@ -174,11 +183,11 @@ async def score(request: Request) -> Response:
 async def stream(socket: WebSocket) -> None:
     """A session; see `embodied.serving.sessions`."""
     service: Service = socket.app.state.service
-    host = socket.client.host if socket.client else ""
+    host = _host(socket)
     try:
         service.check_caller(socket.headers)
         service.check_open()
-        service.make_room()
+        service.make_room(host)
     except RefusedError as error:
         service.refused(error, service.rate(socket.client or socket), host)
         await socket.send_denial_response(_refuse(socket, error))
@@ -199,7 +208,7 @@ async def _serve(request: Request, work: Work) -> Response:
     """Check, read, work, answer; whatever happens the answer is JSON or msgpack that says so."""
     service: Service = request.app.state.service
     client = request.client or request
-    host = request.client.host if request.client else ""
+    host = _host(request)
     rate, came_s = service.rate(client), time.monotonic()
     whole = False
     service.answering += 1
@@ -207,17 +216,18 @@ async def _serve(request: Request, work: Work) -> Response:
         service.check_caller(request.headers)
         service.check_open()
         if wait := rate.wait(came_s):
+            await asyncio.sleep(min(wait, LONGEST_PAUSE_S))  # one that does not heed the answer asks more slowly
             wanted = f"at most {service.limits.requests_per_s:g} requests a second"
             raise RefusedError("rate", "Too many requests.", expected=wanted, status=429, retry_after_s=wait)
-        body = await _body(request, service)
-        whole = True
-        rate.take(time.monotonic(), 1 + len(body) / BYTES_PER_REQUEST)
-        async with asyncio.timeout(service.limits.answer_s):
-            answer = await work(service, client, _message(request, body, service.limits))
+        async with service.bodies.of(request, host) as body:
+            whole = True
+            rate.take(time.monotonic(), 1 + len(body) / BYTES_PER_REQUEST)
+            async with asyncio.timeout(service.limits.answer_s):
+                answer = await work(service, client, _message(request, body, service.limits))
         response = _reply(request, answer | service.stamp)
     except RefusedError as error:
         service.refused(error, rate, host)
-        whole = whole or (error.code != "timeout" and await _linger(request, service.limits))
+        whole = whole or (error.code != "timeout" and await linger(request, service.limits))
         response = _refuse(request, error, close=not whole)
     except TimeoutError:
         wanted = f"an answer within {service.limits.answer_s:g} s"
@@ -238,68 +248,27 @@ async def _serve(request: Request, work: Work) -> Response:
     return response
 
 
-async def _body(request: Request, service: Service) -> bytes:
-    limits = service.limits
-    most = limits.json_bytes if _media(request) == JSON else limits.body_bytes
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise too_large("bytes in the body", most, int(declared))
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for part in request.stream():
-                body += part
-                service.reading += len(part)
-                if len(body) > most:
-                    raise too_large("bytes in the body", most, len(body))
-                if service.reading > limits.body_total_bytes:
-                    raise RefusedError("busy", "Too many bodies at once.", status=503, retry_after_s=1.0)
-    except TimeoutError as error:
-        wanted = f"a whole body within {limits.body_s:g} s"
-        got = f"{len(body)} bytes"
-        raise RefusedError("timeout", "The body is slow.", expected=wanted, got=got, status=408) from error
-    finally:
-        service.reading -= len(body)
-    return bytes(body)
-
-
-async def _linger(request: Request, limits: Limits) -> bool:
-    """Read what is left of a body, up to as much as is allowed: a sender that is cut off reads no answer.
-
-    Returns:
-        Whether it has ended.
-    """
-    declared = request.headers.get("content-length", "0")
-    if "expect" in request.headers or not declared.isdecimal() or int(declared) > 2 * limits.body_bytes:
-        return False
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_S):
-            while (message := await request.receive())["type"] == "http.request":
-                if not message.get("more_body"):
-                    return True
-    return False
-
-
 def _message(request: Request, body: bytes, limits: Limits) -> dict[str, Any]:
-    media = _media(request)
+    kind = media(request)
     if request.method == "GET":
         return {}
-    if media in IMAGES:
-        return {"images": {"main": {IMAGES[media]: body}}}
-    if media == MSGPACK:
+    if kind in IMAGES:
+        return {"images": {"main": {IMAGES[kind]: body}}}
+    if kind == MSGPACK:
         return protocol.unpack(body, limits)
-    if media == JSON:
+    if kind == JSON:
         return protocol.from_json(body, limits)
     wanted = f"{MSGPACK}, {JSON}, {', '.join(IMAGES)}"
-    raise RefusedError("bad_message", "Content-Type is not known.", expected=wanted, got=media or "none", status=415)
+    raise RefusedError("bad_message", "Content-Type is not known.", expected=wanted, got=kind or "none", status=415)
 
 
-def _media(request: Any) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+def _host(request: Any) -> str:
+    """Whom it is held against."""
+    return request.client.host if request.client else ""
 
 
 def _reply(request: Request, answer: dict[str, Any], status: int = 200) -> Response:
-    if _media(request) == MSGPACK or request.headers.get("accept") == MSGPACK:
+    if media(request) == MSGPACK or request.headers.get("accept") == MSGPACK:
         return Response(protocol.pack(answer), status, media_type=MSGPACK)
     return Response(protocol.to_json(answer), status, media_type=JSON)
 
@@ -315,11 +284,11 @@ def _refuse(request: Any, error: RefusedError, *, close: bool = False) -> Respon
 
 
 async def _not_found(request: Request, error: Any) -> Response:
-    paths = "/healthz, /metrics, /v1/model, /v1/encode, /v1/potentials, /v1/score, /v1/stream (WebSocket)"
+    paths = "/healthz, /docs, /metrics, /v1/model, /v1/encode, /v1/potentials, /v1/score, /v1/stream (WebSocket)"
     got = f"{request.method} {request.url.path}"
     service: Service = request.app.state.service
     refused = RefusedError("not_found", str(error.detail), expected=paths, got=got, status=error.status_code)
-    service.refused(refused, service.rate(request.client or request), request.client.host if request.client else "")
+    service.refused(refused, service.rate(request.client or request), _host(request))
     return _refuse(request, refused, close=request.method != "GET")
 
 
@@ -377,6 +346,7 @@ def _features(message: dict[str, Any], service: Service) -> Features:
             asked = f"({episodes}, 1 or {rows}, H, W, 3)"
             got = list(each.shape)
             raise RefusedError("bad_image", f"frames.{name} must be {asked}.", expected=asked, got=got)
+        check_size(each.shape[2], each.shape[3], service.limits)
     for name, each in depth.items():
         if len(each) != episodes:
             asked = f"({episodes}, H, W)"

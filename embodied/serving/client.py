@@ -26,8 +26,8 @@ from embodied.serving.peer import (
     check_model,
     check_version,
     headers,
-    read_token,
     refusal,
+    token_for,
 )
 from embodied.streaming import Reading
 
@@ -84,7 +84,8 @@ class RemoteStream:
         self.address = Address.parse(url)
         self.about: dict[str, Any] = {}
         self.lost, self.latency_ms = 0, 0.0
-        self._token = read_token(token_env, token_file)
+        self._token_from = (token_env, token_file)
+        self._token = token_for(self.address, token_env, token_file)
         self._opening: dict[str, Any] = {"type": "open", "views": list(views), "signals": list(signals), "goal": goal}
         self._timeout_s, self._form, self._quality = timeout_s, form, quality
         self._session: ClientConnection | None = None
@@ -200,6 +201,7 @@ class RemoteStream:
     def _connected(self) -> ClientConnection:
         """A connection whose handshake is done."""
         address = self.address
+        self._token = token_for(address, *self._token_from)
         sock = socket.create_connection((address.host, address.port), timeout=self._timeout_s)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -208,7 +210,7 @@ class RemoteStream:
             sock.settimeout(None)
             limit = struct.pack("ll", int(self._timeout_s), int(self._timeout_s % 1 * 1e6))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-            sent = headers(self._token)
+            sent = headers(self._token)  # anew: a server that was started again may have made another
             opened = connect(
                 f"{'wss' if address.tls else 'ws'}://{address.netloc}{address.path}{protocol.STREAM}",
                 sock=sock,

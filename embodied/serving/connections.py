@@ -1,7 +1,8 @@
-"""HTTP connections that nobody can hold open for nothing, and a server that stops in good order.
+"""Connections that nobody can hold open for nothing, and a server that stops in good order.
 
 uvicorn waits for a request's header for ever. Here it is given so long; where connections run out, those that have
-sent no whole request yet go first; and hosts that send rubbish wait before their next connection is read.
+sent no whole request yet go first, then those whose bodies crawl; and hosts many of whose connections sent rubbish wait
+a moment before their next one is read.
 """
 
 from __future__ import annotations
@@ -13,36 +14,52 @@ import math
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from embodied.serving.bodies import Bodies
 from embodied.serving.limits import Limits, Rates
 
-BAD_PER_S, BAD_BURST = 5.0, 50  # refused requests of one host, before its new connections wait
+BAD_PER_S, BAD_BURST = 5.0, 50  # connections of one host that sent rubbish, before its new ones wait
+BAD_DEBT_S = 2.0  # after which a host that sends no more is served as ever
 LONGEST_PAUSE_S = 1.0
+CRUMB_BYTES, CRUMBS_BYTES = 32, 4096  # lines of a body in chunks are longer than that, once so much has come
+SLICE = 8192  # bytes of a session that are read at a time
+FRAGMENTS, PINGS = 1024, 256  # of a session's message, and before one
 KEEP_ALIVE_S = 30  # without a request
 NO_ROOM = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Guard:
-    """What is known of all connections: which have yet to send a request, and which hosts sent rubbish."""
+    """What is known of all connections: which have yet to send a request, whose bodies are unfinished, and which hosts
+    sent rubbish.
+
+    Args:
+        limits: on every connection.
+
+    Attributes:
+        proxies: addresses of proxies whose word on their clients is believed; no client of theirs is one of them.
+    """
 
     def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+        self.limits, self.bodies = limits, Bodies(limits)
         self.silent: dict[PatientProtocol, None] = {}  # have sent no whole request header, oldest first
-        self._bad = Rates(BAD_PER_S, BAD_BURST, most=4096)
+        self.proxies: frozenset[str] = frozenset()
+        self._bad = Rates(BAD_PER_S, BAD_BURST, most=4096, debt_s=BAD_DEBT_S)
 
     def bad(self, host: str) -> None:
-        """A request of this host was refused."""
+        """A connection of this host sent rubbish; to be called once for each."""
         now = time.monotonic()
         self._bad.of(host, now).take(now)
 
     def pause(self, host: str) -> float:
         """Seconds that a new connection of this host waits."""
+        if host in self.proxies:
+            return 0.0
         now = time.monotonic()
         return min(LONGEST_PAUSE_S, self._bad.of(host, now).wait(now))
 
@@ -68,17 +85,22 @@ class PatientProtocol(H11Protocol):
             # Of Linux: a client that reads nothing of its answer is cut off, be it HTTP or a WebSocket later.
             sock.setsockopt(socket.IPPROTO_TCP, option, int(1000 * guard.limits.answer_s))
         if len(self.connections) > guard.limits.connections:
-            if not guard.silent:  # all are in use
+            if guard.silent:
+                next(iter(guard.silent)).give_up()
+            elif not guard.bodies.make_room():  # all are in use
                 transport.write(NO_ROOM)
                 transport.close()
                 return
-            next(iter(guard.silent)).give_up()
         self._wait()
         if pause := guard.pause(self.client[0] if self.client else ""):
             self.flow.pause_reading()
             self.loop.call_later(pause, self.flow.resume_reading)
 
     def data_received(self, data: bytes) -> None:
+        if len(data) > CRUMBS_BYTES and CRUMB_BYTES * data.count(b"\r\n") > len(data) and self._is_chunked(data):
+            self._guard.bad(self.client[0] if self.client else "")
+            self.give_up()  # reading them takes a thousand times as long as sending them
+            return
         super().data_received(data)
         if self._upgraded or self._in_request() or self.transport.is_closing():
             self._stop_waiting()
@@ -111,6 +133,11 @@ class PatientProtocol(H11Protocol):
         self._stop_waiting()
         self.transport.abort()
 
+    def _is_chunked(self, data: bytes) -> bool:
+        """Whether what came is, or begins, a body in chunks."""
+        of_body = self._in_request() and any(name == b"transfer-encoding" for name, _ in self.headers)
+        return of_body or b"\r\ntransfer-encoding:" in data.lower()
+
     def _in_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -126,24 +153,113 @@ class PatientProtocol(H11Protocol):
             self._patience = None
 
 
+class PatientSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, whose client can make it hold no more than one message and answer no more than it reads.
+
+    Args:
+        guard: shared by all connections.
+        arguments: uvicorn's.
+    """
+
+    def __init__(self, *arguments: Any, guard: Guard, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._bodies = guard.bodies
+        self._counted = 0  # bytes of an unfinished message, among those that are held
+        self._fragments = self._fragment_bytes = self._pings = 0
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), SLICE):  # crumbs are noticed before thousands of them are read
+            super().data_received(data[start : start + SLICE])
+            if self.close_sent or self.transport.is_closing():
+                break
+        self._count(len(self.conn.reader.buffer) + self._fragment_bytes)
+        if self._bodies.full(self._counted):
+            self._end(1013, "too many messages at once")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._count(0)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """A client that does not read its answers, or its pongs, is not read either."""
+        super().pause_writing()
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.read_paused:
+            self.transport.resume_reading()
+
+    def handle_bytes(self, event: Any) -> None:
+        self._begin(event)
+        super().handle_bytes(event)
+
+    def handle_text(self, event: Any) -> None:
+        self._begin(event)
+        super().handle_text(event)
+
+    def handle_cont(self, event: Any) -> None:
+        self._fragments += 1
+        self._fragment_bytes += len(event.data)
+        if self._fragments > FRAGMENTS:
+            self._end(1008, f"a message must come in at most {FRAGMENTS} fragments")
+            return
+        super().handle_cont(event)
+        if event.fin:
+            self._fragments = self._fragment_bytes = 0
+
+    def handle_ping(self) -> None:
+        self._pings += 1
+        if self._pings > PINGS:
+            self._end(1008, f"at most {PINGS} pings between messages")
+            return
+        super().handle_ping()
+
+    def _begin(self, event: Any) -> None:
+        self._pings = self._fragments = 0
+        self._fragment_bytes = 0 if event.fin else len(event.data)
+
+    def _count(self, size: int) -> None:
+        self._bodies.held += size - self._counted
+        self._counted = size
+
+    def _end(self, code: int, why: str) -> None:
+        """Close at once."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.conn.fail(code, why)
+        self.handle_parser_exception()
+
+
 class Server(uvicorn.Server):
     """uvicorn that finishes what is queued and closes sessions with 1001 before it stops; SIGTERM and SIGINT end well.
 
     Args:
         app: of `embodied.serving.app.make_app`.
         host, port: to listen on; port 0 takes a free one.
+        proxies: addresses of proxies before it, whose X-Forwarded-For tells one client from another; nobody else's
+            is believed.
         log_level: uvicorn's.
     """
 
-    def __init__(self, app: Any, *, host: str = "127.0.0.1", port: int = 8765, log_level: str = "warning") -> None:
+    def __init__(
+        self,
+        app: Any,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8765,
+        proxies: Sequence[str] = (),
+        log_level: str = "warning",
+    ) -> None:
         self._service = app.state.service
-        limits = self._service.limits
+        limits, guard = self._service.limits, self._service.guard
+        guard.proxies = frozenset(proxies)
         config = uvicorn.Config(
             app,
             host=host,
             port=port,
-            http=functools.partial(PatientProtocol, guard=self._service.guard),  # pyright: ignore[reportArgumentType]
-            ws=WebSocketsSansIOProtocol,
+            http=functools.partial(PatientProtocol, guard=guard),  # pyright: ignore[reportArgumentType]
+            ws=functools.partial(PatientSocket, guard=guard),  # pyright: ignore[reportArgumentType]
             ws_max_size=limits.body_bytes,
             ws_per_message_deflate=False,
             ws_ping_timeout=max(20.0, limits.answer_s),  # pongs are not read while an answer is made
@@ -153,7 +269,8 @@ class Server(uvicorn.Server):
             access_log=False,
             log_config=None,  # uvicorn's own closes every handler of the process it runs in
             log_level=log_level,
-            proxy_headers=False,
+            proxy_headers=bool(proxies),
+            forwarded_allow_ips=list(proxies),
             server_header=False,
         )
         super().__init__(config)

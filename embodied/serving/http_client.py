@@ -26,8 +26,8 @@ from embodied.serving.peer import (
     check_model,
     check_version,
     headers,
-    read_token,
     refusal,
+    token_for,
 )
 
 TRANSIENT = (408, 429, 502, 503, 504)  # statuses of a server that may answer the same request later
@@ -67,8 +67,8 @@ class Client:
             raise UserError(f"timeout_s must be > 0 and patience_s ≥ 0; got {timeout_s} and {patience_s}.")
         self.address = Address.parse(url)
         self.model_id: str | None = None
-        self._headers = headers(read_token(token_env, token_file))
-        self._has_token = "Authorization" in self._headers
+        self._token_from = (token_env, token_file)
+        self._headers = headers(token_for(self.address, *self._token_from))
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._tls = ssl.create_default_context() if self.address.tls else None
         self._idle: list[http.client.HTTPConnection] = []
@@ -185,7 +185,10 @@ class Client:
         if status in TRANSIENT:
             busy = "Give the server more room, or ask it less often." if status in (429, 503) else START_IT
             raise _LaterError(told, wait_s=_seconds(head.get("Retry-After")), advice=busy)
-        raise refusal(self.address, status, message, told, has_token=self._has_token)
+        if status == 401 and self._headers != (now := headers(token_for(self.address, *self._token_from))):
+            self._headers = now  # a server that was started again made another
+            raise _LaterError(told)
+        raise refusal(self.address, status, message, told, has_token="Authorization" in self._headers)
 
 
 def _close(connections: list[http.client.HTTPConnection]) -> None:

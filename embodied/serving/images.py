@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from embodied.serving.headers import stripped
 from embodied.serving.limits import Limits
 from embodied.serving.protocol import ADVICE, RefusedError, kind_of, octets, sides, too_large
+from rewards.pictures import lack_of_colours, rgb
 
 FORMS = "{jpeg: bytes}, {png: bytes} or {raw: bytes, shape: [H, W, 3]}"
 
@@ -44,7 +46,7 @@ class Chunk:
             return np.frombuffer(self.data, np.uint8).reshape(self.shape)
         try:
             with _opened(self.kind, self.data) as image:
-                pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+                pixels = rgb(image)
         except Exception as error:  # decoders of broken data raise anything
             raise _broken(self.kind, error) from error
         return pixels[None]
@@ -85,19 +87,23 @@ def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
             wanted = "[H, W, 3] or [N, H, W, 3], none of them 0"
             raise RefusedError("bad_image", f"{name}.shape must be {wanted}.", expected=wanted, got=shape)
         n, height, width = (1, *shape[:2]) if len(shape) == 3 else shape[:3]
-        _check_pixels(height, width, limits)
+        check_size(height, width, limits)
         if len(data) != math.prod(shape):
             wanted = f"{math.prod(shape)} bytes for shape {shape}"
             raise RefusedError(
                 "bad_image", f"{name}.raw must have {wanted}.", expected=wanted, got=f"{len(data)} bytes"
             )
         return Chunk(kind, data, (n, height, width, 3))
+    data = stripped(kind, bytes(data), scans=limits.jpeg_scans)
     try:
         with _opened(kind, data) as image:
             width, height = image.size
+            lack = lack_of_colours(image)
     except Exception as error:  # decoders of broken data raise anything
         raise _broken(kind, error) from error
-    _check_pixels(height, width, limits)
+    if lack:
+        raise RefusedError("bad_image", f"{name}: {lack}.", expected="8-bit greys or colours", got="deeper pixels")
+    check_size(height, width, limits)
     return Chunk(kind, data, (1, height, width, 3))
 
 
@@ -109,11 +115,20 @@ def _opened(kind: str, data: bytes | memoryview) -> Any:
     return (JpegImageFile if kind == "jpeg" else PngImageFile)(io.BytesIO(data))
 
 
-def _check_pixels(height: int, width: int, limits: Limits) -> None:
+def check_size(height: int, width: int, limits: Limits) -> None:
+    """Refuse an image without pixels, with too many, or so narrow that resizing it would make far more of them.
+
+    Raises:
+        RefusedError: naming the limit.
+    """
     if height * width == 0:
         raise RefusedError("bad_image", "An image must have pixels.", expected="H, W ≥ 1", got=f"{height} by {width}")
     if height * width > limits.image_pixels:
         raise too_large("pixels in one image", limits.image_pixels, height * width)
+    if max(height, width) > limits.image_aspect * min(height, width):
+        wanted = f"a long side of at most {limits.image_aspect} times the short one"
+        got = f"{height} by {width}"
+        raise RefusedError("too_large", f"An image must have {wanted}.", expected=wanted, got=got, status=413)
 
 
 def _broken(kind: str, error: Exception) -> RefusedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,9 +12,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from embodied.errors import UserError
-from embodied.serving import protocol
+from embodied.serving import protocol, tokens
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 5.0  # between attempts to reach a server; doubles from one to the other
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, which no other can reach."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class ServerError(UserError):
@@ -89,6 +98,18 @@ def read_token(token_env: str | None = protocol.TOKEN_VARIABLE, token_file: str 
             return None
     if not token or not all("!" <= letter <= "~" for letter in token):
         raise UserError(f"{where} must hold one line of printable ASCII without spaces, the token.")
+    return token
+
+
+def token_for(address: Address, token_env: str | None, token_file: str | Path | None) -> str | None:
+    """As `read_token`; where nothing is given, that of this user's own server on this machine.
+
+    Raises:
+        UserError: see `read_token`.
+    """
+    token = read_token(token_env, token_file)
+    if token is None and is_loopback(address.host):
+        token = tokens.found(tokens.SERVE, address.port)
     return token
 
 

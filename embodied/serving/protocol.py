@@ -1,5 +1,10 @@
 """What goes over the wire between a reward server and its clients. No pickle; every size is checked before it is used.
 
+A request says who asks by `Authorization: Bearer TOKEN`, where the server has a token; its user is told where to find
+it when it starts. The shortest request there is:
+
+    curl -H "Authorization: Bearer $EMBODIED_TOKEN" -H 'Content-Type: image/jpeg' --data-binary @photo.jpg …/v1/score
+
 Bodies are maps: msgpack (`Content-Type: application/msgpack`), or JSON (`application/json`), in which bytes are base64
 text. An answer comes as its request came. Every answer, errors too, has `model_id` and `version`.
 
@@ -8,7 +13,8 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
     Array   {"data": bytes, "shape": [...], "dtype": "float32" | "uint8" | "bool"}    little-endian, C order
             where an Array is wanted, a list of numbers (of lists …) is taken as float32
 
-    GET  /healthz       {"status": "ok" | "draining"}; no token
+    GET  /healthz       {"status": "ok" | "draining"}; no token; /health too
+    GET  /docs          this text; no token
     GET  /v1/model      {"heads": [name, …], "encoder": {"name", "dim", "image_size": [H, W]}, "pointwise": bool,
                         "frames_read": "none" | "first" | "all", "shaping": {"kind", "gamma", …} | null,
                         "goals": bool, "limits": {name: number}}
@@ -41,8 +47,9 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
       A bad message → {"type": "error", "code", "error", "expected", "got", "retry_after_s"?, "id"?}; the session goes
       on as it was. A handshake is refused as any request is, by an HTTP status and JSON: 401 or 403 (token, origin),
       503 (no room for another session, or draining). Close codes: 1000 after close; 1001 the server stops; 1008 a
-      session that never opened, or too many bad messages; 1009 a message above `body_bytes`; 4408 idle. A client that
-      sends faster than `requests_per_s` is not refused but read more slowly.
+      session that never opened, or too many bad messages, pings or fragments; 1009 a message above `body_bytes`; 1013
+      no room for a large one now; 4408 idle. A client that sends faster than `requests_per_s` is not refused but read
+      more slowly.
 
 Codes: bad_message, bad_image, bad_text, too_large, unscorable, unauthorised, forbidden, not_found, rate, busy, timeout,
 draining, internal.
@@ -55,6 +62,7 @@ import binascii
 import io
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,12 +73,26 @@ from embodied.serving.limits import Limits
 
 MSGPACK, JSON = "application/msgpack", "application/json"
 ENCODE, POTENTIALS, SCORE, MODEL = "/v1/encode", "/v1/potentials", "/v1/score", "/v1/model"
-STREAM, HEALTH, METRICS = "/v1/stream", "/healthz", "/metrics"
+STREAM, HEALTH, METRICS, DOCS = "/v1/stream", "/healthz", "/metrics", "/docs"
 TOKEN_VARIABLE = "EMBODIED_TOKEN"
 IDLE, GOING_AWAY, POLICY = 4408, 1001, 1008  # close codes
 DTYPES = ("float32", "uint8", "bool")
 ADVICE = "See embodied/serving/protocol.py for the format."
 _SHOWN = 80  # characters of what a client sent, in an answer
+
+
+class _Short(reprlib.Repr):
+    """`repr` of anything, however deep or large, without writing out what is then cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxlist, self.maxdict, self.maxstring = 4, 8, 6, _SHOWN
+
+    def repr_bytes(self, value: bytes, level: int) -> str:
+        return repr(value[:_SHOWN])
+
+
+_SHORT = _Short()
 
 
 class RefusedError(Exception):
@@ -287,7 +309,7 @@ def octets(value: Any, name: str) -> bytes | memoryview:
 
 def shown(value: object) -> str:
     """What a client sent, short enough to say."""
-    told = value if isinstance(value, str) else repr(value)
+    told = value if isinstance(value, str) else _SHORT.repr(value)
     return told if len(told) <= _SHOWN else told[: _SHOWN - 1] + "…"
 
 
@@ -306,7 +328,7 @@ def sides(value: Any, name: str, code: str = "bad_message") -> list[int]:
 def kind_of(value: Any) -> str:
     """What came in place of what was wanted, in short."""
     if isinstance(value, dict):
-        return f"a map of {', '.join(map(str, list(value)[:6])) or 'nothing'}"
+        return f"a map of {', '.join(map(shown, list(value)[:6])) or 'nothing'}"
     return value if isinstance(value, str) else type(value).__name__
 
 

@@ -8,6 +8,7 @@ Shape letters: B episodes, T time, N frames, D feature width, M texts; H, W imag
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,11 +22,12 @@ from torch import Tensor
 from embodied.errors import UserError
 from embodied.serving import protocol
 from embodied.serving.http_client import Client
-from embodied.serving.peer import Address, ServerRefusedError
+from embodied.serving.peer import Address, ServerLostError, ServerRefusedError
 from rewards.core import Encoder, Features, Scorer, Shaping, check_frames
 from rewards.keypoint_rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
+REACH_S = 10.0  # for the first connection
 BODY_SHARE = 0.9  # of the server's largest body that the arrays of one request may fill
 
 
@@ -38,7 +40,7 @@ class RemoteEncoder:
         about: what `/v1/model` says.
 
     Raises:
-        UserError: no server there, or not one of ours.
+        UserError: no server there, told at once, or not one of ours.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class RemoteEncoder:
         self.client = Client(
             url, token_env=token_env, token_file=token_file, timeout_s=timeout_s, patience_s=patience_s
         )
+        _reach(self.client.address, timeout_s)
         self.about = self.client.about()
         try:
             encoder = self.about["encoder"]
@@ -102,6 +105,24 @@ class RemoteEncoder:
     def limit(self, name: str) -> float:
         """One of the server's limits; none where it tells of none."""
         return float(self.about.get("limits", {}).get(name, math.inf))
+
+
+def _reach(address: Address, timeout_s: float) -> None:
+    """Find somebody at an address: patience is for a server that was there, not for a wrong address.
+
+    Raises:
+        ServerLostError: nobody listens there.
+    """
+    try:
+        socket.create_connection((address.host, address.port), timeout=min(timeout_s, REACH_S)).close()
+    except OSError as error:
+        reason = (
+            f"it took more than {min(timeout_s, REACH_S):g} s" if isinstance(error, TimeoutError) else error.strerror
+        )
+        raise ServerLostError(
+            f"{address} gave no answer: {reason}. No reward server listens there: start one with embodied serve, or "
+            "correct url."
+        ) from error
 
 
 class Answer(NamedTuple):

@@ -11,9 +11,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hmac
-import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
@@ -30,14 +29,17 @@ from embodied.serving.connections import Guard
 from embodied.serving.images import Chunk
 from embodied.serving.limits import Limits, Rate, Rates
 from embodied.serving.metrics import Metrics
+from embodied.serving.peer import is_loopback
 from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
 
 VERSION = metadata.version("embodied-rewards")
-DECODERS = 2  # threads
+DECODERS = 2  # threads for messages of few pixels, which never wait for those of many: these have one of their own
+FEW_PIXELS = 2_000_000
 BYTES_PER_REQUEST = 256 << 10  # of a body: what more there is counts as more requests
 BAD_COST = 20.0  # requests that a bad one counts as
+LONGEST_DEBT_S = 5.0  # of one connection, whatever it did: after that it is served as ever
 
 
 class Service:
@@ -66,15 +68,16 @@ class Service:
         self.scorer, self.limits = scorer, limits
         self.stamp = {"model_id": model_id, "version": VERSION}
         self.metrics, self.guard = Metrics(model_id, VERSION), Guard(limits)
+        self.bodies = self.guard.bodies
         self.sessions: set[Any] = set()
         self.draining = False
-        self.reading = 0  # bytes of bodies that are coming
         self.answering = 0  # HTTP requests and session messages in hand
         self._token = None if token is None else token.encode()
         self._goal_scorer = goal_scorer
         self._goals: OrderedDict[str, Scorer] = OrderedDict()
-        self._rates = Rates(limits.requests_per_s, limits.burst, most=4 * limits.connections)
+        self._rates = Rates(limits.requests_per_s, limits.burst, most=4 * limits.connections, debt_s=LONGEST_DEBT_S)
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="decoder")
+        self._large_decoder = ThreadPoolExecutor(1, thread_name_prefix="large decoder")
         self._heads = ThreadPoolExecutor(1, thread_name_prefix="heads")
         self.batcher = Batcher(
             scorer,
@@ -94,12 +97,13 @@ class Service:
         Raises:
             RefusedError: 401 or 403.
         """
-        given = headers.get("authorization", "")
-        if self._token is not None and not hmac.compare_digest(
-            given.encode("utf-8", "replace"), b"Bearer " + self._token
-        ):
+        scheme, _, given = headers.get("authorization", "").partition(" ")  # a scheme's case says nothing
+        known = scheme.lower() == "bearer" and hmac.compare_digest(
+            given.strip().encode("utf-8", "replace"), self._token or b""
+        )
+        if self._token is not None and not known:
             wanted = "Authorization: Bearer TOKEN"
-            got = "another token" if given else "none"
+            got = "another token" if given else "none" if not scheme else "another scheme"
             raise RefusedError("unauthorised", "The token is wrong or missing.", expected=wanted, got=got, status=401)
         try:
             host = urlsplit(f"//{headers.get('host', '')}")
@@ -118,8 +122,8 @@ class Service:
         if self.draining:
             raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5.0)
 
-    def make_room(self) -> None:
-        """For one more session, by closing the one idle longest if need be.
+    def make_room(self, host: str = "") -> None:
+        """For one more session of a host, by closing the one idle longest if need be; else one of a host that has more.
 
         Raises:
             RefusedError: all are in use.
@@ -129,23 +133,31 @@ class Service:
             return
         idlest = max(self.sessions, key=lambda session: session.idle_s())
         if idlest.idle_s() < self.limits.spare_s:
-            wanted = f"at most {most} sessions"
-            raise RefusedError("busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2.0)
+            held = Counter(session.host for session in self.sessions)
+            greedy, count = held.most_common(1)[0]
+            if count <= held[host] + 1:
+                wanted = f"at most {most} sessions"
+                raise RefusedError(
+                    "busy", "No room for another session.", expected=wanted, status=503, retry_after_s=2.0
+                )
+            theirs = [session for session in self.sessions if session.host == greedy]
+            idlest = max(theirs, key=lambda session: session.idle_s())
         self.sessions.discard(idlest)
-        idlest.leave(protocol.IDLE, "idle, and others wait")
+        idlest.leave(protocol.IDLE, "others wait")
 
     def rate(self, client: Any) -> Rate:
         """The bucket of one connection."""
         return self._rates.of(client, time.monotonic())
 
     def refused(self, error: RefusedError, rate: Rate, host: str) -> None:
-        """Count it, against the one who asked."""
+        """Count it against the connection that asked; against its host only once for each connection."""
         self.metrics.refused.labels(error.code).inc()
-        if error.status >= 500 or error.code == "unscorable":
+        if error.status >= 500 or error.code in ("unscorable", "rate"):
             return
-        self.guard.bad(host)
-        if error.code != "rate":
-            rate.take(time.monotonic(), BAD_COST)
+        rate.take(time.monotonic(), BAD_COST)
+        if not rate.bad and error.code != "timeout":  # slow is not rubbish
+            rate.bad = True
+            self.guard.bad(host)
 
     # What is served ----------------------------------------------------------------------------------
 
@@ -169,8 +181,9 @@ class Service:
         if all(chunk.kind == "raw" for chunk in chunks):
             arrays = [chunk.decode() for chunk in chunks]
         else:
-            loop = asyncio.get_running_loop()
-            arrays = await loop.run_in_executor(self._decoders, lambda: [chunk.decode() for chunk in chunks])
+            loop, few = asyncio.get_running_loop(), sum(chunk.pixels for chunk in chunks) <= FEW_PIXELS
+            decoder = self._decoders if few else self._large_decoder
+            arrays = await loop.run_in_executor(decoder, lambda: [chunk.decode() for chunk in chunks])
         return [frame for array in arrays for frame in array]
 
     async def encode(self, client: Any, frames: Sequence[np.ndarray]) -> np.ndarray:
@@ -250,10 +263,10 @@ class Service:
             await asyncio.sleep(0.01)
 
     def close(self) -> None:
-        """End the threads; what is queued is finished."""
+        """End the threads, once they have done what they are at; what waits for one after the drain is given up."""
         self.batcher.close()
-        self._heads.shutdown()
-        self._decoders.shutdown()
+        for pool in (self._heads, self._decoders, self._large_decoder):
+            pool.shutdown(cancel_futures=True)
 
 
 def _plain(shaping: Any) -> dict[str, Any]:
@@ -266,11 +279,3 @@ def _plain(shaping: Any) -> dict[str, Any]:
 
 def _numbers(values: torch.Tensor) -> np.ndarray:
     return np.ascontiguousarray(values.float().cpu().numpy())
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host's name or address is this machine's own, which no other can reach."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -32,11 +32,14 @@ class Session:
     Args:
         socket: accepted.
         service: the server's.
+
+    Attributes:
+        host: whose it is.
     """
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service = socket, service
-        self._host = socket.client.host if socket.client else ""
+        self.host = socket.client.host if socket.client else ""
         self._rate = service.rate(socket.client or self)
         self._stream: SessionStream | None = None
         self._kept = (0, 0)  # episode, pixels of its images that are kept
@@ -94,16 +97,17 @@ class Session:
             if data is None:
                 raise RefusedError("bad_message", "Messages must be binary.", expected="msgpack", got="a text message")
             self._rate.take(came_s, 1 + len(data) / BYTES_PER_REQUEST)
-            message = protocol.unpack(data, service.limits)
-            async with asyncio.timeout(service.limits.answer_s):
-                answer = await self._handle(message, came_s)
+            with service.bodies.holding(len(data)):
+                message = protocol.unpack(data, service.limits)
+                async with asyncio.timeout(service.limits.answer_s):
+                    answer = await self._handle(message, came_s)
         except RefusedError as error:
-            service.refused(error, self._rate, self._host)
+            service.refused(error, self._rate, self.host)
             answer = {"type": "error", **error.body()}
         except TimeoutError:
             wanted = f"an answer within {service.limits.answer_s:g} s"
             error = RefusedError("timeout", "It took too long.", expected=wanted, status=503, retry_after_s=1.0)
-            service.refused(error, self._rate, self._host)
+            service.refused(error, self._rate, self.host)
             answer = {"type": "error", **error.body()}
         except Exception:
             log.exception("A session's message was not answered.")

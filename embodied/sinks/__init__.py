@@ -73,11 +73,11 @@ def make_sinks(
         if record is not None:
             from embodied.sinks.record import Folder, recording
 
-            rate = min(fps or LIVE_FPS, LIVE_FPS) if live else fps or LIVE_FPS
+            rate = max(round(min(fps or LIVE_FPS, LIVE_FPS)), 1) if live else fps or LIVE_FPS
             folder = Folder(Path(record))
             with ExitStack() as failed:
                 failed.callback(folder.close)
-                for sink in recording(folder, formats, live=live, fps=max(round(rate), 1)):
+                for sink in recording(folder, formats, live=live, fps=rate):
                     keep(sink)
                 failed.pop_all()
             keep(folder)

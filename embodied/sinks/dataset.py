@@ -10,9 +10,9 @@ are stale for over a second (then time would not be even), after a minute withou
 too large.
 
 Features: `potential.<head>` and `potential.combined` of the row; `reward.combined`, the sum of the rewards until the
-next row; `success.predicted` and `next.done` then; `scored` tells where a row had a reading (else the last known
-potentials stand), `stale` where its pictures are old, `captured_s` is the clock of the capture. `next.reward` and
-`next.success` are the task's own in our datasets, and a camera knows neither.
+next row; `success.predicted`, where the stream tells success, and `next.done` then; `scored` tells where a row had a
+reading (else the last known potentials stand), `stale` where its pictures are old, `captured_s` is the clock of the
+capture. `next.reward` and `next.success` are the task's own in our datasets, and a camera knows neither.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Episodes:
 
     name = "dataset"
 
-    def __init__(self, root: Path, *, live: bool, fps: int) -> None:
+    def __init__(self, root: Path, *, live: bool, fps: int | float) -> None:
         self._root, self._live, self._fps = root, live, fps
         self._journal: _Journal | None = None
         self._thread = ThreadPoolExecutor(1, "packing")
@@ -106,7 +106,7 @@ class Episodes:
 class _Journal:
     """One episode as it comes."""
 
-    def __init__(self, folder: Path, first: Watched, *, live: bool, fps: int) -> None:
+    def __init__(self, folder: Path, first: Watched, *, live: bool, fps: int | float) -> None:
         assert first.reading is not None
         folder.mkdir(parents=True)
         self.folder, self._live, self._fps = folder, live, fps
@@ -161,7 +161,7 @@ class _Journal:
             "combined": reading.combined if reading else former["combined"] if former else 0.0,
             "scored": reading is not None,
             "stale": watched.stale,
-            "success": bool(watched.success),
+            "success": watched.success,
             "captured_s": next(iter(watched.frames.values())).captured_s,
         }
         self._row, self._waiting = place, (row, {view: frame.image for view, frame in watched.frames.items()})
@@ -184,7 +184,7 @@ class _Journal:
         row, images = self._waiting
         for view, (height, width) in self._sizes.items():
             self._images[view].write(np.ascontiguousarray(images[view][:height, :width]).data)
-        self._rows.write(json.dumps(row | {"next_reward": reward, "next_success": bool(success)}).encode() + b"\n")
+        self._rows.write(json.dumps(row | {"next_reward": reward, "next_success": success}).encode() + b"\n")
 
 
 def _even(shape: tuple[int, ...]) -> tuple[int, int]:

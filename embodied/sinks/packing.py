@@ -83,7 +83,7 @@ class Packer:
             about = files.read_json(folder / ABOUT)
             columns, frames = _read(folder, about)
             if columns is not None:
-                features = _features(about["heads"])
+                features = _features(about["heads"], tells="success.predicted" in columns)
                 self._open(about["fps"], features, about["views"])
                 assert self._writer is not None
                 if folder.name not in _journals(self._writer.root):
@@ -113,7 +113,7 @@ class Packer:
             writer.close()
         shutil.rmtree(self._root / JOURNAL)
 
-    def _open(self, fps: int, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
+    def _open(self, fps: int | float, features: Mapping[str, Any], views: Mapping[str, Any]) -> None:
         """The dataset these episodes fit: the one open, an earlier one, or a new one."""
         wanted = {"fps": fps, "features": features, "views": {view: list(size) for view, size in views.items()}}
         about = self._root / JOURNAL / WRITER
@@ -137,9 +137,12 @@ class Packer:
             return
 
 
-def _features(heads: list[str]) -> dict[str, Any]:
+def _features(heads: list[str], *, tells: bool) -> dict[str, Any]:
+    """The dataset's columns; of a stream that does not tell success there is none of it: unknown is not no."""
     names = [f"potential.{plain(head)}" for head in heads] + ["potential.combined"]
-    flags = dict.fromkeys(("next.done", "success.predicted", "scored", "stale"), BOOL)
+    flags: dict[str, Any] = dict.fromkeys(("next.done", "success.predicted", "scored", "stale"), BOOL)
+    if not tells:
+        del flags["success.predicted"]
     return {"reward.combined": FLOAT, **flags, **dict.fromkeys(names, FLOAT), "captured_s": CLOCK}
 
 
@@ -159,7 +162,7 @@ def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray]
     columns = {
         "reward.combined": np.array([row["next_reward"] for row in rows], np.float32),
         "next.done": np.arange(count) == count - 1,
-        "success.predicted": np.array([row["next_success"] for row in rows]),
+        **_said([row["next_success"] for row in rows]),
         "scored": np.array([row["scored"] for row in rows]),
         "stale": np.array([row["stale"] for row in rows]),
         "potential.combined": np.array([row["combined"] for row in rows], np.float32),
@@ -172,6 +175,17 @@ def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray]
         for view, (height, width) in about["views"].items()
     }
     return columns, frames  # pyright: ignore[reportReturnType]
+
+
+def _said(told: list[bool | None]) -> dict[str, np.ndarray]:
+    """The column of success, if any row tells it; a row without a reading keeps what the last one said."""
+    if all(each is None for each in told):
+        return {}
+    known, last = [], False
+    for each in told:
+        last = last if each is None else each
+        known.append(last)
+    return {"success.predicted": np.array(known)}
 
 
 def _journals(root: Path) -> set[str]:

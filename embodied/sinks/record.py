@@ -99,7 +99,7 @@ def recover(root: Path) -> list[str]:
     return [*done, *packing.recover(root)]
 
 
-def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int) -> Iterator[Sink]:
+def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int | float) -> Iterator[Sink]:
     """The sinks of one run, one a format, each on a thread of its own."""
     from embodied.sinks.jsonl import Readings
 

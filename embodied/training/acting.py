@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from embodied.build import build
 from embodied.errors import UserError
 from embodied.files import latest_checkpoint
+from embodied.literal import load_literal, resolved
 from embodied.runs import find
 from embodied.scorers import kept, make_scorer
 from embodied.training.checkpoints import load_learner
 from embodied.training.collector import Collector
 from embodied.training.perception import Perception
 from embodied.training.stage import Stage
+from embodied.trust import check_trusted
 from embodied.worlds import SEEN
 from policies.core import Actor, Learner
 
@@ -44,8 +46,12 @@ def actor_of(config: DictConfig, stage: Stage, checkpoint: Path, *, device: str)
     return learner
 
 
-def load_policy(folder: Path) -> tuple[Actor, Perception | None]:
+def load_policy(folder: Path, *, trust: Iterable[str] | None = None) -> tuple[Actor, Perception | None]:
     """The newest policy of a run and what it perceives with, None where it reads the world's own observation.
+
+    Args:
+        folder: of the run.
+        trust: what its config may reach out to; see `embodied.trust`.
 
     Raises:
         UserError: no such run, or one that stopped before its first checkpoint.
@@ -53,8 +59,10 @@ def load_policy(folder: Path) -> tuple[Actor, Perception | None]:
     checkpoint = latest_checkpoint(find(str(folder), folder.parent))
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
-    config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
+    config = load_literal(folder / "config.yaml")
     sees = config.env.get("obs") in SEEN
+    built = ("env", "encoder", "reward") if sees else ("env",)  # all that is built of it here
+    check_trusted(folder, {name: resolved(config)[name] for name in built}, trust)
     if sees:
         kept(config.reward, folder)
     stage = Stage(config, make_scorer(config) if sees else None)

@@ -102,7 +102,7 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
     load_learner(checkpoint, training.learner)
     arrays = load_file(checkpoint / "state.safetensors")
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    training.steps = values["steps"]
+    training.steps, training.owed = values["steps"], values["owed"]
     training.recent = {name: deque(each, maxlen=EPISODES) for name, each in values["recent"].items()}
     log.load_state(values["log"])
     if training.replay is not None:
@@ -118,7 +118,7 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
 def _collect(training: Training) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and JSON values of a checkpoint."""
     arrays: dict[str, np.ndarray] = {}
-    values: dict[str, Any] = {"steps": training.steps}
+    values: dict[str, Any] = {"steps": training.steps, "owed": training.owed}
     values["recent"] = {name: list(each) for name, each in training.recent.items()}
     parts = {"collector": training.collector.state(), "rewards": training.rewards.state()}
     if training.replay is not None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from gymnasium import spaces
 from omegaconf import DictConfig
-from tqdm import tqdm
 
 from embodied import scoring
 from embodied.collecting import open_dataset
@@ -23,6 +22,7 @@ from embodied.training.perception import Perception
 from embodied.training.stage import Stage
 from policies.replay import Replay
 from rewards.core import Scorer
+from rewards.progress import tqdm
 
 
 def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Replay | None:

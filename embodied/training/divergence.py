@@ -48,6 +48,8 @@ class DivergenceWatch:
         returns = np.array([episode[0] for episode in self._recent])
         divergence, worst = 0.0, ""
         for name in truths:
+            if any(name not in episode[1] for episode in self._recent):
+                continue  # a world that tells it of some episodes only gives no mean of them all
             values = np.array([episode[1][name] for episode in self._recent])
             now = (float(values.mean()), float(values.var()), float(returns.mean()), float(returns.var()))
             if name not in self._best or now[0] >= self._best[name][0]:

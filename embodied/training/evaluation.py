@@ -14,6 +14,7 @@ import gymnasium
 import numpy as np
 
 from embodied import scoring
+from embodied.envs.spaces import told_success
 from embodied.report import write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
@@ -35,14 +36,15 @@ class Evaluation:
     episodes: list[Ended]
 
     def summary(self) -> dict[str, Any]:
-        """`success_rate` with `ci_low` and `ci_high` (None where unknown), `episodes`, `mean_reward`,
-        `mean_env_reward` (returns)."""
+        """`success_rate` of the `known` episodes, whose world told it, with `ci_low` and `ci_high` (None where none
+        did); `episodes`, `mean_reward`, `mean_env_reward` (returns)."""
         known = [episode.success for episode in self.episodes if episode.success is not None]
         low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
         return {
             "success_rate": sum(known) / len(known) if known else None,
             "ci_low": low,
             "ci_high": high,
+            "known": len(known),
             "episodes": len(self.episodes),
             "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
             "mean_env_reward": float(np.mean([episode.env_return for episode in self.episodes])),
@@ -109,8 +111,7 @@ def film(
         assert perception is not None
         del track.terminated[0]  # of the reset
         rewards = scoring.label(scorer, [track], perception.layout)[0].rewards
-    success = bool(info["is_success"]) if "is_success" in info else None
-    return Ended(0, rewards, float(np.sum(own)), success), pictures
+    return Ended(0, rewards, float(np.sum(own)), told_success(info)), pictures
 
 
 def save_videos(

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from embodied import scoring
+from embodied.envs.spaces import told_success
 from embodied.scoring import Layout, Track
 from embodied.training.collector import Collected, below
 from embodied.training.divergence import DivergenceWatch
@@ -378,8 +379,7 @@ class _Piece:
 
 
 def _ended(world: int, rewards: Sequence[float], info: Mapping[str, Any]) -> Ended:
-    success = bool(info["is_success"]) if "is_success" in info else None
-    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), success)
+    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)))
 
 
 @torch.inference_mode()

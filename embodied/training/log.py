@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from embodied.files import write_text
+from embodied.runs import parsed
 
 STEPS = "time/total_timesteps"
 
@@ -30,11 +30,12 @@ class RunLog:
         self._rows: list[dict[str, Any]] = []
         if steps is not None and self._file.is_file():
             with self._file.open(newline="", encoding="utf-8") as stream:
-                self._rows = [row for row in csv.DictReader(stream) if float(row.get(STEPS) or 0) <= steps]
+                self._rows = [row for row in csv.DictReader(stream) if _until(row.get(STEPS), steps)]
         evaluations = folder / "evaluations.jsonl"
         if steps is not None and evaluations.is_file():
             lines = evaluations.read_text("utf-8").splitlines()
-            write_text(evaluations, "".join(f"{line}\n" for line in lines if json.loads(line)["steps"] <= steps))
+            kept = [line for line in lines if _until((parsed(line) or {}).get("steps"), steps)]
+            write_text(evaluations, "".join(f"{line}\n" for line in kept))
         self._keys = list(dict.fromkeys(key for row in self._rows for key in row))
         if self._rows:
             self._write_all()
@@ -87,3 +88,11 @@ class RunLog:
     def close(self) -> None:
         """End the events; the rows are written."""
         self._events.close()
+
+
+def _until(value: Any, steps: int) -> bool:
+    """Whether a row's steps are there, and not beyond."""
+    try:
+        return float(value) <= steps
+    except (TypeError, ValueError):  # half a row, of a kill or a full disk
+        return False

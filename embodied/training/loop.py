@@ -4,8 +4,8 @@
       ▲                                                   │
       └───────────────── learner.act ◄────────────────────┘
 
-Every rollout is labelled before it is stored, so nothing unlabelled is ever learned from. After the updates of a
-rollout nothing is under way: that is when jobs run (evaluations, checkpoints), and where a run stops when asked to.
+Every rollout is labelled before it is stored, so nothing unlabelled is ever learned from. Between two rounds nothing is
+under way: that is when jobs run (evaluations, checkpoints), and where a run stops when asked to.
 
 Shape letters: T steps of a rollout, E worlds.
 """
@@ -15,10 +15,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from embodied.training.collector import Collected, Collector
 from embodied.training.labeller import Labels, Rewards
@@ -40,6 +42,7 @@ class Training:
         replay: what it did; None where it learns from the newest rollout alone.
         demos: what it was shown; None: nothing.
         steps: transitions so far, T·E a rollout.
+        owed: updates of the newest rollout, where they are made while the next one is collected.
         recent: of the last ended episodes, "reward", "length", "env_return", and "success" where it is known.
     """
 
@@ -49,6 +52,7 @@ class Training:
     replay: Replay | None
     demos: Replay | None = None
     steps: int = 0
+    owed: int = 0
     recent: dict[str, deque[float]] = field(default_factory=dict)
 
     @classmethod
@@ -90,9 +94,13 @@ class Job:
 
 def train(
     training: Training, total: int, log: RunLog, *, log_every: int = 500, jobs: Sequence[Job] = (),
-    stop: Callable[[], bool] = lambda: False, tick: Callable[[Training], Any] = lambda training: None,
+    overlap: bool = True, stop: Callable[[], bool] = lambda: False,
+    tick: Callable[[Training], Any] = lambda training: None,
 ) -> bool:  # fmt: skip
     """Train until so many transitions were collected.
+
+    A learner that can act with the weights it had (`acting`) acts with those from before the newest updates: then
+    worlds and updates need not wait for each other. Whether they do changes no number.
 
     Args:
         training: where it stands; goes on from there.
@@ -100,6 +108,7 @@ def train(
         log: gets a row every `log_every` steps, and one at the end.
         log_every: steps.
         jobs: in the order in which they run.
+        overlap: updates run on a thread of their own while the worlds step on, where the learner allows it.
         stop: asked after each round; True ends training there.
         tick: called after each rollout.
 
@@ -111,36 +120,45 @@ def train(
     for job in (logs, *jobs):
         job.set(training.steps)
     mix = None if training.replay is None else Mix(training.replay, training.demos)
+    batches = iter(()) if mix is None or learner.sampling is None else mix.batches(learner.sampling)
     if not training.steps and training.demos is not None and pace.pretraining:
         assert mix is not None
         assert learner.sampling is not None
         shown = mix.batches(replace(learner.sampling, demo_share=1.0))
         log.record(learner.update(shown, pace.pretraining))
-    while training.steps < total:
-        collected = training.collector.collect(learner, pace.rollout_steps)
-        labels = training.rewards.label(collected)
-        if training.replay is not None:
-            moments = collected.moments
-            rows = None if moments is None else (moments.rows, moments.next_rows)
-            training.replay.add(collected.rollout, labels.reward, rows=rows)
-        learner.observe(collected.rollout, labels.reward)
-        count = collected.rollout.first.size
-        training.steps += count
-        _note(training, labels, log, collected)
-        tick(training)
-        if logs.following <= training.steps or training.steps >= total:
-            logs.run()
-            logs.set(training.steps)
-        updates = pace.updates(count, training.steps)
-        if updates:
-            batches = iter(()) if mix is None or learner.sampling is None else mix.batches(learner.sampling)
-            log.record(learner.update(batches, updates))
-        for job in jobs:
-            if job.following <= training.steps < total:
-                job.run()
-                job.set(training.steps)
-        if stop() and training.steps < total:
-            return False
+    with ThreadPoolExecutor(1, "updates", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
+        while training.steps < total:
+            actor, updates = learner, None
+            if training.owed:
+                actor = learner.acting()  # pyright: ignore[reportAttributeAccessIssue]
+                updates = pool.submit(learner.update, batches, training.owed) if overlap else None
+            collected = training.collector.collect(actor, pace.rollout_steps)
+            if training.owed:
+                log.record(learner.update(batches, training.owed) if updates is None else updates.result())
+                training.owed = 0
+            labels = training.rewards.label(collected)
+            if training.replay is not None:
+                moments = collected.moments
+                rows = None if moments is None else (moments.rows, moments.next_rows)
+                training.replay.add(collected.rollout, labels.reward, rows=rows)
+            learner.observe(collected.rollout, labels.reward)
+            count = collected.rollout.first.size
+            training.steps += count
+            _note(training, labels, log, collected)
+            tick(training)
+            if logs.following <= training.steps or training.steps >= total:
+                logs.run()
+                logs.set(training.steps)
+            training.owed = pace.updates(count, training.steps)
+            if training.owed and not hasattr(learner, "acting"):
+                log.record(learner.update(batches, training.owed))
+                training.owed = 0
+            for job in jobs:
+                if job.following <= training.steps < total:
+                    job.run()
+                    job.set(training.steps)
+            if stop() and training.steps < total:
+                return False
     return True
 
 

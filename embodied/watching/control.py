@@ -6,25 +6,32 @@
     POST /mark    {"text": "…"}      a mark in the record
 
 Answers are JSON: {"done": "…"} or {"error": "…"}. Only this machine is listened to, and a POST must say
-`Content-Type: application/json`, which no web page of another origin can without asking first.
+`Content-Type: application/json`, which no web page of another origin can without asking first. Where there is a token,
+each request bears it (`Authorization: Bearer TOKEN`), so that other users of this machine steer nothing.
 """
 
 from __future__ import annotations
 
 import codecs
+import contextlib
+import hmac
 import json
 import os
 import select
+import socket
 import sys
 import termios
 import threading
 import tty
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from embodied.errors import UserError
+from embodied.serving import tokens
 from embodied.watching.live_scoring import MAX_GOAL
 
 Ask = Callable[[str, str], "Future[str]"]  # `Pipeline.ask`
@@ -32,6 +39,7 @@ Ask = Callable[[str, str], "Future[str]"]  # `Pipeline.ask`
 HOST = "127.0.0.1"
 MAX_BODY = 16_384  # bytes
 SOCKET_S = 5.0  # for a request to come in whole
+MOST = 16  # connections at a time; beyond it the oldest is closed
 ANSWER_S = 30.0  # for the pipeline to come round to it
 LEGEND = "n new episode · g new goal · space mark · q quit"
 ESCAPE, ENTER, ERASE, CTRL_U = "\x1b", "\r\n", "\x7f\b", "\x15"
@@ -108,17 +116,29 @@ class ControlServer:
         ask: as `Pipeline.ask`.
         status: as `Pipeline.status`.
         port: on 127.0.0.1; 0: any free one (`self.port`).
+        private: whether every request must bear a token; made here, in a file that only this user can read.
+
+    Attributes:
+        token_file: where it is; None: there is none.
 
     Raises:
-        UserError: the port is taken or may not be used.
+        UserError: the port is taken or may not be used, or there is no place for the token.
     """
 
-    def __init__(self, ask: Ask, status: Callable[[], dict[str, Any]], port: int) -> None:
+    def __init__(self, ask: Ask, status: Callable[[], dict[str, Any]], port: int, *, private: bool = False) -> None:
         try:
             self._server = _Server(ask, status, port)
         except (OSError, OverflowError) as error:
             raise UserError(f"control={port} cannot be listened on: {error}. Choose another port.") from error
         self.port: int = self._server.server_address[1]
+        self.token_file: Path | None = None
+        self._stack = ExitStack()
+        if private:
+            try:
+                self._server.token, self.token_file = self._stack.enter_context(tokens.made(tokens.CONTROL, self.port))
+            except UserError:
+                self._server.server_close()
+                raise
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="control", daemon=True)
         self._thread.start()
 
@@ -127,6 +147,7 @@ class ControlServer:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._stack.close()
 
 
 class _Server(ThreadingHTTPServer):
@@ -136,7 +157,25 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, ask: Ask, status: Callable[[], dict[str, Any]], port: int) -> None:
         self.ask, self.status = ask, status
+        self.token: str | None = None
+        self._open: dict[Any, None] = {}  # sockets, oldest first
+        self._lock = threading.Lock()
         super().__init__((HOST, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Each connection is a thread, so there are few."""
+        with self._lock:
+            oldest = next(iter(self._open)) if len(self._open) >= MOST else None
+            self._open.pop(oldest, None)
+            self._open[request] = None
+        if oldest is not None:
+            _end(oldest, socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away in the middle is its own affair."""
@@ -148,23 +187,34 @@ class _Handler(BaseHTTPRequestHandler):
     """One request."""
 
     server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
-    timeout = SOCKET_S
     server_version, sys_version = "embodied", ""
 
+    def setup(self) -> None:
+        """A request comes in whole in so long, however it drips."""
+        super().setup()
+        self._patience = threading.Timer(SOCKET_S, _end, (self.connection, socket.SHUT_RD))
+        self._patience.daemon = True
+        self._patience.start()
+
+    def finish(self) -> None:
+        self._patience.cancel()
+        super().finish()
+
     def do_GET(self) -> None:
-        if self._is_local():
+        if self._may_ask():
             if self.path == "/status":
                 self._answer(200, self.server.status())
             else:
                 self._answer(404, {"error": f"no {self.path[:80]}; there is GET /status."})
 
     def do_POST(self) -> None:
-        if not self._is_local():
+        if not self._may_ask():
             return
         what, key = self.path.removeprefix("/"), {"/goal": "goal", "/episode": "", "/mark": "text"}.get(self.path)
         if key is None:
             return self._answer(404, {"error": f"no {self.path[:80]}; there are POST /goal, /episode and /mark."})
         body = self._body()
+        self._patience.cancel()
         if body is None:
             return None
         text = body.get(key, "") if key else ""
@@ -182,11 +232,18 @@ class _Handler(BaseHTTPRequestHandler):
         except (TimeoutError, RuntimeError, OSError) as error:
             self._answer(503, {"error": str(error) or f"not done within {ANSWER_S:.0f} s."})
 
-    def _is_local(self) -> bool:
-        """A page of another origin that resolves its own name to this machine is not let in."""
+    def _may_ask(self) -> bool:
+        """Not a page of another origin that resolves its own name to this machine, nor who does not know the token."""
         host = self.headers.get("Host", "").rpartition(":")[0] or self.headers.get("Host", "")
         if host not in (HOST, "localhost"):
             self._answer(403, {"error": f"host must be {HOST} or localhost; got {host[:80]!r}."})
+            return False
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        token = self.server.token
+        if token is not None and not (
+            scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+        ):
+            self._answer(401, {"error": "Authorization must be Bearer TOKEN, as the watch's first lines say."})
             return False
         return True
 
@@ -199,12 +256,13 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(411, {"error": "Content-Length must be given."})
         if int(length) > MAX_BODY:
             return self._answer(413, {"error": f"body must be at most {MAX_BODY} bytes; got {length[:20]}."})
+        data = self.rfile.read(int(length))
+        if len(data) < int(length):
+            return self._answer(408, {"error": f"body must come within {SOCKET_S:g} s."})
         try:
-            body = json.loads(self.rfile.read(int(length)) or b"{}")
+            body = json.loads(data or b"{}")
         except (ValueError, RecursionError):
             return self._answer(400, {"error": "body must be JSON."})
-        except TimeoutError:
-            return self._answer(408, {"error": f"body must come within {SOCKET_S:.0f} s."})
         if not isinstance(body, dict):
             return self._answer(400, {"error": "body must be a JSON object."})
         return body
@@ -221,3 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Standard error is the view's."""
+
+
+def _end(connection: socket.socket, how: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        connection.shutdown(how)

@@ -17,6 +17,7 @@ from embodied import scoring
 from embodied.build import build
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
+from embodied.goals import told_goals
 from embodied.scoring import Layout
 from embodied.serving.client import RemoteStream
 from embodied.serving.peer import ServerLostError
@@ -88,31 +89,13 @@ def check_goal(goal: Any) -> str:
     return text
 
 
-def goal_texts(reward: Any) -> list[str]:
-    """Every goal in a reward's config (a plain mapping), its parts' too, each once."""
-    found: dict[str, None] = {}
-
-    def gather(value: Any) -> None:
-        if isinstance(value, str):
-            found[value] = None
-        elif isinstance(value, Mapping):
-            for each in value.values():
-                gather(each)
-        elif isinstance(value, list | tuple):
-            for each in value:
-                gather(each)
-
-    for part in (reward, *(reward.get("parts") or {}).values()):
-        gather([part.get("goal"), part.get("goals")])
-    return list(found)
-
-
 class LocalScoring:
     """A scorer of this process: encodes each moment once, keeps the rows of the episode.
 
     Args:
         scorer: frames to rewards.
         views: names of the V cameras, the main one first.
+        called: what the reward calls them; None: the same.
         reward: the config it was made from, a plain mapping, for other goals; None: its goal stays.
         max_rows: see `EpisodeStream`.
     """
@@ -122,19 +105,21 @@ class LocalScoring:
         scorer: Scorer,
         views: tuple[str, ...] = ("main",),
         *,
+        called: tuple[str, ...] | None = None,
         reward: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
     ) -> None:
-        self.stream = EpisodeStream(scorer, Layout(views), max_rows=max_rows)
+        self.stream = EpisodeStream(scorer, Layout(called or views), max_rows=max_rows)
+        self._views = views
         self._reward = reward
-        self.goal: str | None = "; ".join(goal_texts(reward or {})) or None
+        self.goal: str | None = "; ".join(told_goals(reward or {})) or None
 
     def warm_up(self) -> None:
         """One encode, so that what a model does once only does not count as the first frame's latency."""
         scoring.encode(self.stream.scorer, np.zeros((1, *self.stream.scorer.encoder.image_size, 3), np.uint8))
 
     def score(self, frames: Mapping[str, Frame]) -> Scored:
-        images = [frames[view].image for view in self.stream.layout.views]
+        images = [frames[view].image for view in self._views]
         alike = len({image.shape for image in images}) == 1
         reads = self.stream.scorer.frames_read != "none"
         if reads and not alike:
@@ -162,7 +147,7 @@ class LocalScoring:
         goal = check_goal(goal)
         scorer, reward = toward(self.stream.scorer, self._reward or {}, goal)
         past = self.stream.rescored(scorer)
-        self._reward, self.goal = reward, "; ".join(goal_texts(reward))
+        self._reward, self.goal = reward, "; ".join(told_goals(reward))
         return len(past)
 
     def close(self) -> None:

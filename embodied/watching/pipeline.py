@@ -287,6 +287,8 @@ class Pipeline:
         """Go on without a sink; the next line says so."""
         self._sinks.remove(sink)
         self._summary.sinks[sink.name] = f"given up: {_reason(error)}"
+        if not isinstance(error, BrokenPipeError):
+            self._summary.lost.append(sink.name)
         self._say("sink given up", f"{sink.name} given up: {_reason(error)}", aloud=True)
         self._close_sink(sink)
         if isinstance(error, BrokenPipeError):  # `| head`: whoever read has had enough
@@ -297,6 +299,8 @@ class Pipeline:
             sink.close()
         except OSError as error:
             self._summary.sinks.setdefault(sink.name, f"not finished: {_reason(error)}")
+            if sink.name not in self._summary.lost:
+                self._summary.lost.append(sink.name)
 
     def _age_s(self, frames: Mapping[str, Frame]) -> float:
         """Of the oldest; a record has no age."""

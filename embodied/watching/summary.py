@@ -25,6 +25,7 @@ class Summary:
         latencies_s: p50, p95 and p99 from capture to reward; empty for recorded sources.
         model_hz: readings a second, over the whole run.
         sinks: name -> what went wrong with it: moments it missed, or the error that ended it.
+        lost: names of those that an error ended; not one whose reader has had enough.
     """
 
     seconds: float = 0.0
@@ -37,6 +38,12 @@ class Summary:
     latencies_s: dict[str, float] = field(default_factory=dict)
     model_hz: float = 0.0
     sinks: dict[str, str] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+
+    @property
+    def told(self) -> bool:
+        """Whether there was a moment to tell of."""
+        return self.scored + self.stale + self.unscorable > 0
 
     def text(self) -> str:
         """For a person, a few lines."""

@@ -8,7 +8,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from rewards.audit import canonical_reward, choose_threshold, detect, platt_scaling, reliability, roc_curve
-from rewards.metrics import auroc, average_precision, epic_distance, kendall_tau_a, value_order_correlation
+from rewards.metrics import auroc, average_precision, epic_distance, kendall_tau_a, somers_d, value_order_correlation
 
 RNG = np.random.default_rng(0)
 
@@ -36,22 +36,32 @@ def test_average_precision_with_ties_is_the_sum_over_thresholds():
     assert math.isnan(average_precision([1, 2], [0, 0]))
 
 
-def test_tau_a_counts_pairs_of_unequal_quality_only():
+def test_tau_a_counts_all_pairs_and_somers_d_those_of_unequal_quality():
     scores, quality = RNG.integers(0, 6, 30).astype(float), RNG.integers(0, 3, 30)
-    agree = differ = pairs = 0
+    agree = differ = unequal = 0
     for i in range(30):
         for j in range(i):
             sign = np.sign(scores[i] - scores[j]) * np.sign(quality[i] - quality[j])
-            agree, differ, pairs = agree + (sign > 0), differ + (sign < 0), pairs + (quality[i] != quality[j])
-    assert_allclose(kendall_tau_a(scores, quality), (agree - differ) / pairs, atol=1e-14)
-    assert_allclose(kendall_tau_a(scores, quality), stats.somersd(quality, scores).statistic, atol=1e-14)
-    assert kendall_tau_a(np.ones(30), quality) == 0  # tau-b would be undefined
-    assert math.isnan(kendall_tau_a(scores, np.ones(30)))
+            agree, differ, unequal = agree + (sign > 0), differ + (sign < 0), unequal + (quality[i] != quality[j])
+    assert_allclose(kendall_tau_a(scores, quality), (agree - differ) / (30 * 29 / 2), atol=1e-14)
+    assert_allclose(somers_d(scores, quality), (agree - differ) / unequal, atol=1e-14)
+    assert_allclose(somers_d(scores, quality), stats.somersd(quality, scores).statistic, atol=1e-14)
+    assert kendall_tau_a(np.ones(30), quality) == somers_d(np.ones(30), quality) == 0  # tau-b would be undefined
+    assert kendall_tau_a(scores, np.ones(30)) == 0
+    assert math.isnan(somers_d(scores, np.ones(30)))
+    assert math.isnan(kendall_tau_a([1.0], [1.0]))
 
 
-def test_two_grades_make_tau_a_a_scaled_auroc():
+def test_a_perfect_order_of_tied_qualities():
+    """The published figure stays below 1."""
+    quality, scores = [3, 3, 2, 2, 1, 1], [0.9, 0.8, 0.6, 0.5, 0.2, 0.1]
+    assert_allclose(kendall_tau_a(scores, quality), 0.8)
+    assert somers_d(scores, quality) == 1
+
+
+def test_two_grades_make_somers_d_a_scaled_auroc():
     scores, labels = tied_scores()
-    assert_allclose(kendall_tau_a(scores, labels), 2 * auroc(scores, labels) - 1, atol=1e-14)
+    assert_allclose(somers_d(scores, labels), 2 * auroc(scores, labels) - 1, atol=1e-14)
 
 
 def test_the_clock_is_right_forward_and_wrong_reversed():

@@ -15,13 +15,17 @@ from PIL import Image
 
 from embodied.cameras import open_source
 from embodied.commands import label
+from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.client import RemoteStream
 from embodied.serving.connections import Server
+from embodied.serving.http_client import Client
+from embodied.serving.remote import remote_scorer
 from embodied.streaming import EpisodeStream
 from embodied.watching.live_scoring import LocalScoring, RemoteScoring
 from embodied.watching.pipeline import Pipeline
 from rewards.core import Episode, Features
+from tests.conftest import TINY_CLIP, save_open_clip
 from tests.golden.test_labelling import SIZE, STEPS, scorers
 
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-2}  # where batches of another size may round another way
@@ -103,6 +107,46 @@ def test_recorded_frames_get_one_number_at_every_door(tiny_clip, name, precision
     for door, each in readings.items():
         np.testing.assert_allclose([r.combined for r in each], potential, **tolerance, err_msg=door)
         np.testing.assert_allclose([r.reward for r in each[1:]], rewards, **tolerance, err_msg=door)
+
+
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("size", [(48, 80), (80, 48), (20, 400)], ids=str)
+def test_frames_that_are_not_square_get_one_number_at_every_door(tmp_path, mode, size):
+    """What the encoder makes of them is its own affair, and the same wherever they come in."""
+    config = TINY_CLIP | {"preprocess_cfg": TINY_CLIP["preprocess_cfg"] | {"resize_mode": mode}}
+    scorer = scorers(save_open_clip(tmp_path / "clip", config), "fp32")["clip"]
+    frames = np.random.default_rng(6).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    potential = scorer.score(torch.from_numpy(frames)).numpy()
+    stream, told = EpisodeStream(scorer), {}
+    told["stream"] = [stream.push(stream.encode(frame[None])).combined for frame in frames]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(pictures / f"{t}.png")
+    told["watch"] = [each.combined for each in watched(pictures, lambda names: LocalScoring(scorer, names))]
+    with serving(scorer) as url:
+        for form in ("raw", "png"):
+            remote = RemoteStream(url, token_env=None, form=form)
+            told[f"session, {form}"] = [remote.push({"main": frame}).combined for frame in frames]
+            remote.close()
+            client, message = Client(url, token_env=None), {"images": {"main": protocol.encode_images(frames, form)}}
+            told[f"score, {form}"] = client.ask("POST", protocol.SCORE, message)["combined"]
+            client.close()
+        away = remote_scorer(url=url, token_env=None)
+        told["remote"] = away.score(torch.from_numpy(frames)).numpy()
+        away.encoder.client.close()
+    for door, each in told.items():
+        np.testing.assert_allclose(each, potential, rtol=0, atol=1e-5, err_msg=door)
+
+
+def test_another_way_to_make_a_frame_square_would_be_noticed(tmp_path):
+    """Negative control of the test above."""
+    frames = torch.from_numpy(np.random.default_rng(6).integers(0, 256, (3, 48, 80, 3), dtype=np.uint8))
+    made = []
+    for mode in ("shortest", "squash"):
+        config = TINY_CLIP | {"preprocess_cfg": TINY_CLIP["preprocess_cfg"] | {"resize_mode": mode}}
+        made.append(scorers(save_open_clip(tmp_path / mode, config), "fp32")["clip"].score(frames))
+    assert (made[0] - made[1]).abs().max() > 1e-3
 
 
 def test_a_frame_that_is_left_out_would_be_noticed(tiny_clip, frames):

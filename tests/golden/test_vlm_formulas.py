@@ -8,7 +8,8 @@ import torch
 from numpy.testing import assert_allclose
 
 from rewards.chat import Message, VLMError
-from rewards.vlm_grm import parse_score
+from rewards.core import Features
+from rewards.vlm_grm import GenerativeGRM, parse_score
 from rewards.vlm_progress import calibrated, parse_percentages
 from rewards.vlm_reading import Questions, asked_rows, fill, thinned
 
@@ -28,7 +29,7 @@ def test_scores(said, hop):
     assert parse_score(said) == [hop]
 
 
-@pytest.mark.parametrize("said", ["", "25", "<score>", "<score>nan</score>", "<score>1</score><score>2</score>"])
+@pytest.mark.parametrize("said", ["", "25 or 30", "<score>", "<score>nan</score>", "<score>1</score><score>2</score>"])
 def test_what_is_no_score(said):
     with pytest.raises(ValueError, match="one number in a score tag"):
         parse_score(said)
@@ -97,3 +98,23 @@ def test_a_spent_budget_asks_no_more():
         ask.numbers([Message("user", "c")], lambda said: [float(said)], "number")
     assert not caught.value.answered
     assert (model.asked, ask.calls, ask.remembered) == (2, 2, 1)
+
+
+def test_a_prompt_of_a_model_s_own_may_hold_braces_and_a_task_too():
+    """As published prompts do, whose form is JSON; `str.format` would end in a KeyError."""
+
+    class Asked:
+        name = "asked"
+
+        def ask(self, messages):
+            (self.message,) = messages
+            return "<score>+50</score>"
+
+    model, frames = Asked(), np.zeros((1, 2, 4, 4, 3), np.uint8)
+    prompt = '{"task": "{task}", "form": {"score": 0}} {start} {goal} {before} {after}'
+    head = GenerativeGRM("close {task} ${x}", ask=Questions(model), prompt=prompt, stride=1, fusion="incremental")
+    features = Features(views={"main": torch.zeros(1, 2, 4)}, frames={"main": torch.from_numpy(frames)})
+    assert head.score(features)[0].tolist() == [0.0, 0.5]
+    assert model.message.text == ('{"task": "close {task} ${x}", "form": {"score": 0}} <image>  <image> <image>')
+    with pytest.raises(ValueError, match=r"prompt must have a place \{after\}"):
+        GenerativeGRM("close it", ask=Questions(model), prompt="{start} {before}")

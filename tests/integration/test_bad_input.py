@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -168,7 +170,20 @@ def test_a_full_disk_in_preview(capsys, here):
     (here / f".preview.part{os.getpid()}.png").symlink_to(FULL)
     line = refused(capsys, "preview", "env=cartpole", "reward=true", "columns=2", "max_steps=2")
     assert "the disk is full" in line
+    assert "write elsewhere with out=" in line
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(("verb", "key"), [
+    ("train", "run"), ("collect", "out"), ("fit", "out"), ("label", "out"), ("preview", "out"), ("judge", "run"),
+    ("watch", "record"), ("serve", None),
+])  # fmt: skip
+def test_the_advice_on_a_full_disk_names_a_setting_that_the_verb_has(verb, key):
+    told = cli.explain(OSError(errno.ENOSPC, "No space left on device"), verb)
+    assert ("write elsewhere" in told) is (key is not None)
+    if key:
+        assert f"with {key}=" in told
+        assert re.search(rf"^  {key}:", cli.verb_help(verb), re.MULTILINE)
 
 
 @needs_full

@@ -103,7 +103,8 @@ def test_rtsp_gives_pictures_with_their_true_age(rtsp):
         for _ in range(20):
             frame = fresh(source)
             ages.append(frame.captured_s - rtsp.sent_at[number_of(frame.image)])
-        assert -0.005 <= np.median(ages) < 0.02  # though FFmpeg holds each picture back until the next
+        late = np.diff(list(rtsp.sent_at.copy().values())).max() - 1 / rtsp.fps  # of a busy machine
+        assert -0.005 <= np.median(ages) < 0.02 + late  # though FFmpeg holds each picture back until the next
         red = frame.image[90, 40]
         assert red[0] > 150 > red[2]
 
@@ -117,8 +118,9 @@ def test_rtsp_pictures_that_queued_up_are_old(rtsp):
         rtsp.release()
         count, ends = 0, time.monotonic() + 30  # a busy machine may need a while until it is up to date again
         while count < 30 and time.monotonic() < ends:
+            now = time.monotonic()
             frame = source.next(0.1)["main"]
-            age = time.monotonic() - rtsp.sent_at[number_of(frame.image)]
+            age = now - rtsp.sent_at[number_of(frame.image)]
             assert frame.stale or age < 0.3 + 0.1
             count += not frame.stale
         assert count == 30

@@ -388,3 +388,38 @@ def test_chat_model_from_plain_values():
 def test_bad_messages(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+# Hostile and odd answers ------------------------------------------------------------------------------------
+
+
+def test_an_answer_in_parts_is_one():
+    parts = [{"type": "text", "text": "<score>+"}, {"type": "image_url"}, {"type": "text", "text": "25</score>"}]
+    with chat_server(lambda _: completion(parts)) as served:
+        assert endpoint(served).ask(ASKED) == "<score>+25</score>"
+
+
+@pytest.mark.parametrize("depth", [300, 100_000])
+def test_answers_that_are_nested_beyond_sense_are_refused(depth):
+    with chat_server(lambda _: b"[" * depth) as served, pytest.raises(VLMError, match="must give a chat completion"):
+        endpoint(served, retries=0).ask(ASKED)
+    nested = '{"index":' * depth + "1" + "}" * depth
+    with chat_server(lambda _: nested) as served, pytest.raises(VLMError, match="JSON of Choice within 2 attempts"):
+        ask_json(endpoint(served), ASKED, Choice, attempts=2)
+
+
+def test_an_object_in_thoughts_is_no_answer():
+    said = '<think>{"index": 1, "why": "at first"}</think> so: {"index": 2, "why": "it is"}'
+    with chat_server(lambda _: said) as served:
+        assert ask_json(endpoint(served), ASKED, Choice).index == 2
+    unfinished = '<think>{"index": 1, "why": "at first"}'
+    with chat_server(lambda _: unfinished) as served, pytest.raises(VLMError, match="there is no JSON object in it"):
+        ask_json(endpoint(served), ASKED, Choice, attempts=1)
+
+
+def test_a_reasoning_model_has_no_first_word():
+    said = {"<think>": -0.0004, "True": -8.0, "False": -9.0}
+    with chat_server(lambda _: probabilities(**said)) as served:
+        with pytest.raises(VLMError, match=r"99\.95% is missing") as caught:
+            token_logprob(endpoint(served), ASKED, ["True", "False"])
+        assert caught.value.answered  # one answer less, not a model that is away

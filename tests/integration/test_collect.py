@@ -119,6 +119,66 @@ def test_a_dataset_by_name_is_collected_once(tmp_path, monkeypatch):
     assert (open_dataset("reacher-red-random").root / "meta" / "info.json").stat().st_mtime_ns == stamp
 
 
+def test_success_that_the_world_does_not_tell_is_unknown_and_not_no(tmp_path, monkeypatch, capsys):
+    """Of Pendulum nobody knows; of CartPole, whose own pictures are not square, it is told, and frames are train's."""
+    monkeypatch.chdir(tmp_path)
+    for id in ("Pendulum-v1", "CartPole-v1"):
+        words = ["collect", "env=gym", f"env.id={id}", "policy=random", "episodes=2", "image_size=64", f"out={id}"]
+        assert cli.main([*words, "env.max_episode_steps=5"]) == 0
+    unknown, told = Dataset("Pendulum-v1"), Dataset("CartPole-v1")
+    assert "next.success" not in unknown.features
+    assert unknown.recording(0).success is None
+    assert told.recording(0).success.tolist() == [True] * 5
+    lines = capsys.readouterr().out.splitlines()
+    assert "success is not told" in lines[0]
+    assert "solved at the end 2" in lines[2]
+    env = make("CartPole-v1")
+    env.reset(seed=seeds(told.root)[0])
+    frame = env.get_wrapper_attr("frame")(image_size=64).astype(int)
+    assert np.abs(told.recording(0).frames["default"][0] - frame).mean() < 3
+    env.close()
+
+
+def test_success_told_at_some_steps_only_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "late_world.py").write_text(LATE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    words = ["collect", "env=gym", "env.id=late_world:Late-v0", "policy=random", "episodes=1", *SMALL]
+    assert cli.main(words) == 2
+    assert "is_success must be told at every step, or at none; this world told 1 of 3" in capsys.readouterr().err
+
+
+LATE = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+
+
+class Late(PendulumEnv):
+    def reset(self, **how):
+        self.steps = 0
+        return super().reset(**how)
+
+    def step(self, action):
+        self.steps += 1
+        *rest, info = super().step(action)
+        return *rest, info | ({"is_success": True} if self.steps == 3 else {})
+
+
+gymnasium.register("Late-v0", entry_point=Late, max_episode_steps=3)
+"""
+
+
+def test_only_what_is_asked_for_is_collected_and_grows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    compose = cli.compose
+    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
+    assert len(open_dataset("reacher-red-random", episodes=2)) == 2
+    first = seeds(tmp_path / "runs/collect/reacher-red-random")
+    assert len(open_dataset("reacher-red-random", episodes=1)) == 2
+    assert len(open_dataset("reacher-red-random", episodes=3)) == 3
+    assert {k: seeds(tmp_path / "runs/collect/reacher-red-random")[k] for k in first} == first
+
+
 def test_a_trained_policy_acts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train = [

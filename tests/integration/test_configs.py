@@ -138,7 +138,7 @@ def test_every_combinations_keys_are_its_arguments(name):
 def test_every_text_goal_builds_and_leaves_its_config_alone(name):
     config = compose("train", f"reward='{name}'").reward
     for key, value in MISSING.items():
-        if OmegaConf.is_missing(config, key) or (key == "goal" and name == "clip"):
+        if OmegaConf.is_missing(config, key) or (key == "goal" and config.goal is None):
             config[key] = value
     before = OmegaConf.to_yaml(config)
     scorer = build(config, encoder=RandomEncoder())

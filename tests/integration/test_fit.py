@@ -1,5 +1,6 @@
 """`embodied fit` keeps a reward fitted to datasets in a folder that other verbs take."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -67,3 +68,41 @@ def test_another_folder_is_never_overwritten(tiny_clip, tmp_path, capsys):
     assert cli.main(["fit", *settings]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["letters.txt"]
+
+
+def test_a_head_is_not_written_over_another_task_s(datasets, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(process, "Recipe", partial(process.Recipe, steps=2))
+    out = tmp_path / "head"
+
+    def fit(name, *words):
+        settings = [f"demos={datasets / name}", f"out={out}", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+        capsys.readouterr()
+        return cli.main(["fit", "reward=process", *settings, *words])
+
+    assert fit("right") == 0
+    kept = (out / "head.json").read_bytes()
+    assert json.loads(kept)["fitted_to"] == {"goal": "move it right", "tasks": ["move it right"]}
+    assert fit("down") == 2
+    told = capsys.readouterr().err
+    assert "hold a head for 'move it down'" in told
+    assert "a process head for 'move it right'" in told
+    assert fit("right", "reward=demonstration") == 2
+    assert (out / "head.json").read_bytes() == kept
+    assert fit("right", "reward.seed=1") == 0  # the same again
+    assert [path.name for path in tmp_path.iterdir()] == ["head"]
+    older = {key: value for key, value in json.loads(kept).items() if key != "fitted_to"}
+    (out / "head.json").write_text(json.dumps(older))
+    assert fit("right") == 2
+    assert "a head that does not say its tasks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("reward", "advice"), [("success", "say with goal="), ("xirl", "Leave the others out.")])
+def test_demonstrations_of_several_tasks_are_not_taken_for_the_first(
+    datasets, tiny_clip, tmp_path, capsys, reward, advice
+):
+    demos = f"demos=[{datasets / 'right'},{datasets / 'down'}]"
+    settings = [demos, f"out={tmp_path / 'head'}", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    assert cli.main(["fit", f"reward={reward}", *settings]) == 2
+    told = capsys.readouterr().err
+    assert f"demos must be of one task for {reward}; they are of 2: 'move it right', 'move it down'" in told
+    assert advice in told

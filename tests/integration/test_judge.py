@@ -84,10 +84,10 @@ def test_a_folder_becomes_a_page_a_table_and_figures(judge, tmp_path, capsys):
     assert judge(data, "reward=clip", "wrong=[press the button, fill the bar]") == 0
     out = capsys.readouterr().out
     header, *rows = out.splitlines()
-    named = "reward order reversed tau AUROC AP precision recall frames EPIC ECE still ms"
+    named = "reward order reversed tau_a D AUROC AP precision recall frames EPIC ECE still ms"
     assert header.split() == named.split()
     assert [row.split()[0] for row in rows[:3]] == ["clip", "constant", "clock"]
-    assert rows[1].split()[2:6] == ["0.00", "0.00", "0.00", "0.50"]
+    assert rows[1].split()[2:7] == ["0.00", "0.00", "0.00", "0.00", "0.50"]
     assert rows[2].split()[2:4] == ["1.00", "-1.00"]
     result = json.loads((tmp_path / "out" / "judgement.json").read_text())
     clip = next(iter(result["rewards"].values()))

@@ -3,18 +3,25 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from embodied import cli
 from embodied.commands import label
 from embodied.datasets import Dataset
+from embodied.datasets.encoding import encode
+from embodied.identity import dataset_identity
 from embodied.scorers import make_scorer
+from rewards.encoders import OpenCLIPEncoder
+from rewards.xirl import XIRL
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +209,92 @@ def test_bad_settings_write_nothing(more, message, data, tiny_clip, tmp_path, mo
     assert cli.main(words(data, tiny_clip, *more)) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+# What labels are of -------------------------------------------------------------------------------------
+
+
+def test_labels_say_their_goal_and_are_not_written_over_another_s(data, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "runs/label/reacher/clip_progress.parquet"
+    assert cli.main(words(data, tiny_clip, "goal=a red ball")) == 0
+    first = file.read_bytes()
+    metadata = pq.read_schema(file).metadata
+    assert (metadata[b"goal"], json.loads(metadata[b"goals"])) == (b"a red ball", ["a red ball"])
+    assert cli.main(words(data, tiny_clip, "goal=a blue ball")) == 2
+    told = capsys.readouterr().err
+    assert "hold labels of 'a blue ball'" in told
+    assert "holds labels of 'a red ball'" in told
+    assert file.read_bytes() == first
+    assert cli.main(words(data, tiny_clip, "goal=a red ball")) == 0
+    assert cli.main(words(data, tiny_clip, "goal=a blue ball", "name=blue")) == 0
+    assert cli.main(words(data, tiny_clip)) == 2  # the episodes' own instruction
+    table = pq.read_table(file)
+    pq.write_table(table.replace_schema_metadata({b"reward_model_path": b"clip"}), file)
+    assert cli.main(words(data, tiny_clip, "goal=a red ball")) == 2
+    assert "labels that do not say their goal" in capsys.readouterr().err
+
+
+def test_columns_say_their_goal(data, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words(data, tiny_clip, "columns=columns", "out=made")) == 0
+    about = json.loads((tmp_path / "made/meta/embodied.json").read_text("utf-8"))
+    assert about["labels"] == {"clip": {"goals": ["touch the red ball"]}}
+    assert Dataset("made").env_id == "embodied/reacher-red-v0"
+
+
+def test_a_model_that_changed_in_its_folder_makes_all_labels_anew(data, tiny_clip, tmp_path, monkeypatch):
+    """Half is labelled, the run is killed, the folder gets another head: nothing of the old one stays."""
+    monkeypatch.chdir(tmp_path)
+    encoder = OpenCLIPEncoder(tiny_clip, precision="fp32")
+    demos = [replace(each, success=True) for each in encode(Dataset(data), encoder)]
+    given = [word for word in words(data, tiny_clip, "batch=1", "reward.model=head") if word != "reward=clip"]
+    given.append("reward=xirl")
+
+    def fit(seed):
+        XIRL.fit(demos, updates=2, seed=seed).save(Path("head"), encoder)
+
+    fit(0)
+    score, made = label.score, []
+
+    def killed_after_two(scorer, episodes, terminated):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(len(episodes))
+        return score(scorer, episodes, terminated)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label, "score", killed_after_two)
+        assert cli.main([*given, "out=a.parquet"]) == 130
+    fit(1)
+    assert cli.main([*given, "out=a.parquet"]) == 0
+    assert cli.main([*given, "out=fresh.parquet"]) == 0
+    resumed, fresh = (np.asarray(pq.read_table(name)["potential"]) for name in ("a.parquet", "fresh.parquet"))
+    np.testing.assert_array_equal(resumed, fresh)
+    fit(0)
+    assert cli.main([*given, "out=old.parquet"]) == 0
+    assert not np.allclose(np.asarray(pq.read_table("old.parquet")["potential"])[:100], fresh[:100], atol=1e-4)
+
+
+def test_a_dataset_is_known_by_its_contents_wherever_it_lies(data, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(data, moved)
+    was = dataset_identity(Dataset(data), Dataset(data).cameras)
+    assert dataset_identity(Dataset(moved), Dataset(data).cameras) == was
+    (file,) = moved.glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    done = pa.array(np.zeros(len(table), bool))
+    pq.write_table(table.set_column(table.column_names.index("next.done"), "next.done", done), file)
+    assert dataset_identity(Dataset(moved), Dataset(data).cameras) != was
+
+
+def test_a_full_disk_is_one_line(data, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(label, "save_file", full)
+    assert cli.main(words(data, tiny_clip, "goal=a", "columns=columns", "out=made")) == 2
+    assert "embodied label: the disk is full" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "made").exists()

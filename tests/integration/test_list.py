@@ -37,7 +37,7 @@ def test_a_person_reads_the_same(capsys):
     lines = listed(capsys, "what=rewards").splitlines()
     assert lines[0] == "rewards (reward=NAME, or several: reward=[a,b])"
     (clip,) = [line for line in lines if line.startswith("  clip ")]
-    assert clip.endswith("Needs a sentence true of success (reward.goal).")
+    assert clip.endswith("Needs a sentence true of success (goal).")
     assert len(lines) == 1 + len(cli.choices("reward"))
 
 

@@ -1,10 +1,12 @@
 """`embodied preview` shows the frames a reward model gets, and the numbers it gives them."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from embodied import cli
 from embodied.commands.preview import Strip, draw, table
+from embodied.envs.bridge import make
 
 
 def test_a_sheet_of_every_camera_with_the_experts_success(tiny_clip, tmp_path, monkeypatch, capsys):
@@ -23,6 +25,36 @@ def test_a_sheet_of_every_camera_with_the_experts_success(tiny_clip, tmp_path, m
     with Image.open("sheets/a.png") as image:
         assert image.size == (104 + 3 * 138 + 10, 44 + 9 * 164)
     assert [p.name for p in (tmp_path / "sheets").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("camera", ["free", "{distance: 6.0}"])
+def test_a_free_camera_is_shown_as_the_reward_gets_it(camera, tmp_path, monkeypatch, capsys, tiny_clip):
+    """MuJoCo gives it as an object without a name; success is unknown here, so no frame counts as unsolved."""
+    monkeypatch.chdir(tmp_path)
+    words = ["preview", "env=gym", "env.id=HalfCheetah-v5", f"env.camera={camera}", "columns=2", "max_steps=2"]
+    words += ["reward.goal=it runs", "encoder=open_clip", f"encoder.model={tiny_clip}", "out=a.png"]
+    assert cli.main(words) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " reward " in line]
+    assert [tuple(row[:2]) for row in rows] == [(n, c) for n in ("start", "random") for c in ("free", "track")]
+    assert {row[7] for row in rows} == {"unknown"}
+
+
+def test_free_names_the_worlds_own_free_camera():
+    env = make("HalfCheetah-v5", camera={"distance": 6.0}, image_size=32)
+    env.reset(seed=0)
+    frame = env.get_wrapper_attr("frame")
+    np.testing.assert_array_equal(frame("free"), frame())
+    np.testing.assert_array_equal(frame(env.unwrapped.camera), frame())
+    env.close()
+
+
+@pytest.mark.suites
+def test_a_world_of_a_suite_is_previewed(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("gymnasium_robotics")
+    monkeypatch.chdir(tmp_path)
+    words = ["preview", "env=gym", "env.id=FetchReach-v4", "reward=true", "columns=2", "max_steps=2", "out=a.png"]
+    assert cli.main(words) == 0
+    assert "2 rows" in capsys.readouterr().out
 
 
 def test_scores_stand_under_their_frames_and_solved_ones_are_framed():

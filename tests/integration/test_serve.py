@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,8 @@ import torch
 
 from embodied import cli
 from embodied.errors import UserError
-from embodied.serving import protocol
+from embodied.serving import protocol, tokens
+from embodied.serving.client import RemoteStream
 from embodied.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer
 from tests.fakes import FakeEncoder
@@ -35,6 +35,7 @@ from tests.serving_client import (
     session,
     total_scorer,
 )
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -151,15 +152,18 @@ def test_views_signals_and_images_reach_the_heads():
 
 def test_many_clients_share_batches_and_get_their_own_numbers():
     encoder = FakeEncoder()
-    sizes, inner = [], encoder.encode_images
+    sizes, inner, waiting = [], encoder.encode_images, []
 
     def slow(images):
+        """The first waits until four of the others do; the rest are as quick as they come."""
+        if not sizes:
+            until(lambda: waiting[0].queued >= 4)
         sizes.append(len(images))
-        time.sleep(0.02)
         return inner(images)
 
     encoder.encode_images = slow
     with serving(scorer(encoder)) as server:
+        waiting.append(server.service.batcher)
         local = clip_scorer(encoder=FakeEncoder(), goal="a", baseline="b").score(torch.from_numpy(FRAMES))
 
         def client(k):
@@ -221,7 +225,10 @@ def test_what_is_in_hand_is_finished_before_the_end():
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["host=0.0.0.0", "reward.goal=x"], "needs a token"),
+        (["host=0.0.0.0", "token=false", "reward.goal=x"], "needs a token"),
+        (["token=false", "token_file={token}"], "Drop either"),
+        (["proxies=[nginx]"], "proxies must be addresses"),
+        (["proxies=[10.0.0.2]", "replicas=2"], "Drop proxies"),
         (["reward=true"], "serves nothing"),
         (["token_file=/nowhere"], "token_file"),
         (["max_batch=0"], "max_batch"),
@@ -264,10 +271,23 @@ def test_a_server_leaves_the_log_of_its_process_alone():
         logging.getLogger().removeHandler(handler)
 
 
-def test_serve_as_its_user_would(tmp_path, tiny_clip):
-    words = ["reward.goal=a red cube", "port=0", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+def test_the_token_is_that_of_the_file_else_of_the_variable_else_made(tmp_path, monkeypatch):
+    from embodied.commands.serve import _check
+
+    monkeypatch.setenv(protocol.TOKEN_VARIABLE, "variable")
     (tmp_path / "token").write_text("secret\n")
-    command = [sys.executable, "-m", "embodied.cli", "serve", *words, f"token_file={tmp_path / 'token'}"]
+    for words, token in (([f"token_file={tmp_path / 'token'}"], "secret"), ([], "variable"), (["token=false"], None)):
+        assert _check(cli.compose("serve", ["reward.goal=x", *words])) == token
+    monkeypatch.delenv(protocol.TOKEN_VARIABLE)
+    config = cli.compose("serve", ["reward.goal=x", "host=0.0.0.0"])
+    assert (_check(config), config.token) == (None, True)
+
+
+def test_serve_as_its_user_would(tmp_path, tiny_clip, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv(protocol.TOKEN_VARIABLE, raising=False)
+    words = ["reward.goal=a red cube", "port=0", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    command = [sys.executable, "-m", "embodied.cli", "serve", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -276,7 +296,13 @@ def test_serve_as_its_user_would(tmp_path, tiny_clip):
         # All of it: communicate() skips what readline has buffered.
         told = first + "".join(process.stdout.readline() for _ in range(3))
         url = first.split()[3]
-        server = SimpleNamespace(url=url, token="secret")
+        secret = tokens.found(tokens.SERVE, int(url.rpartition(":")[2]))
+        assert secret
+        assert ask(SimpleNamespace(url=url, token=None), protocol.MODEL)[0] == 401
+        stream = RemoteStream(url)  # this user's other programs find it by themselves
+        assert stream.push({"main": RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8)}).row == 0
+        stream.close()
+        server = SimpleNamespace(url=url, token=secret)
         picture = protocol.encode_image(RNG.integers(0, 255, (40, 50, 3)).astype(np.uint8), "jpeg")["jpeg"]
         status, _, answer = ask(server, protocol.SCORE, body=picture, media="image/jpeg")
         assert status == 200
@@ -290,7 +316,9 @@ def test_serve_as_its_user_would(tmp_path, tiny_clip):
         assert process.returncode == 0, err
         assert "Stopped." in out
         assert "curl" in told
-        assert "secret" not in told + out + err
+        assert secret not in told + out + err
+        assert str(tokens.path(tokens.SERVE, int(url.rpartition(":")[2]))) in told
+        assert tokens.found(tokens.SERVE, int(url.rpartition(":")[2])) is None
         assert "Traceback" not in err
     finally:
         process.kill()

@@ -105,6 +105,7 @@ def test_it_goes_where_it_is_sent(env, robot):
     assert env.observation_space.contains(obs)
     assert obs["pixels"].shape == (32, 32, 3)
     assert reward == 0
+    assert robot.deadman_s == 1.2  # as it says itself
     assert set(robot.truth()) >= {"success", "degrees"}
 
 
@@ -126,8 +127,9 @@ def test_every_command_is_inside_the_limits_as_the_robot_saw_it(env, bench):
 @pytest.mark.parametrize("faults", [Faults(delay_s=0.08, jitter_s=0.05), Faults(drop=0.4)], ids=["delay", "drop"])
 def test_what_can_be_lived_with_is_told_and_lived_with(env, robot, faults):
     begin(env)
+    asked = time.monotonic()
     robot.inject(faults)
-    time.sleep(0.2)
+    until(lambda: robot.observe().measured_s > asked)  # what was on its way before has come
     infos = [env.step(np.array([0.05, 0, 0, 0]))[4] for _ in range(15)]
     assert [info["stopped"] for info in infos] == [None] * 15
     if faults.delay_s:
@@ -246,13 +248,32 @@ def test_rubbish_from_the_robot_ends_the_episode_and_a_new_connection_helps(env,
     begin(env)
 
 
-def test_rubbish_to_the_robot_stops_the_arm_and_nothing_else(bench, robot):
-    for rubbish in (
-        b"GET / HTTP/1.1\r\n\r\n",
-        packed({"type": "dance"}),
-        packed({"type": "faults", "x": 1}),
-        b"\xff" * 9,
-    ):
+MALFORMED = [
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"\xff" * 9,
+    packed({"type": "dance"}),
+    packed({"type": "scene"}),
+    packed({"type": "scene", "seed": -1, "id": 1}),
+    packed({"type": "scene", "seed": "drawer", "id": 1}),
+    packed({"type": "scene", "seed": 2**63, "id": 1}),
+    packed({"type": "scene", "seed": 1}),
+    packed({"type": "truth"}),
+    packed({"type": "truth", "id": {"a": [1]}}),
+    *(
+        packed({"type": "faults", **wrong})
+        for wrong in (
+            {"x": 1}, {"frozen": 5}, {"lost": [[]]}, {"drop": "x"}, {"drop": 2.0}, {"delay_s": "x"},
+            {"delay_s": math.nan}, {"delay_s": math.inf}, {"jitter_s": -1.0}, {"cable_s": "x"},
+            {"cable_s": math.nan}, {"garbage": -1},
+            {"garbage": 2**40}, {"garbage": 0.5}, {"mute": "x"},
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", range(0, len(MALFORMED), 5))
+def test_rubbish_to_the_robot_stops_the_arm_and_nothing_else(bench, robot, one):
+    for rubbish in MALFORMED[one : one + 5]:
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(bench.address)
             since = time.monotonic()
@@ -261,9 +282,30 @@ def test_rubbish_to_the_robot_stops_the_arm_and_nothing_else(bench, robot):
             with contextlib.suppress(ConnectionResetError):
                 while link.recv(65536):
                     pass
-        assert bench.notes("hang up", since)
+        until(lambda since=since: bench.notes("hang up", since))
+    assert bench.process.poll() is None
     robot.connect()
     assert robot.observe().stopped is not None
+
+
+def test_commands_that_are_none_are_refused_by_the_robot_itself(bench, robot):
+    robot.connect()
+    now, place = time.monotonic(), [0.0, 0.0, 0.2, 0.5]
+    wrong = [
+        {}, {"command": place}, {"command": place, "sent_s": "now"}, {"command": place, "sent_s": math.nan},
+        {"command": place, "sent_s": now + 1e6}, {"command": b"\x00", "sent_s": now},
+        {"command": place[:3], "sent_s": now},
+        {"command": ["0", 0.0, 0.2, 0.5], "sent_s": now}, {"command": [math.inf, 0.0, 0.2, 0.5], "sent_s": now},
+        {"command": {b"x": 1}, "sent_s": now}, {"command": [[0.0]] * 4, "sent_s": [now]},
+    ]  # fmt: skip
+    for message in wrong:
+        robot.release()
+        until(lambda: robot.observe().stopped is None)
+        with robot._sending:  # as a driver with a mistake would
+            robot._send({"type": "act", **message})
+        until(lambda: robot.observe().stopped is not None)
+        assert robot.observe().stopped.startswith("a command ")
+    assert bench.process.poll() is None
 
 
 def test_only_one_can_hold_the_arm(bench, robot):
@@ -291,6 +333,8 @@ def test_a_robot_of_another_speed_or_none_is_refused(bench, tmp_path):
         SimulatedRobot(str(tmp_path / "none.sock")).connect()
     with pytest.raises(DriverError, match="did not start"):
         SimulatedRobot(task="dance").connect()
+    with pytest.raises(DriverError, match="deadman_s must be above 0"):
+        SimulatedRobot(deadman_s=math.nan).connect()
 
 
 CLIENT = """

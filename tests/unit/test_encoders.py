@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from torch.testing import assert_close
 
+from embodied.datasets.encoding import fingerprint
 from embodied.envs.rendering import FrameRenderer
 from rewards import encoders
 from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip
@@ -75,6 +76,46 @@ def test_fused_preprocessing_is_the_models_own_transform(renders, size, target, 
     assert images.shape == expected.shape
     assert levels.max() < 2.01  # grey levels of 255: rounding alone
     assert levels.mean() < 0.05
+
+
+STRIPS = [(1, 1_000_000), (24, 900), (900, 24), (300, 40), (3, 3000)]  # (H, W)
+
+
+@pytest.mark.parametrize("size", STRIPS, ids=str)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_of_a_long_strip_only_the_crop_is_resized(size, interpolation):
+    """Pillow's resize and crop, in time and memory of the crop; whole, the widest would be 150 GB."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    pixels = np.sort(pixels, axis=int(size[1] > size[0]))  # smooth, as pictures are
+    pixels[:: max(size[0] // 7, 1), :: max(size[1] // 7, 1)] = 255
+    fused = Preprocess(mode="shortest", resize=(32, 32), crop=(28, 28), interpolation=interpolation, **PLAIN)
+    height, width = fused.resized(*size)
+    top, left = round((height - 28) / 2), round((width - 28) / 2)
+    # What Pillow makes of the part that is kept: it samples a box as it samples the whole.
+    box = tuple(each * side / new for each, side, new in (
+        (left, size[1], width), (top, size[0], height), (left + 28, size[1], width), (top + 28, size[0], height)
+    ))  # fmt: skip
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    kept = Image.fromarray(pixels).resize((28, 28), filters[interpolation], box=box)
+    images = fused(torch.from_numpy(pixels)[None], torch.device("cpu"), torch.float32)
+    levels = (255 * images[0].permute(1, 2, 0) - torch.from_numpy(np.asarray(kept).astype(np.float32))).abs()
+    assert levels.max() < 1.01
+
+
+def test_the_crop_of_a_frame_is_the_same_by_either_way(renders, monkeypatch):
+    fused = Preprocess(mode="shortest", resize=(32, 32), crop=(32, 32), interpolation="bicubic", **PLAIN)
+    for size in ((96, 160), (101, 75)):
+        whole = fused(renders[size], torch.device("cpu"), torch.float32)
+        with monkeypatch.context() as patch:
+            patch.setattr("rewards.preprocess.WASTE", 1.0)
+            cropped = fused(renders[size], torch.device("cpu"), torch.float32)
+        assert (255 * (whole - cropped)).abs().max() < 1.01
+
+
+def test_a_strip_that_is_padded_keeps_a_line_of_pixels():
+    fused = Preprocess(mode="longest", resize=(32, 32), crop=(32, 32), interpolation="bicubic", **PLAIN)
+    images = fused(torch.full((1, 1, 3000, 3), 255, dtype=torch.uint8), torch.device("cpu"), torch.float32)
+    assert images.sum() == pytest.approx(3 * 32)
 
 
 def test_without_antialias_the_same_comparison_fails(renders):
@@ -165,6 +206,16 @@ def test_texts_are_embedded_once(tiny_clip, monkeypatch):
     assert_close(first[0], first[2])
     monkeypatch.setattr(encoder, "_embed_texts", None)  # calling it would raise
     assert_close(encoder.encode_texts(["a cup"]), first[1:2])
+
+
+def test_texts_without_end_are_not_kept_without_end(tiny_clip, monkeypatch):
+    monkeypatch.setattr("rewards.frozen.MAX_TEXTS", 8)
+    encoder = OpenCLIPEncoder(tiny_clip)
+    first = encoder.encode_texts([f"cup {k}" for k in range(20)])
+    assert first.shape == (20, 32)  # more at once than are kept
+    assert len(encoder._texts) == 8
+    assert_close(encoder.encode_texts(["cup 3", "cup 19"]), first[[3, 19]], atol=1e-5, rtol=0)
+    assert len(encoder._texts) == 8
 
 
 def test_random_weights_are_the_same_each_time(tiny_clip, renders):
@@ -398,3 +449,46 @@ def test_transformers_texts_that_do_not_fit(transformers_models):
 def test_naflex_models_are_refused(transformers_models):
     with pytest.raises(ValueError, match=r"model must take images of one size; got .*siglip2.*NaFlex"):
         TransformersEncoder(transformers_models["siglip2"])
+
+
+def test_siglip_reads_texts_in_lower_case(transformers_models):
+    """As its publisher's own pipeline does; the tokenizer of the fixed-size SigLIP 2 leaves it to its user."""
+    encoder = TransformersEncoder(transformers_models["siglip"], precision="fp32")
+    plain, capitals = encoder.encode_texts(["the drawer is open", "The DRAWER is Open"])
+    assert_close(plain, capitals)
+    assert not torch.allclose(plain, encoder.encode_texts(["the robot is open"])[0], atol=1e-3)
+    clip = TransformersEncoder(transformers_models["clip"], precision="fp32")
+    plain, capitals = clip.encode_texts(["the drawer is open", "The DRAWER is Open"])  # to this tokenizer, other words
+    assert not torch.allclose(plain, capitals, atol=1e-3)
+
+
+def test_a_tokenizer_that_wants_another_package_names_it(transformers_models, monkeypatch):
+    import transformers as tf
+
+    def missing(*_, **__):
+        raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", missing)
+    with pytest.raises(ValueError, match=r"needs the package sentencepiece .*pip install 'embodied-rewards\[siglip\]'"):
+        TransformersEncoder(transformers_models["siglip"])
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "transformers"])
+def test_frames_can_be_squashed_as_vlm_rm_does(request, renders, transformers_models, kind):
+    """Both sides to the model's size by bicubic interpolation, the ratio lost; square frames are what they were."""
+    model = request.getfixturevalue("tiny_clip") if kind == "open_clip" else transformers_models["clip"]
+    make = OpenCLIPEncoder if kind == "open_clip" else TransformersEncoder
+    own, squashed = make(model, precision="fp32"), make(model, precision="fp32", resize="squash")
+    wide = renders[96, 160]
+    pictures = [Image.fromarray(frame.numpy()).resize((32, 32), Image.Resampling.BICUBIC) for frame in wide]
+    by_hand = own.encode_images(torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])))
+    assert_close(squashed.encode_images(wide), by_hand, atol=2e-2, rtol=0)
+    assert cosine_similarity(squashed.encode_images(wide), by_hand).min() > 0.999
+    assert cosine_similarity(own.encode_images(wide), by_hand).max() < 0.999
+    square = renders[96, 96]
+    assert_close(squashed.encode_images(square), own.encode_images(square))
+    assert squashed.image_size == (32, 32)
+    assert squashed.name == f"{own.name} (squash)"  # so that no head of the one is taken for the other's
+    assert fingerprint(squashed) != fingerprint(own)  # nor kept features
+    with pytest.raises(ValueError, match="resize must be null, squash, shortest, longest; got 'stretch'"):
+        make(model, resize="stretch")

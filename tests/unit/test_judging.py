@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from embodied.judging.figures import Case, Figure, Sheet
+from embodied.judging.figures import CANARIES, Canary, Case, Figure, Sheet
 from embodied.judging.judgement import (
     Division,
     controls,
@@ -22,7 +23,8 @@ from embodied.judging.judgement import (
     reversed_film,
     to_json,
 )
-from embodied.judging.verdicts import verdict
+from embodied.judging.tasks import over_tasks
+from embodied.judging.verdicts import Rules, broken_canaries, verdict
 from rewards.combine import WeightedSum
 from rewards.core import Episode, Features, Scorer
 from rewards.shaping import PotentialShaping
@@ -114,8 +116,9 @@ def test_each_reward_gets_the_verdict_it_deserves(judged, name, level, words):
 
 def test_a_perfect_reward_has_perfect_figures(judged):
     figures = {key: figure.value for key, figure in judged["perfect"].figures.items()}
-    best = dict.fromkeys(("voc", "voc_reversed", "tau", "auroc", "ap", "precision", "recall", "frame_auroc"), 1.0)
+    best = dict.fromkeys(("voc", "voc_reversed", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc"), 1.0)
     assert {key: figures[key] for key in best} == pytest.approx(best)
+    assert figures["tau_a"] == pytest.approx(192 / 276)  # 8 episodes of each kind: 84 of all pairs are ties
     assert figures["epic"] == pytest.approx(0, abs=1e-6)
     assert figures["motionless"] < 0.05
     canaries = judged["perfect"].canaries
@@ -128,7 +131,7 @@ def test_a_perfect_reward_has_perfect_figures(judged):
 
 def test_controls_score_nothing(judged):
     constant, clock = (judged[name].figures for name in ("constant", "clock"))
-    assert (constant["voc"].value, constant["voc_reversed"].value, constant["tau"].value) == (0, 0, 0)
+    assert (constant["voc"].value, constant["voc_reversed"].value, constant["tau_a"].value) == (0, 0, 0)
     assert constant["auroc"].value == 0.5
     assert math.isnan(constant["epic"].value)
     assert math.isnan(constant["motionless"].value)
@@ -139,7 +142,7 @@ def test_controls_score_nothing(judged):
 
 def test_an_inverted_reward_is_opposite_in_every_figure(judged):
     figures = judged["inverted"].figures
-    assert [figures[k].value for k in ("voc", "voc_reversed", "tau", "auroc")] == pytest.approx([-1, -1, -1, 0])
+    assert [figures[k].value for k in ("voc", "voc_reversed", "somers_d", "auroc")] == pytest.approx([-1, -1, -1, 0])
     assert figures["epic"].value == pytest.approx(1)
 
 
@@ -147,6 +150,63 @@ def test_a_lenient_reward_fires_on_near_misses(judged):
     assert judged["lenient"].canaries["near miss"].fires.value > 0.5
     given = verdict(judged["lenient"])
     assert "near misses for success" in given.text or given.level == "avoid"
+
+
+def test_nothing_is_trusted_on_a_few_episodes():
+    judged = judge("perfect", scorer(REWARDS["perfect"]), divide(cases(4)), resamples=20)
+    given = verdict(judged)
+    assert (given.level, given.uses) == ("care", ())
+    assert given.text.startswith("Too few episodes to trust it: 3 successes and 6 others were judged, and 8 of each")
+    assert "a dense reward, detecting success, ranking episodes" in given.text
+
+
+def test_a_reward_whose_canary_is_red_is_never_green(judged):
+    """Whatever film the report shows in red, the verdict warns of."""
+    films = {name: Canary(Figure(0.0), Figure(0.0), 8) for name in CANARIES}
+    red = {
+        "frozen": Canary(Figure(0.3), Figure(0.0), 8),
+        "reversed": Canary(Figure(0.1), Figure(0.0), 8),
+        "wrong instruction": Canary(Figure(0.6), Figure(0.0), 8),
+        "near miss": Canary(Figure(1.2), Figure(0.0), 8),
+        "random": Canary(Figure(1.1), Figure(0.0), 8),
+    }
+    assert verdict(replace(judged["perfect"], canaries=films)).level == "trust"
+    for name, canary in red.items():
+        one = replace(judged["perfect"], canaries={**films, name: canary})
+        assert list(broken_canaries(one, Rules())) == [name]
+        assert verdict(one).level in ("care", "avoid"), name
+
+
+def test_several_tasks_are_judged_apart_and_averaged():
+    """Of one task the reward says truth, of the other the truth and two: apart both are perfect, in one pot neither."""
+    rng = np.random.default_rng(1)
+    other = [case(100 + i, kind, rng=rng) for i, kind in enumerate(kind for kind in ENDS for _ in range(12))]
+    first, second = divide(cases()), divide(other)
+    raised = scorer(lambda truth, noise: truth + 2)
+    each = {
+        "open it": judge("r", scorer(REWARDS["perfect"]), first, resamples=40),
+        "close it": judge("r", raised, second, resamples=40),
+    }
+    both = over_tasks(each)
+    assert both.figures["auroc"].value == both.figures["somers_d"].value == 1
+    assert (both.successes, both.others) == (16, 32)
+    assert set(both.potentials) == {c.index for c in [*first.judged, *second.judged]}
+    assert math.isnan(both.threshold)
+    assert list(both.tasks) == ["open it", "close it"]
+    assert verdict(both).level == "trust"
+    half = over_tasks(each | {"close it": judge("r", scorer(REWARDS["noise"]), second, resamples=40)})
+    alone = [half.tasks[task].figures["auroc"].value for task in half.tasks]
+    assert half.figures["auroc"].value == pytest.approx(np.mean(alone))
+    assert half.figures["auroc"].low < half.figures["auroc"].value < half.figures["auroc"].high
+    assert over_tasks({"open it": each["open it"]}) is each["open it"]
+
+
+def test_a_figure_that_one_task_lacks_is_the_others_mean():
+    some, none = divide(cases()), divide([c for c in cases() if c.kind == "expert"])
+    each = {"a": judge("r", scorer(REWARDS["perfect"]), some, resamples=20)}
+    each["b"] = judge("r", scorer(REWARDS["perfect"]), none, resamples=20)
+    assert over_tasks(each).figures["auroc"].value == 1
+    json.dumps(to_json(over_tasks(each)), allow_nan=False)
 
 
 def test_noise_widens_intervals_and_they_hold_the_figure(judged):
@@ -226,7 +286,7 @@ def test_figures_that_the_data_cannot_give_are_nan_and_the_verdict_says_why(kind
     division = divide([c for c in cases() if c.kind in kinds])
     judged = judge("r", scorer(REWARDS["perfect"]), division, resamples=20)
     assert math.isnan(judged.figures["auroc"].value)
-    assert math.isnan(judged.figures["tau"].value) or kinds == ("near_miss", "random")
+    assert math.isnan(judged.figures["somers_d"].value) or kinds == ("near_miss", "random")
     given = verdict(judged)
     assert given.level == "unknown"
     assert given.text == f"Cannot be judged: the data hold no {missing}."

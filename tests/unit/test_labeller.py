@@ -283,6 +283,12 @@ def test_honest_progress_decline_and_noise_do_not_warn(learned, success):
                 feed(watch, one, other, 4 * WINDOW, rng)
 
 
+def test_a_truth_that_is_told_of_some_episodes_only_is_left_out():
+    watch = DivergenceWatch()
+    for i in range(2 * WINDOW):
+        assert watch.add(float(i), {"env return": 1.0} | ({"success": 0.0} if i % 2 else {}), steps=i) == 0.0
+
+
 def test_the_watch_resumes():
     straight, first = DivergenceWatch(), DivergenceWatch()
     for watch in (straight, first):

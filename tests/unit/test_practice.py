@@ -1,5 +1,7 @@
 """Practice by turns in a world that nobody resets, on a slider whose picture tells where it is."""
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from gymnasium import spaces
 
 from embodied.datasets import Dataset, Writer
 from embodied.errors import UserError
+from embodied.practice.evaluation import rates, told
 from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, shown
-from embodied.practice.loop import Practice, Tally, Task
+from embodied.practice.loop import Attempt, Practice, Tally, Task
 from embodied.practice.state import load_practice, save_practice
+from embodied.report import write_report
 from policies.core import Sampling
 from policies.replay import Mix, Replay
 from policies.rlpd import rlpd
@@ -158,6 +162,21 @@ def test_tasks_alternate_without_a_reset_and_success_ends_an_attempt():
     assert practice.tally.env_said_wrongly == 0
     assert practice.env.pauses == len(attempts)
     assert practice.tally.steps == 30
+
+
+def test_success_that_nobody_knows_is_no_rate_whatever_the_model_says(tmp_path):
+    said = [Attempt("forward", success=True), Attempt("forward", success=False)]
+    unknown = rates(said)
+    assert [unknown[name] for name in ("success_rate", "ci_low", "said_wrongly", "known")] == [None, None, None, 0]
+    assert (unknown["said_success"], unknown["episodes"]) == (1, 2)
+    half = rates([*said, Attempt("forward", success=True, env_success=False)])
+    assert (half["success_rate"], half["known"], half["said_wrongly"]) == (0.0, 1, 1)
+    summary = unknown | {"forward": unknown, "backward": rates([]), "again": rates([])}
+    assert "forward from a reset unknown (the model said yes to 1 of 2)" in told(summary, Tally())
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps({"steps": 3} | summary))
+    page = write_report(tmp_path).read_text("utf-8")
+    assert "success is unknown" in page
+    assert "yes to 1 of 2 attempts" in page
 
 
 def test_rewards_are_the_models_and_the_end_is_terminal():

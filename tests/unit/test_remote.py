@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from embodied import cli
 from embodied.errors import UserError
 from embodied.scorers import make_scorer
 from embodied.scoring import Layout, Track, label
-from embodied.serving import http_client, peer, protocol
+from embodied.serving import http_client, peer, protocol, tokens
 from embodied.serving.client import RemoteStream
 from embodied.serving.http_client import Client
 from embodied.serving.limits import Limits
@@ -308,26 +310,45 @@ def test_another_version_is_refused_at_both_doors(server, monkeypatch):
 # Servers that go and come -------------------------------------------------------------------------------
 
 
-def test_a_server_killed_and_started_again_is_waited_for(capsys):
+def test_a_server_killed_and_started_again_is_waited_for(capsys, monkeypatch):
     first = Running(clip())
     remote = remote_scorer(url=first.url, **QUICK)
     before = remote.encode(frames(3))
     first.stop()
     again: list[Running] = []
 
-    def come_back():
-        time.sleep(0.3)
-        again.append(Running(clip(), port=first.port))
+    def pause(seconds):
+        """The client waits: by then it has said so."""
+        if seconds > 0 and not again:
+            again.append(Running(clip(), port=first.port))
 
-    thread = threading.Thread(target=come_back)
-    thread.start()
+    monkeypatch.setattr(http_client, "time", SimpleNamespace(monotonic=time.monotonic, sleep=pause))
     try:
         torch.testing.assert_close(remote.encode(frames(3)), before)
     finally:
-        thread.join()
-        again[0].stop()
+        for each in again:
+            each.stop()
     assert "Waiting for" in capsys.readouterr().err
     remote.encoder.client.close()
+
+
+def test_a_server_started_again_has_another_token_and_its_user_finds_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv(protocol.TOKEN_VARIABLE, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tokens.made(tokens.SERVE, port) as (first, _), serving(clip(), port=port, token=first) as running:
+        remote, stream = remote_scorer(url=running.url, **QUICK), RemoteStream(running.url)
+        before = remote.encode(frames(2))
+        stream.push({"main": frames(1)[0].numpy()})
+    with tokens.made(tokens.SERVE, port) as (second, _), serving(clip(), port=port, token=second):
+        assert second != first
+        torch.testing.assert_close(remote.encode(frames(2)), before)
+        assert (stream.push({"main": frames(1)[0].numpy()}).episode, stream.lost) == (1, 1)
+        stream.close()
+        remote.encoder.client.close()
+        with tokens.made(tokens.SERVE, port), pytest.raises(ServerRefusedError, match="refused the token"):
+            Client(running.url, patience_s=1.0).about()  # what lies there is not its own
 
 
 def test_a_server_that_stays_away_ends_in_one_line():

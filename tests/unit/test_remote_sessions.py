@@ -24,6 +24,7 @@ from rewards.clip_goal import clip_scorer
 from tests.fakes import FakeEncoder
 from tests.reward_server import Running, http, listening, read_request, serving
 from tests.unit.test_remote import QUICK, Momentum, clip, frames, one, to_goal
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_a_session_that_ended_meanwhile_is_opened_again_within_the_call():
     with serving(clip(), limits=Limits(session_idle_s=0.2)) as running:
         stream = RemoteStream(running.url)
         readings(stream, frames(2))
-        time.sleep(0.5)
+        until(lambda: not running.server.server_state.connections)
         (after,) = readings(stream, frames(1))
         assert (after.episode, after.row, stream.lost) == (1, 0, 1)
         stream.close()
@@ -210,9 +211,9 @@ def test_a_slow_server_is_given_up_in_time_and_its_late_answer_never_read():
 
 
 def test_a_session_may_be_quiet_for_longer_than_an_answer_may_take(server):
-    stream = RemoteStream(server.url, timeout_s=0.3)
+    stream = RemoteStream(server.url, timeout_s=1.0)
     readings(stream, frames(1))
-    time.sleep(0.6)
+    time.sleep(1.2)
     assert (readings(stream, frames(1))[0].row, stream.lost) == (1, 0)
     stream.close()
 

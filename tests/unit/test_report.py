@@ -233,3 +233,38 @@ def test_a_report_of_a_goal_list_names_them_all():
     assert report._goal({"reward": {"goal": None, "goals": ["a", "b"]}}) == "“a / b”"
     assert report._goal({"reward": {"goals": {"one": "a"}}}) == "“a”"
     assert report._goal({"reward": {"_target_": None}, "env": {"id": "cartpole"}}) == "cartpole"
+
+
+def test_controls_lie_below_the_reward_and_not_over_it(tmp_path):
+    """A browser draws its controls over the last pixels of the video's box, so the box is that much higher."""
+    run_folder(tmp_path / "run")
+    write_video(tmp_path / "run/videos/final_9_success.mp4", frames(6), np.arange(5.0))
+    page = write_report(tmp_path / "run").read_text("utf-8")
+    height, width = decode(tmp_path / "run/videos/final_9_success.mp4")[0].shape[:2]
+    assert f"--shape:{height / width:.4f}" in page
+    rule = next(line for line in page.splitlines() if line.startswith("video {"))
+    assert f"height: calc(100cqw * var(--shape) + {report.CONTROLS}px)" in rule
+    assert "object-position: top" in rule
+    assert "container-type: inline-size" in next(line for line in page.splitlines() if line.startswith("figure {"))
+
+
+def test_a_narrow_page_shows_a_whole_chart(tmp_path):
+    run_folder(tmp_path / "run")
+    line = {"success_rate": 0.5, "ci_low": 0.2, "ci_high": 0.8, "episodes": 8, "mean_reward": 1, "mean_env_reward": 1}
+    lines = [json.dumps(line | {"steps": steps}) for steps in (1000, 2000)]
+    (tmp_path / "run/evaluations.jsonl").write_text("\n".join(lines))
+    page = write_report(tmp_path / "run").read_text("utf-8")
+    charts = re.findall(r'<div class="(wide|narrow)"><svg viewBox="0 0 (\d+) ', page)
+    assert [name for name, _ in charts] == ["wide", "narrow"]
+    assert int(charts[1][1]) <= 360  # so that its text is readable on a page of 400 px
+    assert not re.findall(r"svg \{ min-width", page)
+    assert re.search(r"max-width: 760px\) \{[^@]*\.wide \{ display: none; \} \.narrow \{ display: block; \}", page)
+
+
+def test_success_is_of_the_episodes_whose_world_tells_it(tmp_path):
+    told = {"success_rate": 0.75, "ci_low": 0.3, "ci_high": 0.95, "mean_reward": 1.0, "mean_env_reward": 2.0}
+    for known, words in ((8, "success in 6 of 8 episodes<br>95"), (4, "success in 3 of 4 episodes<br>4 more do not")):
+        run_folder(tmp_path / str(known))
+        file = tmp_path / str(known) / "evaluation.json"
+        file.write_text(json.dumps(told | {"episodes": 8, "known": known}))
+        assert words in write_report(tmp_path / str(known)).read_text("utf-8")

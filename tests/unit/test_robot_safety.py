@@ -10,13 +10,8 @@ from embodied.robots.driver import Clock, DriverError
 from embodied.robots.limits import Bound, Limits, allowed, toward, violations
 from embodied.robots.targets import Targets
 from embodied.robots.watchdog import MaxAge, Watchdog, overdue
+from tests.arms import LIMITS, NAMES
 from tests.waiting import until
-
-LIMITS = Limits(
-    command={"x": Bound(-1.0, 1.0, speed=2.0, acceleration=10.0), "grip": Bound(0.0, 1.0, speed=8.0)},
-    state={"x": (-1.2, 1.2), "force": (0.0, 50.0)},
-)
-NAMES = ("x", "grip")
 
 
 def moves(path: np.ndarray, period_s: float) -> tuple[np.ndarray, np.ndarray]:
@@ -104,7 +99,7 @@ def test_limits_must_be_for_this_robot():
 
 def test_targets_move_by_actions_and_go_to_absolute_places():
     targets = Targets(LIMITS, NAMES, ("grip",), 0.05)
-    targets.start({"x": 5.0, "grip": 0.5})  # measured outside the range: sent to its end
+    targets.start({"x": 1.0, "grip": 0.5})
     np.testing.assert_allclose(targets.sent, [1.0, 0.5])
     command, clamped = targets.next(np.array([-1.0, 1.0]))
     np.testing.assert_allclose(command, [1.0 - 10 * 0.05**2, 0.9])  # the acceleration allows less than the speed
@@ -164,7 +159,7 @@ def test_the_watchdog_stops_from_its_own_thread_and_remembers_why(watchdog):
     dog.trip("limit: later", 0.0)
     assert dog.stopped.reason.startswith("policy: ")  # the first reason is kept
     assert stop.calls == 1
-    dog.rest(told=True)
+    assert dog.hold() is True
     assert dog.stopped is None
 
 
@@ -172,9 +167,9 @@ def test_nothing_is_watched_at_rest(watchdog):
     stop = Recorder()
     dog = watchdog(stop)
     dog.watch()
-    dog.rest(told=True)
+    dog.hold()
     dog.seen("policy", time.monotonic() - 10)
-    assert not stop.called.wait(0.05)
+    assert dog.look() is None
     dog.watch()  # looks before it returns
     assert dog.stopped is not None
 
@@ -183,9 +178,10 @@ def test_a_stop_that_could_not_be_sent_is_sent_again(watchdog):
     stop = Recorder(failures=3)
     dog = watchdog(stop)
     assert dog.trip("camera front: gone", 0.0).sent is False
-    until(lambda: stop.calls == 4)
-    time.sleep(0.03)
+    until(lambda: dog.stopped.sent)
     assert stop.calls == 4
+    assert dog.tell() is True
+    assert stop.calls == 5  # nothing was left to be tried again
 
 
 def test_the_operator_is_asked_while_it_moves(watchdog):

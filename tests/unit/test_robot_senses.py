@@ -34,8 +34,48 @@ def test_a_repeated_picture_is_not_new_however_its_stamp():
     assert still.new_s(["a"]) == [2.0]
 
 
-def test_a_stamp_of_the_future_is_of_now():
-    assert Eyes(compare=False).take({"a": frame(1, 1e9)}, 5.0) == {"camera a": 5.0}
+@pytest.mark.parametrize("stamp", [5.001, 1e9, np.inf, np.nan])
+def test_a_frame_from_the_future_is_refused(stamp):
+    eyes = Eyes(compare=False)
+    assert eyes.take({"a": frame(1, stamp)}, 5.0) == {}
+    assert "its time is" in eyes.missing(["a"], 0.0)[0]
+    assert eyes.take({"a": frame(2, 4.0)}, 5.0) == {"camera a": 4.0}
+    assert eyes.take({"a": frame(3, stamp)}, 5.0) == {}
+    assert eyes.image("a").max() == 2
+    assert eyes.missing(["a"], 0.0) == [f"camera a: {eyes.refused['a']}"]
+
+
+def test_an_unchanged_or_earlier_stamp_is_no_news():
+    for compare in (False, True):
+        eyes = Eyes(compare=compare)
+        eyes.take({"a": frame(1, 4.0)}, 5.0)
+        for later, stamp in enumerate((4.0, 3.0)):
+            assert eyes.take({"a": frame(2 + later, stamp)}, 6.0)["camera a"] == 4.0
+            assert eyes.new_s(["a"]) == [4.0]
+            assert eyes.image("a").max() == 1
+
+
+def test_a_picture_that_its_driver_writes_over_is_still_compared_with_itself():
+    eyes, image = Eyes(compare=True), np.zeros((4, 4, 3), np.uint8)
+    for k in range(3):
+        image[:] = k
+        stamps = eyes.take({"a": Frame(image=image, captured_s=float(k), index=k)}, 9.0)
+        assert stamps["camera a picture"] == k
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
+)
+def test_what_is_no_picture_grows_old_and_depth_is_left_out(image):
+    eyes = Eyes(compare=True)
+    assert eyes.take({"a": Frame(image=image, captured_s=1.0, index=0)}, 5.0) == {}
+    assert "its picture must" in eyes.missing(["a"], 0.0)[0]
+    for shape in ((4, 4, 1), (4, 4)):
+        depth = Frame(image=np.zeros(shape, np.uint16), captured_s=1.0, index=0)
+        eyes = Eyes(compare=True)
+        assert eyes.take({"d": depth, "a": frame(1, 1.0)}, 5.0).keys() == {"camera a", "camera a picture"}
+        assert eyes.depth == {"d"}
 
 
 def test_views_of_several_sizes_are_scored_at_the_first_ones():

@@ -1,77 +1,31 @@
 """A robot's environment over drivers of the test's own, and LeRobot's robots by look-alikes."""
 
+import subprocess
+import sys
 import threading
-import time
 
 import numpy as np
 import pytest
 
-from embodied.cameras.camera import Frame
 from embodied.envs.wrappers import ScoredEnv
 from embodied.errors import UserError
-from embodied.robots.driver import Clock, DriverError, Observation
+from embodied.robots.driver import DriverError
 from embodied.robots.env import RobotEnv
 from embodied.robots.judge import Success, Task
 from embodied.robots.lerobot import LeRobotDriver
 from embodied.robots.resets import by_hand, by_policy
 from embodied.robots.watchdog import MaxAge
-from tests.unit.test_robot_safety import LIMITS, NAMES, moves
+from tests.arms import LIMITS, Arm
+from tests.unit.test_robot_safety import moves
 from tests.unit.test_robot_senses import make_scorer
 from tests.waiting import until
 
 # The environment ----------------------------------------------------------------------------------------
 
 
-class TestArm:
-    """A driver in this process that goes where it is sent; its camera shows noise."""
-
-    __test__ = False
-    action_names, observation_names, cameras = NAMES, ("x", "grip", "force"), ("front",)
-
-    def __init__(self):
-        self.clock, self.commands, self.rng = Clock(), [], np.random.default_rng(0)
-        self.at, self.force, self.gone, self.own, self.stops, self.connects = np.zeros(2), 0.0, None, None, 0, 0
-        self.held, self.last, self.index, self.still, self.slow = True, None, 0, False, 0.0
-
-    def connect(self):
-        self.connects, self.gone = self.connects + 1, None
-
-    def observe(self):
-        if self.gone:
-            raise DriverError(self.gone)
-        if self.last is None or not self.still:
-            self.index += 1
-            image = self.rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)
-            self.last = Frame(image=image, captured_s=self.clock.now(), index=self.index)
-        stopped = self.own or ("held" if self.held else None)
-        proprio = np.array([*self.at, self.force], np.float32)
-        return Observation(proprio=proprio, images={"front": self.last}, measured_s=self.clock.now(), stopped=stopped)
-
-    def act(self, command):
-        if self.gone or self.held:
-            raise DriverError(self.gone or "held")
-        self.commands.append((self.clock.now(), command))
-        self.at = command
-        return command
-
-    def stop(self):
-        self.held, self.stops = True, self.stops + 1
-        if self.gone:
-            raise DriverError(self.gone)
-
-    def release(self):
-        if self.gone:
-            raise DriverError(self.gone)
-        self.held = False
-        time.sleep(self.slow)
-
-    def disconnect(self):
-        self.held = True
-
-
 @pytest.fixture
 def arm():
-    return TestArm()
+    return Arm()
 
 
 @pytest.fixture
@@ -79,7 +33,7 @@ def make_env(arm):
     made = []
 
     def make(**options):
-        ages = MaxAge(camera_s=5.0, observation_s=5.0, policy_s=5.0, frozen_s=None)
+        ages = MaxAge(camera_s=5.0, observation_s=5.0, policy_s=5.0, operator_s=60.0, frozen_s=None)
         options = {"ctrl_hz": 100.0, "absolute": ("grip",), "max_age": ages} | options
         made.append(RobotEnv(arm, LIMITS, **options))
         return made[-1]
@@ -92,13 +46,15 @@ def make_env(arm):
 def test_commands_keep_limits_and_rate_whatever_the_policy_says(arm, make_env):
     env, rng, ends = make_env(), np.random.default_rng(0), []
     env.reset()
-    for _ in range(60):
+    for k in range(60):
+        arm.clock.advance(0.013 if k % 7 == 6 else 0.002)  # the policy thinks; now and then it comes late
         *_, info = env.step(rng.uniform(-3, 3, 2))
         ends.append(info["jitter_s"])
         assert info["stopped"] is None
     at_s, path = (np.array(each) for each in zip(*arm.commands, strict=True))
-    assert np.diff(at_s).min() >= 0.01  # never sooner than a period after the last
-    assert np.median(np.abs(np.array(ends[1:]) - (np.diff(at_s) - 0.01))) < 2e-3
+    assert np.diff(at_s).min() >= 0.01 - 1e-9  # never sooner than a period after the last
+    np.testing.assert_allclose(ends[1:], np.diff(at_s) - 0.01, atol=1e-9)
+    assert max(ends[1:]) == pytest.approx(0.008)
     speeds, accelerations = moves(np.concatenate([np.zeros((1, 2)), path]), 0.01)
     assert (np.abs(path[:, 0]) <= 1).all()
     assert (np.abs(speeds) <= np.array([2, 8]) * (1 + 1e-9)).all()
@@ -158,18 +114,21 @@ def test_a_stop_that_was_not_told_does_not_come_late(arm, make_env):
     env.step(np.zeros(2))
     arm.gone = "cable"
     assert env.step(np.zeros(2))[2] is True
-    arm.slow = 0.05  # several polls of the watchdog, which could not stop it so far
-    env.reset()
-    assert arm.held is False
+    heard = len(arm.heard)
+    env.reset()  # the watchdog could not stop it so far, and tries on
     assert env.step(np.zeros(2))[4]["stopped"] is None
+    assert arm.heard[heard:].count("act") == 1
+    assert "stop" not in arm.heard[len(arm.heard) - arm.heard[::-1].index("release") :]
+    assert arm.held is False
 
 
 def test_a_slow_policy_is_stopped_while_it_thinks(arm, make_env):
     env = make_env(max_age=MaxAge(camera_s=9.0, observation_s=9.0, policy_s=0.15, frozen_s=None))
     env.reset()
-    time.sleep(0.2)  # before the first command nothing moves, so it may take its time
+    arm.clock.advance(0.2)  # before the first command nothing moves, so it may take its time
     env.step(np.zeros(2))
-    until(lambda: arm.held)
+    arm.clock.advance(0.2)
+    until(lambda: arm.held)  # the watchdog's own thread
     *_, terminated, _, info = env.step(np.zeros(2))
     assert terminated
     assert info["stopped"].startswith("policy: ")
@@ -181,7 +140,7 @@ def test_pausing_is_not_being_slow(arm, make_env):
     env.step(np.zeros(2))
     env.pause()
     assert arm.held
-    time.sleep(0.2)
+    arm.clock.advance(0.2)
     *_, terminated, _, info = env.step(np.zeros(2))
     assert not terminated
     assert info["stopped"] is None
@@ -288,6 +247,10 @@ def test_a_reset_policy_is_watched_too(arm, make_env):
     ("options", "why"),
     [
         ({"ctrl_hz": 0.0}, "ctrl_hz must be above 0"),
+        ({"ctrl_hz": np.inf}, "ctrl_hz must be above 0 and at most 1000; got inf"),
+        ({"ctrl_hz": np.nan}, "ctrl_hz must be above 0"),
+        ({"ctrl_hz": 0.1}, "policy_s must be longer than a control period, 10 s"),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1"),
         ({"obs": "smell"}, "obs must be one of"),
         ({"absolute": ("wrist",)}, "absolute must name actions"),
         ({"task": "wrong view"}, "must be cameras of the robot"),
@@ -352,6 +315,88 @@ def test_a_lerobot_robot_fits_by_shape():
         driver.observe()
     driver.disconnect()
     assert not robot.is_connected
+
+
+def test_depth_and_what_is_no_number_of_a_lerobot_robot_are_left_out():
+    robot = TestLeRobot()
+    more = {"depth": (8, 8, 1), "far": (8, 8), "task": str, "pose": (6,)}
+    robot.observation_features = {**robot.observation_features, **more}
+    driver = LeRobotDriver(robot)
+    driver.connect()
+    assert driver.cameras == ("front",)
+    assert driver.left_out == tuple(more)
+    assert set(driver.observe().images) == {"front"}
+    driver.disconnect()
+
+
+def test_a_lerobot_robot_is_commanded_by_one_process(tmp_path):
+    class Config:
+        id, port, notes = "left", str(tmp_path / "ttyACM0"), 5
+
+        def __init__(self):
+            self.port = Config.port
+
+    (tmp_path / "by-id").symlink_to(Config.port)
+    robots = [TestLeRobot() for _ in range(3)]
+    for robot in robots:
+        robot.config = Config()
+    robots[1].config.port = str(tmp_path / "by-id")  # the same, by another name
+    robots[2].config.port = str(tmp_path / "ttyACM1")
+    first, second, other = map(LeRobotDriver, robots)
+    first.connect()
+    first.connect()
+    other.connect()
+    with pytest.raises(DriverError, match=r"another process \(or driver\) commands this robot; the lock is "):
+        second.connect()
+    assert not robots[1].is_connected
+    first.disconnect()
+    second.connect()
+    (file,) = second._lock_files
+    take = f"import fcntl; fcntl.flock(open({str(file)!r}), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+    assert b"BlockingIOError" in subprocess.run([sys.executable, "-c", take], stderr=subprocess.PIPE).stderr
+    second.disconnect()
+    assert subprocess.run([sys.executable, "-c", take]).returncode == 0
+    other.disconnect()
+    robots[1].connect = lambda: 1 / 0
+    with pytest.raises(DriverError, match="connect: ZeroDivisionError"):
+        second.connect()
+    first.connect()  # what could not be reached is not kept from others
+    first.disconnect()
+    file.unlink()
+    for file in other._lock_files:
+        file.unlink()
+
+
+def test_a_lerobot_robot_is_told_where_to_stay_whatever_it_answers():
+    robot = TestLeRobot()
+    driver = LeRobotDriver(robot)
+    driver.connect()
+    driver.release()
+    send = robot.send_action
+    robot.send_action = lambda action: send(action) | {"lift.pos": np.nan}
+    assert np.isnan(driver.act(np.array([0.5, 0.25]))[1])
+    robot.get_observation = lambda: {"pan.pos": np.nan, "lift.pos": 2.0, "front": robot.image}
+    driver.observe()
+    driver.stop()
+    assert robot.sent[-1] == {"pan.pos": 0.5, "lift.pos": 2.0}  # nothing that is no number
+
+    def heard_and_failed(action):
+        send(action)
+        raise OSError("no answer")
+
+    driver.release()
+    robot.send_action = heard_and_failed
+    with pytest.raises(DriverError, match="no answer"):
+        driver.act(np.array([0.6, 0.25]))
+    robot.send_action = send
+    driver.stop()
+    assert robot.sent[-1]["pan.pos"] == 0.6  # the arm may be on its way there
+    robot.send_action = heard_and_failed
+    driver.release()
+    with pytest.raises(DriverError, match="no answer"):
+        driver.act(np.array([0.6, 0.25]))
+    driver.disconnect()
+    assert not robot.is_connected  # let go, though it could not be told
 
 
 def test_a_lerobot_robot_stops_while_its_bus_hangs():

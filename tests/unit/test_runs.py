@@ -20,6 +20,7 @@ from embodied.training.log import RunLog
 from embodied.training.loop import Training, train
 from embodied.training.perception import Perception
 from policies import sb3
+from policies.rlpd import rlpd
 from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
 from rewards.shaping import PotentialShaping
@@ -41,7 +42,10 @@ def setup():
             small |= {"learning_starts": 10, "buffer_size": 80}
         spaces = (worlds.observation_space, worlds.action_space)
         common = {"num_worlds": 2, "total_steps": 128, "seed": 0, "device": "cpu"}
-        learner = getattr(sb3, algorithm)(*spaces, **common, **small | kwargs)
+        if algorithm == "rlpd":
+            small = {"batch_size": 8, "learning_starts": 10, "actor": (8,), "critic": (8,)}
+        factory = rlpd if algorithm == "rlpd" else getattr(sb3, algorithm)
+        learner = factory(*spaces, **common, **small | kwargs)
         rewards = Labeller(scorer, collector.layout, 2)
         return Training.of(collector, rewards, learner, demos=None, total=128, seed=0)
 
@@ -66,7 +70,7 @@ def stored(training):
 
 
 @pytest.mark.parametrize("kwargs", [
-    {}, {"algorithm": "td3"}, {"algorithm": "ppo"}, {"n_steps": 3}, {"head": RunningHead},
+    {}, {"algorithm": "rlpd"}, {"algorithm": "td3"}, {"algorithm": "ppo"}, {"n_steps": 3}, {"head": RunningHead},
     {"combine": partial(LagrangianConstraints, {"probe": 1.0}, start=0.5)},
 ])  # fmt: skip
 @pytest.mark.parametrize("first", [32, 64])  # 64: in the middle of an episode; the ring has 40 slots and wraps at 80
@@ -101,6 +105,19 @@ def test_a_checkpoint_goes_on_to_the_same_curve(setup, log, tmp_path, kwargs, fi
         for training in (straight, resumed):
             training.rewards.relabel(training.rewards.scorer, training.replay)
         np.testing.assert_array_equal(straight.replay.reward, resumed.replay.reward)
+
+
+def test_updates_beside_the_worlds_change_no_number(setup, log):
+    """And they are made: the same run without them ends elsewhere."""
+    ends = []
+    for overlap, pace in ((True, {}), (False, {}), (True, {"updates_per_step": 0.25})):
+        training = setup("rlpd", **pace)
+        train(training, 128, log, overlap=overlap)
+        ends.append(parameters(training) | {"reward": torch.from_numpy(training.replay.reward.copy())})
+    beside, between, fewer = ends
+    for name, value in beside.items():
+        np.testing.assert_array_equal(value, between[name], err_msg=name)
+    assert any(not np.array_equal(value, fewer[name]) for name, value in beside.items())
 
 
 def test_without_its_random_state_the_curve_would_differ(setup, log, tmp_path):

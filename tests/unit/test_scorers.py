@@ -9,10 +9,16 @@ from embodied import build, cli, collecting
 from embodied.datasets import encoding
 from embodied.envs.bridge import make
 from embodied.errors import UserError
+from embodied.goals import any_open, told_goals, with_goal
+from embodied.literal import resolved
 from embodied.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
 from embodied.worlds import env_maker, make_venv
+from rewards.calibration import Decision
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features
+from rewards.encoders import OpenCLIPEncoder
+from rewards.success import SuccessClassifier
+from rewards.xirl import XIRL
 from tests.fakes import FakeEncoder
 from tests.probe_factories import Given
 
@@ -85,7 +91,7 @@ def opened(monkeypatch):
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
-    monkeypatch.setattr(collecting, "open_dataset", lambda source: asked.append(source) or Seven())
+    monkeypatch.setattr(collecting, "open_dataset", lambda source, episodes=None: asked.append(source) or Seven())
     monkeypatch.setattr(encoding, "encode", encode)
     return asked
 
@@ -176,3 +182,92 @@ def test_what_was_fitted_for_a_run_is_kept_with_it(tmp_path):
         again = build.build({"_target_": config["_target_"], "model": config.model}, encoder=encoder)
         ours, theirs = (each.heads["demonstration"].score(demos[0].features) for each in (again, one))
         assert torch.equal(ours, theirs)
+
+
+# The cameras of a fitted head -----------------------------------------------------------------------------
+
+
+def fitted(kind, cameras, tiny_clip, folder):
+    """A head fitted on these cameras, in a folder."""
+    encoder = OpenCLIPEncoder(tiny_clip, device="cpu")
+    if kind == "success":
+        weights = {camera: torch.zeros(1, encoder.dim) for camera in cameras}
+        floors = {camera: torch.zeros(1) for camera in cameras}
+        SuccessClassifier(weights, torch.zeros(1), floors, Decision()).save(folder, encoder)
+    else:
+        views = {camera: torch.randn(1, 8, encoder.dim) for camera in cameras}
+        XIRL.fit([Episode(features=Features(views=views), success=True)], updates=1).save(folder, encoder)
+    return {"_target_": f"rewards.{kind}.{kind}_scorer", "model": str(folder)}
+
+
+def test_a_head_that_cannot_judge_without_a_camera_is_refused(tiny_clip, tmp_path):
+    reward = fitted("success", ["front", "side"], tiny_clip, tmp_path / "head")
+    message = r"was fitted on front, side, and is shown front; without side .* Add env\.cameras=\[front,side\], or fit"
+    with pytest.raises(UserError, match=message):
+        make_scorer(config(tiny_clip, reward))
+    parts = {"_target_": COMPOSED, "parts": {"done": reward}}
+    with pytest.raises(UserError, match=message):
+        make_scorer(config(tiny_clip, parts))
+    assert make_scorer(config(tiny_clip, reward, cameras=["front", "side"])) is not None
+    with pytest.raises(UserError, match=r"cameras: .* shown side; without front .* Add cameras=\[front,side\]"):
+        make_scorer(config(tiny_clip, reward), views=["side"])
+
+
+def test_a_head_that_judges_less_well_without_a_camera_says_so(tiny_clip, tmp_path, capsys):
+    reward = fitted("xirl", ["front", "side"], tiny_clip, tmp_path / "head")
+    make_scorer(config(tiny_clip, reward))
+    told = capsys.readouterr().err
+    assert "xirl was fitted on front, side, and is shown front: it judges without side, and less well" in told
+    assert "env.cameras=[front,side]" in told
+    make_scorer(config(tiny_clip, reward, cameras=["side", "front"]))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"without front, side it cannot judge"):
+        make_scorer(config(tiny_clip, reward), views=["wrist"])
+
+
+@pytest.mark.parametrize("kind", ["success", "xirl"])
+def test_a_lone_camera_may_have_another_name(kind, tiny_clip, tmp_path, capsys):
+    reward = fitted(kind, ["cam_high"], tiny_clip, tmp_path / "head")
+    assert make_scorer(config(tiny_clip, reward)) is not None
+    assert capsys.readouterr().err == ""
+
+
+# Goals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["clip", "topreward", "gvl", "grm_vlm", "contrast", "softmax", "calibrated", "success"]
+)
+def test_every_open_goal_is_filled_in_one_place(name, tiny_clip):
+    """By the data's task text, else by the world's instruction; without either a person is told what to add."""
+    more = {"contrast": ["reward.negative=shut"], "softmax": ["reward.negative=shut"]}.get(name, [])
+    more += ["reward.threshold=0.2"] if name == "calibrated" else []
+    more += ["reward.vlm={url:'http://127.0.0.1:9/v1',model:m}", "reward.demos=null"] if name == "success" else []
+    words = [f"reward={name}", *more, "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    plain = cli.compose("label", [*words, "data=x"]).reward
+    assert any_open(resolved(plain))
+    assert told_goals(with_goal(resolved(plain), "${a} {b}")) == ["${a} {b}"]
+    assert make_scorer(cli.compose("train", ["env=cartpole", *words])) is not None
+    given = cli.compose("label", [*words, "data=x", "goal=mine"])
+    assert told_goals(with_goal(resolved(given.reward), "another")) == ["mine"]
+    with pytest.raises((UserError, ValueError), match="goal"):
+        make_scorer(cli.compose("label", [*words, "data=x"]))
+
+
+@pytest.mark.parametrize("name", ["xirl", "rapl", "demonstration"])
+def test_a_goal_that_nothing_follows_is_refused(name):
+    with pytest.raises(UserError, match=rf"goal must be left out: reward={name} follows none"):
+        cli.compose("label", [f"reward={name}", "data=x", "goal=open it"])
+    both = cli.compose("label", [f"reward=[clip,{name}]", "data=x", "goal=open it"]).reward
+    assert told_goals(resolved(both)) == ["open it"]
+    older = {"_target_": f"rewards.{name}.{name}_scorer", "goal": None}  # as configs of older runs have it
+    assert not any_open(older)
+    assert "goal" not in with_goal(older, "open it")
+    with pytest.raises(UserError, match=rf"goal must be left out: reward={name} follows none; got 'a'"):
+        with_goal(older | {"goal": "a"}, None)
+
+
+def test_the_other_outcome_has_one_name():
+    for name in ("contrast", "softmax", "synthesis"):
+        for key in ("negative", "negatives"):
+            assert cli.compose("train", [f"reward={name}", f"reward.{key}=shut"]).reward.negative == "shut"

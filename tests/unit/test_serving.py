@@ -51,12 +51,22 @@ def test_jpeg_comes_through_nearly_and_raw_without_a_copy():
     assert np.shares_memory(raw.decode(), np.frombuffer(raw.data, np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_other_png_modes_become_rgb(mode, tmp_path):
     from PIL import Image
 
     Image.new(mode, (5, 4)).save(tmp_path / "a.png")
     assert decoded({"png": (tmp_path / "a.png").read_bytes()}).shape == (1, 4, 5, 3)
+
+
+def test_depth_is_no_image(tmp_path):
+    """16 bits would be cut off at 255, and every distance come out white."""
+    from PIL import Image
+
+    Image.new("I;16", (5, 4), 2000).save(tmp_path / "a.png")
+    with pytest.raises(RefusedError, match="must be 8-bit greys or colours") as caught:
+        read_images({"png": (tmp_path / "a.png").read_bytes()}, "images", LIMITS)
+    assert caught.value.code == "bad_image"
 
 
 def test_arrays_come_through_and_lists_of_numbers_too():

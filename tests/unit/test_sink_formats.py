@@ -81,6 +81,15 @@ class TestEpisodes:
         assert rows["next.done"].ravel().tolist() == [False] * 4 + [True]
         assert not (tmp_path / ".journal").exists()
 
+    def test_success_that_is_not_told_has_no_column_and_a_gap_keeps_the_last_word(self, tmp_path):
+        silent, told = tmp_path / "silent", tmp_path / "told"
+        write_all([Episodes(silent, live=False, fps=10)], [moment(k, success=None) for k in range(3)])
+        assert "success.predicted" not in Dataset(silent / "dataset").features
+        words = [None, True, None, False]
+        write_all([Episodes(told, live=False, fps=10)], [moment(k, success=word) for k, word in enumerate(words)])
+        said = Dataset(told / "dataset").columns(0, ["success.predicted"])["success.predicted"]
+        assert said.ravel().tolist() == [True, True, False, False]  # of the next row, and of the last one itself
+
     def test_live_moments_lie_on_an_even_grid_and_no_reward_is_lost(self, tmp_path):
         at = [0.0, 0.04, 0.11, 0.52, 0.6]  # rows 0, 0, 1, 5, 6 at 10 fps; rows 2 to 4 repeat row 1
         moments = [replace(moment(k), at_s=100 + at_s) for k, at_s in enumerate(at)]

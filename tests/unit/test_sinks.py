@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import threading
 import time
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from embodied.sinks.files import Appended
 from embodied.sinks.jsonl import LinesOut, Readings, make_parquet, read_lines
 from embodied.sinks.record import recover
 from embodied.watching.watched import line
+from tests.waiting import until
 from tests.watching_moments import moment
 
 ALL = ("jsonl", "parquet", "overlay", "lerobot", "rerun", "mcap")
@@ -144,9 +146,10 @@ class TestBackground:
 
         def __init__(self):
             self.taken, self.closed, self.fail = [], 0, None
+            self.free = threading.Event()
 
         def write(self, watched):
-            time.sleep(0.02)
+            assert self.free.wait(DEADLINE_S)
             if self.fail:
                 raise self.fail
             self.taken.append(watched.reading.row)
@@ -156,12 +159,21 @@ class TestBackground:
 
     def test_recorded_sources_wait_and_live_ones_skip(self):
         slow = self.Slow()
-        write_all([Background(slow, live=False, room=2)], [moment(k) for k in range(20)])
+        sink = Background(slow, live=False, room=2)
+        writer = threading.Thread(target=write_all, args=([sink], [moment(k) for k in range(20)]))
+        writer.start()
+        until(lambda: sink.waiting == 2)
+        assert writer.is_alive()  # it waits
+        slow.free.set()
+        writer.join(DEADLINE_S)
         assert slow.taken == list(range(20))
         slow = self.Slow()
         sink = Background(slow, live=True, room=2)
-        write_all([sink], [moment(k) for k in range(20)])
-        assert sink.skipped > 0
+        for k in range(20):
+            sink.write(moment(k))
+        assert sink.skipped >= 17  # one in hand, two that wait
+        slow.free.set()
+        sink.close()
         assert len(slow.taken) + sink.skipped == 20
         assert slow.closed == 1
 
@@ -169,10 +181,11 @@ class TestBackground:
     def test_its_error_reaches_the_writer_once(self, live):
         slow = self.Slow()
         slow.fail = OSError(28, "full")
+        slow.free.set()
         sink = Background(slow, live=live, room=2)
-        until = time.monotonic() + DEADLINE_S
+        ends = time.monotonic() + DEADLINE_S
         with pytest.raises(OSError, match="full"):  # noqa: PT012
-            while time.monotonic() < until:
+            while time.monotonic() < ends:
                 sink.write(moment(0))
         sink.close()
         sink.close()

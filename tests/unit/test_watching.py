@@ -62,41 +62,30 @@ class FakeSource:
         self.closed = True
 
 
-class Camera30:
-    """A live camera on a thread: numbered images every `period_s`; only the newest is kept."""
+class LiveCamera:
+    """A live camera by a clock of the test's: numbered images every `period_s`; only the newest is kept."""
 
     live, names = True, ("main",)
 
-    def __init__(self, period_s):
-        self.dropped = 0
-        self._period_s, self._newest, self._handed = period_s, None, -1
-        self._changed, self._stop = threading.Condition(), threading.Event()
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-
-    def _run(self):
-        index = 0
-        while not self._stop.wait(self._period_s):
-            with self._changed:
-                self._newest = Frame(image=images(1, index)[0], captured_s=time.monotonic(), index=index)
-                self._changed.notify()
-            index += 1
+    def __init__(self, period_s, clock):
+        self.dropped, self._handed = 0, -1
+        self._period_s, self._clock, self._begin_s = period_s, clock, clock()
 
     def next(self, timeout_s):
-        with self._changed:
-            self._changed.wait_for(lambda: self._newest and self._newest.index > self._handed, timeout_s)
-            if self._newest is None:
-                return None
-            self.dropped += max(self._newest.index - self._handed - 1, 0)
-            self._handed = self._newest.index
-            return {"main": self._newest}
+        newest = int((self._clock() - self._begin_s) / self._period_s)
+        if newest <= self._handed:  # it takes until the next one is there
+            newest = self._handed + 1
+            self._clock.now = self._begin_s + newest * self._period_s + 1e-6
+        self.dropped += newest - self._handed - 1
+        self._handed = newest
+        return {"main": Frame(image=images(1, newest)[0], captured_s=self._begin_s + newest * self._period_s,
+                              index=newest)}  # fmt: skip
 
     def news(self):
         return []
 
     def close(self):
-        self._stop.set()
-        self._thread.join()
+        pass
 
 
 class Kept:
@@ -184,19 +173,20 @@ def test_views_of_several_sizes_are_encoded_each_by_itself():
 
 
 def test_latency_is_flat_when_the_model_is_slower_than_the_camera():
+    clock = Clock()
+
     class Slow(FakeEncoder):
         def encode_images(self, frames):
-            time.sleep(0.05)
+            clock.now += 0.05
             return super().encode_images(frames)
 
     kept = Kept()
-    pipeline = Pipeline(Camera30(0.01), LocalScoring(up(Slow())), [kept])
+    pipeline = Pipeline(LiveCamera(0.01, clock), LocalScoring(up(Slow())), [kept], clock=clock)
     summary = pipeline.run(1.5)
     latencies = [w.latency_s for w in kept.lines]
-    assert len(latencies) > 8
-    assert np.median(latencies[-5:]) < np.median(latencies[:5]) + 0.03  # a queue would grow by 40 ms a reading
-    assert np.median(latencies) < 0.05 + 0.04
-    assert summary.dropped > 2 * summary.scored
+    assert len(latencies) == pytest.approx(30, abs=1)
+    assert max(latencies) < 0.05 + 0.0101  # one period and one encode; a queue would grow by 40 ms a reading
+    assert summary.dropped == pytest.approx(4 * summary.scored, abs=5)
     assert summary.latencies_s["p50"] == pytest.approx(np.median(latencies), abs=1e-3)
 
 
@@ -321,6 +311,7 @@ def test_a_full_disk_ends_one_sink_and_nothing_else():
     assert "overlay.mp4 given up: No space left" in kept.lines[3].event
     assert told == ["overlay.mp4 given up: No space left on device"]
     assert "No space left" in summary.text()
+    assert summary.lost == ["overlay.mp4"]
 
 
 def test_a_disk_that_is_full_at_the_end_is_said():
@@ -330,7 +321,9 @@ def test_a_disk_that_is_full_at_the_end_is_said():
 
     last = Kept()
     pipeline = Pipeline(FakeSource(images(2)), LocalScoring(up()), [Unfinished("a.parquet"), last])
-    assert pipeline.run().sinks == {"a.parquet": "not finished: No space left on device"}
+    summary = pipeline.run()
+    assert summary.sinks == {"a.parquet": "not finished: No space left on device"}
+    assert summary.lost == ["a.parquet"]
     assert last.closed == 1
 
 
@@ -341,6 +334,7 @@ def test_a_reader_that_went_away_ends_the_run():
 
     summary = Pipeline(FakeSource(images(9)), LocalScoring(up()), [Gone("standard output")]).run()
     assert summary.scored == 1
+    assert summary.lost == []  # it has had enough
 
 
 def test_a_fault_in_a_sink_is_raised_and_all_are_closed():
@@ -355,14 +349,23 @@ def test_a_fault_in_a_sink_is_raised_and_all_are_closed():
 
 
 def test_a_slow_consumer_costs_neither_rate_nor_latency():
-    class Slow(Kept):
+    clock, free = Clock(), threading.Event()
+
+    class Stuck(Kept):
         def write(self, watched):
-            time.sleep(0.2)
+            assert free.wait(30)
             super().write(watched)
 
-    slow, kept = Slow("slow"), Kept()
-    pipeline = Pipeline(Camera30(0.01), LocalScoring(up()), [Background(slow, live=True, room=2), kept])
-    summary = pipeline.run(1.0)
-    assert summary.scored > 5 * len(slow.lines)
-    assert np.median([w.latency_s for w in kept.lines]) < 0.1
-    assert "left out" in summary.sinks["slow"]
+    stuck, kept = Stuck("slow"), Kept()
+    pipeline = Pipeline(
+        LiveCamera(0.01, clock), LocalScoring(up()), [Background(stuck, live=True, room=2), kept], clock=clock
+    )
+    for _ in range(50):
+        pipeline.step()
+    assert len(kept.lines) == 50  # while the other has not taken one
+    assert stuck.lines == []
+    assert max(w.latency_s for w in kept.lines) < 0.0101
+    free.set()
+    pipeline.close()
+    assert len(stuck.lines) <= 3
+    assert f"left out {50 - len(stuck.lines)} moments" in pipeline.summary().sinks["slow"]

@@ -1,0 +1,150 @@
+"""Policies from what a robot has: own readings and where the named things are in its cameras, never simulator state.
+
+Every run is RLPD with its defaults. `sentence` learns from the sentence alone; `true` from the task's own reward, the
+same observation; `other` from another task's sentence, the control that must fail. `demos` begins from ten expert
+episodes beside the sentence's reward, in two cameras; `imitation` is its control: the same demonstrations, imitated
+alone. Success is judged on held-out episodes, at the last step. What is finished is not run again.
+
+    python -m benchmarks.learners                            # all, two at a time: 4 to 20 minutes a run
+    python -m benchmarks.learners only=desk-drawer jobs=1
+"""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.common import read_options, record, train, trained
+from rewards.metrics import wilson_interval
+
+ROOT = Path("runs", "benchmarks", "learners")
+SEEDS = (0, 1, 2)
+EPISODES = 64
+STEPS, HARD_STEPS = 10_000, 20_000
+SENTENCES = {
+    "desk-drawer": "the drawer is open",
+    "desk-press": "the button is pressed",
+    "desk-close": "the drawer is closed",
+}
+OTHERS = {
+    "desk-drawer": "the button is pressed",
+    "desk-press": "the drawer is open",
+    "desk-close": "the drawer is open",
+}
+HARD = {"desk-place": "the red cube is in the tray", "desk-lift": "the red cube is lifted"}
+BARS = {"desk-place": 0.9, "desk-lift": 0.9}
+TWO = ["env.cameras=[front,side]"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    env: str
+    way: str
+    seed: int
+
+    @property
+    def settings(self) -> list[str]:
+        """Of `embodied train`."""
+        goal = OTHERS[self.env] if self.way == "other" else {**SENTENCES, **HARD}[self.env]
+        words = [f"env={self.env}", f"seed={self.seed}", f"final_episodes={EPISODES}", "videos=1", "eval_every=0"]
+        words += ["reward=true"] if self.way == "true" else ["reward=clip", f'reward.goal="{goal}"']
+        if self.env in SENTENCES:
+            return [*words, f"steps={STEPS}"]
+        words += [*TWO, "demos=10"]
+        return [*words, "policy=imitation", "steps=8"] if self.way == "imitation" else [*words, f"steps={HARD_STEPS}"]
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / self.env / f"{self.way}-s{self.seed}"
+
+    def run(self) -> dict[str, Any]:
+        """Train, unless it was done before; the last evaluation, with what the policy saw."""
+        result = train(self.folder, self.settings)
+        return result | {"observation": json.loads((self.folder / "run.json").read_text())["observation"]}
+
+
+def ways(env: str) -> tuple[str, ...]:
+    """The runs of a task, those that judge its claim last."""
+    return ("sentence", "true", "other") if env in SENTENCES else ("demos", "imitation")
+
+
+def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a task and way; each claim beside its control, once all seeds are there."""
+    table: list[dict[str, Any]] = []
+    for env in (*SENTENCES, *HARD):
+        means: dict[str, float] = {}
+        for way in ways(env):
+            done = {job.seed: result for job, result in results.items() if (job.env, job.way) == (env, way)}
+            if not done:
+                continue
+            rates = [done[seed]["success_rate"] for seed in sorted(done)]
+            count = EPISODES * len(rates)
+            if len(rates) == len(SEEDS):
+                means[way] = float(np.mean(rates))
+            seen = next(iter(done.values()))["observation"]
+            table.append(
+                {
+                    "claim": f"{env}, {way}, observation {seen}: success at the end",
+                    "value": float(np.mean(rates)),
+                    "unit": "share",
+                    "n": count,
+                    "seeds": sorted(done),
+                    "interval": wilson_interval(round(sum(rates) * EPISODES), count),
+                    "by_seed": rates,
+                }
+            )
+        table += claims(env, means)
+    return table
+
+
+def claims(env: str, means: dict[str, float]) -> list[dict[str, Any]]:
+    """What a task's means say; a bar whose control passes proves nothing, and is not met."""
+    if env in SENTENCES and {"sentence", "true", "other"} <= means.keys():
+        ratio, control = means["sentence"] / max(means["true"], 1e-9), means["other"]
+        claim = f"{env}: the sentence against the task's own reward; control, another sentence: {control:.2f}"
+        met = means["true"] > 0 and ratio >= 0.9 and control <= 0.2
+        return [{"claim": claim, "value": ratio, "unit": "ratio", "bar": ">= 0.9", "met": met, "seeds": list(SEEDS)}]
+    if env in HARD and {"demos", "imitation"} <= means.keys():
+        value, control = means["demos"], means["imitation"]
+        claim = f"{env}: a sentence and ten demonstrations; control, imitation alone: {control:.2f}"
+        met = value >= BARS[env] and control <= value - 0.2
+        return [
+            {
+                "claim": claim,
+                "value": value,
+                "unit": "share",
+                "bar": f">= {BARS[env]}",
+                "met": met,
+                "seeds": list(SEEDS),
+            }
+        ]
+    return []
+
+
+def main() -> None:
+    """Run what is missing, some at a time, recording after every run."""
+    options = read_options({"jobs": 2, "only": "", "ways": "", "record": True})
+    wanted = [env for env in (*SENTENCES, *HARD) if options["only"] in ("", env)]
+    chosen = [word for word in options["ways"].split(",") if word]
+    every = [Job(env, way, seed) for env in (*SENTENCES, *HARD) for seed in SEEDS for way in ways(env)]
+    jobs = [job for job in every if job.env in wanted and (not chosen or job.way in chosen)]
+    results = {job: job.run() for job in every if trained(job.folder) is not None}  # what was done before
+    with ThreadPoolExecutor(options["jobs"]) as pool:
+        futures = {pool.submit(job.run): job for job in jobs}
+        for future in as_completed(futures):
+            job = futures[future]
+            results[job] = future.result()
+            print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
+            if options["record"]:
+                record("learners", rows(results))
+
+
+if __name__ == "__main__":
+    main()

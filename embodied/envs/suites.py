@@ -1,0 +1,158 @@
+"""Other people's suites, each as it is known: its time limit, its word of success, its usual camera."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import io
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+
+from embodied.envs import WORLDS
+from embodied.envs.classic import FixedCartPole, FixedMountainCar
+from embodied.envs.spaces import told_success
+from embodied.errors import UserError, nearest
+
+SUITES_HELP = "Install it: pip install 'embodied-rewards[suites]'."
+DEFAULT_STEPS = 1000  # an episode, where neither the caller nor the suite says
+
+_CLASSIC = {"CartPole-v1": (FixedCartPole, 200), "MountainCarContinuous-v0": (FixedMountainCar, 999)}
+_ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # how Gymnasium-Robotics' ids begin
+_UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # Meta-World's cameras that hang head down
+
+
+@dataclass(frozen=True)
+class Found:
+    """An environment of a suite and what the suite is known for."""
+
+    env: gymnasium.Env
+    steps: int  # the suite's own time limit
+    success: Callable[[dict[str, Any]], bool | None] = told_success  # None where it does not tell
+    proprio: Callable[[np.ndarray], np.ndarray] = lambda flat: flat  # of the flattened state, for obs="mixed"
+    camera: str | None = None  # where frames come from unless the caller says
+    upside_down: tuple[str, ...] = ()  # cameras whose pictures need a half turn
+    seeds: Callable[[int], Any] | None = None  # for suites whose reset ignores its seed
+
+
+def find(id: str, kwargs: dict[str, Any]) -> Found:
+    """Make an environment of a suite, or of Gymnasium's registry.
+
+    Raises:
+        UserError: there is none, or it cannot be made.
+    """
+    if id in _CLASSIC and comes_from("gymnasium", id):
+        kind, steps = _CLASSIC[id]
+        return Found(kind(render_mode="rgb_array", **kwargs), steps)
+    if id.startswith("metaworld/"):
+        return _metaworld(id, kwargs)
+    if id.startswith("dm_control/"):
+        _suite("shimmy", id)
+        env = _registered(id, kwargs)
+        control: Any = vars(env.unwrapped)["_env"]
+        steps, control._step_limit = control._step_limit, float("inf")  # ours cuts instead, and can be saved
+        named = physics_of(env)
+        first = named[0].camera(0).name if named and named[0].ncam else None
+        return Found(env, int(steps) if np.isfinite(steps) else DEFAULT_STEPS, camera=first)
+    if id.startswith(_ROBOTICS) and (id not in gymnasium.registry or comes_from("gymnasium_robotics", id)):
+        _suite("gymnasium_robotics", id)
+        env = _registered(id, kwargs)
+        own = {25: [0, 1, 2, 9, 10, *range(20, 25)], 10: list(range(10))}  # Fetch: grip, fingers and their velocities
+        parts = env.observation_space
+        width = parts["observation"].shape if isinstance(parts, spaces.Dict) and "observation" in parts.spaces else None
+        keep = own.get(width[0]) if id.startswith("Fetch") and width else None
+        return Found(
+            env,
+            _limit(env),
+            _kitchen_done if id.startswith("FrankaKitchen") else told_success,
+            (lambda flat: flat[..., 6:][keep]) if keep else Found.proprio,
+            camera="free",
+        )
+    return Found(env := _registered(id, kwargs), _limit(env))
+
+
+def _kitchen_done(info: dict[str, Any]) -> bool | None:
+    return not info["tasks_to_complete"] if "tasks_to_complete" in info else None
+
+
+def _metaworld(id: str, kwargs: dict[str, Any]) -> Found:
+    metaworld = _suite("metaworld", id)
+    tasks = {key.removesuffix("-goal-observable"): key for key in metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE}
+    task = id.removeprefix("metaworld/")
+    if task not in tasks:
+        raise UserError(f"make: no environment {id!r}. {nearest(id, [f'metaworld/{t}' for t in tasks])}")
+    env: Any = metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[tasks[task]](seed=0, **kwargs)
+    env._freeze_rand_vec, env.seeded_rand_vec = False, True  # a new start and goal each episode, drawn from its seed
+    env.observation_space = env.sawyer_observation_space  # what it was made with gives the goal no room
+    steps, env.max_path_length = int(env.max_path_length), 10**9  # ours cuts instead
+    return Found(
+        env,
+        steps,
+        proprio=lambda flat: flat[:4],  # hand position and gripper opening
+        camera="corner2",
+        upside_down=_UPSIDE_DOWN,
+        seeds=env.seed,
+    )
+
+
+def _suite(module: str, id: str) -> Any:
+    """Import a suite, without the notes on other versions of itself that it prints and warns."""
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"make: {id!r} needs the package {module}, which is not installed. {SUITES_HELP}")
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        suite = importlib.import_module(module)
+        if module != "metaworld":
+            gymnasium.register_envs(suite)
+    return suite
+
+
+def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
+    """From Gymnasium's registry, without a time limit."""
+    if id not in gymnasium.registry:
+        raise UserError(f"make: no environment {id!r}. {nearest(id, [*WORLDS, *gymnasium.registry], listed='worlds')}")
+    spec = gymnasium.spec(id)
+    try:
+        entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        known = inspect.signature(entry).parameters if entry else {}
+        kwargs = {"terminate_when_unhealthy": False} | kwargs if "terminate_when_unhealthy" in known else kwargs
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+        if takes_any or "render_mode" in known:  # a world without pictures can be trained on its own reward
+            kwargs = {"render_mode": "rgb_array"} | kwargs
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "a newer version exists", precision of bounds
+            return gymnasium.make(id, max_episode_steps=-1, disable_env_checker=True, **kwargs)
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"make: {id} cannot be made: {error}") from error
+
+
+def comes_from(package: str, id: str) -> bool:
+    """Whether a registered environment is made by a package."""
+    spec = gymnasium.registry.get(id)
+    made: Any = None if spec is None else spec.entry_point
+    module = made if isinstance(made, str) else str(getattr(made, "__module__", ""))
+    return module.replace(":", ".").split(".")[0] == package.split(".")[0]
+
+
+def _limit(env: gymnasium.Env) -> int:
+    spec = gymnasium.registry.get(env.spec.id) if env.spec else None
+    return (spec.max_episode_steps if spec else None) or DEFAULT_STEPS
+
+
+def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
+    """MuJoCo's model and data behind an environment, if it has them."""
+    base = env.unwrapped
+    control = getattr(base, "__dict__", {}).get("_env")
+    if control is not None and hasattr(control, "physics"):
+        return control.physics.model.ptr, control.physics.data.ptr
+    model, data = getattr(base, "model", None), getattr(base, "data", None)
+    return (model, data) if isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData) else None

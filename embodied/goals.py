@@ -1,0 +1,104 @@
+"""Which goal a reward follows, in one place for every verb.
+
+A person's goal (reward.goal, or goal= for short) counts first; where it is left open, the task text of the episode or
+the dataset at hand; else the instruction of the world. A goal stays a plain text all the way: it is never put where a
+config is resolved.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from embodied.build import locate
+from embodied.errors import UserError
+
+# Their demonstrations say what the task is; older configs of theirs still have an empty goal.
+GOALLESS = (
+    "rewards.xirl.xirl_scorer",
+    "rewards.rapl.rapl_scorer",
+    "rewards.demonstration.demonstration_scorer",
+)
+
+
+def parts_of(reward: Mapping[str, Any]) -> dict[str, Any]:
+    """The rewards of a composition by name, or the one there is, named "".
+
+    Args:
+        reward: a reward's config, plain or not.
+    """
+    return dict(reward.get("parts") or {"": reward})
+
+
+def takes_goal(part: Mapping[str, Any]) -> bool:
+    """Whether a reward follows a goal in words at all."""
+    target = part.get("_target_")
+    if target is None or target in GOALLESS:
+        return False
+    return "goal" in part or "goal" in inspect.signature(locate(target)).parameters
+
+
+def is_open(part: Mapping[str, Any]) -> bool:
+    """Whether a reward follows a goal that nobody gave."""
+    return takes_goal(part) and part.get("goal") is None and part.get("goals") is None
+
+
+def any_open(reward: Mapping[str, Any]) -> bool:
+    """Whether a reward, or one of its parts, waits for a goal."""
+    return any(is_open(part) for part in parts_of(reward).values())
+
+
+def with_goal(reward: Mapping[str, Any], goal: str | None) -> dict[str, Any]:
+    """A reward's plain config with this goal wherever one is open; the config given is not changed.
+
+    Raises:
+        UserError: a reward that follows none was given one.
+    """
+    if reward.get("_target_") in GOALLESS and "goal" in reward:
+        if reward["goal"] is not None:
+            name = str(reward["_target_"]).rpartition(".")[2].removesuffix("_scorer")
+            raise UserError(f"goal must be left out: reward={name} follows none; got {reward['goal']!r}.")
+        return {key: value for key, value in reward.items() if key != "goal"}
+    if goal is None and not reward.get("parts"):
+        return dict(reward)
+    if reward.get("parts"):
+        return {**reward, "parts": {name: with_goal(part, goal) for name, part in reward["parts"].items()}}
+    return {**reward, "goal": goal} if is_open(reward) else dict(reward)
+
+
+def told_goals(reward: Mapping[str, Any]) -> list[str]:
+    """Every goal in a reward's plain config, its parts' too, each once."""
+    found: dict[str, None] = {}
+
+    def gather(value: Any) -> None:
+        if isinstance(value, str):
+            found[value] = None
+        elif isinstance(value, Mapping):
+            for each in value.values():
+                gather(each)
+        elif isinstance(value, list | tuple):
+            for each in value:
+                gather(each)
+
+    for part in parts_of(reward).values():
+        gather([part.get("goal"), part.get("goals")])
+    return list(found)
+
+
+def check_goal_given(part: Mapping[str, Any], name: str = "") -> None:
+    """Refuse a reward that cannot do without a goal and has none.
+
+    Args:
+        part: its plain config, filled as far as it goes.
+        name: of the part of a composition; "": it stands alone.
+
+    Raises:
+        UserError: says what to add.
+    """
+    key = f"reward.{name}.goal" if name else "reward.goal"
+    parameters = inspect.signature(locate(part.get("_target_"))).parameters
+    needed = "goal" in parameters and parameters["goal"].default is inspect.Parameter.empty
+    needed = needed or any(each.kind is each.VAR_KEYWORD for each in parameters.values()) or "goals" in parameters
+    if needed and is_open(part):
+        raise UserError(f'{key} must be a text: nothing here says what the task is. Add {key}="the drawer is open".')

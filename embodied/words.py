@@ -1,0 +1,88 @@
+"""What a person types, as Hydra's grammar wants it: a sentence is a text, in any script, without quotes of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from embodied.errors import UserError, nearest
+
+TEXTS = ("goal", "goals", "baseline", "negative", "negatives")  # settings in words: ${…} in them is text too
+RENAMED = re.compile(r"([+~]*reward(?:\.\w+)?)\.negatives(?==)")  # as softmax called it once
+
+
+def quote(word: str) -> str:
+    """`reward.goal=the robot's cup` → `reward.goal="the robot's cup"`; what Hydra's grammar knows stays.
+
+    In lists and mappings each item gets quotes that needs them: `source=[front=0,side=film.mp4]`.
+    """
+    word = RENAMED.sub(r"\1.negative", word)
+    key, equal, value = word.partition("=")
+    if not equal or not value:
+        return word
+    text = key.rpartition(".")[2] in TEXTS
+    if text:
+        value = re.sub(r"(?<!\\)\$\{", r"\\${", value)
+    if value[0] in "\"'":
+        return f"{key}={value}"
+    if value[0] in "[{":
+        if _reads(f"{key}={value}"):
+            return f"{key}={value}"
+        inner = value[1:-1]
+        if value[-1] == {"[": "]", "{": "}"}[value[0]] and not re.search(r"[]\[{}\"]", inner.replace("\\${", "")):
+            quoted = f"{key}={value[0]}{','.join(_quote_item(each, value[0]) for each in inner.split(','))}{value[-1]}"
+            if _reads(quoted):
+                return quoted
+        return f"{key}={_quoted(value)}" if text else word
+    if re.search(r"[\s',=#]|^~", value) or not _reads(f"{key}={value}"):
+        return f"{key}={_quoted(value)}"
+    return f"{key}={value}"
+
+
+def _quote_item(item: str, bracket: str) -> str:
+    """An item of a list, or `name: item` of a mapping, in quotes where the grammar cannot read it."""
+    name, item = (item.partition(":")[0] + ":", item.partition(":")[2]) if bracket == "{" else ("", item)
+    return f"{name}{item}" if _reads(f"x={item}") else f"{name}{_quoted(item.strip())}"
+
+
+def _quoted(value: str) -> str:
+    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    return f'"{escaped}"'
+
+
+def _reads(word: str) -> bool:
+    """Whether Hydra's grammar can read a setting."""
+    try:
+        check_grammar(word)
+    except UserError:
+        return False
+    return True
+
+
+def check_grammar(word: str) -> None:
+    """Refuse what Hydra's grammar cannot read.
+
+    Raises:
+        UserError: shows the word.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import OverrideParseException
+
+    try:
+        OverridesParser.create().parse_overrides([word])
+    except OverrideParseException as error:
+        raise UserError(
+            f"cannot read {word!r}. Settings are written key=value; a list is [a,b], and a text that looks like one "
+            "wants quotes of its own: key='\"[a] b\"'."
+        ) from error
+
+
+def suggestion(key: str, known: Iterable[str]) -> str:
+    """What was meant by a key: `lr` is short for `policy.learning_rate`; else the nearest."""
+
+    def means(name: str) -> bool:
+        last = name.rpartition(".")[2]
+        return key in (last, "".join(word[:1] for word in last.split("_")))
+
+    meant = sorted(name for name in known if means(name)) if "." not in key and len(key) > 1 else []
+    return f"Did you mean {' or '.join(meant[:3])}?" if meant else nearest(key, known)

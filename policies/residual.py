@@ -1,0 +1,219 @@
+"""A bounded correction, learned by RL, on top of a policy that stays as it is.
+
+    action = clip(base(o) + scale · tanh(u), −1, 1),    u ~ N(μ(o, base(o)), σ)
+
+ResFiT (Ankile et al., arXiv 2509.19301): critics of the whole action, a long warm-up of the critics, then an actor that
+begins at no correction; half of every batch from demonstrations. Departures: soft actor-critic (the entropy is that of
+tanh u) in place of their TD3 with ten critics, one action at a time in place of chunks, vectors in place of images, and
+a hand-over, so that it does not end below its base.
+
+For updates the base is asked anew about each observation, as if an episode began there: right for a base that remembers
+nothing, near enough for one that plays chunks.
+
+Shape letters: E worlds, B batch, S flat observation, A action.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from policies.core import Actor, Batch, Learner, Memory, Obs, Rollout, Sampling, map_leaves
+from policies.handover import LEARNED, HandOver
+from policies.imitation import imitation
+from policies.networks import Sample, action_size, choose_device, flat, flat_size, settings_of
+from policies.saving import State, pack, unpack
+from policies.soft import Soft, SoftSettings, averages
+
+BASE = "base/"  # what the base remembers, in this one's memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(SoftSettings):
+    """What can be set, beside `SoftSettings`.
+
+    Attributes:
+        scale: of the correction, > 0.
+        warmup: updates of the critics before the correction is learned.
+        noise: standard deviation of what is added to the base's actions in training.
+        temperature: with which the search begins.
+        target_entropy: of tanh u, in units of −A.
+        pretraining: of the base, where it is imitation of our own.
+        handover: whether the correction is played only while it earns no less; else from the end of the warm-up.
+    """
+
+    scale: float = 0.2
+    warmup: int = 5000
+    noise: float = 0.1
+    temperature: float = 0.003
+    target_entropy: float = 1.0
+    pretraining: int = 2000
+    handover: bool = True
+
+
+class _Corrected(Soft):
+    """Soft actor-critic that reads the base's action and adds to it."""
+
+    base: Actor
+    scale: float
+
+    def inputs(self, obs: Any) -> Tensor:
+        x = super().inputs(obs)
+        asked = map_leaves(lambda leaf: leaf.cpu().numpy(), obs)
+        action, _ = self.base.act(asked, self.base.begin(len(x)), np.ones(len(x), bool), explore=False)
+        return torch.cat([x, torch.from_numpy(action).to(x)], -1)
+
+    def sample(self, x: Tensor, noise: Tensor) -> Sample:
+        drawn, base = super().sample(x, noise), x[:, -self.num_actions :]
+        whole, best = ((base + self.scale * part).clamp(-1, 1) for part in (drawn.action, drawn.best))
+        return Sample(whole, drawn.log_prob, best)
+
+
+class Residual:
+    """The learner; see the module.
+
+    Args:
+        observation_space: vectors.
+        action_space: a Box.
+        seed: of weights, exploration and updates.
+        device: where the networks live.
+        settings: see `Settings`.
+        base: what is corrected; a learner is pretrained on demonstrations first, and saved with this one's state.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str,
+        settings: Settings, base: Actor,
+    ) -> None:  # fmt: skip
+        size, self.num_actions = flat_size(observation_space, "residual"), action_size(action_space, "residual")
+        self.settings, self.device, self.base = settings, torch.device(device), base
+        self.pace = settings.pace(settings.pretraining if isinstance(base, Learner) else 0)
+        self.sampling: Sampling | None = settings.sampling()
+        self._soft = _Corrected(
+            size, self.num_actions, settings=settings, temperature=settings.temperature,
+            target_entropy=-self.num_actions * settings.target_entropy, seed=seed, device=self.device,
+            beside=self.num_actions,
+        )  # fmt: skip
+        self._soft.base, self._soft.scale = base, settings.scale
+        head = self._soft.policy.actor.mlp.head
+        with torch.no_grad():  # no correction at first, in the mean
+            head.weight[..., : self.num_actions] = 0
+            head.bias[..., : self.num_actions] = 0
+        self._acting = torch.Generator().manual_seed(seed + 1)
+        self.handover = HandOver()
+        self.steps = 0
+
+    # Acting ---------------------------------------------------------------------------------------------
+
+    @property
+    def _best(self) -> int:
+        warm = self._soft.updates >= self.settings.warmup
+        return self.handover.best if self.settings.handover else int(warm)
+
+    def begin(self, count: int) -> Memory:
+        """Who plays each world's running episode, and what the base remembers."""
+        base = {BASE + name: value for name, value in self.base.begin(count).items()}
+        return base | {"player": np.full(count, self._best, np.int8)}
+
+    @torch.no_grad()
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        """(E, A) in [-1, 1]: the base's action, corrected in the episodes that were handed over."""
+        player = memory["player"].copy()
+        if first.any():
+            chosen = explore and self.settings.handover
+            player[first] = self.handover.choose(int(first.sum())) if chosen else self._best
+        own = {name.removeprefix(BASE): value for name, value in memory.items() if name.startswith(BASE)}
+        base, own = self.base.act(obs, own, first, explore=False)
+        x = torch.cat([self._soft.policy.norm(flat(obs).to(self.device)), torch.from_numpy(base).to(self.device)], -1)
+        noise = torch.randn(len(x), self.num_actions, generator=self._acting) if explore else torch.zeros(base.shape)
+        drawn = self._soft.sample(x, noise.to(self.device))
+        corrected = (drawn.action if explore else drawn.best).cpu().numpy()
+        plain = np.clip(base + np.float32(self.settings.noise) * noise.numpy(), -1, 1)
+        if explore and self.settings.handover:
+            self.handover.acted(player, first)
+        action = np.where((player == LEARNED)[:, None], corrected, plain)
+        return action, {BASE + name: value for name, value in own.items()} | {"player": player}
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count steps and earnings, take the observations into their mean and deviation."""
+        self.steps += reward.size
+        if self.settings.handover:
+            self.handover.observe(rollout, reward)
+        if self.settings.standardise:
+            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
+
+    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
+        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        return self._soft.value(obs, action).cpu().numpy()
+
+    # Learning -------------------------------------------------------------------------------------------
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """So many updates; before the first observed step, of the base."""
+        if not self.steps:
+            return self.base.update(batches, count) if isinstance(self.base, Learner) else {}
+        told, out = [], {}
+        for k in range(count):
+            batch = next(batches).to(self.device)
+            told.append(self._soft.update(batch, move_actor=self._soft.updates >= self.settings.warmup))
+            if k == count - 1:
+                out |= self._soft.dormant(batch)
+        self.handover.open = self._soft.updates >= self.settings.warmup
+        return out | averages(told) | (self.handover.metrics() if self.settings.handover else {})
+
+    def relabelled(self) -> None:
+        """Other rewards: what base and correction earned counts no more."""
+        self.handover.forget()
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return self._soft.parts | {"acting": self._acting}
+
+    def state(self) -> State:
+        """Everything that continuing needs; of a base only where it is a learner."""
+        tensors, values = self.base.state() if isinstance(self.base, Learner) else ({}, {})
+        own = {"steps": self.steps, "updates": self._soft.updates, "handover": self.handover.state(), "base": values}
+        return pack(self._parts) | {BASE + name: tensor for name, tensor in tensors.items()}, own
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BASE)}
+        base = {name.removeprefix(BASE): tensor for name, tensor in tensors.items() if name.startswith(BASE)}
+        unpack("Residual.load_state", self._parts, own)
+        if isinstance(self.base, Learner):
+            self.base.load_state(base, values["base"])
+        self.steps, self._soft.updates = values["steps"], values["updates"]
+        self.handover.load_state(values["handover"])
+
+
+def residual(
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", base: Actor | None = None, **settings: Any,
+) -> Residual:  # fmt: skip
+    """A learned correction of a frozen policy, for continuous actions.
+
+    Args:
+        observation_space: vectors.
+        action_space: a Box.
+        num_worlds: E; any.
+        total_steps: transitions of the whole run; it has no schedule that needs them.
+        seed: of everything random.
+        device: "auto", "cuda", "mps" or "cpu".
+        base: what is corrected, for instance a finetuned VLA; None: imitation of the demonstrations.
+        settings: see `Settings`.
+    """
+    made, device = settings_of(Settings, settings), choose_device(device)
+    if base is None:
+        base = imitation(
+            observation_space, action_space, num_worlds=num_worlds, total_steps=total_steps, seed=seed + 10,
+            device=device,
+        )  # fmt: skip
+    return Residual(observation_space, action_space, seed=seed, device=device, settings=made, base=base)

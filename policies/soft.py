@@ -1,0 +1,228 @@
+"""Soft actor-critic's networks and its update, for the learners that are made of it.
+
+Haarnoja et al., arXiv 1812.05905, with layer-normed critics as one batched product, and an actor that moves only every
+few updates. The entropies of the steps inside an n-step sum are left out, as everywhere.
+
+Shape letters: B batch, K critics, S flat observation, A action.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policies.core import Batch, Pace, Sampling, map_leaves
+from policies.networks import Critics, GaussianActor, Sample, Standardise, adam, dormant_ratio, flat, follow
+from policies.replay import n_step
+
+Extra = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, x (B, S), q (K, B) or the actor's mean (B, A)) -> a loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftSettings:
+    """What can be set of every learner that is a soft actor-critic.
+
+    Attributes:
+        learning_rate: Adam's, of actor, critics and temperature.
+        batch_size: windows an update.
+        gamma: discount.
+        tau: step of the target critics.
+        n_steps: rewards summed before bootstrapping.
+        critic: widths of the critics' hidden layers.
+        actor: of the actor's.
+        critics: how many.
+        actor_delay: updates of the critics for one of the actor.
+        standardise: observations by their running mean and deviation.
+        demo_share: of each batch, where there are demonstrations.
+        learning_starts: transitions before the first update.
+        rollout_steps: steps of every world between rounds of updates.
+        updates_per_step: updates for each transition.
+    """
+
+    learning_rate: float = 7e-4
+    batch_size: int = 128
+    gamma: float = 0.95
+    tau: float = 0.01
+    n_steps: int = 1
+    critic: tuple[int, ...] = (256, 256)
+    actor: tuple[int, ...] = (128, 128)
+    critics: int = 2
+    actor_delay: int = 2
+    standardise: bool = True
+    demo_share: float = 0.5
+    learning_starts: int = 500
+    rollout_steps: int = 4
+    updates_per_step: float = 0.5
+
+    def __post_init__(self) -> None:
+        who = type(self).__module__.rpartition(".")[2]
+        for name in ("n_steps", "batch_size", "critics", "actor_delay", "rollout_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("gamma", "tau", "demo_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
+        for name in ("learning_rate", "updates_per_step"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+
+    def pace(self, pretraining: int = 0) -> Pace:
+        """When such a learner updates."""
+        return Pace(
+            rollout_steps=self.rollout_steps, updates_per_step=self.updates_per_step,
+            learning_starts=self.learning_starts, pretraining=pretraining,
+        )  # fmt: skip
+
+    def sampling(self, *, returns: bool = False) -> Sampling:
+        """What batches it wants."""
+        return Sampling(
+            length=self.n_steps, batch_size=self.batch_size, demo_share=self.demo_share, returns=returns,
+            gamma=self.gamma,
+        )  # fmt: skip
+
+
+class Policy(nn.Module):
+    """Standardised observations to a Gaussian over actions."""
+
+    def __init__(self, norm: Standardise, actor: GaussianActor) -> None:
+        super().__init__()
+        self.norm, self.actor = norm, actor
+
+    def best(self, obs: Tensor) -> Tensor:
+        return self.actor.best(self.norm(obs))
+
+
+class Soft:
+    """Networks, optimisers, and one update.
+
+    Args:
+        observation: S.
+        action: A.
+        settings: see `SoftSettings`.
+        temperature: with which it begins, > 0.
+        target_entropy: of the policy.
+        seed: of weights and of the actions drawn in updates.
+        device: where it lives.
+        beside: numbers that the networks read beside the standardised observation.
+    """
+
+    def __init__(
+        self, observation: int, action: int, *, settings: SoftSettings, temperature: float, target_entropy: float,
+        seed: int, device: torch.device, beside: int = 0,
+    ) -> None:  # fmt: skip
+        s, build = settings, torch.Generator().manual_seed(seed)
+        self.settings, self.device, self.num_actions = s, device, action
+        self.target_entropy, self.updates = target_entropy, 0
+        self.policy = Policy(
+            Standardise(observation), GaussianActor(observation + beside, action, s.actor, generator=build)
+        ).to(device)
+        self.critics = Critics(observation + beside, action, s.critic, generator=build, count=s.critics).to(device)
+        self.targets = copy.deepcopy(self.critics).requires_grad_(False)
+        self.log_alpha = torch.tensor(math.log(temperature), device=device, requires_grad=True)
+        self.actor_adam = adam(self.policy.actor, s.learning_rate)
+        self._critic_adam = adam(self.critics, s.learning_rate)
+        self._alpha_adam = torch.optim.Adam([self.log_alpha], lr=s.learning_rate)
+        self.generator = torch.Generator(device).manual_seed(seed + 2)
+
+    def sample(self, x: Tensor, noise: Tensor) -> Sample:
+        """An action of the policy from standardised observations."""
+        return self.policy.actor.sample(x, noise)
+
+    def inputs(self, obs: Any) -> Tensor:
+        """(B, S) standardised."""
+        return self.policy.norm(flat(obs))
+
+    def noise(self, *shape: int) -> Tensor:
+        """Standard normal, for an update."""
+        return torch.randn(*shape, self.num_actions, generator=self.generator, device=self.device)
+
+    def update(
+        self, batch: Batch, *, move_actor: bool = True, on_critics: Extra | None = None, on_actor: Extra | None = None,
+        q_weight: Callable[[Tensor], Tensor | float] = lambda q: 1.0,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """One step of the critics and their targets; every few, one of the actor and the temperature.
+
+        Args:
+            batch: windows of at least n_steps.
+            move_actor: whether the actor's turn counts.
+            on_critics: adds to the critics' loss.
+            on_actor: adds to the actor's.
+            q_weight: of the actor's own loss, from the values (B,) of its actions.
+        """
+        s = self.settings
+        x = self.inputs(map_leaves(lambda leaf: leaf[0], batch.obs))
+        step = n_step(batch, s.gamma, s.n_steps)
+        alpha = self.log_alpha.detach().exp()
+        with torch.no_grad():
+            after = self.inputs(step.next_obs)
+            drawn = self.sample(after, self.noise(len(after)))
+            target = step.reward + step.discount * (self._least(self.targets, after, drawn) - alpha * drawn.log_prob)
+        q = self.critics(x, batch.action[0])
+        loss = 0.5 * (q - target).square().mean(1).sum()
+        out = {"critic_loss": loss.detach(), "q": q.detach().mean(), "temperature": alpha}
+        if on_critics is not None:
+            loss = loss + on_critics(batch, x, q)
+        self._critic_adam.zero_grad()
+        loss.backward()
+        self._critic_adam.step()
+        follow(self.targets, self.critics, s.tau)
+        self.updates += 1
+        if self.updates % s.actor_delay or not move_actor:
+            return out
+        drawn = self.sample(x, self.noise(len(x)))
+        value = self._least(self.critics, x, drawn)
+        loss = ((alpha * drawn.log_prob - value) * q_weight(value.detach())).mean()
+        if on_actor is not None:
+            loss = loss + on_actor(batch, x, drawn.best)
+        self.actor_adam.zero_grad()
+        loss.backward(inputs=list(self.policy.actor.parameters()))  # the critics' gradients would be thrown away
+        self.actor_adam.step()
+        self._alpha_adam.zero_grad()
+        (-self.log_alpha * (drawn.log_prob.detach() + self.target_entropy).mean()).backward()
+        self._alpha_adam.step()
+        return out | {"actor_loss": loss.detach(), "entropy": -drawn.log_prob.detach().mean()}
+
+    @staticmethod
+    def _least(critics: Critics, x: Tensor, drawn: Sample) -> Tensor:
+        return critics(x, drawn.action).min(0).values
+
+    @torch.no_grad()
+    def value(self, obs: Any, action: Any) -> Tensor:
+        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        x = self.inputs(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
+        return self.critics(x, torch.as_tensor(action, device=self.device)).min(0).values
+
+    @torch.no_grad()
+    def dormant(self, batch: Batch) -> dict[str, float]:
+        """DrM's ratio of both networks, for the log."""
+        x = self.inputs(map_leaves(lambda leaf: leaf[0], batch.obs))
+        critics = self.critics.mlp.hidden(torch.cat([x, batch.action[0]], -1))
+        actor = self.policy.actor.mlp.hidden(x)
+        return {"dormant_actor": dormant_ratio(actor), "dormant_critic": dormant_ratio(critics)}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What a state holds."""
+        return {
+            "policy": self.policy, "critics": self.critics, "targets": self.targets, "log_alpha": self.log_alpha,
+            "actor_adam": self.actor_adam, "critic_adam": self._critic_adam, "alpha_adam": self._alpha_adam,
+            "updating": self.generator,
+        }  # fmt: skip
+
+
+def averages(told: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the updates that told it."""
+    names = {name for each in told for name in each}
+    return {name: float(torch.stack([each[name] for each in told if name in each]).mean()) for name in sorted(names)}
+
+
+def imitation_error(mean: Tensor, batch: Batch) -> Tensor:
+    """Mean squared error of the actions that are to be imitated; 0 where there are none."""
+    shown = batch.imitate[0].float()
+    return ((mean - batch.action[0]).square().mean(-1) * shown).sum() / shown.sum().clamp(min=1)

@@ -1,0 +1,120 @@
+"""A world of a person's own, from the command line: found, cut, scored, and honest about success."""
+
+import json
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from embodied import cli
+from embodied.envs.bridge import make
+from embodied.errors import UserError
+
+MINE = """
+import gymnasium
+from gymnasium.envs.classic_control import PendulumEnv
+from embodied.envs.cartpole import CartPole
+
+
+class Blind(PendulumEnv):
+    metadata = {"render_modes": []}
+
+    def __init__(self):
+        super().__init__()
+
+
+class Face(CartPole):
+    instruction = "stand still"
+
+
+gymnasium.register("Mine-v0", entry_point=PendulumEnv, max_episode_steps=20)
+gymnasium.register("Handover-v0", entry_point="my_worlds:Blind", max_episode_steps=20)
+gymnasium.register("Face-v0", entry_point=Face)
+gymnasium.register("Lost-v0", entry_point="my_worlds:Lost")
+"""
+TRAIN = ["steps=32", "num_worlds=2", "eval_every=0", "eval_episodes=1", "final_episodes=4", "videos=0", "run=run"]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module of own worlds, importable and forgotten again."""
+    (tmp_path / "my_worlds.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield "my_worlds"
+    sys.modules.pop("my_worlds", None)
+    for name in ("Mine-v0", "Handover-v0", "Face-v0", "Lost-v0"):
+        gymnasium.registry.pop(name, None)
+
+
+def train(*words):
+    return cli.main(["train", "env=gym", "reward=true", *TRAIN, *words])
+
+
+def told():
+    return json.loads(Path("run/evaluations.jsonl").read_text().splitlines()[-1])
+
+
+def test_it_trains_and_does_not_pretend_to_know_success(mine, capsys):
+    assert train(f"env.id={mine}:Mine-v0", "env.max_episode_steps=7") == 0
+    assert told()["success_rate"] is None
+    out = capsys.readouterr().out
+    assert "uccess" not in out
+    assert out.startswith("4 episodes: mean return")
+    page = Path("run/report.html").read_text("utf-8")
+    assert "this world does not tell success" in page
+    assert "interval 0" not in page
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_its_sparse_reward_is_refused_before_anything_is_written(mine, workers, capsys):
+    assert train(f"env.id={mine}:Mine-v0", "sparse=true", f"workers={workers}") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("embodied train: SparseReward: Mine-v0 must tell is_success at every step; it does not.")
+    assert not Path("run").exists()
+
+
+def test_its_own_time_limit_is_the_one_that_is_set(mine):
+    for wanted, expected in ((None, 20), (3, 3)):
+        env = make(f"{mine}:Mine-v0", max_episode_steps=wanted)
+        env.reset(seed=0)
+        ends = [env.step(np.zeros(1, np.float32))[3] for _ in range(expected)]
+        assert ends == [False] * (expected - 1) + [True]
+        env.close()
+
+
+def test_without_pictures_it_is_played_but_not_looked_at(mine):
+    """Its name begins as a suite's do, and its constructor takes no render_mode."""
+    env = make(f"{mine}:Handover-v0")
+    env.reset(seed=0)
+    env.step(np.zeros(1, np.float32))
+    with pytest.raises(UserError, match=r"Handover-v0 has no pictures to score"):
+        env.get_wrapper_attr("frame")()
+    with pytest.raises(UserError, match=r"obs=pixels needs pictures, which Handover-v0 does not render"):
+        make(f"{mine}:Handover-v0", obs="pixels")
+
+
+def test_one_that_is_a_world_of_ours_keeps_its_face(mine):
+    env = make(f"{mine}:Face-v0", camera="angle", image_size=24)
+    assert env.unwrapped.instruction == "stand still"
+    assert env.get_wrapper_attr("camera") == "angle"
+    assert env.reset(seed=0)[1] == {"is_success": False} or env.reset(seed=0)[1] == {"is_success": True}
+    assert env.get_wrapper_attr("_max_episode_steps") == 1000
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("id", "steps", "words"),
+    [
+        ("nowhere:Mine-v0", None, "the module 'nowhere' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
+        ("my_worlds:Min-v0", None, "the module 'my_worlds' registers no environment 'Min-v0'.*[Dd]id you mean Mine-v0"),
+        ("my_worlds:Lost-v0", None, "Lost-v0 cannot be made: module 'my_worlds' has no attribute 'Lost'"),
+        ("my_worlds:Mine-v0", 0, "max_episode_steps must be a whole number, at least 1; got 0"),
+        ("my_worlds:Mine-v0", "ten", "max_episode_steps must be a whole number, at least 1; got 'ten'"),
+    ],
+)
+def test_what_is_not_there_is_named(mine, id, steps, words):
+    with pytest.raises((UserError, TypeError), match=words if steps != "ten" else "."):
+        make(id, max_episode_steps=steps)

@@ -1,0 +1,146 @@
+"""The default learner, on worlds whose values are known."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from policies.core import Actor, Learner
+from policies.replay import Mix, Replay
+from policies.rlpd import rlpd
+from tests.learner_probes import (
+    ACTION,
+    ACTIONS,
+    GAMMA,
+    OBS,
+    STATES,
+    VALUES,
+    best_actions,
+    memory,
+    resumes,
+    shown,
+    taught,
+)
+
+SMALL = {
+    "critic": (32,), "actor": (32,), "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
+    "temperature": 1e-3, "learning_starts": 0,
+}  # fmt: skip
+
+
+def make(seed=0, **settings):
+    return rlpd(OBS, ACTION, num_worlds=2, total_steps=1000, seed=seed, device="cpu", **(SMALL | settings))
+
+
+@pytest.mark.parametrize(("kind", "n_steps"), [*((kind, 1) for kind in VALUES), ("discount", 3), ("truncated", 3)])
+def test_it_finds_known_values_and_actions(kind, n_steps):
+    learner = taught(make(n_steps=n_steps), kind, 200)
+    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.05)
+    if kind in ACTIONS:
+        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.12)
+
+
+def test_it_keeps_the_protocol():
+    learner = make()
+    assert isinstance(learner, Learner)
+    assert isinstance(learner, Actor)
+    first = learner.begin(2)
+    action, second = learner.act(STATES, first, np.ones(2, bool), explore=True)
+    assert (action.dtype, action.shape) == (np.float32, (2, 1))
+    assert set(first) == set(second)
+    assert all(second[key].shape == first[key].shape and second[key].dtype == first[key].dtype for key in first)
+
+
+def test_nothing_is_drawn_from_global_generators():
+    def run(noise):
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        learner = taught(make(), "both", 5)
+        acted = learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0]
+        assert torch.initial_seed() == noise
+        return learner.state()[0], acted
+
+    (one, acted), (other, again) = run(1), run(2)
+    np.testing.assert_array_equal(acted, again)
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("demos", [None, shown()])
+def test_it_resumes_bit_for_bit(demos):
+    straight, resumed, other, (one, two) = resumes(lambda seed: make(seed, warmup=4), VALUES["both"][0], demos)
+    np.testing.assert_array_equal(one[0], two[0])
+    assert one[1] == two[1]
+    tensors, values = straight.state()
+    again, others = resumed.state(), other.state()
+    assert json.loads(json.dumps(values)) == again[1]
+    assert all(torch.equal(tensors[key], again[0][key]) for key in tensors)
+    assert set(tensors) == set(again[0])
+    assert any(not torch.equal(tensors[key], others[0][key]) for key in tensors)
+
+
+def test_another_learners_state_is_refused():
+    tensors, values = make().state()
+    with pytest.raises(ValueError, match=r"mlp.layers.0.weight must be \(2, 2, 16\); got \(2, 2, 32\)"):
+        make(critic=[16]).load_state(tensors, values)
+
+
+def test_demonstrations_are_imitated_first_and_acting_begins_there():
+    learner, demos = make(pretraining=150), shown(0.5)
+    only = Mix(memory(demos, imitate=np.ones(demos.first.shape, bool)))
+    learner.update(only.batches(learner.sampling), 150)
+    np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.03)
+    noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(100)]
+    np.testing.assert_allclose(np.mean(noisy, 0), [-0.5, 0.5], atol=0.04)  # near imitation, not random
+    np.testing.assert_allclose(np.std(noisy, 0), 0.1, atol=0.03)
+
+
+def test_actions_that_are_not_to_be_imitated_are_not():
+    """Half of what is shown is wrong and says so."""
+    right, wrong = shown(0.5), shown(-0.5, seed=1)
+    learner = make(pretraining=150)
+    replay = memory(right, imitate=np.ones(right.first.shape, bool), grows=True)
+    replay.add(wrong, wrong.env_reward)
+    learner.update(Mix(replay).batches(learner.sampling), 150)
+    np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.05)
+
+
+def test_observations_of_any_scale_and_form():
+    """A dictionary of vectors in metres and in pixels: standardised, both tell."""
+    rollout = VALUES["both"][0]
+    space = spaces.Dict({"metres": OBS, "pixels": spaces.Box(0, 500, (2,), np.float32)})
+
+    def scaled(obs):
+        return {"metres": 0.02 * obs, "pixels": np.concatenate([200 + 0 * obs, 240 + 0 * obs], -1)}
+
+    learner = rlpd(space, ACTION, num_worlds=2, total_steps=1, seed=0, device="cpu", **SMALL)
+    replay = Replay(space, ACTION, capacity=rollout.first.size, num_worlds=2, seed=0)
+    rollout = rollout._replace(obs=scaled(rollout.obs), next_obs=scaled(rollout.next_obs))
+    replay.add(rollout, rollout.env_reward)
+    learner.observe(rollout, rollout.env_reward)
+    learner.update(Mix(replay).batches(learner.sampling), 200)
+    action, _ = learner.act(scaled(STATES), learner.begin(2), np.ones(2, bool), explore=False)
+    np.testing.assert_allclose(action[:, 0], ACTIONS["both"], atol=0.12)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"gamma": 1.5}, r"rlpd: gamma must be in \[0, 1\]; got 1.5"),
+        ({"n_steps": 0}, "rlpd: n_steps must be at least 1; got 0"),
+        ({"updates_per_step": 0.0}, "rlpd: updates_per_step must be > 0; got 0.0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(change, error):
+    with pytest.raises(ValueError, match=error):
+        make(**change)
+
+
+def test_unknown_settings_and_spaces_are_refused():
+    with pytest.raises(TypeError, match="gama"):
+        make(gama=0.9)
+    with pytest.raises(ValueError, match="actions must be a Box"):
+        rlpd(OBS, spaces.Discrete(3), num_worlds=1, total_steps=1, seed=0)
+    with pytest.raises(ValueError, match="observations must be a vector"):
+        rlpd(spaces.Box(0, 255, (8, 8, 3), np.uint8), ACTION, num_worlds=1, total_steps=1, seed=0)
