@@ -195,12 +195,16 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
             _check_key(key, base)
     config, _ = _compose(verb, groups + values)
     config.merge_with(plain)
+    for word in groups:
+        node: Any = config._get_node(re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0])
+        if OmegaConf.is_config(node):
+            node._set_flag(GIVEN, True)  # all of it was chosen
     for word in values:
         if word[0] not in "+~":
             _check_kind(word.split("=", 1)[0], base, config)
         if not word.startswith("~"):
             key = word.split("=", 1)[0].lstrip("+")
-            node: Any = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+            node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
             node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
     if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
         raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))

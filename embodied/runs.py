@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +29,7 @@ from embodied.literal import load_literal, resolved, saved_text
 from embodied.trust import check_trusted, remember
 
 STEPS = "time/total_timesteps"  # the column of progress.csv that counts
+FREE = ("run", "resume", "steps", "trust")  # what may be given to go on with a run
 ROOT = Path("runs")  # of the folders that commands make
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 
@@ -71,11 +72,14 @@ class Run:
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
         old = saved_config(folder, self.verb, trust=config.get("trust"))
+        if changed := _changed(config, old, self.verb):
+            raise UserError(
+                f"resume: {folder} goes on with its own settings; got others for {', '.join(changed)}. "
+                "Leave them out, or begin a new run."
+            )
         if cli.given(config, "steps") and config.steps != old.steps:
-            if config.steps < int(checkpoint.name):
-                raise UserError(
-                    f"steps must be at least {int(checkpoint.name)}, where {folder} is; got {config.steps}."
-                )
+            if config.steps < old.steps:
+                raise UserError(f"steps must be at least {old.steps}, as {folder} was begun; got {config.steps}.")
             old.steps = config.steps
             save_config(folder, old)
         self.folder, self.config, self.checkpoint = folder, old, checkpoint
@@ -122,6 +126,28 @@ class Run:
         write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         if latest_checkpoint(self.folder) is not None:
             print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
+
+
+def _changed(config: DictConfig, old: DictConfig, verb: str) -> list[str]:
+    """The settings that a person gave and that are not those of the saved run."""
+    given, saved, defaults = (dict(_flat(resolved(each))) for each in (config, old, cli.compose(verb, [])))
+    for key in FREE:
+        given.pop(key, None)
+    asked = [key for key, value in given.items() if value != defaults.get(key, value) or _set(config, key)]
+    return [key for key in asked if given[key] != saved.get(key)]
+
+
+def _set(config: DictConfig, key: str) -> bool:
+    """Whether one of the verb's own keys, or the group that a key is of, was given, be it as its default."""
+    return cli.given(config, key.partition(".")[0])
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def saved_config(folder: Path, verb: str, *, trust: Iterable[str] | None = None) -> DictConfig:

@@ -29,7 +29,6 @@ from embodied.errors import BusyError, UserError
 from embodied.files import sync, whole, write_text
 
 _ABOUT = "episode.json"
-_OPENED = "writer.json"  # with what the writer was opened, for whoever finishes what it left
 
 
 class Writer:
@@ -90,31 +89,10 @@ class Writer:
             self._staged = self._kept()
             about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env,
                      "data_mb": data_mb, "video_mb": video_mb}  # fmt: skip
-            write_text(self._staging / _OPENED, json.dumps(about))
+            write_text(self._staging / layout.OPENED, json.dumps(about))
         except BaseException:
             self._leave()
             raise
-
-    @classmethod
-    def again(cls, root: Path) -> Writer | None:
-        """As it was opened before it was killed; None where nobody knows how.
-
-        Raises:
-            UserError, BusyError: as for a new one.
-        """
-        opened, info = root / layout.STAGING / _OPENED, root / "meta" / layout.INFO
-        if opened.is_file():
-            about = layout.read_json(opened)
-        elif info.is_file() and (root / "meta" / layout.OWN).is_file():
-            was, own = layout.read_json(info), layout.read_json(root / "meta" / layout.OWN)
-            films = {key: feature for key, feature in was["features"].items() if feature["dtype"] == "video"}
-            plain = {k: f for k, f in was["features"].items() if k not in films and k not in layout.COUNTERS}
-            cameras = {layout.short_name(key): layout.image_shape(feature) for key, feature in films.items()}
-            about = {"fps": was["fps"], "features": plain, "cameras": cameras, "env": own.get("env")}
-        else:
-            return None
-        cameras = {name: tuple(size) for name, size in about.pop("cameras").items()}
-        return cls(root, cameras=cameras, **about)
 
     @property
     def staged(self) -> int:

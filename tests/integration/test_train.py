@@ -144,7 +144,13 @@ def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
     del old["encode_threads"], old.env["cameras"]  # as if it were from before these settings
     file.write_text(OmegaConf.to_yaml(old))
     assert main(["train", "run=longer", "resume=true", "steps=100"]) == 2
-    assert "steps must be at least 200, where longer is; got 100" in capsys.readouterr().err
+    assert "steps must be at least 200, as longer was begun; got 100" in capsys.readouterr().err
+    for words, named in (
+        (["seed=1"], "seed"), (["policy.batch_size=64"], "policy.batch_size"), (["env=desk-drawer"], "env.id"),
+        (["num_worlds=8", "log_every=100"], "num_worlds"),  # the default, which the run has not
+    ):  # fmt: skip
+        assert main(["train", "run=longer", "resume=true", *words]) == 2
+        assert f"goes on with its own settings; got others for {named}" in capsys.readouterr().err
     assert main(["train", "run=longer", "resume=true", "steps=400"]) == 0
     assert json.loads(Path("longer/run.json").read_text())["steps"] == OmegaConf.load(file).steps == 400
     assert progress(Path("straight")) == progress(Path("longer"))

@@ -86,7 +86,7 @@ class Seven:
 def opened(monkeypatch):
     asked = []
 
-    def encode(dataset, encoder, *, cameras=None, indices=None, frames_read="none"):
+    def encode(dataset, encoder, *, cameras=None, indices=None, frames_read="none", goal=""):
         features = Features(views={name: torch.zeros(1, 2, encoder.dim) for name in cameras or dataset.cameras})
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
