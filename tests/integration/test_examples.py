@@ -66,11 +66,13 @@ def test_a_robot_of_ones_own(tmp_path):
 
 
 def test_a_client_of_the_server(tmp_path):
-    scorer = clip_scorer(encoder=embedded_encoder(), goal="the drawer is open")
-    with serving(scorer) as server:
+    encoder = embedded_encoder()
+    scorer = clip_scorer(encoder=encoder, goal="the drawer is open")
+    with serving(scorer, goal_scorer=lambda goal: clip_scorer(encoder=encoder, goal=goal)) as server:
         lines = example("serve_client.py", server.url, cwd=tmp_path).splitlines()
     assert [line.split(":")[0] for line in lines[:6]] == [f"episode {e} row {r}" for e in range(2) for r in range(3)]
     assert lines[6].startswith("with another goal, ")
+    assert len(lines) == 7
 
 
 def test_every_example_is_listed_and_run():
