@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from tqdm import tqdm
-
 from benchmarks.common import read_options, record
 from embodied.robots import control, watchdog
+from rewards.progress import tqdm
 from tests.hostile_arm import Tally, attack
 
 OPTIONS = {"seeds": 500, "record": True}

@@ -53,6 +53,8 @@ def disk_full(error: BaseException) -> bool:
     """Whether an error says that the disk is full, in Python's words or in those of a library that writes by itself."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
+    if isinstance(error, UserError):  # says all itself
+        return False
     return bool(re.search(r"No space left on device|Disk quota exceeded", str(error)))
 
 

@@ -3,6 +3,10 @@
 After MoDem-V2's hand-over (Lancaster et al., arXiv 2309.14236, §4.3), which raises the learned policy's share by a
 schedule; here it rises only while that policy earns no less. It knows learned returns alone, never success.
 
+When it counts, the learned policy plays once it is a standard error ahead, and until it falls behind. In 200 simulated
+runs of 136 episodes that succeed or fail (imitation 0.5), a policy of 0.3 then counted 0.4 % of the time, and one of 0.8
+counted in the end in 97 % of the runs.
+
 Shape letters: T steps, E worlds.
 """
 
@@ -34,7 +38,7 @@ class HandOver:
         best: who plays when it counts, `IMITATION` or `LEARNED`.
     """
 
-    def __init__(self, *, window: int = 16, first: float = 0.25, most: float = 0.75, rise: float = 0.05) -> None:
+    def __init__(self, *, window: int = 16, first: float = 0.5, most: float = 0.75, rise: float = 0.05) -> None:
         self.open, self.share, self.best = False, first, IMITATION
         self._window, self._first, self._most, self._rise = window, first, most, rise
         self._owed = 0.0
@@ -100,7 +104,8 @@ class HandOver:
         change = self._rise if ahead >= 0 else -self._rise
         self.share = min(max(self.share + change, self._first), self._most)
         if len(learned) == self._window:
-            self.best = LEARNED if ahead >= 0 else IMITATION
+            error = float(np.sqrt(np.var(learned) / len(learned) + np.var(shown) / len(shown)))
+            self.best = LEARNED if ahead >= (0 if self.best == LEARNED else error) else IMITATION
 
     def metrics(self) -> dict[str, float]:
         """For the log; a policy that has not been measured yet is left out."""

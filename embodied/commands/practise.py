@@ -302,8 +302,8 @@ def _loop(
 
             if due(LOG_EVERY) or tally.steps >= config.steps:
                 said = {f"practice/{name}_said_success": sum(each) / len(each) for name, each in recent.items() if each}
-                log.record(said | {"practice/interventions": tally.interventions})
-                log.record({"practice/passed_over": tally.passed_over})
+                log.record(said | {"practice/interventions": float(tally.interventions)})
+                log.record({"practice/passed_over": float(tally.passed_over)})
                 log.record({"time/fps": (tally.steps - first) / max(time.monotonic() - begun, 1e-9)})
                 log.write(tally.steps)
             if due(config.eval_every) and tally.steps < config.steps:

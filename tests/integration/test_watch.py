@@ -228,7 +228,7 @@ def test_a_live_camera_with_faults_another_goal_and_ctrl_c(watch, tmp_path):
     with MjpegServer(fps=30, size=(32, 32)) as server:
 
         def scored():
-            return ask(port, "/status")[1]["scored"]
+            return ask(port, "/status")[1].get("scored", 0)  # none while its token is not there yet
 
         def steer():
             until(lambda: scored() > 5)

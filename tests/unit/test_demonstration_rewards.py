@@ -158,7 +158,10 @@ def test_demonstrations_are_needed_and_must_have_succeeded(family):
 def test_unknown_forms_are_refused():
     with pytest.raises(ValueError, match="form must be one of onward, gaussian, literal, logistic; got 'svm'"):
         fitted("demonstration", form="svm")
-    with pytest.raises(ValueError, match="loss must be one of classification, regression; got 'triplet'"):
+    with pytest.raises(
+        ValueError,
+        match="regression_mse, regression_mse_var; got 'triplet'",
+    ):
         fitted("xirl", loss="triplet")
     with pytest.raises(ValueError, match="readout must be one of time, distance; got 'goal'"):
         fitted("xirl", readout="goal")

@@ -42,7 +42,7 @@ def test_only_encoders_know_the_model_libraries():
     knowing = {
         file.name for file in (ROOT / "rewards").rglob("*.py") if imported(file) & {"open_clip", "transformers", "timm"}
     }
-    assert knowing == {"encoders.py", "chat_local.py"}
+    assert knowing == {"encoders.py"}
 
 
 @pytest.mark.parametrize("package", ["rewards", "policies"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.core import Actor, Learner
+from policies.core import Actor, Learner, Rollout
 from policies.replay import Mix, Replay
 from policies.rlpd import rlpd
 from tests.learner_probes import (
@@ -94,6 +94,28 @@ def test_demonstrations_are_imitated_first_and_acting_begins_there():
     noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(100)]
     np.testing.assert_allclose(np.mean(noisy, 0), [-0.5, 0.5], atol=0.04)  # near imitation, not random
     np.testing.assert_allclose(np.std(noisy, 0), 0.1, atol=0.03)
+
+
+@pytest.mark.parametrize("handover", [True, False])
+def test_what_is_learned_plays_when_it_counts_only_once_it_was_seen_to_earn_more(handover):
+    """Imitation does the opposite of what pays; the actor finds out, and is not trusted before it has shown it."""
+    learner, demos = make(pretraining=100, warmup=0, imitation_weight=0.0, handover=handover), shown(-0.5)
+    shows = memory(demos, imitate=np.ones(demos.first.shape, bool))
+    learner.update(Mix(shows).batches(learner.sampling), 100)
+    taught(learner, "both", 150)
+    expected = [0.5, -0.5] if handover else [-0.5, 0.5]
+    np.testing.assert_allclose(best_actions(learner), expected, atol=0.12)
+    if not handover:
+        return
+    ended, remembered = np.ones((1, 2), bool), learner.begin(2)
+    for _ in range(40):
+        action, remembered = learner.act(STATES, remembered, ended[0], explore=True)
+        reward = 1 - (action - 0.5 * STATES).T ** 2
+        rollout = Rollout(STATES[None], action[None], STATES[None], 0 * reward, ended, ~ended, ended)
+        learner.observe(rollout, reward)
+    np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.12)
+    learner.relabelled()
+    np.testing.assert_allclose(best_actions(learner), [0.5, -0.5], atol=0.12)
 
 
 def test_actions_that_are_not_to_be_imitated_are_not():

@@ -12,7 +12,8 @@ from embodied.errors import UserError
 from embodied.goals import any_open, told_goals, with_goal
 from embodied.literal import resolved
 from embodied.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
-from embodied.worlds import env_maker, make_venv
+from embodied.training.stage import Stage
+from embodied.worlds import env_maker
 from rewards.calibration import Decision
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features
@@ -148,7 +149,7 @@ def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):
 def test_worlds_see_what_the_reward_reads(tiny_clip):
     settings = config(tiny_clip, {"_target_": GIVEN}, cameras=["side", "front"])
     scorer = make_scorer(settings)
-    venv = make_venv(settings, scorer, num_worlds=1, workers=0, seed=0)
+    venv = Stage(settings, scorer).worlds(1, seed=0)
     venv.reset()
     assert (venv.views, venv.frames.shape) == (("side", "front"), (1, 2, 32, 32, 3))
     world = env_maker(settings)()

@@ -10,6 +10,7 @@ from embodied.envs.bridge import make
 from embodied.envs.spaces import told_success
 from embodied.envs.vector import WorldError, WorldVecEnv
 from embodied.errors import UserError
+from embodied.training.collector import Collector
 from policies import sb3
 from tests.echo import Echo
 
@@ -136,8 +137,10 @@ def test_a_gear_that_begins_at_one_learns_to_shift():
     maker = partial(make, "Echo-v0", action_space=spaces.Discrete(2, start=1))
     for policy, own in (("ppo", {"rollout_steps": 32, "batch_size": 32}), ("dqn", {"learning_starts": 20})):
         venv = WorldVecEnv(maker, 1, seed=0)
-        model = getattr(sb3, policy)(venv, seed=0, device="cpu", **own)
-        model.learn(64)
+        learner = getattr(sb3, policy)(
+            venv.observation_space, venv.action_space, num_worlds=1, total_steps=64, seed=0, device="cpu", **own
+        )
+        Collector(venv).collect(learner, 64)
         (world,) = venv.get_attr("inner")
         assert {int(action) for action in world.unwrapped.got} == {1, 2}
         venv.close()
