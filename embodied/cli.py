@@ -196,7 +196,8 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     config, _ = _compose(verb, groups + values)
     config.merge_with(plain)
     for word in groups:
-        node: Any = config._get_node(re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0])
+        group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
+        node: Any = config._get_node(group) if group in config else None  # an experiment has none of its own
         if OmegaConf.is_config(node):
             node._set_flag(GIVEN, True)  # all of it was chosen
     for word in values:
