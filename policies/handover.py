@@ -3,9 +3,7 @@
 After MoDem-V2's hand-over (Lancaster et al., arXiv 2309.14236, §4.3), which raises the learned policy's share by a
 schedule; here it rises only while that policy earns no less. It knows learned returns alone, never success.
 
-When it counts, the learned policy plays once it is a standard error ahead, and until it falls behind. In 200 simulated
-runs of 136 episodes that succeed or fail (imitation 0.5), a policy of 0.3 then counted 0.4 % of the time, and one of 0.8
-counted in the end in 97 % of the runs.
+When it counts, the learned policy plays once it is a standard error ahead, and until it falls behind.
 
 Shape letters: T steps, E worlds.
 """

@@ -54,9 +54,10 @@ def test_a_policy_learns_the_same_through_a_server(tiny_clip):
         assert main(["evaluate", "run=there", "episodes=1", "videos=0"]) == 0
     (log, weights), (remote_log, remote_weights) = numbers("here"), numbers("there")
     np.testing.assert_allclose(remote_log, log, atol=1e-4, rtol=1e-3)
-    np.testing.assert_allclose(remote_weights, weights, atol=1e-4)
+    np.testing.assert_allclose(remote_weights, weights, atol=1e-6)
     last = [json.loads(Path(run, "evaluations.jsonl").read_text().splitlines()[0]) for run in ("here", "there")]
-    assert last[0]["mean_reward"] == pytest.approx(last[1]["mean_reward"], abs=1e-4)
+    # What weights differ by in their last digit, a hundred steps of a falling pole make larger.
+    assert last[0]["mean_reward"] == pytest.approx(last[1]["mean_reward"], rel=1e-3)
 
 
 def test_features_rewards_and_views_are_equal_in_every_world(tiny_clip):
