@@ -1,7 +1,7 @@
 # Everything below sets itself up: the first call makes .venv from requirements.lock, later calls are quick.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check static lock clean
+.PHONY: help demo test check static docs lock clean
 
 # The first interpreter that is new enough and can make a virtual environment; PYTHON=… overrules.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
@@ -27,6 +27,12 @@ static: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+docs: $(STAMP)  ## build the documentation's site in build/site, with tools in a venv of their own
+	@test -x build/docs/bin/mkdocs || { $(PYTHON) -m venv build/docs && $(BIN)/python -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'], sep='\n')" \
+		> build/docs/requirements.txt && build/docs/bin/pip install $(PIP_FLAGS) --requirement build/docs/requirements.txt; }
+	@EMBODIED_PYTHON=$(BIN)/python build/docs/bin/mkdocs build --clean --quiet && echo "==> build/site/index.html"
 
 lock: ## write requirements.lock again from pyproject.toml (torch and torchvision keep their pins)
 	@echo "==> Resolving in build/lock"

@@ -1,1 +1,1 @@
-"""What the README claims, each measured again from nothing by `python -m benchmarks.NAME`."""
+"""What the README and docs/results claim, each measured again from nothing by `python -m benchmarks.NAME`."""

@@ -28,6 +28,7 @@ GIVEN = "given"  # OmegaConf's flag on what the user set
 FLAGS = ("--help", "-h", "--debug", "--version")
 SAYS_ALL = ("WorldError", "VLMError", "SafetensorError")  # not imported for their names' sake; their text is enough
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
+LISTED = {"env": "worlds", "reward": "rewards", "encoder": "encoders", "policy": "learners"}  # by `embodied list`
 EXIT_USER_ERROR, EXIT_INTERRUPTED, EXIT_PIPE = 2, 130, 141
 
 USAGE = """\
@@ -195,7 +196,8 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     config, _ = _compose(verb, groups + values)
     config.merge_with(plain)
     for word in groups:
-        node: Any = config._get_node(re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0])
+        group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
+        node: Any = config._get_node(group) if group in config else None  # an experiment has none of its own
         if OmegaConf.is_config(node):
             node._set_flag(GIVEN, True)  # all of it was chosen
     for word in values:
@@ -247,7 +249,7 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
             if key == "reward" and parts:
                 name = COMPOSED
             elif name != "null" and name not in choices(key):
-                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key))}")
+                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key), listed=LISTED.get(key))}")
             name = name if name == "null" else f"'{name}'"  # a choice may be called true
             groups.append(f"{'' if key in chosen else '+'}{key}={name}")
         else:
@@ -259,7 +261,8 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
             name = word.split("=", 1)[1]
             if name not in choices("reward/combine"):
                 known = choices("reward/combine")
-                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {nearest(name, known)}")
+                told = nearest(name, known, listed="combinations")
+                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
             groups.append(f"reward/combine={name}")
     return _Choice(groups, values, plain, parts)
 
@@ -278,7 +281,8 @@ def _parts(value: str) -> list[str]:
     known = [name for name in choices("reward") if name != "true"]
     for name in names:
         if name not in known:
-            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {nearest(name, known)}")
+            told = nearest(name, known, listed="rewards")
+            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {told}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"reward={value} must list rewards, each once. Several goals of one: reward.goals=[…].")
     return names

@@ -18,17 +18,23 @@ class BusyError(UserError):
     """Another process is at work there; later there is nothing wrong with it."""
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str], *, listed: str | None = None) -> str:
     """The choices for a name that is none of them, as the end of an error text.
 
     Args:
         name: what the user wrote.
         choices: the names that exist, in any order.
+        listed: under what `embodied list` tells of each of them (`embodied.catalogue.KINDS`); None: it does not.
 
     Returns:
         "Choose from a, b, c; did you mean b?" (the question only where something is near; of more than
-        `SHOWN` choices only the near ones are listed).
+        `SHOWN` choices only the near ones are listed), and the command that lists them with a line each.
     """
+    told = _nearest(name, choices)
+    return told if listed is None else f"{told} embodied list what={listed} says what each is."
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
     names = sorted(set(choices))
     alike = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     alike = [c for c in alike if c[:1] == name[:1] or difflib.SequenceMatcher(None, c, name).ratio() > 0.6]

@@ -1,10 +1,12 @@
 """Observations in, actions out: learners that take their rewards as numbers, useful without the rest.
 
-    from policies.sb3 import sac
+    from policies.rlpd import rlpd
 
-    model = sac(venv, seed=0)  # stable-baselines3's SAC, with as many updates as many worlds deserve
-    model.learn(30_000, callback=labeller)
-    actions, _ = model.predict(obs, deterministic=True)
+    learner = rlpd(observation_space, action_space, num_worlds=8, total_steps=30_000, seed=0, device="cpu")
+    memory = learner.begin(8)
+    actions, memory = learner.act(obs, memory, first, explore=True)
+    learner.observe(rollout, rewards)
+    metrics = learner.update(batches, count)
 
 `policies.core` says what the commands ask of a learner.
 """

@@ -141,7 +141,7 @@ def _named(spec: Any, fps: float | None, options: dict[str, Any]) -> Driver | Re
         return opener(text if "://" in text else rest, **_taken(opener, options, text))
     path = Path(text).expanduser()
     if not path.exists() and ("://" in text or (separator and re.fullmatch(r"[a-z0-9]{2,}", kind))):
-        known = nearest(kind, openers)
+        known = nearest(kind, openers, listed="sources")
         raise UserError(f"source: no kind {kind!r} of source, and no such file. {known}")
     return _path(path, fps, **_taken(_path, options, text))
 

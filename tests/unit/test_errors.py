@@ -25,3 +25,8 @@ def test_a_part_of_a_name_finds_it():
 
 def test_no_choices():
     assert nearest("a", []) == "There is nothing to choose from."
+
+
+def test_the_command_that_lists_them_is_named():
+    told = nearest("clib", ["clip", "true"], listed="rewards")
+    assert told == "Choose from clip, true; did you mean clip? embodied list what=rewards says what each is."

@@ -1,8 +1,10 @@
 """The ground floor imports neither the upper floor nor its neighbour."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -55,3 +57,26 @@ def test_each_ground_floor_room_works_alone(package):
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+# Packages whose import has another name than their distribution, and those that come with a system.
+DISTRIBUTIONS = {
+    "PIL": "pillow", "hydra": "hydra-core", "open_clip": "open_clip_torch", "rerun": "rerun-sdk",
+    "rerun_cli": "rerun-sdk", "yaml": "pyyaml", "zmq": "pyzmq",
+}  # fmt: skip
+OF_THE_SYSTEM = {"rclpy", "sensor_msgs"}  # ROS 2
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    wanted = [
+        *project["dependencies"],
+        *(each for extra in project["optional-dependencies"].values() for each in extra),
+    ]
+    declared = {re.split(r"[\[<>=!~ ]", each)[0].lower().replace("_", "-") for each in wanted}
+    ours = ("embodied", "rewards", "policies")
+    names = set().union(*(imported(file) for package in ours for file in (ROOT / package).rglob("*.py")))
+    names -= {*ours, *sys.stdlib_module_names} | OF_THE_SYSTEM
+    assert "torch" in names
+    needed = {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in names}
+    assert needed - declared == set()

@@ -1,11 +1,11 @@
-"""Benchmark results are recorded whole, with where they come from, and the README's table is made of them."""
+"""Benchmark results are recorded whole, with where they come from; pages and the README's table are made of them."""
 
 import json
 
 import pytest
 
 from benchmarks.common import load, record
-from benchmarks.table import BEGIN, END, README, table, updated
+from benchmarks.table import BEGIN, END, HEADLINES, Headline, files, headlines, pages, stale, updated
 
 ROW = {
     "claim": "ten goals | one",
@@ -46,11 +46,45 @@ def test_an_incomplete_record_is_refused_and_nothing_written(tmp_path, rows):
 def test_a_missed_bar_stays_visible(tmp_path):
     record("b", [ROW | {"met": False, "value": 1.3}], folder=tmp_path)
     record("a", [ROW | {"interval": [1.01, 1.09]}], folder=tmp_path)
-    told = table(load(tmp_path))
-    assert "| ten goals \\| one | 1.051 x (1.01 to 1.09) | <= 1.1 | yes | n = 5, 3 seeds |" in told.splitlines()
-    assert "| ten goals \\| one | 1.3 x | <= 1.1 | **no** | n = 5, 3 seeds |" in told.splitlines()
-    assert "<code>a</code>: 1 of 1 bars met" in told
-    assert "<code>b</code>: 0 of 1 bars met" in told
+    made = pages(load(tmp_path))
+    assert "| ten goals \\| one | 1.051 x (1.01 to 1.09) | <= 1.1 | yes | n = 5, 3 seeds |" in made["a.md"].splitlines()
+    assert "| ten goals \\| one | 1.3 x | <= 1.1 | **no** | n = 5, 3 seeds |" in made["b.md"].splitlines()
+    index = made["README.md"].splitlines()
+    assert any(line.startswith("| [a](a.md) |") and line.endswith("| 1 of 1 bars met |") for line in index)
+    assert any(line.startswith("| [b](b.md) |") and line.endswith("| 0 of 1 bars met |") for line in index)
+
+
+def test_a_headline_is_the_first_row_that_begins_so(tmp_path):
+    record("b", [ROW | {"claim": "other"}, ROW | {"met": False}, ROW | {"value": 9.0}], folder=tmp_path)
+    rows = load(tmp_path)
+    assert headlines(rows, [Headline("b", "ten goals")]).splitlines()[2:] == [
+        "| ten goals \\| one | 1.051 x | <= 1.1 | **no** | n = 5, 3 seeds | [b](docs/results/b.md) |"
+    ]
+    with pytest.raises(ValueError, match="must begin with 'nine goals'; none does"):
+        headlines(rows, [Headline("b", "nine goals")])
+
+
+def test_missed_bars_are_among_the_headlines():
+    rows = headlines(load()).splitlines()[2:]
+    assert len(rows) == len(HEADLINES) == 8
+    assert sum("**no**" in row for row in rows) >= 2
+
+
+def test_a_page_without_results_goes_and_a_changed_one_is_seen(tmp_path):
+    readme, folder = tmp_path / "README.md", tmp_path / "pages"
+    folder.mkdir()
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    (folder / "gone.md").write_text("old")
+    wanted = files(load(), readme, folder)
+    assert wanted[folder / "gone.md"] is None
+    assert set(stale(wanted)) == set(wanted)
+    for file, text in wanted.items():
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.write_text(text, "utf-8")
+    assert stale(files(load(), readme, folder)) == []
+    (folder / "demo.md").write_text("by hand")
+    assert stale(files(load(), readme, folder)) == [folder / "demo.md"]
 
 
 def test_only_what_lies_between_the_markers_changes():
@@ -61,6 +95,5 @@ def test_only_what_lies_between_the_markers_changes():
         updated("no markers", "new")
 
 
-def test_the_readme_shows_what_was_measured():
-    text = README.read_text("utf-8")
-    assert updated(text, table(load())) == text, "run: python -m benchmarks.table"
+def test_the_readme_and_the_pages_show_what_was_measured():
+    assert stale(files(load())) == [], "run: python -m benchmarks.table"

@@ -1,0 +1,121 @@
+"""What there is to choose, with a line each; read from the configs, so it cannot name what is not there.
+
+A config's first line, a comment, says what it is. What a reward needs stands here, or is what its config leaves open.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import yaml
+
+from embodied import paths
+
+KINDS = {  # kind -> how it is written
+    "worlds": "env=NAME",
+    "rewards": "reward=NAME, or several: reward=[a,b]",
+    "combinations": "reward.combine=NAME",
+    "encoders": "encoder=NAME",
+    "learners": "policy=NAME",
+    "sources": "source=…, of embodied watch",
+}
+
+_GROUPS = {"rewards": "reward", "combinations": "reward/combine", "encoders": "encoder", "learners": "policy"}
+_SENTENCE, _DEMOS = "a sentence true of success (goal)", "demonstrations (reward.demos) or a fitted reward.model"
+_LABELLED = "labelled episodes, failures among them (reward.demos), or a fitted reward.model"
+_CHAT = "an instruction (goal) and a chat model (reward.vlm)"
+_NEEDS = {
+    "clip": _SENTENCE,
+    "contrast": "a sentence true of success and one of failure (goal, reward.negative)",
+    "synthesis": "the two sentences of contrast, and readings of the robot",
+    "softmax": "a sentence true of success and some of other outcomes (goal, reward.negative)",
+    "calibrated": "a sentence true of success and a threshold (goal, reward.threshold)",
+    "keypoint": "an instruction (goal; the world's by default), best a calibrated camera or demonstrations",
+    "demonstration": _DEMOS,
+    "xirl": _DEMOS,
+    "rapl": _DEMOS,
+    "process": _DEMOS,
+    "success": _LABELLED,
+    "goal_image": "pictures of the goal (reward.goal_images) and demonstrations, or a fitted reward.model",
+    "preference": "comparisons, a chat model or a sentence to compare by, and episodes (reward.demos)",
+    "vpl": "comparisons of several people (reward.labels) and episodes (reward.demos)",
+    "grm_vlm": _CHAT,
+    "topreward": _CHAT,
+    "gvl": _CHAT,
+    "remote": "a server (embodied serve) at reward.url",
+    "true": "",
+}
+_SOURCES = {
+    "0, /dev/video0": "a camera of this machine",
+    "rtsp://HOST/STREAM": "a network camera",
+    "http://HOST/PATH": "MJPEG or a video over HTTP",
+    "zmq://HOST:PORT/CAMERA": "LeRobot's cameras over ZeroMQ; needs the extra zmq",
+    "film.mp4": "a video file; a folder of images likewise",
+    "dataset:FOLDER#EPISODE/CAMERA": "an episode of a LeRobot dataset",
+    "env:WORLD/CAMERA": "one of our worlds, such as env:desk-drawer",
+    "realsense:SERIAL": "an Intel RealSense; needs the extra realsense",
+    "ros2:/TOPIC": "a ROS 2 image topic; needs rclpy",
+    "{front: 0, side: 1}": "several cameras by name",
+}
+
+
+class Entry(NamedTuple):
+    """One choice.
+
+    Attributes:
+        name: as it is written.
+        text: what it is; of a world, the task as an order and, where there is one, the sentence true of its success.
+        needs: what it wants from the user; "" where nothing.
+    """
+
+    name: str
+    text: str
+    needs: str
+
+
+def entries(kind: str) -> list[Entry]:
+    """The choices of one of `KINDS`, in the order of their names."""
+    if kind == "worlds":
+        return [*_worlds(), Entry("gym", _first_line("env", "gym"), "an environment's id (env.id)")]
+    if kind == "sources":
+        return [Entry(name, text, "") for name, text in _SOURCES.items()]
+    group = _GROUPS[kind]
+    files = sorted((paths.configs() / group).glob("*.yaml"))
+    names = [file.stem for file in files if not file.stem.startswith("_")]
+    return [Entry(name, _first_line(group, name), _needs(kind, group, name)) for name in names]
+
+
+def _worlds() -> list[Entry]:
+    """Ours, without making any of them."""
+    from embodied.envs import WORLDS, cartpole, desk, humanoid
+
+    found = []
+    for name in sorted(WORLDS):
+        scene, _, task = name.partition("-")
+        if scene == "desk":
+            target = "green" if task == "stack" else "red"
+            order, fact = desk.INSTRUCTIONS[task].format(target=target), desk.TASK_FACTS[task].format(target=target)
+        elif scene == "reacher":
+            order, fact = f"touch the {task} ball", f"tip_{task}"
+        elif scene == "humanoid":
+            order, fact = humanoid.INSTRUCTIONS[task], humanoid.TASKS[task]
+        else:
+            order, fact = cartpole.CartPole.instruction, "pole_up"
+        goals = yaml.safe_load(paths.asset(f"{scene}/captions.yaml").read_text("utf-8"))["goals"]
+        sentence = f"; “{goals[fact]}”" if fact in goals else ""
+        found.append(Entry(name, f"{order}{sentence}", ""))
+    return found
+
+
+def _first_line(group: str, name: str) -> str:
+    """What a config's first line says of it."""
+    line = (paths.configs() / group / f"{name}.yaml").read_text("utf-8").partition("\n")[0]
+    return line.removeprefix("# ") if line.startswith("# ") else ""
+
+
+def _needs(kind: str, group: str, name: str) -> str:
+    if kind == "rewards" and name in _NEEDS:
+        return _NEEDS[name]
+    config: dict[str, Any] = yaml.safe_load((paths.configs() / group / f"{name}.yaml").read_text("utf-8"))
+    prefix = group.replace("/combine", "").replace("/", ".")
+    return ", ".join(f"{prefix}.{key}" for key, value in config.items() if value == "???")
