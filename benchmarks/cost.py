@@ -71,7 +71,7 @@ def embedded(batch: int = 64) -> OpenCLIPEncoder:
 def training(reward: str, options: dict[str, Any]) -> dict[str, Any]:
     """Steps/s of desk-drawer on the sentence or on the task's own reward, both with `options`' settings."""
     with initialize_config_dir(str(configs()), version_base="1.3"):
-        config = compose("train", overrides=["env=desk-drawer", "device=cpu", "policy=sb3_sac"])
+        config = compose("train", overrides=["env=desk-drawer", "device=cpu", "policy=sac"])
     torch.set_num_threads(options["threads"])
     scorer = clip_scorer(encoder=embedded(), goal=GOALS[0], baseline=BASELINE) if reward == "clip" else None
     size = None if scorer is None else scorer.encoder.image_size[0]

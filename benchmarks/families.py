@@ -57,7 +57,7 @@ class Job:
         settings = [
             f"env={self.env}",
             "env.obs=state",
-            "policy=sb3_sac",
+            "policy=sac",
             *REWARDS[self.reward],
             *goal,
             f"seed={self.seed}",

@@ -97,7 +97,7 @@ class Job:
         settings = [
             f"env={self.env}",
             "env.obs=state",
-            "policy=sb3_sac",
+            "policy=sac",
             *reward,
             f"seed={self.seed}",
             f"steps={steps}",

@@ -228,9 +228,7 @@ def action_size(space: spaces.Space, who: str) -> int:
         ValueError: they are discrete.
     """
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(
-            f"{who}: actions must be a Box of one axis; got {space}. Use policy=sb3_dqn or policy=sb3_ppo."
-        )
+        raise ValueError(f"{who}: actions must be a Box of one axis; got {space}. Use policy=dqn or policy=ppo.")
     return space.shape[0]
 
 

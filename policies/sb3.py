@@ -2,6 +2,7 @@
 
 A rollout is `rollout_steps` steps of every world; then come `updates_per_step` updates for each transition collected.
 (SB3 counts vector steps in `train_freq`, and by default makes one update for all of them, which starves many worlds.)
+Given a vector of worlds alone (`sac(worlds, seed=0)`), each factory returns SB3's algorithm itself, for its `learn`.
 Their algorithms draw from the global generators of NumPy and torch; the loop saves those.
 
 Shape letters: T steps, E worlds, B batch, A action.
@@ -31,10 +32,12 @@ from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leave
 from policies.mixing import n_step
 from policies.networks import choose_device
 from policies.saving import pack, unpack
+from policies.sb3_worlds import takes_worlds
 
 COUNTERS = ("num_timesteps", "_n_updates", "_n_calls", "exploration_rate", "_current_progress_remaining")
 
 
+@takes_worlds
 def sac(
     observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
     device: str = "auto", ent_coef: str | float = "auto", target_entropy: str | float = "auto", **common: Any,
@@ -54,8 +57,8 @@ def sac(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    venv = _stage("sb3_sac", observation_space, action_space, num_worlds, spaces.Box, "policy=sb3_dqn or sb3_ppo")
-    pace, sampling, n_steps, settings = _off_policy("sb3_sac", venv, seed, device, **common)
+    venv = _stage("sac", observation_space, action_space, num_worlds, spaces.Box, "policy=dqn or ppo")
+    pace, sampling, n_steps, settings = _off_policy("sac", venv, seed, device, **common)
     model = SAC(ent_coef=ent_coef, target_entropy=target_entropy, **settings)
     model.critic.register_forward_pre_hook(_hold_still_for_the_actor)
     return OffPolicy(model, pace, sampling, n_steps, total_steps)
@@ -71,6 +74,7 @@ def _hold_still_for_the_actor(critic: nn.Module, inputs: tuple[Any, torch.Tensor
     critic.requires_grad_(not actions.requires_grad)
 
 
+@takes_worlds
 def td3(
     observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
     device: str = "auto", exploration: float = 0.1, policy_delay: int = 2, **common: Any,
@@ -86,14 +90,15 @@ def td3(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    venv = _stage("sb3_td3", observation_space, action_space, num_worlds, spaces.Box, "policy=sb3_dqn or sb3_ppo")
-    pace, sampling, n_steps, settings = _off_policy("sb3_td3", venv, seed, device, **common)
+    venv = _stage("td3", observation_space, action_space, num_worlds, spaces.Box, "policy=dqn or ppo")
+    pace, sampling, n_steps, settings = _off_policy("td3", venv, seed, device, **common)
     shape = action_space.shape or ()
     noise = NormalActionNoise(np.zeros(shape, np.float32), np.full(shape, exploration, np.float32))
     model = TD3(action_noise=VectorizedActionNoise(noise, num_worlds), policy_delay=policy_delay, **settings)
     return OffPolicy(model, pace, sampling, n_steps, total_steps)
 
 
+@takes_worlds
 def dqn(
     observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
     device: str = "auto", exploration_fraction: float = 0.2, exploration_final_eps: float = 0.05,
@@ -111,8 +116,8 @@ def dqn(
     Raises:
         ValueError: continuous actions, or a setting out of range.
     """
-    venv = _stage("sb3_dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=rlpd or sb3_ppo")
-    pace, sampling, n_steps, settings = _off_policy("sb3_dqn", venv, seed, device, **common)
+    venv = _stage("dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=rlpd or ppo")
+    pace, sampling, n_steps, settings = _off_policy("dqn", venv, seed, device, **common)
     model = DQN(
         exploration_fraction=exploration_fraction,
         exploration_final_eps=exploration_final_eps,
@@ -179,6 +184,7 @@ def _off_policy(
     }  # fmt: skip
 
 
+@takes_worlds
 def ppo(
     observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
     device: str = "auto", learning_rate: float = 3e-4, batch_size: int = 64, gamma: float = 0.95,
@@ -199,10 +205,10 @@ def ppo(
     Raises:
         ValueError: batch_size does not divide the rollout.
     """
-    venv = _stage("sb3_ppo", observation_space, action_space, num_worlds, spaces.Space, "")
+    venv = _stage("ppo", observation_space, action_space, num_worlds, spaces.Space, "")
     if rollout_steps * num_worlds % batch_size:
         raise ValueError(
-            f"sb3_ppo: batch_size must divide rollout_steps * num_worlds = {rollout_steps} * {num_worlds}; "
+            f"ppo: batch_size must divide rollout_steps * num_worlds = {rollout_steps} * {num_worlds}; "
             f"got {batch_size}."
         )
     model = PPO(

@@ -60,7 +60,7 @@ def tiny(model: str) -> list[str]:
         ("train env=gym", ["env.id is missing"]),
         ("train env.camera=rear reward=true", ["camera", "rear", "front"]),
         ("train env.obs=sound reward=true", ["obs", "sound", "state"]),
-        ("train policy=sb3_dqn reward=true", ["sb3_dqn: actions must be Discrete", "policy=rlpd"]),
+        ("train policy=dqn reward=true", ["dqn: actions must be Discrete", "policy=rlpd"]),
         ("train num_worlds=0 reward=true", ["num_worlds must be at least 1; got 0"]),
         ("train steps=-5 reward=true", ["steps must be at least 1; got -5"]),
         ("train threads=0 reward=true", ["threads must be at least 1; got 0"]),
@@ -156,7 +156,7 @@ def test_nan_from_a_reward_names_the_head(capsys, here, tiny_clip, monkeypatch):
     small = [
         "steps=200",
         "num_worlds=2",
-        "policy=sb3_sac",
+        "policy=sac",
         "policy.network=[8]",
         "policy.buffer_size=1000",
         "final_episodes=1",

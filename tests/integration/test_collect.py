@@ -185,7 +185,7 @@ def test_a_trained_policy_acts(tmp_path, monkeypatch):
         "train",
         "env=cartpole",
         "reward=true",
-        "policy=sb3_ppo",
+        "policy=ppo",
         "steps=64",
         "num_worlds=2",
         "policy.rollout_steps=32",

@@ -159,7 +159,7 @@ def test_every_encoder_takes_its_configs_keys(name):
 
 @pytest.mark.parametrize("name", cli.choices("policy"))
 def test_every_policy_builds_and_acts(name):
-    world = ["env=gym", "env.id=CartPole-v1"] if name == "sb3_dqn" else ["env=cartpole"]
+    world = ["env=gym", "env.id=CartPole-v1"] if name == "dqn" else ["env=cartpole"]
     config = compose("train", f"policy='{name}'", *world)
     before = OmegaConf.to_yaml(config)
     venv = WorldVecEnv(env_maker(config), 2)

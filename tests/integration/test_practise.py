@@ -141,7 +141,7 @@ def test_demonstrations_by_turns_begin_where_the_other_task_ended(tmp_path, monk
     ("wrong", "match"),
     [
         ("observe=pixels", "observe must be features or state"),
-        ("policy=sb3_ppo ~policy.updates_per_step policy.rollout_steps=64", "policy must learn from a replay"),
+        ("policy=ppo ~policy.updates_per_step policy.rollout_steps=64", "policy must learn from a replay"),
         ("steps=0", "steps must be at least 1"),
         ("robot=mine", "robot must be null or simulated"),
         ("forward.labelled=null", "forward must have labelled episodes"),

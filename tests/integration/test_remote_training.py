@@ -22,7 +22,7 @@ from embodied.serving.http_client import Client
 from tests.reward_server import serving
 
 SMALL = ["env=cartpole", "seed=3", "num_worlds=2", "steps=90", "log_every=30", "eval_every=0", "final_episodes=1"]
-SMALL += ["videos=0", "policy=sb3_sac", "policy.network=[16]", "policy.learning_starts=40", "policy.batch_size=16"]
+SMALL += ["videos=0", "policy=sac", "policy.network=[16]", "policy.learning_starts=40", "policy.batch_size=16"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,7 +19,7 @@ from embodied.cli import compose, main
 from embodied.envs import WORLDS, world_id
 from embodied.training.labeller import Labeller
 
-SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy=sb3_sac", "policy.network=[16]"]
+SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy=sac", "policy.network=[16]"]
 QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 
@@ -78,12 +78,12 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
     assert 0 <= judged["ci_low"] <= judged["success_rate"] <= judged["ci_high"] <= 1
 
 
-@pytest.mark.parametrize("policy", ["sb3_sac", "sb3_ppo", "rlpd"])
+@pytest.mark.parametrize("policy", ["sac", "ppo", "rlpd"])
 def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
     """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
     ppo = ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
     small = [word for word in SMALL if not word.startswith("policy")]
-    more = ppo if policy == "sb3_ppo" else QUICK
+    more = ppo if policy == "ppo" else QUICK
     words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
     words += [*small, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
     assert main([*words, "run=straight"]) == 0
@@ -173,8 +173,8 @@ def test_two_rewards_on_two_views_train_resume_and_are_logged_apart(tiny_clip):
 
 
 @pytest.mark.parametrize(("policy", "env", "obs"), [
-    ("sb3_td3", "desk-reach", "state"), ("sb3_sac", "cartpole", "mixed"),
-    ("sb3_ppo", "cartpole", "pixels"), ("sb3_dqn", "gym", "state"),
+    ("td3", "desk-reach", "state"), ("sac", "cartpole", "mixed"),
+    ("ppo", "cartpole", "pixels"), ("dqn", "gym", "state"),
     ("rlpd", "desk-reach", "points"), ("rlpd", "desk-reach", "features"),
 ])  # fmt: skip
 def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
@@ -182,9 +182,9 @@ def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
     small = SMALL if policy != "rlpd" else [word for word in SMALL if not word.startswith("policy")]
     words += [*small, f"policy={policy}", *(["env.id=CartPole-v1"] if env == "gym" else [])]
     words += ["env.points=[the red cube]"] if obs == "points" else []
-    more = ["policy.rollout_steps=20", "policy.batch_size=20", "policy.n_epochs=1"] if policy == "sb3_ppo" else QUICK
+    more = ["policy.rollout_steps=20", "policy.batch_size=20", "policy.n_epochs=1"] if policy == "ppo" else QUICK
     if obs in ("mixed", "pixels"):
-        more = [*more, "policy.buffer_size=200"] if policy != "sb3_ppo" else more
+        more = [*more, "policy.buffer_size=200"] if policy != "ppo" else more
     assert main([*words, *more, "steps=80", "run=here"]) == 0
     assert main(["evaluate", "run=here", "episodes=1", "videos=0"]) == 0
 
@@ -259,8 +259,8 @@ def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
     (["run=nowhere", "resume=true"], "run must be a run folder"),
     (["num_worlds=0"], "num_worlds must be at least 1; got 0"),
     (["workers=9"], "workers must be from 0 to num_worlds (2); got 9"),
-    (["policy=sb3_dqn"], "actions must be Discrete"),
-    (["env=gym", "env.id=CartPole-v1", "policy=sb3_dqn", "reward=clip"], "reward.goal must be a text"),
+    (["policy=dqn"], "actions must be Discrete"),
+    (["env=gym", "env.id=CartPole-v1", "policy=dqn", "reward=clip"], "reward.goal must be a text"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line_and_write_nothing(tiny_clip, words, message, capsys):
     Path("there").mkdir()

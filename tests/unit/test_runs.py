@@ -342,7 +342,7 @@ def test_the_critic_holds_still_for_the_actor_and_nothing_else_changes(setup, lo
 
 
 @pytest.mark.parametrize(("kwargs", "message"), [
-    ({"algorithm": "dqn"}, "sb3_dqn: actions must be Discrete"),
+    ({"algorithm": "dqn"}, "dqn: actions must be Discrete"),
     ({"updates_per_step": 0.0}, "updates_per_step must be > 0; got 0"),
     ({"rollout_steps": 0}, "rollout_steps must be at least 1; got 0"),
     ({"algorithm": "ppo", "batch_size": 3}, "batch_size must divide rollout_steps"),
@@ -358,3 +358,19 @@ def test_learners_are_sb3s_own(setup):
     assert DQN.train.__module__ == "stable_baselines3.dqn.dqn"
     assert sb3.policy_name(make_probe(obs="pixels").observation_space) == "CnnPolicy"
     assert sb3.policy_name(make_probe(obs="mixed").observation_space) == "MultiInputPolicy"
+
+
+@pytest.mark.parametrize(("algorithm", "obs"), [("sac", "state"), ("td3", "state"), ("ppo", "state")])
+def test_sb3s_own_loop_learns_in_our_worlds(algorithm, obs):
+    worlds = WorldVecEnv(partial(make_probe, limit=6, obs=obs), 2)
+    small = {"rollout_steps": 4, "batch_size": 8, "network": [8]}
+    small |= {} if algorithm == "ppo" else {"learning_starts": 8, "buffer_size": 100}
+    model = getattr(sb3, algorithm)(worlds, seed=0, device="cpu", **small)
+    model.learn(32)
+    assert model.num_timesteps >= 32
+    if algorithm != "ppo":
+        replay = model.replay_buffer
+        assert replay.rewards[:6, 0].tolist() == [1, 2, 3, 4, 5, 6]  # the worlds' own
+        assert replay.timeouts[5, 0] == replay.dones[5, 0] == 1
+        assert replay.next_observations[5, 0, 2] == pytest.approx(0.6)  # the episode's own last one
+    worlds.close()
