@@ -12,7 +12,6 @@ import gymnasium
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import runs
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
@@ -21,10 +20,7 @@ from embodied.envs.experts import expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
-from embodied.literal import load_literal
 from embodied.settings import check_least
-from embodied.training.acting import load_policy
-from embodied.training.playing import Solo
 from embodied.worlds import env_maker
 from rewards.progress import tqdm
 
@@ -33,6 +29,7 @@ POLICIES = ("expert", "mixed", "random")  # of a dataset's name
 KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
+Player = Callable[[gymnasium.Env], Act]  # what acts in a world, made anew for each episode
 
 
 def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | None = None, **how: Any) -> Dataset:
@@ -90,16 +87,17 @@ def recorded(root: Path) -> None:
         return
 
 
-def collect(config: DictConfig) -> Dataset:
+def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
     """The dataset that a config describes, finished where it was left.
+
+    Args:
+        config: of `embodied collect`.
+        learner: what acts, for `policy=run:…`.
 
     Raises:
         UserError: a world without an expert for a policy that needs one, a wrong share, camera, size or folder.
     """
     _check(config)
-    learner: Any = None
-    if config.policy.startswith("run:"):
-        config, learner = _trained(config)
     env = env_maker(config)()
     try:
         world = env.unwrapped
@@ -241,7 +239,7 @@ def _play(
 
 
 def _episode(
-    env: gymnasium.Env, kind: str, config: DictConfig, i: int, learner: Any, cameras: Mapping[str, str]
+    env: gymnasium.Env, kind: str, config: DictConfig, i: int, learner: Player | None, cameras: Mapping[str, str]
 ) -> Take:
     """Episode i: rehearsed without frames until it is what its kind says, then played for the camera.
 
@@ -253,7 +251,7 @@ def _episode(
         rng = np.random.default_rng(entropy)
         seed = int(rng.integers(2**31))
         if learner is not None:
-            return _play(env, seed, Solo(learner[0], env, learner[1]), look=look)
+            return _play(env, seed, learner(env), look=look)
         if kind == "random":
             env.action_space.seed(seed)
             return _play(env, seed, lambda obs: env.action_space.sample(), look=look)
@@ -427,12 +425,3 @@ def _check(config: DictConfig) -> None:
     shares = {kind: float(config.shares[kind]) for kind in KINDS}
     if min(shares.values()) < 0 or not np.isclose(sum(shares.values()), 1):
         raise UserError(f"shares must be 0 or more and sum to 1; got {shares}.")
-
-
-def _trained(config: DictConfig) -> tuple[DictConfig, Any]:
-    """The config with the run's own world, and the policy of its newest checkpoint."""
-    folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
-    policy = load_policy(folder, trust=config.get("trust"))
-    trained = load_literal(folder / "config.yaml")
-    changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
-    return changed, policy  # pyright: ignore[reportReturnType]

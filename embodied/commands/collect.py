@@ -14,14 +14,23 @@ the dataset has no column of it.
 
 from __future__ import annotations
 
-from omegaconf import DictConfig
+from typing import Any
 
-from embodied.collecting import collect
+from omegaconf import DictConfig, OmegaConf
+
+from embodied import runs
+from embodied.collecting import Player, collect
+from embodied.literal import load_literal
+from embodied.training.acting import load_policy
+from embodied.training.playing import Solo
 
 
 def run(config: DictConfig) -> None:
     """Collect, and tell what there is."""
-    dataset = collect(config)
+    learner = None
+    if str(config.policy).startswith("run:"):
+        config, learner = _trained(config)
+    dataset = collect(config, learner)
     kinds = [dataset.kind(i) for i in range(len(dataset))]
     rows = [dataset.recording(i, cameras=()) for i in range(len(dataset))]
     for kind in dict.fromkeys(kinds):
@@ -34,3 +43,12 @@ def run(config: DictConfig) -> None:
     size = sum(path.stat().st_size for path in dataset.root.rglob("*") if path.is_file())
     frames = sum(map(len, rows))
     print(f"Dataset: {dataset.root} ({len(rows)} episodes, {frames} rows, {size / 1e6:.1f} MB)")
+
+
+def _trained(config: DictConfig) -> tuple[Any, Player]:
+    """The config with the run's own world, and the policy of its newest checkpoint."""
+    folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
+    actor, perception = load_policy(folder, trust=config.get("trust"))
+    trained = load_literal(folder / "config.yaml")
+    changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
+    return changed, lambda env: Solo(actor, env, perception)
