@@ -14,8 +14,8 @@ KAPPA = 0.01  # progress within a chunk from which a row counts in full
 
 
 def progress_weights(
-    progress: Sequence[Float[np.ndarray, " T"]], horizon: int, *, kappa: float = KAPPA
-) -> list[Float[np.ndarray, " T"]]:
+    progress: Sequence[Float[np.ndarray, " _"]], horizon: int, *, kappa: float = KAPPA
+) -> list[Float[np.ndarray, " _"]]:
     """LeRobot's reward-aligned behaviour cloning: rows that lead forward count, rows that lead back do not.
 
         δ_t = progress(t + H) − progress(t);   w = 1 where δ > κ, clip((δ − (μ − 2σ)) / (4σ + ε), 0, 1) where
