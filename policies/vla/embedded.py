@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+SPREAD = 4.0  # of coordinates, which move little of their whole range
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -59,7 +61,10 @@ class Places(nn.Module):
         self.which = nn.Parameter(0.02 * torch.randn(places, width))
         nn.init.zeros_(self.film.bias)
 
-    def forward(self, maps: Float[Tensor, "B C h w"], text: Float[Tensor, "B D"]) -> Float[Tensor, "B K W"]:
+    def forward(
+        self, maps: Float[Tensor, "B C h w"], text: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "B K W"], Float[Tensor, "B K 2"]]:
+        """The tokens, and where they are, x and y in [-1, 1]."""
         gamma, beta = self.film(text)[..., None, None].chunk(2, 1)
         features = nn.functional.relu(self.inner(maps.float()) * (1 + gamma) + beta)
         height, width = features.shape[-2:]
@@ -68,7 +73,8 @@ class Places(nn.Module):
         y = torch.linspace(-1, 1, height, device=maps.device)
         x = torch.linspace(-1, 1, width, device=maps.device)
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).view(-1, 2)
-        return self.out(torch.cat([found, weights @ grid], -1)) + self.which
+        where = weights @ grid
+        return self.out(torch.cat([found, where], -1)) + self.which, where
 
 
 class Block(nn.Module):
@@ -101,7 +107,7 @@ class Block(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Tokens of all cameras, the sentence and own readings, mixed; then H action slots that read them all at once.
+    """Tokens of all cameras, of where they are, of the sentence and own readings, mixed; then H slots that read them.
 
     Every slot sees every other (parallel decoding): nothing is causal.
 
@@ -138,7 +144,12 @@ class Fusion(nn.Module):
         self.camera = nn.Parameter(0.02 * torch.randn(len(chosen), width))
         self.text = nn.Linear(text, width)
         self.state = nn.Sequential(nn.Linear(state, width), nn.GELU(), nn.Linear(width, width)) if state else None
-        self.kinds = nn.Parameter(0.02 * torch.randn(2, width))
+        # All places at once: attention mixes tokens one by one, and is slow to learn where one thing is beside another.
+        found = 2 * places * len(chosen)
+        self.layout: nn.Module | None = None
+        if found:
+            self.layout = nn.Sequential(nn.Linear(found, width), nn.ReLU(), nn.Linear(width, width))
+        self.kinds = nn.Parameter(0.02 * torch.randn(3, width))
         self.slots = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.noisy = nn.Linear(actions, width)  # of heads that start from noise
         self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -153,11 +164,16 @@ class Fusion(nn.Module):
         if self.state is not None:
             tokens.append(self.state(obs.state)[:, None] + self.kinds[1])
             there.append(there[0])
+        everywhere = []
         for index, name in enumerate(self.cameras):
-            found = self.places[_key(name)](obs.maps[name], obs.text) + self.camera[index]
+            found, where = self.places[_key(name)](obs.maps[name], obs.text)
             seen = obs.seen[name][:, None]
-            tokens.append(torch.where(seen[..., None], found, 0.0))
+            tokens.append(torch.where(seen[..., None], found + self.camera[index], 0.0))
             there.append(seen.expand(-1, found.shape[1]))
+            everywhere.append(torch.where(seen, SPREAD * where.flatten(1), 0.0))
+        if self.layout is not None:
+            tokens.append(self.layout(torch.cat(everywhere, 1))[:, None] + self.kinds[2])
+            there.append(there[0])
         mixed, mask = torch.cat(tokens, 1), torch.cat(there, 1)
         for block in self.context:
             mixed = block(mixed, None, mask[:, None, None])
