@@ -147,15 +147,18 @@ class Tally:
 def attack(seed: int, episodes: int = 3, steps: int = 25) -> Tally:
     """Episodes of wild actions on a hostile robot, with a hostile operator and hand now and then."""
     arm, rng, tally = Hostile(seed), np.random.default_rng(seed), Tally()
-    env = RobotEnv(
-        arm,
-        LIMITS if seed % 2 else Limits(command=LIMITS.command),
-        ctrl_hz=HZ,
-        absolute=("grip",),
-        max_age=MaxAge(camera_s=0.1, observation_s=0.1, policy_s=0.1, operator_s=60.0, frozen_s=None),
-        operator=arm.operator if seed % 5 == 0 else None,
-        takeover=arm.takeover if seed % 3 == 0 else None,
-    )
+    try:
+        env = RobotEnv(
+            arm,
+            LIMITS if seed % 2 else Limits(command=LIMITS.command),
+            ctrl_hz=HZ,
+            absolute=("grip",),
+            max_age=MaxAge(camera_s=0.1, observation_s=0.1, policy_s=0.1, operator_s=60.0, frozen_s=None),
+            operator=arm.operator if seed % 5 == 0 else None,
+            takeover=arm.takeover if seed % 3 == 0 else None,
+        )
+    except DriverError:  # on a busy machine it may show nothing in time: then nothing moves
+        return Tally(arm.broken, stops=1, commands=len(arm.commands), moved_on=len(arm.commands))
     arm.angry = float(rng.choice([0.01, 0.03, 0.1]))
     for _ in range(episodes):
         try:
