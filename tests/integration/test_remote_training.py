@@ -57,7 +57,7 @@ def test_a_policy_learns_the_same_through_a_server(tiny_clip):
     np.testing.assert_allclose(remote_weights, weights, atol=1e-6)
     last = [json.loads(Path(run, "evaluations.jsonl").read_text().splitlines()[0]) for run in ("here", "there")]
     # What weights differ by in their last digit, a hundred steps of a falling pole make larger.
-    assert last[0]["mean_reward"] == pytest.approx(last[1]["mean_reward"], rel=1e-3)
+    assert last[0]["mean_reward"] == pytest.approx(last[1]["mean_reward"], rel=2e-4)
 
 
 def test_features_rewards_and_views_are_equal_in_every_world(tiny_clip):
