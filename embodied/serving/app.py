@@ -242,7 +242,7 @@ async def _serve(request: Request, work: Work) -> Response:
         response = _refuse(request, error, close=True)
     finally:
         service.answering -= 1
-    path = request.url.path
+    path = request.scope["path"]  # not of an URL, which a stranger's Host can break
     service.metrics.requests.labels(path, response.status_code).inc()
     service.metrics.seconds.labels(path).observe(time.monotonic() - came_s)
     return response
@@ -285,7 +285,7 @@ def _refuse(request: Any, error: RefusedError, *, close: bool = False) -> Respon
 
 async def _not_found(request: Request, error: Any) -> Response:
     paths = "/healthz, /docs, /metrics, /v1/model, /v1/encode, /v1/potentials, /v1/score, /v1/stream (WebSocket)"
-    got = f"{request.method} {request.url.path}"
+    got = f"{request.method} {request.scope['path']}"
     service: Service = request.app.state.service
     refused = RefusedError("not_found", str(error.detail), expected=paths, got=got, status=error.status_code)
     service.refused(refused, service.rate(request.client or request), _host(request))

@@ -55,6 +55,7 @@ def test_without_the_token_nothing_is_served():
 @pytest.mark.parametrize("headers", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Host": "[bad"}])
 def test_web_pages_of_others_may_not_ask(shared, headers):
     assert ask(shared, protocol.MODEL, headers=headers)[0] in (400, 403)
+    assert ask(shared, "/v1/nothing", headers=headers)[0] in (400, 403, 404)
     if "Origin" in headers:
         with pytest.raises(InvalidStatus) as refused, session(shared, headers=headers):
             pass
