@@ -16,7 +16,7 @@ Shape letters: B batch, K critics, N actions drawn, A action.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,10 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.core import Batch, Memory, Obs, Rollout, Sampling, map_leaves
-from policies.networks import action_size, choose_device, flat, flat_size, settings_of
-from policies.saving import State, pack, unpack
-from policies.soft import Soft, SoftSettings, averages
+from policies.core import Batch, Memory, Obs, map_leaves
+from policies.networks import flat, maker
+from policies.saving import State
+from policies.soft import SoftLearner, SoftSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,20 +40,14 @@ class Settings(SoftSettings):
         conservatism: α of the regulariser.
         drawn: n, actions drawn of each kind.
         calibrated: whether with floors; without, it is CQL.
-        temperature: with which the search begins.
-        target_entropy: in units of −A.
-        pretraining: offline updates before the first step.
     """
 
     conservatism: float = 1.0
     drawn: int = 4
     calibrated: bool = True
-    temperature: float = 0.1
-    target_entropy: float = 1.0
-    pretraining: int = 2000
 
 
-class CalQL:
+class CalQL(SoftLearner[Settings]):
     """The learner; see the module.
 
     Args:
@@ -67,21 +61,10 @@ class CalQL:
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
     ) -> None:
-        size, self.num_actions = flat_size(observation_space, "calql"), action_size(action_space, "calql")
-        self.settings, self.device = settings, torch.device(device)
-        self.pace = settings.pace(settings.pretraining)
-        self.sampling: Sampling | None = settings.sampling(returns=settings.calibrated)
-        self._soft = Soft(
-            size, self.num_actions, settings=settings, temperature=settings.temperature,
-            target_entropy=-self.num_actions * settings.target_entropy, seed=seed, device=self.device,
-        )  # fmt: skip
-        self._acting = torch.Generator().manual_seed(seed + 1)
-        self.steps = 0
+        super().__init__(
+            observation_space, action_space, seed=seed, device=device, settings=settings, returns=settings.calibrated
+        )
         self.pretrained = False
-
-    def begin(self, count: int) -> Memory:
-        """Nothing to remember."""
-        return {}
 
     @torch.no_grad()
     def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
@@ -94,28 +77,12 @@ class CalQL:
             return torch.rand(noise.shape, generator=self._acting).mul(2).sub(1).numpy(), memory
         return self._soft.sample(self._soft.policy.norm(x), noise.to(self.device)).action.cpu().numpy(), memory
 
-    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
-        """Count steps, take the observations into their mean and deviation."""
-        self.steps += reward.size
-        if self.settings.standardise:
-            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
-
-    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
-        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
-        return self._soft.value(obs, action).cpu().numpy()
-
-    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
-        """So many updates; before the first observed step they are the offline ones."""
-        self.pretrained = self.pretrained or not self.steps
-        told, out = [], {}
-        for k in range(count):
-            batch = next(batches).to(self.device)
-            if not self.steps and self.settings.standardise:
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        if not self.steps:  # offline
+            self.pretrained = True
+            if self.settings.standardise:
                 self._soft.policy.norm.add(flat(map_leaves(lambda leaf: leaf[0], batch.obs)))
-            told.append(self._soft.update(batch, on_critics=self._conserve))
-            if k == count - 1:
-                out |= self._soft.dormant(batch)
-        return out | averages(told)
+        return self._soft.update(batch, on_critics=self._conserve)
 
     def _conserve(self, batch: Batch, x: Tensor, q: Tensor) -> Tensor:
         n, A, soft = self.settings.drawn, self.num_actions, self._soft
@@ -131,21 +98,15 @@ class CalQL:
         held = conservative(values, log_probs.unflatten(1, (len(x), n)).transpose(0, 1), floor, q)
         return self.settings.conservatism * held
 
-    def relabelled(self) -> None:
-        """Nothing kept: floors come with the batches."""
-
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return self._soft.parts | {"acting": self._acting}
-
     def state(self) -> State:
         """Everything that continuing needs."""
-        return pack(self._parts), {"steps": self.steps, "updates": self._soft.updates, "pretrained": self.pretrained}
+        tensors, values = super().state()
+        return tensors, values | {"pretrained": self.pretrained}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Undo of `state`."""
-        unpack("CalQL.load_state", self._parts, tensors)
-        self.steps, self._soft.updates, self.pretrained = values["steps"], values["updates"], values["pretrained"]
+        super().load_state(tensors, values)
+        self.pretrained = values["pretrained"]
 
 
 def conservative(
@@ -165,20 +126,4 @@ def conservative(
     return ((values - log_probs).flatten(2).logsumexp(-1) - q).mean(1).sum()
 
 
-def calql(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> CalQL:  # fmt: skip
-    """Cal-QL, for continuous actions: offline on demonstrations, then on.
-
-    Args:
-        observation_space: vectors.
-        action_space: a Box.
-        num_worlds: E; any.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-    """
-    made = settings_of(Settings, settings)
-    return CalQL(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+calql = maker(CalQL, Settings)

@@ -8,6 +8,7 @@ Shape letters: E worlds, B batch, K actions of a chunk, A action.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +18,16 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.core import Actor, Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import (
     MLP,
     Standardise,
     action_size,
     adam,
-    choose_device,
     dormant_ratio,
     flat,
     flat_size,
-    settings_of,
+    maker,
 )  # fmt: skip
 from policies.saving import State, pack, unpack
 
@@ -121,6 +121,12 @@ class Imitation:
         """(B, K, A)."""
         return torch.tanh(self.mlp(self.norm(x))).unflatten(-1, (self.settings.chunk, self.num_actions))
 
+    def acting(self) -> Actor:
+        """An actor with the weights of now, which stay; it draws from the same generator."""
+        actor = copy.copy(self)
+        actor.mlp, actor.norm = copy.deepcopy(self.mlp), copy.deepcopy(self.norm)
+        return actor
+
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Nothing: what it does itself is not imitated."""
 
@@ -166,20 +172,4 @@ class Imitation:
         unpack("Imitation.load_state", self._parts, tensors)
 
 
-def imitation(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> Imitation:  # fmt: skip
-    """Behaviour cloning of demonstrations, and nothing else: what everything with demonstrations is compared with.
-
-    Args:
-        observation_space: vectors.
-        action_space: a Box.
-        num_worlds: E; any.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-    """
-    made = settings_of(Settings, settings)
-    return Imitation(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+imitation = maker(Imitation, Settings)

@@ -6,7 +6,7 @@ Shape letters: B batch, K critics, I and O features in and out, S flat observati
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar
 
@@ -240,6 +240,30 @@ def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
         ValueError: one out of range.
     """
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def maker(learner: Callable[..., T], kind: type) -> Callable[..., T]:
+    """How configs make a learner for vectors and continuous actions: with its settings as keywords.
+
+    Args:
+        learner: takes the spaces, a seed, a device and its settings.
+        kind: of the settings.
+
+    Returns:
+        A function of `observation_space` (vectors), `action_space` (a Box), `num_worlds` and `total_steps` (which
+        change nothing), `seed` of everything random, `device` ("auto", "cuda", "mps" or "cpu"), and the settings. It
+        raises TypeError for a setting that there is not, and ValueError for one out of range and for spaces that do
+        not fit.
+    """
+
+    def make(
+        observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+        device: str = "auto", **settings: Any,
+    ) -> T:  # fmt: skip
+        made = settings_of(kind, settings)
+        return learner(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+
+    return make
 
 
 def flat(obs: Any) -> Tensor:

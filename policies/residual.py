@@ -16,7 +16,7 @@ Shape letters: E worlds, B batch, S flat observation, A action.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from policies.core import Actor, Batch, Learner, Memory, Obs, Rollout, Sampling, map_leaves
+from policies import imitation
+from policies.core import Actor, Batch, Learner, Memory, Obs, Rollout, map_leaves
 from policies.handover import LEARNED, HandOver
-from policies.imitation import imitation
-from policies.networks import Sample, action_size, choose_device, flat, flat_size, settings_of
-from policies.saving import State, pack, unpack
-from policies.soft import Soft, SoftSettings, averages
+from policies.networks import Sample, flat, maker
+from policies.saving import State
+from policies.soft import Soft, SoftLearner, SoftSettings
 
 BASE = "base/"  # what the base remembers, in this one's memory
 
@@ -42,18 +42,14 @@ class Settings(SoftSettings):
         scale: of the correction, > 0.
         warmup: updates of the critics before the correction is learned.
         noise: standard deviation of what is added to the base's actions in training.
-        temperature: with which the search begins.
-        target_entropy: of tanh u, in units of −A.
-        pretraining: of the base, where it is imitation of our own.
+        temperature: see `SoftSettings`.
         handover: whether the correction is played only while it earns no less; else from the end of the warm-up.
     """
 
     scale: float = 0.2
     warmup: int = 5000
     noise: float = 0.1
-    temperature: float = 0.003
-    target_entropy: float = 1.0
-    pretraining: int = 2000
+    temperature: float | None = 0.003
     handover: bool = True
 
 
@@ -75,7 +71,7 @@ class _Corrected(Soft):
         return Sample(whole, drawn.log_prob, best)
 
 
-class Residual:
+class Residual(SoftLearner[Settings]):
     """The learner; see the module.
 
     Args:
@@ -84,30 +80,33 @@ class Residual:
         seed: of weights, exploration and updates.
         device: where the networks live.
         settings: see `Settings`.
-        base: what is corrected; a learner is pretrained on demonstrations first, and saved with this one's state.
+        base: what is corrected, for instance a finetuned VLA, which draws nothing where it does not explore; a learner
+            is pretrained on demonstrations first, and saved with this one's state. None: imitation.
     """
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str,
-        settings: Settings, base: Actor,
+        settings: Settings, base: Actor | None = None,
     ) -> None:  # fmt: skip
-        size, self.num_actions = flat_size(observation_space, "residual"), action_size(action_space, "residual")
-        self.settings, self.device, self.base = settings, torch.device(device), base
-        self.pace = settings.pace(settings.pretraining if isinstance(base, Learner) else 0)
-        self.sampling: Sampling | None = settings.sampling()
-        self._soft = _Corrected(
-            size, self.num_actions, settings=settings, temperature=settings.temperature,
-            target_entropy=-self.num_actions * settings.target_entropy, seed=seed, device=self.device,
-            beside=self.num_actions,
-        )  # fmt: skip
-        self._soft.base, self._soft.scale = base, settings.scale
+        if base is None:
+            base = imitation.Imitation(
+                observation_space, action_space, seed=seed + 10, device=device, settings=imitation.Settings()
+            )
+        self.base = base
+        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
+        self.pace = replace(self.pace, pretraining=settings.pretraining if isinstance(base, Learner) else 0)
         head = self._soft.policy.actor.mlp.head
         with torch.no_grad():  # no correction at first, in the mean
             head.weight[..., : self.num_actions] = 0
             head.bias[..., : self.num_actions] = 0
-        self._acting = torch.Generator().manual_seed(seed + 1)
         self.handover = HandOver()
-        self.steps = 0
+
+    def _networks(self, size: int, seed: int) -> Soft:
+        soft = _Corrected(
+            size, self.num_actions, settings=self.settings, seed=seed, device=self.device, beside=self.num_actions
+        )
+        soft.base, soft.scale = self.base, self.settings.scale
+        return soft
 
     # Acting ---------------------------------------------------------------------------------------------
 
@@ -142,15 +141,10 @@ class Residual:
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, take the observations into their mean and deviation."""
-        self.steps += reward.size
+        super().observe(rollout, reward)
+        self.handover.open = self._soft.updates >= self.settings.warmup
         if self.settings.handover:
             self.handover.observe(rollout, reward)
-        if self.settings.standardise:
-            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
-
-    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
-        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
-        return self._soft.value(obs, action).cpu().numpy()
 
     # Learning -------------------------------------------------------------------------------------------
 
@@ -158,14 +152,11 @@ class Residual:
         """So many updates; before the first observed step, of the base."""
         if not self.steps:
             return self.base.update(batches, count) if isinstance(self.base, Learner) else {}
-        told, out = [], {}
-        for k in range(count):
-            batch = next(batches).to(self.device)
-            told.append(self._soft.update(batch, move_actor=self._soft.updates >= self.settings.warmup))
-            if k == count - 1:
-                out |= self._soft.dormant(batch)
-        self.handover.open = self._soft.updates >= self.settings.warmup
-        return out | averages(told) | (self.handover.metrics() if self.settings.handover else {})
+        out = super().update(batches, count)
+        return out | (self.handover.metrics() if self.settings.handover else {})
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        return self._soft.update(batch, move_actor=self._soft.updates >= self.settings.warmup)
 
     def relabelled(self) -> None:
         """Other rewards: what base and correction earned counts no more."""
@@ -173,47 +164,21 @@ class Residual:
 
     # Resume ---------------------------------------------------------------------------------------------
 
-    @property
-    def _parts(self) -> dict[str, Any]:
-        return self._soft.parts | {"acting": self._acting}
-
     def state(self) -> State:
         """Everything that continuing needs; of a base only where it is a learner."""
-        tensors, values = self.base.state() if isinstance(self.base, Learner) else ({}, {})
-        own = {"steps": self.steps, "updates": self._soft.updates, "handover": self.handover.state(), "base": values}
-        return pack(self._parts) | {BASE + name: tensor for name, tensor in tensors.items()}, own
+        tensors, values = super().state()
+        shown, base = self.base.state() if isinstance(self.base, Learner) else ({}, {})
+        values |= {"handover": self.handover.state(), "base": base}
+        return tensors | {BASE + name: tensor for name, tensor in shown.items()}, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Undo of `state`."""
         own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BASE)}
         base = {name.removeprefix(BASE): tensor for name, tensor in tensors.items() if name.startswith(BASE)}
-        unpack("Residual.load_state", self._parts, own)
+        super().load_state(own, values)
         if isinstance(self.base, Learner):
             self.base.load_state(base, values["base"])
-        self.steps, self._soft.updates = values["steps"], values["updates"]
         self.handover.load_state(values["handover"])
 
 
-def residual(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", base: Actor | None = None, **settings: Any,
-) -> Residual:  # fmt: skip
-    """A learned correction of a frozen policy, for continuous actions.
-
-    Args:
-        observation_space: vectors.
-        action_space: a Box.
-        num_worlds: E; any.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        base: what is corrected, for instance a finetuned VLA; None: imitation of the demonstrations.
-        settings: see `Settings`.
-    """
-    made, device = settings_of(Settings, settings), choose_device(device)
-    if base is None:
-        base = imitation(
-            observation_space, action_space, num_worlds=num_worlds, total_steps=total_steps, seed=seed + 10,
-            device=device,
-        )  # fmt: skip
-    return Residual(observation_space, action_space, seed=seed, device=device, settings=made, base=base)
+residual = maker(Residual, Settings)

@@ -26,14 +26,15 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from policies.core import Batch, Memory, Obs, Rollout, Sampling, map_leaves
+from policies.core import Batch, Memory, Obs, Rollout, map_leaves
 from policies.handover import LEARNED, HandOver
 from policies.keeping import Keeping
-from policies.networks import action_size, adam, choose_device, flat, flat_size, settings_of
-from policies.saving import State, pack, unpack
-from policies.soft import Soft, SoftSettings, averages, imitation_error
+from policies.networks import adam, flat, maker
+from policies.saving import State
+from policies.soft import SoftLearner, SoftSettings, imitation_error
 
 WIDTH = -2.0  # log of the standard deviation with which an actor that imitates begins to explore
+KEEPING = "keeping/"  # the kept episodes, in a state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +53,6 @@ class Settings(SoftSettings):
         handover: whether episodes are handed over by what each policy earns; else the actor plays all from the first.
     """
 
-    temperature: float | None = None
-    target_entropy: float | None = None
-    pretraining: int = 2000
     warmup: int = 1000
     imitation_weight: float = 20.0
     q_scale: float | None = 1.0
@@ -63,7 +61,7 @@ class Settings(SoftSettings):
     handover: bool = True
 
 
-class RLPD:
+class RLPD(SoftLearner[Settings]):
     """The learner; see the module.
 
     Args:
@@ -80,22 +78,11 @@ class RLPD:
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
     ) -> None:
-        size, self.num_actions = flat_size(observation_space, "rlpd"), action_size(action_space, "rlpd")
-        s, self.settings, self.device = settings, settings, torch.device(device)
-        self.pace = s.pace(s.pretraining)
-        self.sampling: Sampling | None = s.sampling()
-        temperature = 0.1 if s.temperature is None else s.temperature
-        entropy = -self.num_actions * (1.0 if s.target_entropy is None else s.target_entropy)
-        self._soft = Soft(
-            size, self.num_actions, settings=s, temperature=temperature, target_entropy=entropy, seed=seed,
-            device=self.device,
-        )  # fmt: skip
+        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         self._imitation = copy.deepcopy(self._soft.policy)
-        self._imitation_adam = adam(self._imitation.actor, s.learning_rate)
-        self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
+        self._imitation_adam = adam(self._imitation.actor, settings.learning_rate)
         self.handover = HandOver()
         self._keeping = Keeping(observation_space, action_space, seed=seed + 3)
-        self.steps = 0
         self.imitates = False  # whether there was something to imitate
 
     # Acting ---------------------------------------------------------------------------------------------
@@ -134,27 +121,14 @@ class RLPD:
         shown = (self._imitation.best(x) + self.settings.noise * noise).clamp(-1, 1)
         return torch.where(learns, learned, shown).cpu().numpy(), {"player": player}
 
-    def acting(self) -> RLPD:
-        """An actor with the weights of now, which stay; what acting itself changes is shared."""
-        actor = copy.copy(self)
-        actor._soft = copy.copy(self._soft)
-        actor._soft.policy = copy.deepcopy(self._soft.policy)
-        return actor
-
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, keep what earned much, take the observations into their mean and deviation."""
-        self.steps += reward.size
+        super().observe(rollout, reward)
         self.handover.open = self._soft.updates >= self.settings.warmup
         if self._hands_over:
             self.handover.observe(rollout, reward)
             if self.settings.keep:
                 self._keeping.observe(rollout, reward, above=self.handover.bar)
-        if self.settings.standardise:
-            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
-
-    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
-        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
-        return self._soft.value(obs, action).cpu().numpy()
 
     # Learning -------------------------------------------------------------------------------------------
 
@@ -162,16 +136,13 @@ class RLPD:
         """So many updates; before the first observed step, of imitation alone."""
         if not self.steps:
             return self._pretrain(batches, count)
-        told, out = [], {}
-        for k in range(count):
-            batch = next(batches).to(self.device)
-            warm = not self.imitates or self._soft.updates >= self.settings.warmup
-            on_actor = self._imitate if self.imitates and self.settings.imitation_weight else None
-            told.append(self._soft.update(batch, move_actor=warm, on_actor=on_actor, q_weight=self._q_weight))
-            if k == count - 1:
-                out |= self._soft.dormant(batch)
-        out |= averages(told)
+        out = super().update(batches, count)
         return out | (self.handover.metrics() | self._keeping.metrics() if self._hands_over else {})
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        warm = not self.imitates or self._soft.updates >= self.settings.warmup
+        on_actor = self._imitate if self.imitates and self.settings.imitation_weight else None
+        return self._soft.update(batch, move_actor=warm, on_actor=on_actor, q_weight=self._q_weight)
 
     def _q_weight(self, q: Tensor) -> Tensor | float:
         scale = self.settings.q_scale
@@ -218,44 +189,24 @@ class RLPD:
 
     @property
     def _parts(self) -> dict[str, Any]:
-        own = {"imitation": self._imitation, "imitation_adam": self._imitation_adam, "acting": self._acting}
-        return self._soft.parts | own
+        own = {"imitation": self._imitation, "imitation_adam": self._imitation_adam}
+        return super()._parts | own
 
     def state(self) -> State:
         """Everything that continuing needs."""
+        tensors, values = super().state()
         kept, keeping = self._keeping.state()
-        values = {"steps": self.steps, "updates": self._soft.updates, "imitates": self.imitates}
-        values |= {"target_entropy": self._soft.target_entropy, "handover": self.handover.state(), "keeping": keeping}
-        return pack(self._parts) | {f"keeping/{name}": tensor for name, tensor in kept.items()}, values
+        values |= {"imitates": self.imitates, "target_entropy": self._soft.target_entropy}
+        values |= {"handover": self.handover.state(), "keeping": keeping}
+        return tensors | {KEEPING + name: tensor for name, tensor in kept.items()}, values
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Undo of `state`."""
-        kept = {name.removeprefix("keeping/"): each for name, each in tensors.items() if name.startswith("keeping/")}
-        unpack("RLPD.load_state", self._parts, {n: t for n, t in tensors.items() if not n.startswith("keeping/")})
-        self.steps, self._soft.updates, self.imitates = values["steps"], values["updates"], values["imitates"]
-        self._soft.target_entropy = values["target_entropy"]
+        kept = {name.removeprefix(KEEPING): each for name, each in tensors.items() if name.startswith(KEEPING)}
+        super().load_state({name: each for name, each in tensors.items() if not name.startswith(KEEPING)}, values)
+        self.imitates, self._soft.target_entropy = values["imitates"], values["target_entropy"]
         self.handover.load_state(values["handover"])
         self._keeping.load_state(kept, values["keeping"])
 
 
-def rlpd(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> RLPD:  # fmt: skip
-    """The default learner, for continuous actions.
-
-    Args:
-        observation_space: vectors.
-        action_space: a Box.
-        num_worlds: E; it learns from any number alike.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-
-    Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting out of range, or spaces that do not fit.
-    """
-    made = settings_of(Settings, settings)
-    return RLPD(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+rlpd = maker(RLPD, Settings)

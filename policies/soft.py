@@ -10,16 +10,31 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
-from policies.core import Batch, Pace, Sampling, map_leaves
-from policies.networks import Critics, GaussianActor, Sample, Standardise, adam, dormant_ratio, flat, follow
+from policies.core import Actor, Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.networks import (
+    Critics,
+    GaussianActor,
+    Sample,
+    Standardise,
+    action_size,
+    adam,
+    dormant_ratio,
+    flat,
+    flat_size,
+    follow,
+)  # fmt: skip
 from policies.replay import n_step
+from policies.saving import State, pack, unpack
 
 Extra = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, x (B, S), q (K, B) or the actor's mean (B, A)) -> a loss
 
@@ -43,6 +58,9 @@ class SoftSettings:
         learning_starts: transitions before the first update.
         rollout_steps: steps of every world between rounds of updates.
         updates_per_step: updates for each transition.
+        pretraining: updates before the first step.
+        temperature: with which the search begins, > 0; None: 0.1.
+        target_entropy: of the policy, in units of −A; None: 1.
     """
 
     learning_rate: float = 7e-4
@@ -59,6 +77,9 @@ class SoftSettings:
     learning_starts: int = 500
     rollout_steps: int = 4
     updates_per_step: float = 0.5
+    pretraining: int = 2000
+    temperature: float | None = None
+    target_entropy: float | None = None
 
     def __post_init__(self) -> None:
         who = type(self).__module__.rpartition(".")[2]
@@ -71,20 +92,6 @@ class SoftSettings:
         for name in ("learning_rate", "updates_per_step"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
-
-    def pace(self, pretraining: int = 0) -> Pace:
-        """When such a learner updates."""
-        return Pace(
-            rollout_steps=self.rollout_steps, updates_per_step=self.updates_per_step,
-            learning_starts=self.learning_starts, pretraining=pretraining,
-        )  # fmt: skip
-
-    def sampling(self, *, returns: bool = False) -> Sampling:
-        """What batches it wants."""
-        return Sampling(
-            length=self.n_steps, batch_size=self.batch_size, demo_share=self.demo_share, returns=returns,
-            gamma=self.gamma,
-        )  # fmt: skip
 
 
 class Policy(nn.Module):
@@ -105,26 +112,24 @@ class Soft:
         observation: S.
         action: A.
         settings: see `SoftSettings`.
-        temperature: with which it begins, > 0.
-        target_entropy: of the policy.
         seed: of weights and of the actions drawn in updates.
         device: where it lives.
         beside: numbers that the networks read beside the standardised observation.
     """
 
     def __init__(
-        self, observation: int, action: int, *, settings: SoftSettings, temperature: float, target_entropy: float,
-        seed: int, device: torch.device, beside: int = 0,
-    ) -> None:  # fmt: skip
+        self, observation: int, action: int, *, settings: SoftSettings, seed: int, device: torch.device, beside: int = 0
+    ) -> None:
         s, build = settings, torch.Generator().manual_seed(seed)
         self.settings, self.device, self.num_actions = s, device, action
-        self.target_entropy, self.updates = target_entropy, 0
+        self.target_entropy = -action * (1.0 if s.target_entropy is None else s.target_entropy)
+        self.updates = 0
         self.policy = Policy(
             Standardise(observation), GaussianActor(observation + beside, action, s.actor, generator=build)
         ).to(device)
         self.critics = Critics(observation + beside, action, s.critic, generator=build, count=s.critics).to(device)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.log_alpha = torch.tensor(math.log(temperature), device=device, requires_grad=True)
+        self.log_alpha = torch.tensor(math.log(s.temperature or 0.1), device=device, requires_grad=True)
         self.actor_adam = adam(self.policy.actor, s.learning_rate)
         self._critic_adam = adam(self.critics, s.learning_rate)
         self._alpha_adam = torch.optim.Adam([self.log_alpha], lr=s.learning_rate)
@@ -214,6 +219,100 @@ class Soft:
             "actor_adam": self.actor_adam, "critic_adam": self._critic_adam, "alpha_adam": self._alpha_adam,
             "updating": self.generator,
         }  # fmt: skip
+
+
+S = TypeVar("S", bound=SoftSettings)
+
+
+class SoftLearner(ABC, Generic[S]):
+    """What the learners made of `Soft` have in common; each adds how it acts and what else moves its networks.
+
+    Args:
+        observation_space: vectors.
+        action_space: a Box.
+        seed: of weights, exploration and updates.
+        device: where the networks live.
+        settings: see the learner's own.
+        returns: whether batches hold returns.
+
+    Raises:
+        ValueError: observations are no vectors, or actions discrete.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: S,
+        returns: bool = False,
+    ) -> None:  # fmt: skip
+        who, s = type(self).__name__.lower(), settings
+        size, self.num_actions = flat_size(observation_space, who), action_size(action_space, who)
+        self.settings, self.device = s, torch.device(device)
+        self.pace = Pace(
+            rollout_steps=s.rollout_steps, updates_per_step=s.updates_per_step, learning_starts=s.learning_starts,
+            pretraining=s.pretraining,
+        )  # fmt: skip
+        self.sampling: Sampling | None = Sampling(
+            length=s.n_steps, batch_size=s.batch_size, demo_share=s.demo_share, returns=returns, gamma=s.gamma
+        )
+        self._soft = self._networks(size, seed)
+        self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
+        self.steps = 0
+
+    def _networks(self, size: int, seed: int) -> Soft:
+        return Soft(size, self.num_actions, settings=self.settings, seed=seed, device=self.device)
+
+    def begin(self, count: int) -> Memory:
+        """Nothing to remember."""
+        return {}
+
+    @abstractmethod
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        """(E, A) in [-1, 1], and the next memory."""
+
+    def acting(self) -> Actor:
+        """An actor with the weights of now, which stay; what acting itself changes is shared."""
+        actor = copy.copy(self)
+        actor._soft = copy.copy(self._soft)
+        actor._soft.policy = copy.deepcopy(self._soft.policy)
+        return actor
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count steps, take the observations into their mean and deviation."""
+        self.steps += reward.size
+        if self.settings.standardise:
+            self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
+
+    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
+        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        return self._soft.value(obs, action).cpu().numpy()
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """So many updates."""
+        told, out = [], {}
+        for k in range(count):
+            batch = next(batches).to(self.device)
+            told.append(self._update(batch))
+            if k == count - 1:
+                out |= self._soft.dormant(batch)
+        return out | averages(told)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor]:
+        return self._soft.update(batch)
+
+    def relabelled(self) -> None:
+        """Nothing of former rewards is kept."""
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return self._soft.parts | {"acting": self._acting}
+
+    def state(self) -> State:
+        """Everything that continuing needs."""
+        return pack(self._parts), {"steps": self.steps, "updates": self._soft.updates}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
+        self.steps, self._soft.updates = values["steps"], values["updates"]
 
 
 def averages(told: list[dict[str, Tensor]]) -> dict[str, float]:

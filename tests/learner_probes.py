@@ -3,16 +3,28 @@
 Shape letters: T steps, E worlds; observations and actions have one entry.
 """
 
+import json
+
 import numpy as np
+import torch
 from gymnasium import spaces
 
-from policies.core import Rollout
+from policies.core import Actor, Learner, Rollout
 from policies.replay import Mix, Replay
 
 OBS = spaces.Box(-np.inf, np.inf, (1,), np.float32)
 ACTION = spaces.Box(-1, 1, (1,), np.float32)
 GAMMA = 0.5
 STATES = np.array([[-1.0], [1.0]], np.float32)
+SMALL = {  # settings of a soft actor-critic that learns a probe in a second
+    "critic": (32,), "actor": (32,), "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
+    "temperature": 1e-3, "learning_starts": 0,
+}  # fmt: skip
+
+
+def made(factory, seed=0, **settings):
+    """A learner for the probes."""
+    return factory(OBS, ACTION, num_worlds=2, total_steps=1000, seed=seed, device="cpu", **settings)
 
 
 def one_step(reward, *, terminated=True, steps=400, seed=0):
@@ -64,6 +76,21 @@ def taught(learner, kind, updates):
     return learner
 
 
+def finds(learner, kind, *, values=0.06, actions=0.12):
+    """Whether the learner, taught on a probe, knows what it is worth and what is best there, within these errors."""
+    assert isinstance(learner, Learner)
+    assert isinstance(learner, Actor)
+    taught(learner, kind, 200)
+    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=values)
+    if kind in ACTIONS:
+        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=actions)
+
+
+def demonstrated(rollout, **kwargs):
+    """Its steps in a memory, all to be imitated."""
+    return memory(rollout, imitate=np.ones(rollout.first.shape, bool), **kwargs)
+
+
 def shown(gain=0.5, episodes=20, seed=0):
     """Demonstrations of an action of `gain` times the state, one step an episode; each earns 1."""
     rng = np.random.default_rng(seed)
@@ -80,32 +107,33 @@ def best_actions(learner):
 
 
 def resumes(make, rollout, demos=None, updates=6):
-    """Whether a learner made anew from another's state goes on to the very same state; returns both and a third that
-    was made with another seed."""
+    """Whether a learner made anew from another's state goes on bit for bit, and one of another seed does not; and
+    whether the one that acts with the weights of now does what the learner would, whatever is learned meanwhile."""
     straight, resumed, other = make(0), make(5), make(1)
-    batches = [iter(list(zip_batches(straight, rollout, demos))) for _ in range(4)]
+    mix = Mix(memory(rollout), None if demos is None else demonstrated(demos))
+    source = mix.batches(straight.sampling)
+    batches = [next(source) for _ in range(4 * updates)]
 
-    def step(learner, source):
+    def step(learner, turn):
         action, _ = learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)
         learner.observe(rollout, rollout.env_reward)
-        return action, learner.update(source, updates)
+        return action, learner.update(iter(batches[turn * updates :]), updates)
 
-    for learner, source in ((straight, batches[0]), (other, batches[1])):
+    for learner in (straight, other):
         if demos is not None:
-            learner.update(source, updates)
-        step(learner, source)
-        step(learner, source)
+            learner.update(iter(batches), updates)
+        step(learner, 1)
+        step(learner, 2)
     tensors, values = straight.state()
-    resumed.load_state(tensors, values)
-    for _ in range(2 * updates + (updates if demos is not None else 0)):
-        next(batches[2])
-    after = [step(learner, source) for learner, source in ((straight, batches[0]), (resumed, batches[2]))]
-    return straight, resumed, other, after
-
-
-def zip_batches(learner, rollout, demos):
-    """Enough batches for `resumes`."""
-    mix = Mix(memory(rollout), None if demos is None else memory(demos, imitate=np.ones(demos.first.shape, bool)))
-    source = mix.batches(learner.sampling)
-    for _ in range(60):
-        yield next(source)
+    resumed.load_state(tensors, json.loads(json.dumps(values)))
+    acts = resumed.acting()
+    before = best_actions(resumed)
+    (action, told), (again, also) = (step(learner, 3) for learner in (straight, resumed))
+    np.testing.assert_array_equal(action, again)
+    assert told == also
+    np.testing.assert_array_equal(best_actions(acts), before)
+    (tensors, values), (same, also), (others, _) = (each.state() for each in (straight, resumed, other))
+    assert json.loads(json.dumps(values)) == also
+    assert set(tensors) == set(same)
+    assert all(torch.equal(tensors[key], same[key]) for key in tensors)
+    assert any(not torch.equal(tensors[key], others[key]) for key in tensors if key in others)

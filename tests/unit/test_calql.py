@@ -5,27 +5,17 @@ import pytest
 import torch
 
 from policies.calql import calql, conservative
-from policies.core import Learner
 from policies.replay import Mix
-from tests.learner_probes import ACTION, ACTIONS, GAMMA, OBS, STATES, VALUES, best_actions, memory, resumes, taught
-
-SMALL = {
-    "critic": (32,), "actor": (32,), "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
-    "temperature": 1e-3, "learning_starts": 0,
-}  # fmt: skip
+from tests.learner_probes import SMALL, STATES, VALUES, finds, made, memory, resumes, taught
 
 
 def make(seed=0, **settings):
-    return calql(OBS, ACTION, num_worlds=2, total_steps=1000, seed=seed, device="cpu", **(SMALL | settings))
+    return made(calql, seed, **(SMALL | settings))
 
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_with_little_conservatism_it_finds_known_values(kind):
-    learner = taught(make(conservatism=1e-3), kind, 200)
-    assert isinstance(learner, Learner)
-    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.06)
-    if kind in ACTIONS:
-        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.12)
+    finds(make(conservatism=1e-3), kind)
 
 
 @pytest.mark.parametrize("calibrated", [True, False])
@@ -77,9 +67,4 @@ def test_offline_updates_come_before_the_first_step_and_then_it_acts_as_learned(
 
 def test_it_resumes_bit_for_bit():
     rollout = VALUES["both"][0]
-    straight, resumed, other, (one, two) = resumes(make, rollout, rollout)
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1] == two[1]
-    tensors = straight.state()[0]
-    assert all(torch.equal(tensors[key], value) for key, value in resumed.state()[0].items())
-    assert any(not torch.equal(tensors[key], value) for key, value in other.state()[0].items())
+    resumes(make, rollout, rollout)

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 from policies.core import Learner, Sampling
 from policies.imitation import imitation
 from policies.inverse import inverse, r_squared
 from policies.replay import Mix, Replay
-from tests.learner_probes import ACTION, OBS, VALUES, best_actions, memory, resumes, shown
+from tests.learner_probes import ACTION, OBS, VALUES, best_actions, demonstrated, memory, resumes, shown
 
 SMALL = {"network": (32,), "learning_rate": 1e-2, "batch_size": 64}
 COUNT = spaces.Box(-np.inf, np.inf, (1,), np.float32)
@@ -23,7 +22,7 @@ def test_it_does_what_is_shown_and_nothing_else():
     learner = make()
     assert isinstance(learner, Learner)
     right, wrong = shown(0.5), shown(-0.5, seed=1)
-    demos = memory(right, imitate=np.ones(right.first.shape, bool), grows=True)
+    demos = demonstrated(right, grows=True)
     demos.add(wrong, wrong.env_reward)  # not to be imitated
     metrics = learner.update(Mix(memory(VALUES["both"][0]), demos).batches(learner.sampling), 150)
     assert metrics["imitation_error"] < 0.1
@@ -76,12 +75,7 @@ def test_what_lies_behind_an_episodes_end_is_not_learned():
 
 def test_imitation_resumes_bit_for_bit():
     rollout = VALUES["both"][0]
-    straight, resumed, other, (one, two) = resumes(lambda seed: make(seed, noise=0.1), rollout, shown())
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1] == two[1]
-    tensors = straight.state()[0]
-    assert all(torch.equal(tensors[key], value) for key, value in resumed.state()[0].items())
-    assert any(not torch.equal(tensors[key], value) for key, value in other.state()[0].items())
+    resumes(lambda seed: make(seed, noise=0.1), rollout, shown())
 
 
 def drifting(seed, shuffled=False, steps=40, episodes=8):

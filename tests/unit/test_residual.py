@@ -2,29 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 
-from policies.core import Learner
 from policies.replay import Mix
-from policies.residual import residual
+from policies.residual import Residual, Settings, residual
 from tests.learner_probes import (
     ACTION,
-    ACTIONS,
-    GAMMA,
     OBS,
+    SMALL,
     STATES,
     VALUES,
     best_actions,
-    memory,
+    demonstrated,
+    finds,
+    made,
     resumes,
     shown,
     taught,
 )
 
-SMALL = {
-    "critic": (32,), "actor": (32,), "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
-    "temperature": 1e-3, "learning_starts": 0, "warmup": 0, "handover": False, "scale": 0.8,
-}  # fmt: skip
+OWN = {"warmup": 0, "handover": False, "scale": 0.8}
 
 
 class Fixed:
@@ -39,18 +35,13 @@ class Fixed:
 
 
 def make(seed=0, base=Fixed, **settings):
-    return residual(
-        OBS, ACTION, num_worlds=2, total_steps=1000, seed=seed, device="cpu", base=base and base(), **(SMALL | settings)
-    )
+    chosen = Settings(**(SMALL | OWN | settings))
+    return Residual(OBS, ACTION, seed=seed, device="cpu", settings=chosen, base=base and base())
 
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_it_finds_known_values_and_actions(kind):
-    learner = taught(make(), kind, 200)
-    assert isinstance(learner, Learner)
-    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.06)
-    if kind in ACTIONS:
-        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.15)
+    finds(make(), kind, actions=0.15)
 
 
 def test_the_correction_is_bounded():
@@ -77,8 +68,8 @@ def test_the_base_remembers_its_own():
 
 
 def test_without_a_base_it_imitates_first():
-    learner, demos = make(base=None, warmup=1000), shown()
-    source = Mix(memory(demos, imitate=np.ones(demos.first.shape, bool))).batches(learner.sampling)
+    learner = made(residual, **(SMALL | OWN | {"warmup": 1000}))
+    source = Mix(demonstrated(shown())).batches(learner.sampling)
     assert learner.pace.pretraining > 0
     assert make().pace.pretraining == 0
     learner.update(source, 300)
@@ -88,9 +79,4 @@ def test_without_a_base_it_imitates_first():
 @pytest.mark.parametrize("base", [Fixed, None])
 def test_it_resumes_bit_for_bit(base):
     demos = shown() if base is None else None
-    straight, resumed, other, (one, two) = resumes(lambda seed: make(seed, base=base), VALUES["both"][0], demos)
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1] == two[1]
-    tensors = straight.state()[0]
-    assert all(torch.equal(tensors[key], value) for key, value in resumed.state()[0].items())
-    assert any(not torch.equal(tensors[key], value) for key, value in other.state()[0].items())
+    resumes(lambda seed: make(seed, base=base), VALUES["both"][0], demos)

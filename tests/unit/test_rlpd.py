@@ -1,56 +1,37 @@
 """The default learner, on worlds whose values are known."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 
-from policies.core import Actor, Learner, Rollout
+from policies.core import Rollout
 from policies.replay import Mix, Replay
 from policies.rlpd import rlpd
 from tests.learner_probes import (
     ACTION,
     ACTIONS,
-    GAMMA,
     OBS,
+    SMALL,
     STATES,
     VALUES,
     best_actions,
-    memory,
+    demonstrated,
+    finds,
+    made,
     resumes,
     shown,
     taught,
 )
 
-SMALL = {
-    "critic": (32,), "actor": (32,), "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
-    "temperature": 1e-3, "learning_starts": 0,
-}  # fmt: skip
-
 
 def make(seed=0, **settings):
-    return rlpd(OBS, ACTION, num_worlds=2, total_steps=1000, seed=seed, device="cpu", **(SMALL | settings))
+    return made(rlpd, seed, **(SMALL | settings))
 
 
 @pytest.mark.parametrize(("kind", "n_steps"), [*((kind, 1) for kind in VALUES), ("discount", 3), ("truncated", 3)])
 def test_it_finds_known_values_and_actions(kind, n_steps):
-    learner = taught(make(n_steps=n_steps), kind, 200)
-    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.05)
-    if kind in ACTIONS:
-        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.12)
-
-
-def test_it_keeps_the_protocol():
-    learner = make()
-    assert isinstance(learner, Learner)
-    assert isinstance(learner, Actor)
-    first = learner.begin(2)
-    action, second = learner.act(STATES, first, np.ones(2, bool), explore=True)
-    assert (action.dtype, action.shape) == (np.float32, (2, 1))
-    assert set(first) == set(second)
-    assert all(second[key].shape == first[key].shape and second[key].dtype == first[key].dtype for key in first)
+    finds(make(n_steps=n_steps), kind, values=0.05)
 
 
 def test_nothing_is_drawn_from_global_generators():
@@ -69,15 +50,7 @@ def test_nothing_is_drawn_from_global_generators():
 
 @pytest.mark.parametrize("demos", [None, shown()])
 def test_it_resumes_bit_for_bit(demos):
-    straight, resumed, other, (one, two) = resumes(lambda seed: make(seed, warmup=4), VALUES["both"][0], demos)
-    np.testing.assert_array_equal(one[0], two[0])
-    assert one[1] == two[1]
-    tensors, values = straight.state()
-    again, others = resumed.state(), other.state()
-    assert json.loads(json.dumps(values)) == again[1]
-    assert all(torch.equal(tensors[key], again[0][key]) for key in tensors)
-    assert set(tensors) == set(again[0])
-    assert any(not torch.equal(tensors[key], others[0][key]) for key in tensors)
+    resumes(lambda seed: make(seed, warmup=4), VALUES["both"][0], demos)
 
 
 def test_another_learners_state_is_refused():
@@ -88,8 +61,7 @@ def test_another_learners_state_is_refused():
 
 def test_demonstrations_are_imitated_first_and_acting_begins_there():
     learner, demos = make(pretraining=150), shown(0.5)
-    only = Mix(memory(demos, imitate=np.ones(demos.first.shape, bool)))
-    learner.update(only.batches(learner.sampling), 150)
+    learner.update(Mix(demonstrated(demos)).batches(learner.sampling), 150)
     np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.03)
     noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(100)]
     np.testing.assert_allclose(np.mean(noisy, 0), [-0.5, 0.5], atol=0.04)  # near imitation, not random
@@ -100,8 +72,7 @@ def test_demonstrations_are_imitated_first_and_acting_begins_there():
 def test_what_is_learned_plays_when_it_counts_only_once_it_was_seen_to_earn_more(handover):
     """Imitation does the opposite of what pays; the actor finds out, and is not trusted before it has shown it."""
     learner, demos = make(pretraining=100, warmup=0, imitation_weight=0.0, handover=handover), shown(-0.5)
-    shows = memory(demos, imitate=np.ones(demos.first.shape, bool))
-    learner.update(Mix(shows).batches(learner.sampling), 100)
+    learner.update(Mix(demonstrated(demos)).batches(learner.sampling), 100)
     taught(learner, "both", 150)
     expected = [0.5, -0.5] if handover else [-0.5, 0.5]
     np.testing.assert_allclose(best_actions(learner), expected, atol=0.12)
@@ -122,7 +93,7 @@ def test_actions_that_are_not_to_be_imitated_are_not():
     """Half of what is shown is wrong and says so."""
     right, wrong = shown(0.5), shown(-0.5, seed=1)
     learner = make(pretraining=150)
-    replay = memory(right, imitate=np.ones(right.first.shape, bool), grows=True)
+    replay = demonstrated(right, grows=True)
     replay.add(wrong, wrong.env_reward)
     learner.update(Mix(replay).batches(learner.sampling), 150)
     np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.05)
