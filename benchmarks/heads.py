@@ -25,7 +25,8 @@ from benchmarks.common import record
 from embodied.build import build
 from embodied.cli import compose
 from embodied.collecting import open_dataset
-from embodied.commands.judge import make_scorers, read_cases, reward_parts
+from embodied.commands.judge import make_scorers, reward_parts
+from embodied.judging.cases import read_cases
 from embodied.judging.judgement import potential
 from rewards.metrics import bootstrap_interval
 from rewards.progress import tqdm

@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from embodied.counterfactual import Path as Shown
+from embodied.counterfactual import Starts, kinds_of, put
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
@@ -25,7 +27,8 @@ from embodied.worlds import env_maker
 from rewards.progress import tqdm
 
 COLLECTED = Path("runs", "collect")
-POLICIES = ("expert", "mixed", "random")  # of a dataset's name
+COUNTERFACTUAL = "counterfactual"
+POLICIES = ("expert", "mixed", COUNTERFACTUAL, "random")  # of a dataset's name
 KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
 Act = Callable[[Any], Any]  # observation -> action
@@ -41,7 +44,7 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
         setting: what errors call it.
         episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
             `collect`'s own number, of one that is missing.
-        how: it is read: `success`, `tolerance` and `surplus` of `Dataset`.
+        how: it is read: `success`, `kind`, `tolerance` and `surplus` of `Dataset`.
 
     Raises:
         UserError: neither; or a damaged dataset.
@@ -70,7 +73,7 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
 
 def reading(config: DictConfig) -> dict[str, Any]:
     """How a verb's config says that its dataset is read, for `open_dataset`."""
-    return {name: config[name] for name in ("success", "tolerance", "surplus") if config.get(name) is not None}
+    return {name: config[name] for name in ("success", "kind", "tolerance", "surplus") if config.get(name) is not None}
 
 
 def recorded(root: Path) -> None:
@@ -101,10 +104,12 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
     env = env_maker(config)()
     try:
         world = env.unwrapped
-        scripted = config.policy in ("expert", "mixed")
+        scripted = config.policy in ("expert", "mixed", COUNTERFACTUAL)
         if scripted and not isinstance(world, Desk):
             raise UserError(f"policy={config.policy} needs a scripted expert, which {config.env.id} lacks. Use random.")
         cameras = _cameras(env, config.cameras)
+        kinds = kinds_of(world.task) if isinstance(world, Desk) and config.policy == COUNTERFACTUAL else ()
+        starts = Starts(env, config.seed)
         first = _play(env, 0, lambda obs: env.action_space.sample(), stop=1).columns(env)
         features = {name: _feature(name, values, env) for name, values in first.items()}
         size = config.image_size
@@ -123,8 +128,13 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
             tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
         ):
             for i in range(len(writer), config.episodes):
-                kind = _kind(i, config)
-                take = _episode(env, kind, config, i, learner, cameras)
+                if kinds:
+                    kind = kinds[i % len(kinds)]
+                    seed, shown = starts.path(i // len(kinds), kind)
+                    take = _show(env, shown, seed, (cameras, int(size)))
+                else:
+                    kind = _kind(i, config)
+                    take = _episode(env, kind, config, i, learner, cameras)
                 writer.add(
                     take.columns(env),
                     {short: np.stack(images) for short, images in take.frames.items()},
@@ -229,13 +239,44 @@ def _play(
         take.success.append(told_success(info))
         take.terminated.append(bool(terminated))
         over = terminated or truncated or len(take.actions) == stop
+    _end(env, take, obs, look)
+    return take
+
+
+def _show(env: gymnasium.Env, path: Shown, seed: int, look: tuple[Mapping[str, str], int]) -> Take:
+    """A path of states as it would have been recorded, had it been played."""
+    world = env.unwrapped
+    assert isinstance(world, Desk)
+    env.reset(seed=seed)
+    take, (cameras, size) = Take(seed), look
+    for short in cameras:
+        take.frames[short] = []
+    put(world, path.rows[0])
+    changed = True
+    for action, before, after in zip(path.actions, path.rows[:-1], path.rows[1:], strict=True):
+        for short, images in take.frames.items():
+            images.append(world.frame(camera=cameras[short], image_size=size) if changed else images[-1])
+        own, state = _readings(env, None)
+        put(world, after)
+        changed = not np.array_equal(before, after)
+        take.own.append(own)
+        take.states.append(state)
+        take.actions.append(action)
+        take.rewards.append(world.env_reward())
+        take.success.append(world.success())
+        take.terminated.append(False)
+    _end(env, take, None, look)
+    return take
+
+
+def _end(env: gymnasium.Env, take: Take, obs: Any, look: tuple[Mapping[str, str], int] | None) -> None:
+    """Keep what is there after the last action."""
     own, state = _readings(env, obs)
     told = {"observation.state": own, "observation.environment_state": state}
     take.last = {name: np.asarray(values, np.float32) for name, values in told.items() if values.size}
     for short in take.frames:
         assert look is not None
         take.last[short] = env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1])
-    return take
 
 
 def _episode(
@@ -415,10 +456,9 @@ def _name(config: DictConfig) -> str:
 
 
 def _check(config: DictConfig) -> None:
-    policies = ("expert", "random", "mixed")
-    if config.policy not in policies and not config.policy.startswith("run:"):
-        raise UserError(f"policy must be expert, random, mixed or run:FOLDER; got {config.policy!r}. "
-                        f"{nearest(config.policy, policies)}")  # fmt: skip
+    if config.policy not in POLICIES and not config.policy.startswith("run:"):
+        raise UserError(f"policy must be {', '.join(POLICIES)} or run:FOLDER; got {config.policy!r}. "
+                        f"{nearest(config.policy, POLICIES)}")  # fmt: skip
     check_least(config, episodes=1, image_size=1)
     if config.image_size % 2:
         raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")

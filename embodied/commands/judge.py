@@ -1,9 +1,10 @@
 """Say how good rewards are, before anyone trains on them: which to trust, for what, and which would fool a learner.
 
-Scores every reward on the same labelled episodes (successes, near misses, failures, random behaviour) and on films that
-must not pay: frozen, reversed, with another instruction. Writes report.html and judgement.json into a run folder, and
-prints the table. The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is not
-there. Thresholds are chosen on a part of the episodes and reported on the rest; a reward that is fitted to
+Scores every reward on the same labelled episodes (successes, near misses, failures, random behaviour), on films that
+must not pay (frozen, reversed, with another instruction), and on episodes in which robot and outcome part ways: does it
+pay for what was achieved, or for the pose that comes with it? Writes report.html and judgement.json into a run folder,
+and prints the table. The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is
+not there. Thresholds are chosen on a part of the episodes and reported on the rest; a reward that is fitted to
 demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
 
     embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
@@ -34,6 +35,7 @@ from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.goals import is_open, parts_of, takes_goal, with_goal
+from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
 from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
 from embodied.judging.report import table, write_judgement
@@ -64,6 +66,8 @@ def run(config: DictConfig) -> None:
             f"({config.success or 'next.success'}). If another column tells it, name it, as success=next.reward; if "
             "all are good demonstrations, add unlabelled=success."
         )
+    asking = counterfactuals_for(dataset, config.counterfactual, cameras, cases)
+    asked = [] if asking is None else read_cases(asking, encoder, cameras, unlabelled="skip", goal=_given(config))
     ours = is_world(dataset.env_id)
     env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     tasks = _tasks(config, cases)
@@ -73,7 +77,8 @@ def run(config: DictConfig) -> None:
     found: list[dict[str, Judged]] = []
     divisions: list[Division] = []
     for instruction, members in tasks.items():
-        one = _Task(config, dataset, encoder, cameras, instruction, members, env)
+        more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
+        one = _Task(config, dataset, encoder, cameras, instruction, members, env, asking, more)
         found.append({each.name: each for each in one.judged()})
         divisions.append(one.division)
     judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
@@ -99,6 +104,7 @@ def run(config: DictConfig) -> None:
         notes=_notes(division, dataset, len(cases), tasks),
         encode_ms=encode_ms,
         worst=config.worst,
+        kinds=first_of_kinds(asking or dataset, division, cameras[0]),
     )
     print(f"{table(judged, verdicts)}\n\nReport: {page}")
 
@@ -119,12 +125,18 @@ class _Task:
         instruction: str,
         cases: Sequence[Case],
         env: Mapping[str, Any] | None,
+        asking: Dataset | None,
+        asked: Sequence[Case],
     ) -> None:
+        self._asking = asking
         self._config, self._dataset, self._encoder, self._cameras = config, dataset, encoder, cameras
         self._instruction, self._env = instruction, env
         self._parts = reward_parts(config, instruction)
         wanted = 0 if env is not None else max(map(_demos, self._parts.values()))
         self.division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
+        if config.counterfactual is False:
+            self.division.counterfactual.clear()
+        self.division.counterfactual.extend(asked)
         if wanted > len(self.division.demos):
             told = f" of {instruction!r}" if instruction else ""
             raise UserError(
@@ -141,9 +153,12 @@ class _Task:
         division = self.division
         read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
         if read != "none":
-            seen = self._seen([*division.fit, *division.judged], read)
-            count = len(division.fit)
-            division = replace(division, fit=seen[:count], judged=seen[count:])
+            division = replace(
+                division,
+                fit=self._seen(division.fit, read),
+                judged=self._seen(division.judged, read),
+                counterfactual=self._seen(division.counterfactual, read, self._asking),
+            )
         return judge_all(scorers, encoder, wrong, division, config)
 
     def _demonstrations(self) -> list[Episode]:
@@ -153,10 +168,11 @@ class _Task:
             demos = self._seen(demos, "all")
         return [case.episode for case in demos]
 
-    def _seen(self, cases: Sequence[Case], frames_read: str) -> list[Case]:
+    def _seen(self, cases: Sequence[Case], frames_read: str, dataset: Dataset | None = None) -> list[Case]:
         """The same cases with their pictures."""
         indices = [case.index for case in cases]
-        episodes = encode(self._dataset, self._encoder, cameras=self._cameras, indices=indices, frames_read=frames_read)
+        source = dataset or self._dataset
+        episodes = encode(source, self._encoder, cameras=self._cameras, indices=indices, frames_read=frames_read)
         return [
             replace(case, episode=replace(case.episode, features=each.features))
             for case, each in zip(cases, episodes, strict=True)
@@ -214,37 +230,6 @@ def judge_all(
             except (FloatingPointError, ValueError, KeyError) as error:
                 raise UserError(f"reward {name}: {error}") from error
     return result
-
-
-# The data -----------------------------------------------------------------------------------------------------
-
-
-def read_cases(
-    dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none",
-    goal: str = "",
-) -> list[Case]:  # fmt: skip
-    """The labelled episodes.
-
-    LeRobot's row t holds what was seen before action t and what followed it; a case's row holds what is true of what is
-    seen there, so labels and rewards move one row on.
-
-    Args:
-        unlabelled: "skip" episodes without a label, or count them as a "success".
-        frames_read: which pictures to keep; see `embodied.datasets.encoding.encode`.
-        goal: what the task is, where the person says it; "": each episode's own text.
-    """
-    cases = []
-    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read, goal=goal)
-    for i, episode in enumerate(episodes):
-        recording = dataset.recording(i, cameras=())
-        if episode.success is None and unlabelled == "success":
-            episode = replace(episode, success=True)
-        if episode.success is None or len(episode) < 2:
-            continue
-        solved = None if recording.success is None else np.append(False, recording.success[:-1])
-        rewards = None if recording.env_rewards is None else np.append(np.nan, recording.env_rewards[:-1])
-        cases.append(Case(episode=episode, index=i, kind=recording.kind, solved=solved, env_rewards=rewards))
-    return cases
 
 
 def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
@@ -323,6 +308,7 @@ def _split(
         return ", ".join(str(index) for index in sorted(case.index for case in part)) or "none"
 
     told = {"judged on": f"episodes {listed(division.judged)}", "thresholds from": f"episodes {listed(division.fit)}"}
+    told["counterfactual"] = f"{len(division.counterfactual)} episodes"
     one_task = len(by_instruction(cases)) == 1
     for name, part in parts.items():
         if part.get("model") is not None:
@@ -357,6 +343,12 @@ def _notes(division: Division, dataset: Dataset, labelled: int, tasks: Mapping[s
         notes.append(f"Few episodes ({', '.join(few)}): the intervals are wide, and narrower than they should be.")
     if failures and not counts["near miss"]:
         notes.append("There are no near misses, which fool rewards most: embodied collect policy=mixed makes some.")
+    if not division.counterfactual:
+        notes.append(
+            "There are no episodes in which robot and outcome part ways, so a reward of the pose passes for one of the "
+            "outcome: collect some (embodied collect policy=counterfactual) and give them as counterfactual=FOLDER, or "
+            "mark those of the data in a column of texts and name it, as kind=COLUMN."
+        )
     if any(case.env_rewards is None for case in division.judged):
         notes.append("The data hold no reward of the task's own: EPIC is undefined.")
     if any(case.solved is None for case in division.judged):

@@ -40,7 +40,8 @@ class Recording:
             tell endings from cuts (`next.truncated`).
         instruction: the task in words; "" where there are none, or several in turn (`Dataset.instructions`).
         index: of the episode, from 0.
-        kind: which policy acted ("expert", "noisy", "near_miss", "failure", "random", …); "" where unknown.
+        kind: which policy acted ("expert", "noisy", "near_miss", "failure", "random", …), or one of
+            `embodied.datasets.kinds`; "" where unknown.
         steps: rows at which the task's steps end, ascending, the last row included; () where they are not marked.
     """
 
@@ -67,6 +68,7 @@ class Dataset:
     Args:
         root: the folder.
         success: the column that tells success: booleans, or numbers that mean yes from 0.5.
+        kind: a column of texts that tells in an episode's first row what it is; None: what a dataset of ours notes.
         tolerance: how far a frame's own time may lie from its row's, as a share of a frame's period.
         surplus: where a film has more pictures than its episodes have rows, and nothing says where: "refuse" it, or
             the pictures beyond lie "after" the last row, or "before" the first.
@@ -85,7 +87,13 @@ class Dataset:
     """
 
     def __init__(
-        self, root: str | Path, *, success: str | None = None, tolerance: int | float = SHARE, surplus: str = SURPLUS[0]
+        self,
+        root: str | Path,
+        *,
+        success: str | None = None,
+        kind: str | None = None,
+        tolerance: int | float = SHARE,
+        surplus: str = SURPLUS[0],
     ) -> None:
         self.root = Path(root)
         meta = self.root / "meta"
@@ -98,6 +106,10 @@ class Dataset:
         self._success, told = success or SUCCESS, success is not None
         if told and self._success not in self.features:
             raise UserError(f"success: {self.root} has no column {success!r}. {nearest(str(success), self.features)}")
+        if kind is not None and self.features.get(kind, {}).get("dtype") != "string":
+            texts = [name for name, feature in self.features.items() if feature.get("dtype") == "string"]
+            raise UserError(f"kind must name a column of texts in {self.root}; got {kind!r}. {nearest(kind, texts)}")
+        self._kind = kind
         if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 < tolerance <= 0.5:
             raise UserError(f"tolerance must be a share of a frame's period, above 0, 0.5 at most; got {tolerance!r}.")
         if surplus not in SURPLUS:
@@ -170,7 +182,9 @@ class Dataset:
         return [known[index] for index in indices.tolist()]
 
     def kind(self, i: int) -> str:
-        """Which policy acted in episode i; "" where unknown."""
+        """Which policy acted in episode i, or what it is (`embodied.datasets.kinds`); "" where unknown."""
+        if self._kind is not None:
+            return str(self.columns(i, [self._kind])[self._kind].reshape(-1)[0] or "")
         return str(self._note(i).get("kind", ""))
 
     def steps(self, i: int) -> tuple[int, ...]:

@@ -189,11 +189,11 @@ class Desk(World):
                 grasp = near(np.linalg.norm(tip - self.cube(cube)), 0.12)
                 grip = near(np.linalg.norm(tip - self.cube(cube)), 0.03) * near(abs(self.opening - 2 * HALF), 0.02)
                 return 1.0 if height >= 1 else 0.3 * grasp + 0.1 * grip + 0.45 * max(height, 0)
-            case ["red", "on", "mark"]:
-                away = self.cube("red") - self.site("mark") - RAISED
+            case [cube, "on", "mark"]:
+                away = self.cube(cube) - self.site("mark") - RAISED
                 if np.hypot(away[0], away[1]) <= MARK_RADIUS and away[2] < 0.012:
                     return 1.0
-                grasp = near(np.linalg.norm(tip - self.cube("red")), 0.12)
+                grasp = near(np.linalg.norm(tip - self.cube(cube)), 0.12)
                 return 0.25 * grasp + 0.6 * near(np.linalg.norm(away), 0.12)
             case [cube, "in", "tray"]:
                 away = self.cube(cube) - self.site("tray") - RAISED
@@ -355,6 +355,16 @@ class Desk(World):
         """Send the tip `depth` m below where it was put."""
         self.sent = self.sent - [0, 0, depth]
         self.data.ctrl[:7] = self._toward(self.data.ctrl[:7], self.sent)
+
+    @property
+    def robot_qpos(self) -> np.ndarray:
+        """(9,) where the arm's joints and the fingers are in `qpos`."""
+        return np.array([*self._arm, *self._fingers])
+
+    def put_qpos(self, qpos: np.ndarray) -> None:
+        """Teleport everything, (Q,); the fingers are sent to where they are."""
+        self.data.qpos[:], self.data.qvel[:] = qpos, 0
+        self.data.ctrl[:7], self.data.ctrl[7] = qpos[self._arm], qpos[self._fingers].sum()
 
     def settle(self) -> None:
         """After a teleport and some physics: poses up to date, the arm sent to where it is."""

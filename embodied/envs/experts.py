@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from embodied.envs.desk import HALF, OPENING, STEP, Desk
+from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -23,17 +23,20 @@ class Expert:
         world: the world that will be acted in, just reset.
         noise: standard deviation of Gaussian noise on every entry of the action, in [-1, 1] units.
         rng: where the noise comes from; needed when `noise` is not zero.
+        leave: whether the arm opens its gripper and goes back to its start once all is done.
 
     Attributes:
         phase: how many of the task's phases (each a `yield` of its script below) are done; 0 again when a task that
             came undone is started again.
     """
 
-    def __init__(self, world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> None:
+    def __init__(
+        self, world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None, leave: bool = False
+    ) -> None:
         if noise and rng is None:
             raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
         self.phase = 0
-        self._world, self._noise, self._rng = world, noise, rng
+        self._world, self._noise, self._rng, self._leave = world, noise, rng, leave
         self._script = self._forever()
 
     def __call__(self, current: Desk) -> np.ndarray:
@@ -54,6 +57,8 @@ class Expert:
                 for action in part:
                     yield action
             self.phase += 1
+            for action in _chain(_release(world), _go(world, lambda: START, WIDE)) if self._leave else ():
+                yield action
             place, opening = world.sent.copy(), (action[-1] + 1) * OPENING / 2
             yield _action(world, place, opening)
             while world.success():
@@ -124,9 +129,9 @@ def _reach(world: Desk) -> Parts:
 
 
 def _push(world: Desk) -> Parts:
-    """Slide the red cube over the desk between the fingers."""
-    yield _pick(world, "red")
-    yield _carry(world, "red", lambda: world.site("mark") + HALF * UP)
+    """Slide the cube over the desk between the fingers."""
+    yield _pick(world, world.target)
+    yield _carry(world, world.target, lambda: world.site("mark") + HALF * UP)
     yield _release(world)
 
 

@@ -145,22 +145,16 @@ def film(frames: np.ndarray, said: np.ndarray, level: float | None, colour: int)
         level: the threshold, or None.
         colour: of the curve.
     """
-    chosen = np.linspace(0, len(frames) - 1, min(FILM_FRAMES, len(frames))).round().astype(int)
-    tiles = [Image.fromarray(frames[i]) for i in chosen]
-    width = round(TILE * tiles[0].width / tiles[0].height)
-    sheet = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, TILE), "white")
-    for k, tile in enumerate(tiles):
-        sheet.paste(tile.resize((width, TILE), Image.Resampling.LANCZOS), (k * (width + GAP), 0))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    count = min(FILM_FRAMES, len(frames))
+    chosen = np.linspace(0, len(frames) - 1, count).round().astype(int)
+    image = strip(frames[chosen])
     long, tall = 460, 64
     low, high = spread([*said.tolist(), *([] if level is None else [level])])
 
     def py(value: float) -> str:
         return f"{tall - 5 - (value - low) / (high - low) * (tall - 10):.1f}"
 
-    half = long / len(tiles) / 2  # the curve meets each frame in its middle
+    half = long / count / 2  # the curve meets each frame in its middle
     points = " ".join(
         f"{half + i / max(len(said) - 1, 1) * (long - 2 * half):.1f},{py(float(value))}" for i, value in enumerate(said)
     )
@@ -170,8 +164,20 @@ def film(frames: np.ndarray, said: np.ndarray, level: float | None, colour: int)
         above = float(py(level)) - 4
         y = above if above > 10 else above + 18
         parts.append(f'<text class="tick" x="2" y="{y:.1f}">threshold</text>')
-    image = f'<img alt="frames from start to end" src="data:image/jpeg;base64,{picture}">'
     return image + _svg(long, tall, "potential under the frames", parts)
+
+
+def strip(frames: np.ndarray) -> str:
+    """Frames side by side, (N, H, W, 3) uint8, as an image of the page."""
+    tiles = [Image.fromarray(frame) for frame in frames]
+    width = round(TILE * tiles[0].width / tiles[0].height)
+    sheet = Image.new("RGB", (len(tiles) * (width + GAP) - GAP, TILE), "white")
+    for k, tile in enumerate(tiles):
+        sheet.paste(tile.resize((width, TILE), Image.Resampling.LANCZOS), (k * (width + GAP), 0))
+    buffer = io.BytesIO()
+    sheet.save(buffer, "JPEG", quality=85)
+    picture = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="frames from start to end" src="data:image/jpeg;base64,{picture}">'
 
 
 def legend(names: Sequence[tuple[str, int]]) -> str:

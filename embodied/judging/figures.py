@@ -36,7 +36,8 @@ class Case:
     Attributes:
         episode: encoded, T rows.
         index: of the episode in its data set.
-        kind: what made it: "expert", "noisy", "near_miss", "random", or "" where nobody says.
+        kind: what made it: "expert", "noisy", "near_miss", "random"; one of `embodied.datasets.kinds`; or "" where
+            nobody says.
         solved: (T,) bool, whether the task is solved in each row; None where only the episode is labelled.
         env_rewards: (T,) the task's own reward that came with each row, NaN in row 0; None where there is none.
     """
@@ -99,11 +100,19 @@ class Canary:
 
 @dataclass(frozen=True)
 class Division:
-    """Which case serves what; the three never meet."""
+    """Which case serves what; none serves twice.
+
+    Attributes:
+        demos: what heads are fitted to.
+        fit: what thresholds are chosen on.
+        judged: what the figures are of.
+        counterfactual: what the outcome margin is of (see `embodied.judging.outcome`), and perhaps successes beside it.
+    """
 
     demos: list[Case] = field(default_factory=list)
     fit: list[Case] = field(default_factory=list)
     judged: list[Case] = field(default_factory=list)
+    counterfactual: list[Case] = field(default_factory=list)
 
 
 class Sheet:

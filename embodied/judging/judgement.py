@@ -15,6 +15,8 @@ The figures (`FIGURES`), each with a 95 % interval, bootstrap over episodes unle
     frame_auroc         solved rows against all others, where the data says which rows are solved
     epic                EPIC distance of the potential, paid as it is, to the task's own reward of the same transitions
     ece                 calibration error of Platt's probabilities, fitted on the fit split
+    margin              the outcome margin (`embodied.judging.outcome`): whether it pays for what was achieved and not
+                        for the pose that comes with it
     motionless          (still − random) / (success − random) in mean reward per step: 0 means that doing nothing pays
                         like random behaviour, 1 like success. It does not change with a reward's scale and offset.
 
@@ -44,15 +46,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from embodied.datasets.kinds import COUNTERFACTUAL, STILL
 from embodied.judging.figures import GROUPS, Canary, Case, Division, Figure, Sheet
+from embodied.judging.outcome import SUCCESS, outcome
 from rewards.audit import Reliability
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Scorer
 from rewards.shaping import PotentialShaping
 
 FIGURES = (
-    "voc", "voc_reversed", "tau_a", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc", "epic", "ece",
-    "motionless",
+    "voc", "voc_reversed", "margin", "tau_a", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc", "epic",
+    "ece", "motionless",
 )  # fmt: skip
 FLAT = 1e-9  # a spread of potentials below this, relative to their size, is none
 
@@ -66,6 +70,7 @@ class Judged:
         control: whether it is one of the two controls that must fail.
         figures: one per name in `FIGURES`.
         canaries: one per name in `CANARIES`; without films where there were none.
+        credit: kind of counterfactual episode -> its credit; empty without such episodes.
         gain: mean gain of a success, in the reward's own unit.
         spread: standard deviation of all potentials, in the same unit; 0 for a constant.
         threshold: in the same unit; NaN where it could not be chosen.
@@ -89,6 +94,7 @@ class Judged:
     potentials: dict[int, np.ndarray]
     roc: tuple[np.ndarray, np.ndarray] | None = None
     calibration: Reliability | None = None
+    credit: Mapping[str, Figure] = field(default_factory=dict)
     successes: int = 0
     others: int = 0
     tasks: Mapping[str, Judged] = field(default_factory=dict)
@@ -102,9 +108,12 @@ def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: i
         demos: how many successes become demonstrations; half of the successes at most.
         share: of each group that the thresholds are chosen on, in [0, 1); a group of one is judged.
         seed: of the drawing.
+
+    Cases of a counterfactual kind are apart, and all of them are kept for the outcome margin.
     """
     rng = np.random.default_rng(seed)
-    division = Division()
+    division = Division(counterfactual=[case for case in cases if case.kind in COUNTERFACTUAL])
+    cases = [case for case in cases if case.kind not in COUNTERFACTUAL]
     for group in GROUPS:
         members = [case for case in cases if case.group == group]
         members = [members[i] for i in rng.permutation(len(members))]
@@ -168,12 +177,19 @@ def judge(
         films["frozen"].append(say(scorer, frozen(features)))
         films["reversed"].append(say(scorer, reversed_film(features, whole)))
         films["wrong instruction"] += [say(each, cut(features, whole)) for each in wrong]
+    ends: dict[str, list[float]] = {}
+    for case in division.counterfactual:
+        kind = case.kind if case.kind in COUNTERFACTUAL else case.group
+        ends.setdefault(kind, []).append(float(say(scorer, case.episode.features)[case.end]))
+    ends.setdefault(SUCCESS, [float(said[i][division.judged[i].end]) for i in successes])
+    ends.setdefault(STILL, [float(each[-1]) for each in films["frozen"]])
+    paid = outcome(ends, resamples=resamples, seed=seed)
     sheet = Sheet(division, fitted, said, films, resamples, seed)
     every = np.concatenate(said) if said else np.zeros(1)
     spread = float(every.std())
     calibration, ece = sheet.calibration()
     figures = sheet.outcome() | sheet.order()
-    figures |= {"ece": ece, "epic": sheet.epic(discount), "motionless": sheet.motionless(scorer)}
+    figures |= {"ece": ece, "epic": sheet.epic(discount), "motionless": sheet.motionless(scorer), "margin": paid.margin}
     return Judged(
         name=name,
         control=control,
@@ -186,6 +202,7 @@ def judge(
         potentials={case.index: each for case, each in zip(division.judged, said, strict=True)},
         roc=sheet.roc(),
         calibration=calibration,
+        credit=paid.credit,
         successes=len(successes),
         others=len(division.judged) - len(successes),
     )
@@ -194,7 +211,8 @@ def judge(
 def films(division: Division, *, wrong: int = 0, canary_films: int = 20) -> int:
     """How many films `judge` scores: what its progress bar counts."""
     successes = sum(case.group == "success" for case in division.judged)
-    return len(division.fit) + len(division.judged) + (3 + wrong) * min(successes, canary_films)
+    scored = len(division.fit) + len(division.judged) + len(division.counterfactual)
+    return scored + (3 + wrong) * min(successes, canary_films)
 
 
 @torch.inference_mode()

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from embodied.charts import number
-from embodied.judging.charts import Curve, dot_rows, film, legend, panel
+from embodied.datasets.kinds import RIGHT, WRONG
+from embodied.judging.charts import Curve, dot_rows, film, legend, panel, strip
 from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, Figure
 from embodied.judging.judgement import Judged
+from embodied.judging.outcome import SHOWN
 from embodied.judging.verdicts import Rules, Verdict, broken_canaries
 from embodied.report import card, config_card, facts_table, write_page
 
@@ -26,6 +28,10 @@ GRID = np.linspace(0, 1, 25)
 COLUMNS: dict[str, tuple[str, str, int, str]] = {  # figure -> title, short title, which way is better, what it is
     "voc": ("order", "order", 1, "Spearman's correlation with time along successes (VOC); 1 is best"),
     "voc_reversed": ("order, reversed", "reversed", 1, "the same when the film runs backwards; -1 gives away a clock"),
+    "margin": (
+        "outcome margin", "margin", 1,
+        "least credit of episodes that reach the goal less the greatest of those that miss it: 1 is best, 0 pays poses",
+    ),
     "tau_a": ("ranking τ_a", "tau_a", 1, "Kendall's τ_a of ends with quality (success, near miss, rest), all pairs"),
     "somers_d": ("Somers' D", "D", 1, "the same over pairs of different quality: 1 is a perfect ranking"),
     "auroc": ("AUROC", "AUROC", 1, "successes against all other episodes, by the potential at the end"),
@@ -55,6 +61,7 @@ def write_judgement(
     notes: Sequence[str] = (),
     encode_ms: float = math.nan,
     worst: int = 2,
+    kinds: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write `report.html`, whole or not at all.
 
@@ -70,6 +77,7 @@ def write_judgement(
         notes: what the data could not tell.
         encode_ms: of the encoder, per frame.
         worst: how many films of each kind to show of each reward.
+        kinds: kind of counterfactual episode -> some frames of one.
     """
     rewards = [each for each in judged if not each.control]
     cases = {case.index: case for case in division.judged}
@@ -77,6 +85,7 @@ def write_judgement(
         _verdicts(rewards, verdicts),
         _figures(judged),
         _tasks(rewards),
+        _outcome(judged, kinds or {}),
         _canaries(judged),
         _grid("Progress", _PROGRESS, GROUP_LEGEND, [(each.name, _progress(each, cases)) for each in rewards]),
         _grid("Ends", _ENDS, GROUP_LEGEND, [(each.name, _ends(each, cases)) for each in rewards]),
@@ -102,13 +111,14 @@ def write_judgement(
 
 
 def best(rewards: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> Judged | None:
-    """The one to take: trusted for the most uses, then the highest of order (the lower way) plus AUROC less EPIC."""
+    """The one to take: trusted for the most uses, then the highest of order (the lower way) + AUROC + margin - EPIC."""
     usable = [each for each in rewards if verdicts[each.name].level in ("trust", "care")]
 
     def merit(each: Judged) -> tuple[int, float]:
         f = {key: figure.value for key, figure in each.figures.items()}
         epic = 0.0 if math.isnan(f["epic"]) else f["epic"]
-        return len(verdicts[each.name].uses), min(f["voc"], f["voc_reversed"]) + f["auroc"] - epic
+        margin = 0.0 if math.isnan(f["margin"]) else f["margin"]
+        return len(verdicts[each.name].uses), min(f["voc"], f["voc_reversed"]) + f["auroc"] - epic + margin
 
     return max(usable, key=merit, default=None)
 
@@ -193,6 +203,37 @@ def _tasks(rewards: Sequence[Judged]) -> str:
     note = "Each task's own episodes, scored for its own instruction. The figures above are the means of these."
     page = f"<table><thead><tr><th>reward and task</th>{heads}</tr></thead><tbody>{body}</tbody></table>"
     return card("Tasks", note, f'<div class="scroll figures">{page}</div>') if body else ""
+
+
+def _outcome(judged: Sequence[Judged], kinds: Mapping[str, np.ndarray]) -> str:
+    """What each reward pays where robot and outcome part ways, and what such episodes look like."""
+    named = [kind for kind in (*WRONG, *RIGHT) if any(kind in each.credit for each in judged)]
+    if not named:
+        return ""
+    rules, body = Rules(), ""
+    heads = "".join(f'<th class="n">{escape(_spaced(kind))}</th>' for kind in named)
+    for each in judged:
+        cells = ""
+        for kind in named:
+            figure = each.credit.get(kind, Figure())
+            bad = figure.value >= rules.pose if kind in WRONG else figure.value < 1 - rules.pose
+            cells += f'<td class="n{" bad" if bad else ""}">{_cell(figure)}</td>'
+        cells += f'<td class="n{" bad" if each.figures["margin"].value < rules.margin else ""}">'
+        body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}{_cell(each.figures['margin'])}</td></tr>"
+    ideal = "".join(f'<td class="n"><i>{0 if kind in WRONG else 1}</i></td>' for kind in named)
+    body += f'<tr class="control"><th>ideal</th>{ideal}<td class="n"><i>1</i></td></tr>'
+    page = (
+        f'<table><thead><tr><th>reward</th>{heads}<th class="n">margin</th></tr></thead><tbody>{body}</tbody></table>'
+    )
+    films = ""
+    for kind, frames in kinds.items():
+        films += f"<figure>{strip(frames)}<figcaption>{escape(f'{_spaced(kind)}: {SHOWN[kind]}')}</figcaption></figure>"
+    note = (
+        "What episodes earn in which robot and outcome part ways, as a share of what a success earns over one in which "
+        "nothing happens. The margin is the least of those that reach the goal less the greatest of the others. "
+        "Red: paid for the pose, or not paid for the outcome."
+    )
+    return card("Outcome or pose", note, f'<div class="scroll figures">{page}</div><div class="films">{films}</div>')
 
 
 def _canaries(judged: Sequence[Judged]) -> str:
@@ -340,6 +381,10 @@ def _method() -> str:
 
 def _level(judged: Judged) -> float | None:
     return None if math.isnan(judged.threshold) else judged.threshold
+
+
+def _spaced(kind: str) -> str:
+    return kind.replace("_", " ")
 
 
 def _control(judged: Judged) -> str:

@@ -26,6 +26,7 @@ def together(divisions: Sequence[Division]) -> Division:
         demos=[case for each in divisions for case in each.demos],
         fit=[case for each in divisions for case in each.fit],
         judged=[case for each in divisions for case in each.judged],
+        counterfactual=[case for each in divisions for case in each.counterfactual],
     )
 
 
@@ -55,6 +56,10 @@ def over_tasks(tasks: Mapping[str, Judged]) -> Judged:
         potentials={i: values for one in each for i, values in one.potentials.items()},
         roc=None,
         calibration=None,
+        credit={
+            kind: _mean([one.credit[kind] for one in each if kind in one.credit])
+            for kind in dict.fromkeys(kind for one in each for kind in one.credit)
+        },
         successes=sum(one.successes for one in each),
         others=sum(one.others for one in each),
         tasks={task: replace(one, potentials={}) for task, one in tasks.items()},

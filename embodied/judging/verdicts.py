@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from embodied.datasets.kinds import RIGHT, WRONG
 from embodied.judging.judgement import Judged
+from embodied.judging.outcome import WORDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,9 @@ class Rules:
     """The bars.
 
     Attributes:
+        margin: an outcome margin below this spoils a reward: it pays for poses.
+        pose: a missed goal that earns this share of a success is one to beware of; so is a goal that is reached without
+            the robot and earns less than 1 less it.
         order: of VOC, forward and reversed, for a dense reward.
         separation: of AUROC, for success detection.
         precision: at the threshold, for success detection.
@@ -31,6 +36,8 @@ class Rules:
         enough: with fewer successes, or fewer others, among the judged episodes nothing is trusted yet.
     """
 
+    margin: float = 0.5
+    pose: float = 0.25
     order: float = 0.8
     separation: float = 0.95
     precision: float = 0.9
@@ -105,6 +112,11 @@ def _faults(judged: Judged, rules: Rules) -> list[str]:
             f"it counts time: it does not fall when the film runs backwards (order reversed {f['voc_reversed']:.2f})"
         ]
     faults = []
+    if judged.credit and math.isnan(f["margin"]):
+        faults.append("a success ends no higher than an episode in which nothing happens")
+    if f["margin"] < rules.margin:
+        told = " and ".join(_poses(judged, rules))
+        faults.append(f"it pays for poses, whatever comes of them (outcome margin {f['margin']:.2f}): it {told}")
     if judged.gain < rules.faint:
         faults.append(f"it is faint: a success gains {judged.gain:.1g}, too little to learn from at this scale")
     if f["auroc"] < rules.chance:
@@ -132,7 +144,20 @@ def _uses(judged: Judged, rules: Rules) -> list[str]:
 
 
 def _cautions(judged: Judged, rules: Rules) -> list[str]:
-    return list(broken_canaries(judged, rules).values())
+    return [*_poses(judged, rules), *broken_canaries(judged, rules).values()]
+
+
+def _poses(judged: Judged, rules: Rules) -> list[str]:
+    """The worst of what it pays for a goal that is missed, and of what it does not pay for one that is reached."""
+    credit = {kind: figure.value for kind, figure in judged.credit.items() if not math.isnan(figure.value)}
+    missed = max((kind for kind in WRONG if kind in credit), key=credit.__getitem__, default=None)
+    reached = min((kind for kind in RIGHT if kind in credit), key=credit.__getitem__, default=None)
+    told = []
+    if missed is not None and credit[missed] >= rules.pose:
+        told.append(f"pays {credit[missed]:.0%} for {WORDS[missed]}")
+    if reached is not None and credit[reached] < 1 - rules.pose:
+        told.append(f"pays only {credit[reached]:.0%} for {WORDS[reached]}")
+    return told
 
 
 def broken_canaries(judged: Judged, rules: Rules) -> dict[str, str]:

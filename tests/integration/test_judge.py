@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli
@@ -84,10 +85,10 @@ def test_a_folder_becomes_a_page_a_table_and_figures(judge, tmp_path, capsys):
     assert judge(data, "reward=clip", "wrong=[press the button, fill the bar]") == 0
     out = capsys.readouterr().out
     header, *rows = out.splitlines()
-    named = "reward order reversed tau_a D AUROC AP precision recall frames EPIC ECE still ms"
+    named = "reward order reversed margin tau_a D AUROC AP precision recall frames EPIC ECE still ms"
     assert header.split() == named.split()
     assert [row.split()[0] for row in rows[:3]] == ["clip", "constant", "clock"]
-    assert rows[1].split()[2:7] == ["0.00", "0.00", "0.00", "0.00", "0.50"]
+    assert rows[1].split()[2:7] == ["0.00", "0.00", "\N{EN DASH}", "0.00", "0.00"]
     assert rows[2].split()[2:4] == ["1.00", "-1.00"]
     result = json.loads((tmp_path / "out" / "judgement.json").read_text())
     clip = next(iter(result["rewards"].values()))
@@ -114,6 +115,30 @@ def test_a_folder_becomes_a_page_a_table_and_figures(judge, tmp_path, capsys):
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
     assert not list((tmp_path / "out").glob(".*.part*"))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["verb"] == "judge"
+
+
+def test_episodes_that_a_person_marks_ask_for_the_outcome(judge, tmp_path, capsys):
+    """The bar is the goal; marked near misses are poses that end where the bar is not full."""
+    kinds = ["expert", "near_miss", "random"] * 4
+    notes = ("", "mimed", "", "", "mimed", "") + ("",) * 6
+    data = write(tmp_path / "data", kinds)
+    file, info = data / "data/chunk-000/file-000.parquet", data / "meta/info.json"
+    rows = pq.read_table(file)
+    pq.write_table(rows.append_column("note", [[notes[i] for i in rows["episode_index"].to_pylist()]]), file)
+    about = json.loads(info.read_text())
+    about["features"]["note"] = {"dtype": "string", "shape": [1], "names": None}
+    info.write_text(json.dumps(about))
+    assert judge(data, "reward=clip", "kind=note") == 0
+    clip = next(iter(json.loads((tmp_path / "out" / "judgement.json").read_text())["rewards"].values()))
+    assert set(clip["credit"]) == {"mimed"}
+    assert clip["figures"]["margin"]["value"] == pytest.approx(1 - clip["credit"]["mimed"]["value"], abs=1e-5)
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    for text in ("Outcome or pose", "mimed: the robot moves as in the success", "outcome margin"):
+        assert text in page
+    assert "part ways, so a reward" not in page
+    capsys.readouterr()
+    assert judge(data, "reward=clip", "kind=next.reward", "run=other") == 2
+    assert "kind must name a column of texts" in capsys.readouterr().err
 
 
 def test_data_without_successes_leave_figures_undefined_and_say_so(judge, tmp_path, capsys):
