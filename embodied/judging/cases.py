@@ -67,7 +67,7 @@ def counterfactuals_for(
     if wanted is False:
         return None
     if wanted is not None:
-        found = open_dataset(wanted, setting="counterfactual")
+        found = open_dataset(str(wanted), setting="counterfactual")
         if missing := [name for name in cameras if name not in found.cameras]:
             raise UserError(
                 f"counterfactual: {found.root} must have the cameras that are judged; it lacks {missing[0]}."
