@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from policies.chunks import imitation_error, nothing_planned, play
 from policies.core import Actor, Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import (
     MLP,
@@ -99,27 +100,25 @@ class Imitation:
 
     def begin(self, count: int) -> Memory:
         """The rest of each world's chunk, and how many of it are left."""
-        shape = (count, self.settings.chunk, self.num_actions)
-        return {"chunk": np.zeros(shape, np.float32), "left": np.zeros(count, np.int64)}
+        return nothing_planned(count, self.settings.chunk, self.num_actions)
 
     @torch.no_grad()
     def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
         """(E, A) in [-1, 1]: the next of the chunk, or of a new one."""
-        chunk, left = memory["chunk"].copy(), memory["left"].copy()
-        new = first | (left == 0)
-        if new.any():
-            x = flat(map_leaves(lambda leaf: leaf[new], obs)).to(self.device)
-            chunk[new] = self._chunks(x).cpu().numpy()
-            left[new] = self.settings.execute
-        action = chunk[np.arange(len(left)), self.settings.execute - left]
+
+        def plan(new: np.ndarray) -> np.ndarray:
+            chunks = self._chunks(flat(map_leaves(lambda leaf: leaf[new], obs)).to(self.device))
+            return chunks.unflatten(-1, (self.settings.chunk, self.num_actions)).cpu().numpy()
+
+        action, memory = play(memory, first, self.settings.execute, plan)
         if explore and self.settings.noise:
             noise = torch.randn(action.shape, generator=self._acting).numpy()
             action = np.clip(action + np.float32(self.settings.noise) * noise, -1, 1)
-        return action, {"chunk": chunk, "left": left - 1}
+        return action, memory
 
     def _chunks(self, x: Tensor) -> Tensor:
-        """(B, K, A)."""
-        return torch.tanh(self.mlp(self.norm(x))).unflatten(-1, (self.settings.chunk, self.num_actions))
+        """(B, K·A)."""
+        return torch.tanh(self.mlp(self.norm(x)))
 
     def acting(self) -> Actor:
         """An actor with the weights of now, which stay; it draws from the same generator."""
@@ -142,14 +141,12 @@ class Imitation:
             x = flat(map_leaves(lambda leaf: leaf[0], batch.obs))
             if self.settings.standardise:
                 self.norm.add(x)
-            shown = (batch.valid & batch.imitate).float().T
-            square = (self._chunks(x) - batch.action.transpose(0, 1)).square().mean(-1)
-            error = (square * shown).sum() / shown.sum().clamp(min=1)
+            error = imitation_error(self._chunks(x), batch)
             self._adam.zero_grad()
             error.backward()
             self._adam.step()
             errors.append(error.detach())
-            seen += shown.sum()
+            seen += (batch.valid & batch.imitate).sum()
             if k == count - 1:
                 out["dormant_actor"] = dormant_ratio(self.mlp.hidden(self.norm(x)))
         if count and not seen:

@@ -71,9 +71,9 @@ class Keeping:
         self._kept.add_episode(obs, np.stack([step[1] for step in steps]), rewards, terminated=terminated)
         self._episodes += 1
 
-    def sample(self, count: int) -> Batch | None:
-        """So many kept steps; None where there are none yet."""
-        return self._kept.sample(Sampling(batch_size=count)) if len(self._kept) else None
+    def sample(self, count: int, length: int) -> Batch | None:
+        """So many windows of what was kept; None where there is nothing yet."""
+        return self._kept.sample(Sampling(length=length, batch_size=count)) if len(self._kept) else None
 
     def metrics(self) -> dict[str, float]:
         """For the log."""

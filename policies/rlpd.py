@@ -3,14 +3,22 @@
 Ball et al., "Efficient online reinforcement learning with offline data", arXiv 2302.02948. Without demonstrations it is
 SAC with layer-normed critics and a delayed actor.
 
-Departures. Two critics, half an update a step, an actor every second update, small batches (a CPU's time goes into
+Departures. Two critics, one update a step, an actor every second update, small batches (a CPU's time goes into
 products, so batch, width and delay decide); the minimum of the critics for the actor. With demonstrations moreover:
 
 - the actor begins as imitation, with a cold temperature, and waits until the critics are warm;
 - episodes are handed over from imitation by what each earns (`policies.handover`);
 - own episodes that earned more than imitation does on average are imitated too (`policies.keeping`).
 
-Shape letters: E worlds, B batch, S flat observation, A action.
+With `chunk` it is Q-chunking (Li et al., arXiv 2507.07969): actor and critics decide on H actions together, which are
+played one after the other, so that a sum of H rewards is of just these actions and H-step returns have no bias:
+
+    y = Σ_{k<H} γ^k r_{t+k} + γ^H min_j Q_j(s_{t+H}, a'),    a' ~ π(·|s_{t+H}), H actions
+
+Departures: a Gaussian actor held near the demonstrations as above, in place of a flow model's best of many; and windows
+in which the task ended count (`policies.chunks`), not only those of H steps.
+
+Shape letters: E worlds, B batch, S flat observation, A action, H actions of a chunk.
 """
 
 from __future__ import annotations
@@ -26,12 +34,13 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
+from policies.chunks import imitation_error, nothing_planned, play
 from policies.core import Batch, Memory, Obs, Rollout, map_leaves
 from policies.handover import LEARNED, HandOver
 from policies.keeping import Keeping
 from policies.networks import adam, flat, maker
 from policies.saving import State
-from policies.soft import SoftLearner, SoftSettings, imitation_error
+from policies.soft import Soft, SoftLearner, SoftSettings
 
 WIDTH = -2.0  # log of the standard deviation with which an actor that imitates begins to explore
 KEEPING = "keeping/"  # the kept episodes, in a state
@@ -39,9 +48,10 @@ KEEPING = "keeping/"  # the kept episodes, in a state
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(SoftSettings):
-    """What can be set, beside `SoftSettings`; all of it matters with demonstrations alone but the first two.
+    """What can be set, beside `SoftSettings`; all of it matters with demonstrations alone but the first three.
 
     Attributes:
+        chunk: H, actions decided together; 1: none wait.
         temperature: with which the search begins; None: 0.003 with demonstrations, 0.1 without.
         target_entropy: in units of −A; None: 2 with demonstrations, 1 without.
         pretraining: updates of imitation before the first step; 0: no imitation and no hand-over.
@@ -53,12 +63,22 @@ class Settings(SoftSettings):
         handover: whether episodes are handed over by what each policy earns; else the actor plays all from the first.
     """
 
+    chunk: int = 1
     warmup: int = 1000
     imitation_weight: float = 20.0
     q_scale: float | None = 1.0
     keep: bool = True
     noise: float = 0.1
     handover: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chunk < 1:
+            raise ValueError(f"rlpd: chunk must be at least 1; got {self.chunk}.")
+        if self.chunk > 1 and self.n_steps > 1:
+            raise ValueError(
+                f"rlpd: n_steps must be 1 where chunk is more, whose rewards are summed anyway; got {self.n_steps}."
+            )
 
 
 class RLPD(SoftLearner[Settings]):
@@ -78,12 +98,19 @@ class RLPD(SoftLearner[Settings]):
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
     ) -> None:
-        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
+        super().__init__(
+            observation_space, action_space, seed=seed, device=device, settings=settings,
+            length=max(settings.n_steps, settings.chunk),
+        )  # fmt: skip
         self._imitation = copy.deepcopy(self._soft.policy)
         self._imitation_adam = adam(self._imitation.actor, settings.learning_rate)
         self.handover = HandOver()
         self._keeping = Keeping(observation_space, action_space, seed=seed + 3)
         self.imitates = False  # whether there was something to imitate
+
+    def _networks(self, size: int, seed: int) -> Soft:
+        chunk = self.settings.chunk
+        return Soft(size, chunk * self.num_actions, settings=self.settings, seed=seed, device=self.device, chunk=chunk)
 
     # Acting ---------------------------------------------------------------------------------------------
 
@@ -96,8 +123,9 @@ class RLPD(SoftLearner[Settings]):
         return self.handover.best if self._hands_over else LEARNED
 
     def begin(self, count: int) -> Memory:
-        """Who plays the running episode of each world."""
-        return {"player": np.full(count, self._best, np.int8)}
+        """Who plays the running episode of each world, and its chunk."""
+        planned = nothing_planned(count, self.settings.chunk, self.num_actions)
+        return planned | {"player": np.full(count, self._best, np.int8)}
 
     @torch.no_grad()
     def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
@@ -106,20 +134,28 @@ class RLPD(SoftLearner[Settings]):
         if first.any():
             chosen = explore and self._hands_over
             player[first] = self.handover.choose(int(first.sum())) if chosen else self._best
-        x = flat(obs).to(self.device)
-        learns = torch.from_numpy(player == LEARNED)[:, None].to(self.device)
-        if not explore:
-            action = torch.where(learns, self._soft.policy.best(x), self._imitation.best(x))
-            return action.cpu().numpy(), {"player": player}
-        if self._hands_over:
+        if explore and self._hands_over:
             self.handover.acted(player, first)
-        noise = torch.randn(len(x), self.num_actions, generator=self._acting)
+
+        def plan(new: np.ndarray) -> np.ndarray:
+            x = flat(map_leaves(lambda leaf: leaf[new], obs)).to(self.device)
+            chunks = self._chunks(x, torch.from_numpy(player[new] == LEARNED)[:, None].to(self.device), explore)
+            return chunks.unflatten(-1, (self.settings.chunk, self.num_actions)).cpu().numpy()
+
+        action, memory = play(memory, first, self.settings.chunk, plan)
+        return action, memory | {"player": player}
+
+    def _chunks(self, x: Tensor, learns: Tensor, explore: bool) -> Tensor:
+        """(E, H·A): the actor's where it plays, (E, 1), else imitation's."""
+        if not explore:
+            return torch.where(learns, self._soft.policy.best(x), self._imitation.best(x))
+        noise = torch.randn(len(x), self._soft.num_actions, generator=self._acting)
         if not self.imitates and self.steps < self.settings.learning_starts:
-            return torch.rand(noise.shape, generator=self._acting).mul(2).sub(1).numpy(), {"player": player}
+            return torch.rand(noise.shape, generator=self._acting).mul(2).sub(1)
         noise = noise.to(self.device)
         learned = self._soft.sample(self._soft.policy.norm(x), noise).action
         shown = (self._imitation.best(x) + self.settings.noise * noise).clamp(-1, 1)
-        return torch.where(learns, learned, shown).cpu().numpy(), {"player": player}
+        return torch.where(learns, learned, shown)
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, keep what earned much, take the observations into their mean and deviation."""
@@ -151,7 +187,7 @@ class RLPD(SoftLearner[Settings]):
     def _imitate(self, batch: Batch, x: Tensor, best: Tensor) -> Tensor:
         """The error of what is shown, and of as much of what was kept."""
         error = imitation_error(best, batch)
-        kept = self._keeping.sample(self.settings.batch_size // 2)
+        kept = self._keeping.sample(self.settings.batch_size // 2, self.settings.chunk)
         if kept is not None:
             kept = kept.to(self.device)
             again = self._soft.policy.actor.best(self._soft.inputs(map_leaves(lambda leaf: leaf[0], kept.obs)))
@@ -175,7 +211,7 @@ class RLPD(SoftLearner[Settings]):
         self.imitates = True
         soft.policy.load_state_dict(self._imitation.state_dict())
         soft.policy.actor.narrow(WIDTH)
-        soft.target_entropy = -self.num_actions * (2.0 if s.target_entropy is None else s.target_entropy)
+        soft.target_entropy = -soft.num_actions * (2.0 if s.target_entropy is None else s.target_entropy)
         with torch.no_grad():
             soft.log_alpha.fill_(math.log(0.003 if s.temperature is None else s.temperature))
         return {"imitation_error": float(torch.stack(errors).mean())} if errors else {}

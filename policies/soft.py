@@ -20,6 +20,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
+from policies.chunks import chunks_of
 from policies.core import Actor, Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import (
     Critics,
@@ -76,7 +77,7 @@ class SoftSettings:
     demo_share: float = 0.5
     learning_starts: int = 500
     rollout_steps: int = 4
-    updates_per_step: float = 0.5
+    updates_per_step: float = 1.0
     pretraining: int = 2000
     temperature: float | None = None
     target_entropy: float | None = None
@@ -115,13 +116,15 @@ class Soft:
         seed: of weights and of the actions drawn in updates.
         device: where it lives.
         beside: numbers that the networks read beside the standardised observation.
+        chunk: actions decided together, H; A is of all of them, and H rewards are summed.
     """
 
     def __init__(
-        self, observation: int, action: int, *, settings: SoftSettings, seed: int, device: torch.device, beside: int = 0
-    ) -> None:
+        self, observation: int, action: int, *, settings: SoftSettings, seed: int, device: torch.device,
+        beside: int = 0, chunk: int = 1,
+    ) -> None:  # fmt: skip
         s, build = settings, torch.Generator().manual_seed(seed)
-        self.settings, self.device, self.num_actions = s, device, action
+        self.settings, self.device, self.num_actions, self.chunk = s, device, action, chunk
         self.target_entropy = -action * (1.0 if s.target_entropy is None else s.target_entropy)
         self.updates = 0
         self.policy = Policy(
@@ -154,7 +157,7 @@ class Soft:
         """One step of the critics and their targets; every few, one of the actor and the temperature.
 
         Args:
-            batch: windows of at least n_steps.
+            batch: windows of at least n_steps, and of at least a chunk.
             move_actor: whether the actor's turn counts.
             on_critics: adds to the critics' loss.
             on_actor: adds to the actor's.
@@ -162,14 +165,15 @@ class Soft:
         """
         s = self.settings
         x = self.inputs(map_leaves(lambda leaf: leaf[0], batch.obs))
-        step = n_step(batch, s.gamma, s.n_steps)
+        step = n_step(batch, s.gamma, max(s.n_steps, self.chunk))
+        action, known = chunks_of(batch, self.chunk, self.generator)
         alpha = self.log_alpha.detach().exp()
         with torch.no_grad():
             after = self.inputs(step.next_obs)
             drawn = self.sample(after, self.noise(len(after)))
             target = step.reward + step.discount * (self._least(self.targets, after, drawn) - alpha * drawn.log_prob)
-        q = self.critics(x, batch.action[0])
-        loss = 0.5 * (q - target).square().mean(1).sum()
+        q = self.critics(x, action)
+        loss = 0.5 * ((q - target).square() * known).sum() / known.sum().clamp(min=1)
         out = {"critic_loss": loss.detach(), "q": q.detach().mean(), "temperature": alpha}
         if on_critics is not None:
             loss = loss + on_critics(batch, x, q)
@@ -199,7 +203,7 @@ class Soft:
 
     @torch.no_grad()
     def value(self, obs: Any, action: Any) -> Tensor:
-        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        """(B,) what follows these actions, (B, A) or whole chunks, is worth: the least of the critics."""
         x = self.inputs(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
         return self.critics(x, torch.as_tensor(action, device=self.device)).min(0).values
 
@@ -207,7 +211,8 @@ class Soft:
     def dormant(self, batch: Batch) -> dict[str, float]:
         """DrM's ratio of both networks, for the log."""
         x = self.inputs(map_leaves(lambda leaf: leaf[0], batch.obs))
-        critics = self.critics.mlp.hidden(torch.cat([x, batch.action[0]], -1))
+        action, _ = chunks_of(batch, self.chunk, torch.Generator(self.device))
+        critics = self.critics.mlp.hidden(torch.cat([x, action], -1))
         actor = self.policy.actor.mlp.hidden(x)
         return {"dormant_actor": dormant_ratio(actor), "dormant_critic": dormant_ratio(critics)}
 
@@ -233,6 +238,7 @@ class SoftLearner(ABC, Generic[S]):
         seed: of weights, exploration and updates.
         device: where the networks live.
         settings: see the learner's own.
+        length: steps of a window; None: n_steps.
         returns: whether batches hold returns.
 
     Raises:
@@ -241,7 +247,7 @@ class SoftLearner(ABC, Generic[S]):
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: S,
-        returns: bool = False,
+        length: int | None = None, returns: bool = False,
     ) -> None:  # fmt: skip
         who, s = type(self).__name__.lower(), settings
         size, self.num_actions = flat_size(observation_space, who), action_size(action_space, who)
@@ -251,7 +257,7 @@ class SoftLearner(ABC, Generic[S]):
             pretraining=s.pretraining,
         )  # fmt: skip
         self.sampling: Sampling | None = Sampling(
-            length=s.n_steps, batch_size=s.batch_size, demo_share=s.demo_share, returns=returns, gamma=s.gamma
+            length=length or s.n_steps, batch_size=s.batch_size, demo_share=s.demo_share, returns=returns, gamma=s.gamma
         )
         self._soft = self._networks(size, seed)
         self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
@@ -282,7 +288,7 @@ class SoftLearner(ABC, Generic[S]):
             self._soft.policy.norm.add(flat(rollout.obs).flatten(0, 1).to(self.device))
 
     def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
-        """(B,) what follows these actions, (B, A), is worth: the least of the critics."""
+        """(B,) what follows these actions, (B, A) or whole chunks, is worth: the least of the critics."""
         return self._soft.value(obs, action).cpu().numpy()
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
@@ -319,9 +325,3 @@ def averages(told: list[dict[str, Tensor]]) -> dict[str, float]:
     """The mean of each metric over the updates that told it."""
     names = {name for each in told for name in each}
     return {name: float(torch.stack([each[name] for each in told if name in each]).mean()) for name in sorted(names)}
-
-
-def imitation_error(mean: Tensor, batch: Batch) -> Tensor:
-    """Mean squared error of the actions that are to be imitated; 0 where there are none."""
-    shown = batch.imitate[0].float()
-    return ((mean - batch.action[0]).square().mean(-1) * shown).sum() / shown.sum().clamp(min=1)

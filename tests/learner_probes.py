@@ -70,7 +70,11 @@ def memory(rollout, *, imitate=None, seed=0, **kwargs):
 
 def taught(learner, kind, updates):
     """The learner, after so many updates on a probe."""
-    rollout, _ = VALUES[kind]
+    return taught_on(VALUES[kind][0], learner, updates)
+
+
+def taught_on(rollout, learner, updates):
+    """The learner, after so many updates on these steps."""
     learner.observe(rollout, rollout.env_reward)
     learner.update(Mix(memory(rollout)).batches(learner.sampling), updates)
     return learner
@@ -137,3 +141,14 @@ def resumes(make, rollout, demos=None, updates=6):
     assert set(tensors) == set(same)
     assert all(torch.equal(tensors[key], same[key]) for key in tensors)
     assert any(not torch.equal(tensors[key], others[key]) for key in tensors if key in others)
+
+
+def chain(*, terminated=True, steps=3, episodes=120, seed=0):
+    """Episodes of so many steps along a line: step k begins at k, and its best action is ½ or -½ in turn, worth 1."""
+    rng = np.random.default_rng(seed)
+    at = np.tile(np.arange(steps), episodes)[:, None, None].repeat(2, 1).astype(np.float32)
+    action = rng.uniform(-1, 1, at.shape).astype(np.float32)
+    best = np.where(at % 2 == 0, 0.5, -0.5)
+    ended = at[..., 0] == steps - 1
+    reward = (1 - (action - best) ** 2)[..., 0].astype(np.float32)
+    return Rollout(at, action, at + 1, reward, ended & terminated, ended & (not terminated), at[..., 0] == 0)

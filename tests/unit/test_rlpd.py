@@ -11,17 +11,21 @@ from policies.rlpd import rlpd
 from tests.learner_probes import (
     ACTION,
     ACTIONS,
+    GAMMA,
     OBS,
     SMALL,
     STATES,
     VALUES,
     best_actions,
+    chain,
     demonstrated,
     finds,
     made,
+    memory,
     resumes,
     shown,
     taught,
+    taught_on,
 )
 
 
@@ -48,9 +52,9 @@ def test_nothing_is_drawn_from_global_generators():
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-@pytest.mark.parametrize("demos", [None, shown()])
-def test_it_resumes_bit_for_bit(demos):
-    resumes(lambda seed: make(seed, warmup=4), VALUES["both"][0], demos)
+@pytest.mark.parametrize(("demos", "chunk"), [(None, 1), (shown(), 1), (shown(), 2)])
+def test_it_resumes_bit_for_bit(demos, chunk):
+    resumes(lambda seed: make(seed, warmup=4, chunk=chunk), VALUES["both"][0], demos)
 
 
 def test_another_learners_state_is_refused():
@@ -117,11 +121,68 @@ def test_observations_of_any_scale_and_form():
     np.testing.assert_allclose(action[:, 0], ACTIONS["both"], atol=0.12)
 
 
+def test_chunks_are_decided_together_and_worth_what_all_of_their_steps_earn():
+    """Three steps, two in a chunk: the last state's value is known only because the task ended there."""
+    rollout = chain()
+    learner = taught_on(rollout, make(chunk=2, critic=(64,), actor=(64,)), 400)
+    states = np.arange(3, dtype=np.float32)[:, None]
+    best = np.array([[0.5, -0.5], [-0.5, 0.5], [0.5, 0.0]], np.float32)
+    np.testing.assert_allclose(learner.value(states, best), [1 + GAMMA + GAMMA**2, 1 + GAMMA, 1], atol=0.12)
+    _, memory_ = learner.act(states, learner.begin(3), np.ones(3, bool), explore=False)
+    np.testing.assert_allclose(memory_["chunk"][:2, :, 0], best[:2], atol=0.15)
+
+
+@pytest.mark.parametrize("terminated", [True, False])
+def test_a_chunk_that_was_cut_tells_nothing(terminated):
+    """Half of the windows begin at an episode's last step. What that earned counts if the task ended there."""
+    rollout, learned = chain(terminated=terminated, steps=2), []
+    batch = memory(rollout).sample(make(chunk=2).sampling)
+    for bonus in (0.0, 100.0):
+        learner = make(chunk=2)
+        learner.observe(rollout, rollout.env_reward)
+        more = bonus * (batch.valid & ~batch.valid.all(0))
+        learner.update(iter([batch._replace(reward=batch.reward + more)]), 1)
+        learned.append(learner.state()[0])
+    one, other = learned
+    assert all(torch.equal(one[key], other[key]) for key in one) != terminated
+
+
+def test_a_chunk_is_played_to_its_end_unless_the_episode_ends():
+    learner = make(chunk=3)
+    asked, planned = np.zeros((2, 1), np.float32), learner.begin(2)
+    played, plans = [], []
+    for first in ([True, True], [False, True], [False, False], [False, False]):
+        action, planned = learner.act(asked, planned, np.array(first), explore=True)
+        played.append(action[:, 0])
+        plans.append(planned["chunk"][..., 0].copy())
+    played = np.stack(played, 1)
+    np.testing.assert_array_equal(played[0], [*plans[0][0], plans[3][0, 0]])
+    np.testing.assert_array_equal(played[1], [plans[0][1, 0], *plans[1][1]])
+    assert not np.array_equal(plans[0][1], plans[1][1])
+    assert planned["left"].tolist() == [2, 0]
+
+
+def test_chunks_are_imitated_without_what_lies_behind_an_episodes_end():
+    rollout = chain(steps=2)
+    right = np.where(rollout.obs == 0, 0.5, -0.5).astype(np.float32)
+    learner = make(chunk=2)
+    learner.update(Mix(demonstrated(rollout._replace(action=right))).batches(learner.sampling), 200)
+    states = np.array([[0.0], [1.0]], np.float32)
+    _, memory_ = learner.act(states, learner.begin(2), np.ones(2, bool), explore=False)
+    np.testing.assert_allclose(memory_["chunk"][0, :, 0], [0.5, -0.5], atol=0.05)
+    np.testing.assert_allclose(memory_["chunk"][1, 0, 0], -0.5, atol=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "error"),
     [
         ({"gamma": 1.5}, r"rlpd: gamma must be in \[0, 1\]; got 1.5"),
         ({"n_steps": 0}, "rlpd: n_steps must be at least 1; got 0"),
+        ({"chunk": 0}, "rlpd: chunk must be at least 1; got 0"),
+        (
+            {"chunk": 2, "n_steps": 3},
+            "rlpd: n_steps must be 1 where chunk is more, whose rewards are summed anyway; got 3",
+        ),
         ({"updates_per_step": 0.0}, "rlpd: updates_per_step must be > 0; got 0.0"),
     ],
 )
