@@ -71,8 +71,8 @@ class Keeping:
         self._kept.add_episode(obs, np.stack([step[1] for step in steps]), rewards, terminated=terminated)
         self._episodes += 1
 
-    def sample(self, count: int, length: int) -> Batch | None:
-        """So many windows of what was kept; None where there is nothing yet."""
+    def sample(self, count: int, length: int = 1) -> Batch | None:
+        """So many windows of what was kept, `length` steps each; None where there is nothing yet."""
         return self._kept.sample(Sampling(length=length, batch_size=count)) if len(self._kept) else None
 
     def metrics(self) -> dict[str, float]:
