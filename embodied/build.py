@@ -19,6 +19,8 @@ TARGETS: tuple[str, ...] = (
     "policies.imitation.imitation",
     "policies.residual.residual",
     "policies.calql.calql",
+    "policies.drqv2.drqv2",
+    "policies.drm.drm",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

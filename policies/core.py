@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int16
 from torch import Tensor
 
 Obs = Any  # an array or a dictionary of arrays, (E, …) where someone acts, (T, E, …) in a rollout
@@ -59,6 +59,7 @@ class Sampling:
     Attributes:
         length: T, steps of a window, ≥ 1.
         batch_size: B, windows, ≥ 1.
+        stack: observations that the learner reads at once, the newest of them last, ≥ 1; see `Batch.history`.
         demo_share: share of the windows that come from demonstrations, in [0, 1]; where there are none, all are the
             learner's own, and where there is nothing of its own yet, all are demonstrations.
         returns: whether `Batch.returns` is wanted.
@@ -68,6 +69,7 @@ class Sampling:
 
     length: int = 1
     batch_size: int = 256
+    stack: int = 1
     demo_share: float = 0.0
     returns: bool = False
     gamma: float = 0.99
@@ -86,6 +88,10 @@ class Batch(NamedTuple):
         imitate: (T, B) bool, the action is one that a demonstration shows as good.
         returns: (T, B) float32, discounted sum of the rewards from there to the episode's end, where asked for and
             known; NaN where the episode was cut or still runs.
+        history: (stack − 1, B, …), the observations before `obs[0]`, oldest first. Before its episode's first one that
+            one is repeated; before the oldest one that is still stored, that. None where `Sampling.stack` is 1.
+        look: (T, B) int16, which of the worlds' varied looks the episode had; −1 where it is not known, 0 in padding.
+            For learning what does not depend on it: an actor never sees it.
     """
 
     obs: Any
@@ -95,6 +101,8 @@ class Batch(NamedTuple):
     valid: Bool[Tensor, "T B"]
     imitate: Bool[Tensor, "T B"]
     returns: Float[Tensor, "T B"] | None = None
+    history: Any = None
+    look: Int16[Tensor, "T B"] | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""

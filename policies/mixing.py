@@ -6,6 +6,7 @@ Shape letters: T steps, B windows; `…` the shape of one observation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -60,10 +61,7 @@ class Mix:
             parts = []
             for replay, count in ((self.own, sampling.batch_size - shown), (self.demos, shown)):
                 if count and replay is not None:
-                    wanted = Sampling(
-                        length=sampling.length, batch_size=count, returns=sampling.returns, gamma=sampling.gamma
-                    )
-                    parts.append(replay.sample(wanted))
+                    parts.append(replay.sample(replace(sampling, batch_size=count)))
             yield parts[0] if len(parts) == 1 else _joined(*parts)
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Int16
 
 from policies.core import Batch, Obs, Rollout, Sampling, leaves, map_leaves
 from policies.mixing import Mix, NStep, n_step
@@ -26,6 +26,7 @@ from policies.moments import Moments
 __all__ = ["Mix", "NStep", "Replay", "Stretch", "n_step"]
 
 ROWS = "rows"
+UNKNOWN = -1  # look
 
 
 class Stretch(NamedTuple):
@@ -99,6 +100,7 @@ class Replay:
         self._columns = {"action": action, "reward": np.zeros(shape, np.float32)}
         self._columns |= {"env_reward": np.zeros(shape, np.float32)}
         self._columns |= {name: np.zeros(shape, bool) for name in ("terminated", "truncated", "imitate")}
+        self._columns["look"] = np.full(shape, UNKNOWN, np.int16)
         self._lengths = np.zeros(num_worlds, np.int64)  # steps so far of each running episode
         self._returns: np.ndarray | None = None  # (S, E) float64, kept up once someone asked
         self._gamma = math.nan
@@ -130,6 +132,7 @@ class Replay:
         imitate: Bool[np.ndarray, "T E"] | None = None,
         *,
         rows: tuple[np.ndarray, np.ndarray] | None = None,
+        look: Int16[np.ndarray, "T E"] | None = None,
     ) -> None:
         """Store T steps of every world.
 
@@ -140,6 +143,7 @@ class Replay:
             reward: what to learn from.
             imitate: which actions are to be imitated; None: none.
             rows: (T, E, W) before each action and after it, to relabel from; always or never.
+            look: which of the worlds' varied looks each episode has; None: not known.
 
         Raises:
             ValueError: a reward is no number, an episode goes on after its end, or shapes do not fit.
@@ -162,6 +166,7 @@ class Replay:
         values = {"action": rollout.action, "reward": reward, "env_reward": rollout.env_reward}
         values |= {"terminated": rollout.terminated, "truncated": rollout.truncated}
         values["imitate"] = np.zeros_like(ended) if imitate is None else imitate
+        values["look"] = np.full(ended.shape, UNKNOWN) if look is None else look
         for name, value in values.items():
             self._columns[name][at] = value
         self._moments.write(at, before, after, ended)
@@ -271,7 +276,7 @@ class Replay:
             if name != ROWS
         }
         parts = {}
-        for name in ("action", "reward", "terminated", "imitate"):
+        for name in ("action", "reward", "terminated", "imitate", "look"):
             values = self._columns[name][steps, worlds]
             values[~valid] = 0
             parts[name] = torch.from_numpy(values)
@@ -280,8 +285,27 @@ class Replay:
             values = self._returns_of(sampling.gamma)[steps, worlds].astype(np.float32)
             values[~valid] = np.nan
             returns = torch.from_numpy(values)
-        obs = observed[""] if self._flat else observed
-        return Batch(obs=obs, **parts, valid=torch.from_numpy(valid), returns=returns)
+        history = None
+        if sampling.stack > 1:
+            before = self._before(starts, worlds, sampling.stack - 1)
+            rings = self._moments.rings
+            history = {name: torch.from_numpy(rings[_key(name)][before, worlds]) for name in observed}
+        return Batch(
+            obs=self._formed(observed), **parts, valid=torch.from_numpy(valid), returns=returns,
+            history=None if history is None else self._formed(history),
+        )  # fmt: skip
+
+    def _formed(self, parts: dict[str, torch.Tensor]) -> Any:
+        return parts[""] if self._flat else parts
+
+    def _before(self, starts: np.ndarray, worlds: np.ndarray, count: int) -> np.ndarray:
+        """(count, B) slots before each start, oldest first; none before its episode's first, or the oldest stored."""
+        age = (starts - (self.pos if self.full else 0)) % self.slots
+        back = np.arange(1, count + 1)[:, None]
+        slots = (starts - back) % self.slots
+        stops = self._columns["terminated"][slots, worlds] | self._columns["truncated"][slots, worlds] | (back > age)
+        reach = np.where(stops.any(0), stops.argmax(0), count)
+        return (starts - np.minimum(back[::-1], reach)) % self.slots
 
     # Returns --------------------------------------------------------------------------------------------
 

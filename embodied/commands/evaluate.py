@@ -6,15 +6,17 @@ Writes evaluation.json and videos into the run folder, and its report again.
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
+    embodied evaluate run=latest looks=[100,101,102,103]
     embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
 """
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from embodied import files, runs
 from embodied.commands.train import filmed, judged, told
@@ -43,6 +45,8 @@ def run(config: DictConfig) -> None:
     if checkpoint is None:
         raise UserError(f"run must hold a checkpoint; {folder} stopped before its first.")
     trained = runs.saved_config(folder, "train", trust=config.trust)
+    if config.looks is not None:
+        OmegaConf.update(trained, "env.looks", config.looks, force_add=True)
     kept(trained.reward, folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
@@ -53,6 +57,8 @@ def run(config: DictConfig) -> None:
     with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
         result = judged(stage, actor, config.episodes, count=count, seed=config.seed, tick=bar.update)
     filmed(stage, folder, "evaluate", actor, seed=config.seed, count=config.videos)
-    summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation} | result.summary()
+    env: Any = OmegaConf.to_container(trained.env)
+    summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation}
+    summary |= {"looks": env.get("looks")} | result.summary()
     files.write_text(folder / "evaluation.json", json.dumps(summary, indent=2) + "\n")
     print(f"{told(summary)}. Report: {write_report(folder)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import ClassVar
 
 import mujoco
@@ -72,6 +73,7 @@ class Desk(World):
         obs: see `World`.
         camera: see `World`.
         image_size: see `World`.
+        looks: see `World`.
         render_mode: see `World`.
     """
 
@@ -94,6 +96,7 @@ class Desk(World):
         obs: str = "state",
         camera: str | None = None,
         image_size: int = 96,
+        looks: int | Sequence[int] = 0,
         render_mode: str | None = "rgb_array",
     ) -> None:
         if task not in TASK_FACTS:
@@ -109,7 +112,7 @@ class Desk(World):
         self.task, self.target, self.action_dim = task, target, action_dim
         self.fact = TASK_FACTS[task].format(target=target)
         self.instruction = INSTRUCTIONS[task].format(target=target)
-        super().__init__(obs=obs, camera=camera, image_size=image_size, render_mode=render_mode)
+        super().__init__(obs=obs, camera=camera, image_size=image_size, looks=looks, render_mode=render_mode)
 
     def _action_space(self) -> spaces.Space:
         return spaces.Box(-1.0, 1.0, (self.action_dim,), np.float32)

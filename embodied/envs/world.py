@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from embodied.envs.rendering import FrameRenderer
 from embodied.paths import asset
 
 OBS_FORMS = ("state", "pixels", "mixed")
+LOOKS = 860_401  # of the generators of numbered looks, so that they are not those of anything else
 
 
 class World(gymnasium.Env, ABC):
@@ -33,6 +35,8 @@ class World(gymnasium.Env, ABC):
         obs: "state" (S,) float32; "pixels" (H, W, 3) uint8; or "mixed", a dict of `pixels` and `agent_pos`.
         camera: the camera of `frame()` and of pixel observations, one of `cameras`.
         image_size: height and width of `frame()`, pixels.
+        looks: what each episode looks like: so many looks, of which one is drawn, or their numbers; `info["look"]` is
+            then where the episode's look stands among them. 0: always the world's own. A number is one look for ever.
         render_mode: only "rgb_array" (`render()`: a 480 px picture for people, with shadows).
     """
 
@@ -51,6 +55,7 @@ class World(gymnasium.Env, ABC):
         obs: str = "state",
         camera: str | None = None,
         image_size: int = 96,
+        looks: int | Sequence[int] = 0,
         render_mode: str | None = "rgb_array",
     ) -> None:
         name = type(self).__name__
@@ -62,6 +67,7 @@ class World(gymnasium.Env, ABC):
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"{name}: render_mode must be 'rgb_array' or None; got {render_mode!r}.")
         self.obs_form, self.camera, self.image_size, self.render_mode = obs, camera, image_size, render_mode
+        self._looks, self._shown = _numbers(looks, name), 0
         self.model: mujoco.MjModel = self._load(asset(self.scene))
         self.model.opt.timestep = self.sim_dt
         self.data = mujoco.MjData(self.model)
@@ -135,13 +141,18 @@ class World(gymnasium.Env, ABC):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         mujoco.mj_resetData(self.model, self.data)
+        if self._looks:
+            self._show(int(self.np_random.integers(len(self._looks))))
         self._start()
         mujoco.mj_forward(self.model, self.data)
-        return self._obs(), {"is_success": self.success()}
+        return self._obs(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._act(np.asarray(action))
-        return self._obs(), self.env_reward(), False, False, {"is_success": self.success()}
+        return self._obs(), self.env_reward(), False, False, self._info()
+
+    def _info(self) -> dict[str, Any]:
+        return {"is_success": self.success()} | ({"look": self._shown} if self._looks else {})
 
     def _act(self, action: np.ndarray) -> None:
         """Advance physics by one action."""
@@ -220,6 +231,11 @@ class World(gymnasium.Env, ABC):
     def randomize_look(self, rng: np.random.Generator) -> None:
         """Draw light, camera pose, surface colours and distractors; call `restore_look` to undo."""
 
+    def _show(self, look: int) -> None:
+        """One of the looks that episodes vary over."""
+        self._shown = look
+        self.randomize_look(np.random.default_rng([LOOKS, self._looks[look]]))
+
     def restore_look(self) -> None:
         for key, value in self._look.items():
             getattr(self.model, key)[:] = value
@@ -236,9 +252,12 @@ class World(gymnasium.Env, ABC):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, state, kind)
-        return {"mujoco": state} | self._task_state()
+        look = {"look": np.array(self._shown)} if self._looks else {}
+        return {"mujoco": state} | look | self._task_state()
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
+        if self._looks:
+            self._show(int(state["look"]))
         mujoco.mj_setState(self.model, self.data, state["mujoco"], mujoco.mjtState.mjSTATE_INTEGRATION)
         self._set_task_state(state)
         self._refresh()
@@ -256,6 +275,16 @@ _LOOK_FIELDS = (
     "cam_pos", "cam_quat", "cam_fovy", "light_pos", "light_dir", "light_diffuse", "light_ambient",
     "light_specular", "geom_rgba", "geom_matid", "mat_rgba", "mat_reflectance", "site_rgba", "body_pos", "body_quat",
 )  # fmt: skip
+
+
+def _numbers(looks: int | Sequence[int], who: str) -> tuple[int, ...]:
+    """The numbers of the looks that episodes vary over."""
+    numbers = tuple(range(looks) if isinstance(looks, int) else looks)
+    if isinstance(looks, bool) or (isinstance(looks, int) and looks < 0):
+        raise ValueError(f"{who}: looks must be a number of looks, or a list of their numbers; got {looks!r}.")
+    if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
+        raise ValueError(f"{who}: looks must be different numbers from 0; got {list(numbers)}.")
+    return numbers
 
 
 def graded(distance: float, reach: float, scale: float) -> float:

@@ -59,6 +59,13 @@ class Collected:
     moments: Moments | None
     infos: list[list[dict[str, Any]]]
 
+    @property
+    def look(self) -> np.ndarray | None:
+        """(T, E) int16, which of their varied looks the worlds had; None where it is always their own."""
+        if "look" not in self.infos[0][0]:
+            return None
+        return np.array([[info["look"] for info in told] for told in self.infos], np.int16)
+
 
 class Collector:
     """Steps worlds as an actor says.

@@ -140,7 +140,7 @@ def train(
             if training.replay is not None:
                 moments = collected.moments
                 rows = None if moments is None else (moments.rows, moments.next_rows)
-                training.replay.add(collected.rollout, labels.reward, rows=rows)
+                training.replay.add(collected.rollout, labels.reward, rows=rows, look=collected.look)
             learner.observe(collected.rollout, labels.reward)
             count = collected.rollout.first.size
             training.steps += count

@@ -1,0 +1,234 @@
+"""What learners on pictures are made of: the last few frames at once, random shifts, a convolutional encoder, a trunk.
+
+DrQ-v2's parts (Yarats et al., arXiv 2107.09645), for pictures of any size, vectors beside them, or vectors alone.
+
+Shape letters: E worlds, T steps, B batch, K frames at once, C channels, R encoded pictures, S vectors, F features;
+H, W picture.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor, nn
+
+from policies.core import Batch, Memory, Obs, leaves
+from policies.networks import LayerNorm, Linear, Standardise
+
+PAD = 4  # pixels, of the shifts
+CHANNELS, STRIDES = 32, (2, 1, 1, 1)
+
+Frames = tuple[Tensor, Tensor]  # pictures (B, H, W, C) uint8 and vectors (B, S) float32; either may be empty
+
+
+class Sight:
+    """How an observation is read: its pictures, the last K of each at once, and its vectors.
+
+    Args:
+        space: uint8 pictures (H, W, C) of one size, vectors, or a dictionary of both.
+        stack: K, of pictures.
+        who: asks, for errors.
+
+    Attributes:
+        size: H and W of the pictures; None without any.
+        stack: K; 1 without pictures.
+        channels: of all pictures, K frames each.
+        vectors: S.
+
+    Raises:
+        ValueError: other spaces, pictures of two sizes or too small to encode, or K below 1.
+    """
+
+    def __init__(self, space: spaces.Space, stack: int, who: str) -> None:
+        if stack < 1:
+            raise ValueError(f"{who}: stack must be at least 1; got {stack}.")
+        boxes = leaves(space.spaces if isinstance(space, spaces.Dict) else space)
+        self._pictures: dict[str, tuple[int, ...]] = {}
+        self._flat: dict[str, int] = {}
+        for name in sorted(boxes):
+            box = boxes[name]
+            if isinstance(box, spaces.Box) and box.dtype == np.uint8 and len(box.shape) == 3:
+                self._pictures[name] = box.shape
+            elif isinstance(box, spaces.Box) and len(box.shape) == 1:
+                self._flat[name] = box.shape[0]
+            else:
+                what = f"observation {name!r}" if name else "observations"
+                raise ValueError(f"{who}: {what} must be a uint8 picture (H, W, C) or a vector; got {box}.")
+        sizes = {shape[:2] for shape in self._pictures.values()}
+        if len(sizes) > 1:
+            raise ValueError(f"{who}: pictures must be of one size; got {' and '.join(map(str, sorted(sizes)))}.")
+        self.size = next(iter(sizes), None)
+        if self.size is not None and min(map(encoded, self.size)) < 1:
+            raise ValueError(f"{who}: pictures must be at least 15 pixels high and wide; got {self.size}.")
+        self.stack = stack if self._pictures else 1
+        self.channels = self.stack * sum(shape[2] for shape in self._pictures.values())
+        self.vectors = sum(self._flat.values())
+
+    def begin(self, count: int) -> Memory:
+        """The K − 1 frames before now of so many worlds, of which none is known yet."""
+        if self.stack == 1:
+            return {}
+        return {
+            f"history/{name}": np.zeros((count, self.stack - 1, *shape), np.uint8)
+            for name, shape in self._pictures.items()
+        }
+
+    def now(self, obs: Obs, memory: Memory, first: np.ndarray) -> tuple[Frames, Memory]:
+        """What E worlds show now, and what to remember of it; an episode's first frame stands for those before it."""
+        parts, pictures, kept = leaves(obs), [], {}
+        for name in self._pictures:
+            frames = np.asarray(parts[name])[:, None]
+            if self.stack > 1:
+                past = memory[f"history/{name}"]
+                frames = np.concatenate([np.where(first[:, None, None, None, None], frames, past), frames], 1)
+                kept[f"history/{name}"] = frames[:, 1:].copy()
+            pictures.append(_channels(torch.from_numpy(frames).transpose(0, 1)))
+        return self._frames(pictures, {name: torch.as_tensor(parts[name]) for name in self._flat}, len(first)), kept
+
+    def moment(self, batch: Batch, at: Int[Tensor, " B"]) -> Frames:
+        """What each window shows at a moment of its own, from 0 to T."""
+        columns = torch.arange(len(at), device=at.device)
+        rows = at + torch.arange(self.stack, device=at.device)[:, None]
+        obs, past, pictures = leaves(batch.obs), leaves(batch.history), []
+        for name in self._pictures:
+            frames = obs[name] if self.stack == 1 else torch.cat([past[name], obs[name]])
+            pictures.append(_channels(frames[rows, columns]))
+        return self._frames(pictures, {name: obs[name][at, columns] for name in self._flat}, len(at))
+
+    def flat(self, obs: Obs) -> Tensor:
+        """(…, S) the vectors alone."""
+        parts = leaves(obs)
+        return torch.cat([torch.as_tensor(parts[name]).float() for name in self._flat], -1)
+
+    def _frames(self, pictures: list[Tensor], vectors: dict[str, Tensor], count: int) -> Frames:
+        device = next(iter([*pictures, *vectors.values()])).device
+        shown = torch.cat(pictures, -1) if pictures else torch.zeros(count, 0, 0, 0, dtype=torch.uint8, device=device)
+        return shown, self.flat(vectors) if vectors else torch.zeros(count, 0, device=device)
+
+
+def _channels(frames: UInt8[Tensor, "K B H W C"]) -> UInt8[Tensor, "B H W K*C"]:
+    """Frames at once as channels, the oldest first."""
+    return frames.permute(1, 2, 3, 0, 4).flatten(3)
+
+
+def shifted(
+    pictures: UInt8[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad: int = PAD
+) -> UInt8[Tensor, "B H W C"]:
+    """Pictures padded by their edges and cropped again to their size (DrQ-v2 §3.1).
+
+    Args:
+        pictures: of a batch.
+        offsets: of the crop's first row and column in the padded picture, from 0 to 2 · pad.
+        pad: on every side, pixels.
+    """
+    count, height, width = pictures.shape[:3]
+    device = pictures.device
+    rows = (torch.arange(height, device=device) + offsets[0, :, None] - pad).clamp(0, height - 1)
+    columns = (torch.arange(width, device=device) + offsets[1, :, None] - pad).clamp(0, width - 1)
+    return pictures[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator) -> UInt8[Tensor, "B H W C"]:
+    """Each picture moved by up to 4 pixels either way; all its frames alike."""
+    if not pictures.numel():
+        return pictures
+    offsets = torch.randint(2 * PAD + 1, (2, len(pictures)), generator=generator, device=generator.device)
+    return shifted(pictures, offsets)
+
+
+def encoded(size: int) -> int:
+    """Height or width after the convolutions."""
+    for stride in STRIDES:
+        size = (size - 3) // stride + 1
+    return size
+
+
+class Conv(nn.Module):
+    """A 3 × 3 convolution without padding; orthogonal weights with ReLU's gain, no offset at first."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        weight = nn.init.orthogonal_(torch.empty(outputs, inputs, 3, 3), math.sqrt(2), generator=generator)
+        self.weight, self.bias, self._stride = nn.Parameter(weight), nn.Parameter(torch.zeros(outputs)), stride
+
+    def forward(self, x: Float[Tensor, "B I H W"]) -> Tensor:
+        return nn.functional.conv2d(x, self.weight, self.bias, self._stride)
+
+
+class Encoder(nn.Module):
+    """Pictures and vectors to one vector: four convolutions of 32 channels, and the vectors standardised.
+
+    Args:
+        sight: how observations are read.
+        generator: of the first weights.
+
+    Attributes:
+        pictures: R, 32 · h · w after the convolutions; 0 without pictures.
+        vectors: S.
+    """
+
+    def __init__(self, sight: Sight, *, generator: torch.Generator) -> None:
+        super().__init__()
+        inputs = [sight.channels, *[CHANNELS] * (len(STRIDES) - 1)] if sight.size is not None else []
+        self.convolutions = nn.ModuleList(
+            Conv(i, CHANNELS, stride, generator=generator) for i, stride in zip(inputs, STRIDES, strict=False)
+        )
+        self.norm = Standardise(sight.vectors) if sight.vectors else None
+        self.pictures = 0 if sight.size is None else CHANNELS * encoded(sight.size[0]) * encoded(sight.size[1])
+        self.vectors = sight.vectors
+
+    def forward(self, frames: Frames) -> Float[Tensor, "B R+S"]:
+        pictures, vectors = frames
+        flat = [self.norm(vectors)] if self.norm is not None else []
+        if not self.pictures:
+            return flat[0]
+        x = pictures.permute(0, 3, 1, 2).float() / 255 - 0.5
+        for convolution in self.convolutions:
+            x = torch.relu(convolution(x))
+        return torch.cat([x.flatten(1), *flat], -1)
+
+
+class Trunk(nn.Module):
+    """What a head reads: encoded pictures as Linear → LayerNorm → tanh, vectors as they are.
+
+    Args:
+        encoder: whose output it reads.
+        features: F.
+        generator: of the first weights.
+
+    Attributes:
+        width: F + S, or S without pictures.
+    """
+
+    def __init__(self, encoder: Encoder, features: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        self._parts = (encoder.pictures, encoder.vectors)
+        self.linear = Linear(encoder.pictures, features, generator=generator) if encoder.pictures else None
+        self.norm = LayerNorm(features) if encoder.pictures else None
+        self.width = encoder.vectors + (features if encoder.pictures else 0)
+
+    def forward(self, x: Float[Tensor, "B R+S"]) -> Float[Tensor, "B W"]:
+        if self.linear is None or self.norm is None:
+            return x
+        pictures, vectors = x.split(self._parts, -1)
+        return torch.cat([torch.tanh(self.norm(self.linear(pictures))), vectors], -1)
+
+    def before(self, x: Float[Tensor, "B R+S"]) -> list[Tensor]:
+        """[(B, F)] what comes out of the linear layer; [] without pictures."""
+        return [] if self.linear is None else [self.linear(x[:, : self._parts[0]])]
+
+
+@torch.no_grad()
+def orthogonal(module: nn.Module, generator: torch.Generator) -> Any:
+    """The module, its linear layers begun anew: orthogonal weights, no offset."""
+    for layer in module.modules():
+        if isinstance(layer, Linear):
+            for weight in layer.weight:
+                nn.init.orthogonal_(weight, generator=generator)
+            layer.bias.zero_()
+    return module
