@@ -14,7 +14,7 @@ Each of the last three parts can be switched off; without them all it is DrQ-v2,
 Departures. As DrQ-v2's. Perturbed are the linear layers of actor, critics, their target and V, each by a φ of its own,
 and all optimisers begin anew, as in the official code; encoder and normalisations stay as they are.
 
-Shape letters: B batch, R+S encoded observation.
+Shape letters: B batch, N encoded observation.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Value(nn.Module):
         self.trunk = trunk
         self.mlp = MLP(trunk.width, widths, 1, generator=generator, norm=False)
 
-    def forward(self, x: Float[Tensor, "B R+S"]) -> Float[Tensor, " B"]:
+    def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, " B"]:
         return self.mlp(self.trunk(x))[..., 0]
 
 

@@ -15,7 +15,7 @@ action repeat beyond the world's own. By default σ is at its end after a fifth 
 each batch, as in RLPD (arXiv 2302.02948). Switches: a predictive auxiliary loss on what the critics read
 (`policies.predictive`), and SGFD's weights in the actor's loss (`policies.sgfd`).
 
-Shape letters: E worlds, B batch, R+S encoded observation, W what a head reads, A action.
+Shape letters: E worlds, B batch, N encoded observation, W what a head reads, A action.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ class Actor(nn.Module):
         self.trunk = trunk
         self.mlp = MLP(trunk.width, widths, action, generator=generator, norm=False)
 
-    def forward(self, x: Float[Tensor, "B R+S"]) -> Float[Tensor, "B A"]:
+    def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B A"]:
         return torch.tanh(self.mlp(self.trunk(x)))
 
-    def layers(self, x: Float[Tensor, "B R+S"]) -> list[Tensor]:
+    def layers(self, x: Float[Tensor, "B N"]) -> list[Tensor]:
         """What DrM's dormant ratio counts: out of every linear layer, after its ReLU where it has one."""
         hidden = self.mlp.hidden(self.trunk(x))
         return [*self.trunk.before(x), *hidden, self.mlp.head(hidden[-1])]
@@ -136,7 +136,7 @@ class Critic(nn.Module):
         self.trunk = trunk
         self.mlp = MLP(trunk.width + action, widths, 1, generator=generator, norm=False, count=count)
 
-    def forward(self, x: Float[Tensor, "B R+S"], action: Float[Tensor, "B A"]) -> Float[Tensor, "K B"]:
+    def forward(self, x: Float[Tensor, "B N"], action: Float[Tensor, "B A"]) -> Float[Tensor, "K B"]:
         return self.values(self.trunk(x), action)
 
     def values(self, z: Float[Tensor, "B W"], action: Float[Tensor, "B A"]) -> Float[Tensor, "K B"]:

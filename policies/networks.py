@@ -273,7 +273,7 @@ def flat(obs: Any) -> Tensor:
     return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)).float()
 
 
-def dormant_ratio(layers: Iterable[Float[Tensor, "*K B O"]], threshold: float = DORMANT) -> float:
+def dormant_ratio(layers: Iterable[Float[Tensor, "... B _"]], threshold: float = DORMANT) -> float:
     """Share of units that hardly act: mean |h| of a unit below 0.025 of its layer's (DrM, arXiv 2310.19668, eq. 3).
 
     Args:

@@ -2,8 +2,8 @@
 
 DrQ-v2's parts (Yarats et al., arXiv 2107.09645), for pictures of any size, vectors beside them, or vectors alone.
 
-Shape letters: E worlds, T steps, B batch, K frames at once, C channels, R encoded pictures, S vectors, F features;
-H, W picture.
+Shape letters: E worlds, T steps, B batch, K frames at once, C channels, N encoded observation (R pictures, S vectors),
+F features, W what a head reads; H, W picture.
 """
 
 from __future__ import annotations
@@ -182,12 +182,12 @@ class Encoder(nn.Module):
         self.pictures = 0 if sight.size is None else CHANNELS * encoded(sight.size[0]) * encoded(sight.size[1])
         self.vectors = sight.vectors
 
-    def forward(self, frames: Frames) -> Float[Tensor, "B R+S"]:
+    def forward(self, frames: Frames) -> Float[Tensor, "B N"]:
         pictures, vectors = frames
         flat = [self.norm(vectors)] if self.norm is not None else []
         if not self.pictures:
             return flat[0]
-        x = pictures.permute(0, 3, 1, 2).float() / 255 - 0.5
+        x = pictures.permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
         return torch.cat([x.flatten(1), *flat], -1)
@@ -212,13 +212,13 @@ class Trunk(nn.Module):
         self.norm = LayerNorm(features) if encoder.pictures else None
         self.width = encoder.vectors + (features if encoder.pictures else 0)
 
-    def forward(self, x: Float[Tensor, "B R+S"]) -> Float[Tensor, "B W"]:
+    def forward(self, x: Float[Tensor, "B N"]) -> Float[Tensor, "B W"]:
         if self.linear is None or self.norm is None:
             return x
         pictures, vectors = x.split(self._parts, -1)
         return torch.cat([torch.tanh(self.norm(self.linear(pictures))), vectors], -1)
 
-    def before(self, x: Float[Tensor, "B R+S"]) -> list[Tensor]:
+    def before(self, x: Float[Tensor, "B N"]) -> list[Tensor]:
         """[(B, F)] what comes out of the linear layer; [] without pictures."""
         return [] if self.linear is None else [self.linear(x[:, : self._parts[0]])]
 
