@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from policies import drqv2
 from policies.core import Batch
-from policies.networks import MLP, Linear, adam, choose_device, settings_of
+from policies.networks import MLP, Linear, adam, maker
 from policies.pixels import Trunk, orthogonal
 from policies.saving import State
 
@@ -204,27 +204,4 @@ def perturb(module: nn.Module, kept: float, generator: torch.Generator) -> None:
             layer.bias.mul_(kept)
 
 
-def drm(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> DrM:  # fmt: skip
-    """DrM, for pictures and continuous actions.
-
-    Args:
-        observation_space: pictures, vectors, or both.
-        action_space: a Box.
-        num_worlds: E; it learns from any number alike.
-        total_steps: transitions of the whole run, for the noise.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-
-    Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting out of range, or spaces that do not fit.
-    """
-    made = settings_of(Settings, settings)
-    return DrM(
-        observation_space, action_space, total_steps=total_steps, seed=seed, device=choose_device(device),
-        settings=made,
-    )  # fmt: skip
+drm = maker(DrM, Settings, scheduled=True)

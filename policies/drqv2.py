@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling
 from policies.mixing import n_step
-from policies.networks import MLP, action_size, adam, choose_device, dormant_ratio, follow, settings_of
+from policies.networks import MLP, action_size, adam, dormant_ratio, follow, maker
 from policies.pixels import Encoder, Frames, Sight, Trunk, orthogonal, random_shift
 from policies.predictive import Predictor, prediction_error
 from policies.saving import State, pack, unpack
@@ -58,7 +58,7 @@ class Settings:
         hidden: widths of the hidden layers of actor and critics.
         noise: σ at first, in units of actions.
         noise_end: σ in the end.
-        noise_steps: transitions until then; None: a fifth of the run.
+        noise_steps: transitions until then; None: a fifth of the run as it was begun.
         noise_clip: c.
         demo_share: of each batch, where there are demonstrations.
         capacity: transitions kept.
@@ -354,27 +354,4 @@ class DrQv2:
         self.steps, self.noise_steps = values["steps"], values["noise_steps"]
 
 
-def drqv2(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> DrQv2:  # fmt: skip
-    """DrQ-v2, for pictures and continuous actions.
-
-    Args:
-        observation_space: pictures, vectors, or both.
-        action_space: a Box.
-        num_worlds: E; it learns from any number alike.
-        total_steps: transitions of the whole run, for the noise.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-
-    Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting out of range, or spaces that do not fit.
-    """
-    made = settings_of(Settings, settings)
-    return DrQv2(
-        observation_space, action_space, total_steps=total_steps, seed=seed, device=choose_device(device),
-        settings=made,
-    )  # fmt: skip
+drqv2 = maker(DrQv2, Settings, scheduled=True)

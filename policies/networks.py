@@ -242,18 +242,19 @@ def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
     return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
-def maker(learner: Callable[..., T], kind: type) -> Callable[..., T]:
-    """How configs make a learner for vectors and continuous actions: with its settings as keywords.
+def maker(learner: Callable[..., T], kind: type, *, scheduled: bool = False) -> Callable[..., T]:
+    """How configs make a learner for continuous actions: with its settings as keywords.
 
     Args:
         learner: takes the spaces, a seed, a device and its settings.
         kind: of the settings.
+        scheduled: whether it takes the run's `total_steps` too.
 
     Returns:
-        A function of `observation_space` (vectors), `action_space` (a Box), `num_worlds` and `total_steps` (which
-        change nothing), `seed` of everything random, `device` ("auto", "cuda", "mps" or "cpu"), and the settings. It
-        raises TypeError for a setting that there is not, and ValueError for one out of range and for spaces that do
-        not fit.
+        A function of `observation_space` (as the learner wants it), `action_space` (a Box), `num_worlds` (which changes
+        nothing), `total_steps` (which changes schedules), `seed` of everything random, `device` ("auto", "cuda", "mps"
+        or "cpu"), and the settings. It raises TypeError for a setting that there is not, and ValueError for one out of
+        range and for spaces that do not fit.
     """
 
     def make(
@@ -261,7 +262,8 @@ def maker(learner: Callable[..., T], kind: type) -> Callable[..., T]:
         device: str = "auto", **settings: Any,
     ) -> T:  # fmt: skip
         made = settings_of(kind, settings)
-        return learner(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+        more = {"total_steps": total_steps} if scheduled else {}
+        return learner(observation_space, action_space, seed=seed, device=choose_device(device), settings=made, **more)
 
     return make
 

@@ -252,12 +252,12 @@ class World(gymnasium.Env, ABC):
         kind = mujoco.mjtState.mjSTATE_INTEGRATION
         state = np.empty(mujoco.mj_stateSize(self.model, kind))
         mujoco.mj_getState(self.model, self.data, state, kind)
-        look = {"look": np.array(self._shown)} if self._looks else {}
+        look = {"look": np.array([self._shown])} if self._looks else {}
         return {"mujoco": state} | look | self._task_state()
 
     def set_state(self, state: dict[str, np.ndarray]) -> None:
         if self._looks:
-            self._show(int(state["look"]))
+            self._show(int(state["look"][0]))
         mujoco.mj_setState(self.model, self.data, state["mujoco"], mujoco.mjtState.mjSTATE_INTEGRATION)
         self._set_task_state(state)
         self._refresh()

@@ -114,6 +114,29 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.parametrize("policy", ["drqv2", "drm"])
+def test_learners_on_pictures_resume_with_frames_and_looks_and_are_judged_in_others(policy, capsys):
+    words = ["train", "env=cartpole", "env.obs=mixed", "env.image_size=20", "env.looks=2", "env.max_episode_steps=15"]
+    words += ["reward=true", f"policy={policy}", "policy.looks=2", "policy.prediction=1.0", "policy.noise_steps=50"]
+    words += ["policy.hidden=[16]", "policy.features=8", "policy.learning_starts=20", "policy.batch_size=8"]
+    words += [*(word for word in SMALL if not word.startswith("policy")), "log_every=20"]
+    assert main([*words, "steps=96", "run=straight"]) == 0
+    assert main([*words, "steps=48", "run=longer"]) == 0
+    saved = load_file(files.latest_checkpoint(Path("longer")) / "state.safetensors")
+    assert saved["collector/memory/history/pixels"].any()
+    assert set(saved["replay/look"].flatten().tolist()) == {0, 1}
+    assert not any("look" in name for name in saved if name.startswith(("collector/obs", "collector/memory")))
+    assert main(["train", "run=longer", "resume=true", "steps=96"]) == 0
+    assert progress(Path("straight")) == progress(Path("longer"))
+    for one, two in zip(parameters(Path("straight")), parameters(Path("longer")), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert {"dormant_actor", "sigma", "prediction_error", "look_accuracy"} <= set(progress(Path("longer"))[-1])
+    assert main(["evaluate", "run=longer", "episodes=1", "videos=0", "looks=[100,101]"]) == 0
+    assert json.loads(Path("longer/evaluation.json").read_text())["looks"] == [100, 101]
+    assert main([*words, "env.looks=null", "steps=48", "run=same"]) == 2
+    assert "no look is known. Vary them: env.looks=4" in capsys.readouterr().err
+
+
 def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
     words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=300", "log_every=50", "checkpoint_every=100"]
     words += [*SMALL, *QUICK, "workers=2"]

@@ -1,6 +1,5 @@
 """DrM: its formulas by hand, and DrQ-v2 where its parts are switched off."""
 
-import json
 import math
 
 import numpy as np
@@ -11,8 +10,8 @@ from policies.drm import dormant_noise, drm, expectile_loss, kept_share, perturb
 from policies.drqv2 import Actor, drqv2
 from policies.networks import LayerNorm, Linear
 from policies.replay import Mix
-from tests.learner_probes import ACTION, ACTIONS, OBS, STATES, VALUES, best_actions, memory, taught
-from tests.unit.test_drqv2 import PICTURE, SMALL, pictured, run
+from tests.learner_probes import ACTION, OBS, STATES, VALUES, finds, memory, resumes, taught
+from tests.unit.test_drqv2 import PICTURE, SMALL, pictured, resumes_on_pictures, run
 from tests.unit.test_drqv2 import memory as remembered
 
 OFF = {"awaken": False, "exploitation": 0.0, "perturb_every": 0}
@@ -24,10 +23,7 @@ def make(seed=0, space=OBS, **settings):
 
 @pytest.mark.parametrize("kind", ["both", "discount", "truncated"])
 def test_it_finds_known_values_and_actions(kind):
-    learner = taught(make(), kind, 200)
-    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.06)
-    if kind in ACTIONS:
-        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.12)
+    finds(make(), kind)
 
 
 def test_without_its_parts_it_is_drqv2_bit_for_bit():
@@ -162,24 +158,12 @@ def test_perturbations_come_when_due_and_wipe_the_optimisers():
         assert counts == ([2, 2, 2, 2] if each is learner else [2, 4, 6, 8])
 
 
-@pytest.mark.parametrize("space", [OBS, PICTURE])
-def test_it_resumes_bit_for_bit(space):
-    rollout = VALUES["both"][0] if space is OBS else pictured(VALUES["both"][0])
-    straight, resumed, other = (make(seed, space, batch_size=16, perturb_every=2000) for seed in (0, 5, 1))
-    one, two, three = (Mix(remembered(rollout, space)).batches(straight.sampling) for _ in range(3))
-    run(straight, one, rollout, 4)
-    run(other, three, rollout, 8)
-    resumed.load_state(*straight.state())
-    for _ in range(12):
-        next(two)
-    (action, told), (again, retold) = run(straight, one, rollout, 4), run(resumed, two, rollout, 4)
-    np.testing.assert_array_equal(action, again)
-    assert told == retold
-    tensors, values = straight.state()
-    assert json.loads(json.dumps(values)) == resumed.state()[1]
-    assert values["perturbed"] == 3
-    assert all(torch.equal(tensors[key], value) for key, value in resumed.state()[0].items())
-    assert any(not torch.equal(tensors[key], value) for key, value in other.state()[0].items())
+def test_it_resumes_bit_for_bit():
+    resumes(lambda seed: make(seed, batch_size=16, perturb_every=2000), VALUES["both"][0])
+
+
+def test_it_resumes_bit_for_bit_on_pictures():
+    resumes_on_pictures(lambda seed: make(seed, PICTURE, batch_size=8, perturb_every=2000))
 
 
 @pytest.mark.parametrize(

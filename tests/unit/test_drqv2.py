@@ -7,11 +7,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.core import Learner, Rollout
+from policies.core import Rollout
 from policies.drqv2 import drqv2
 from policies.networks import dormant_ratio
 from policies.replay import Mix, Replay
-from tests.learner_probes import ACTION, ACTIONS, GAMMA, OBS, STATES, VALUES, best_actions, taught
+from tests.learner_probes import ACTION, GAMMA, OBS, STATES, VALUES, finds, resumes
 
 SMALL = {
     "hidden": (32, 32), "features": 8, "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
@@ -46,11 +46,7 @@ KINDS = [kind for kind in VALUES if kind != "action"]
 
 @pytest.mark.parametrize(("kind", "n_steps"), [*((kind, 1) for kind in KINDS), ("discount", 3), ("truncated", 3)])
 def test_it_finds_known_values_and_actions(kind, n_steps):
-    learner = taught(make(n_steps=n_steps), kind, 200)
-    assert isinstance(learner, Learner)
-    np.testing.assert_allclose(learner.value(STATES, best_actions(learner)[:, None]), VALUES[kind][1], atol=0.06)
-    if kind in ACTIONS:
-        np.testing.assert_allclose(best_actions(learner), ACTIONS[kind], atol=0.12)
+    finds(make(n_steps=n_steps), kind)
 
 
 @pytest.mark.parametrize("switches", [{}, {"prediction": 1.0, "horizon": 2}, {"looks": 2}])
@@ -154,35 +150,42 @@ def test_the_dormant_ratio_is_of_every_linear_layer():
 
 def run(learner, batches, rollout, rounds):
     """So many rounds of acting and learning; the actions and metrics of the last."""
-    told, memory_ = {}, learner.begin(2)
+    told, remembered = {}, learner.begin(2)
     for _ in range(rounds):
-        action, memory_ = learner.act(rollout.obs[0], memory_, np.ones(2, bool), explore=True)
+        action, remembered = learner.act(rollout.obs[0], remembered, np.ones(2, bool), explore=True)
         learner.observe(rollout, rollout.env_reward)
-        told = learner.update(batches, 3)
+        told = learner.update(batches, 2)
     return action, told
 
 
-@pytest.mark.parametrize("kind", ["vectors", "pictures"])
-def test_it_resumes_bit_for_bit(kind):
-    rollout, space, settings = VALUES["both"][0], OBS, {}
-    if kind == "pictures":
-        rollout, space, settings = pictured(rollout), PICTURE, {"stack": 3, "prediction": 0.5, "looks": 2, "n_steps": 3}
-    look = (np.arange(800).reshape(400, 2) % 2).astype(np.int16)
-    straight, resumed, other = (make(seed, space, batch_size=16, **settings) for seed in (0, 5, 1))
-    one, two, three = (Mix(memory(rollout, space, look)).batches(straight.sampling) for _ in range(3))
-    run(straight, one, rollout, 4)
-    run(other, three, rollout, 8)
-    resumed.load_state(*straight.state())
-    for _ in range(12):
-        next(two)
-    (action, told), (again, retold) = run(straight, one, rollout, 4), run(resumed, two, rollout, 4)
-    np.testing.assert_array_equal(action, again)
-    assert told == retold
+def test_it_resumes_bit_for_bit():
+    resumes(lambda seed: make(seed, batch_size=16), VALUES["both"][0])
+
+
+def resumes_on_pictures(make):
+    """As `resumes`, with frames at once and looks."""
+    rollout, look = pictured(VALUES["both"][0]), (np.arange(800).reshape(400, 2) % 2).astype(np.int16)
+    straight, resumed, other = make(0), make(5), make(1)
+    one, two, three = (Mix(memory(rollout, PICTURE, look)).batches(straight.sampling) for _ in range(3))
+    run(straight, one, rollout, 3)
+    run(other, three, rollout, 5)
     tensors, values = straight.state()
-    assert json.loads(json.dumps(values)) == resumed.state()[1]
-    assert all(torch.equal(tensors[key], value) for key, value in resumed.state()[0].items())
-    assert set(tensors) == set(resumed.state()[0])
-    assert any(not torch.equal(tensors[key], value) for key, value in other.state()[0].items())
+    resumed.load_state(tensors, json.loads(json.dumps(values)))
+    for _ in range(6):
+        next(two)
+    (action, told), (again, also) = run(straight, one, rollout, 2), run(resumed, two, rollout, 2)
+    np.testing.assert_array_equal(action, again)
+    assert told == also
+    (tensors, values), (same, also), (others, _) = (each.state() for each in (straight, resumed, other))
+    assert values == also
+    assert set(tensors) == set(same)
+    assert all(torch.equal(tensors[key], same[key]) for key in tensors)
+    assert any(not torch.equal(tensors[key], others[key]) for key in tensors)
+
+
+def test_it_resumes_bit_for_bit_on_pictures_with_its_switches_on():
+    settings = {"stack": 3, "prediction": 0.5, "looks": 2, "n_steps": 3, "batch_size": 8}
+    resumes_on_pictures(lambda seed: make(seed, PICTURE, **settings))
 
 
 def test_nothing_is_drawn_from_global_generators():

@@ -131,6 +131,38 @@ def test_a_new_look_changes_the_frame_not_the_truth_and_can_be_undone(make, name
     np.testing.assert_array_equal(world.frame(), frame)
 
 
+def test_looks_vary_by_episode_are_told_and_come_back_by_their_number(make):
+    world = make("cartpole", obs="pixels", image_size=24, looks=[7, 3, 100])
+    shown, start = {}, {}
+    for k in range(8):
+        obs, info = world.reset(seed=0 if not k else None)
+        shown.setdefault(info["look"], []).append(world.model.mat_rgba.copy())
+        assert world.step(np.zeros(1))[4]["look"] == info["look"]
+        start[info["look"]] = obs
+    assert set(shown) == {0, 1, 2}
+    for colours in shown.values():
+        assert all((each == colours[0]).all() for each in colours)
+    assert (shown[0][0] != shown[1][0]).any()
+    other = make("cartpole", looks=[100])
+    assert other.reset(seed=5)[1]["look"] == 0
+    np.testing.assert_array_equal(other.model.mat_rgba, shown[2][0])  # number 100, whoever shows it
+    saved = world.get_state()
+    again = make("cartpole", obs="pixels", image_size=24, looks=[7, 3, 100])
+    again.reset(seed=9)
+    again.set_state(saved)
+    np.testing.assert_array_equal(again.frame(), world.frame())
+    assert "look" not in make("cartpole").reset(seed=0)[1]
+
+
+@pytest.mark.parametrize(("looks", "error"), [
+    (-1, "CartPole: looks must be a number of looks, or a list of their numbers; got -1"),
+    ([2, 2], r"CartPole: looks must be different numbers from 0; got \[2, 2\]"),
+])  # fmt: skip
+def test_looks_that_cannot_be_are_refused(make, looks, error):
+    with pytest.raises(ValueError, match=error):
+        make("cartpole", looks=looks)
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_saved_state_goes_on_exactly(make, name):
     world = make(name)
