@@ -114,12 +114,11 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
         np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("policy", ["drqv2", "drm"])
-def test_learners_on_pictures_resume_with_frames_and_looks_and_are_judged_in_others(policy, capsys):
-    words = ["train", "env=cartpole", "env.obs=mixed", "env.image_size=20", "env.looks=2", "env.max_episode_steps=15"]
-    words += ["reward=true", f"policy={policy}", "policy.looks=2", "policy.prediction=1.0", "policy.noise_steps=50"]
+def test_a_learner_on_pictures_resumes_with_frames_and_looks_and_is_judged_in_others(capsys):
+    words = ["train", "env=cartpole", "env.obs=mixed", "env.image_size=20", "env.looks=2", "env.max_episode_steps=10"]
+    words += ["reward=true", "policy=drm", "policy.looks=2", "policy.prediction=1.0", "policy.noise_steps=50"]
     words += ["policy.hidden=[16]", "policy.features=8", "policy.learning_starts=20", "policy.batch_size=8"]
-    words += [*(word for word in SMALL if not word.startswith("policy")), "log_every=20"]
+    words += [*(word for word in SMALL if not word.startswith("policy")), "log_every=24"]
     assert main([*words, "steps=96", "run=straight"]) == 0
     assert main([*words, "steps=48", "run=longer"]) == 0
     saved = load_file(files.latest_checkpoint(Path("longer")) / "state.safetensors")
