@@ -8,10 +8,13 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
 
   rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
   corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
+  chunked_rl   a critic learns from all episodes, good and bad, what chunks of actions lead to, and the policy follows
+               it; it takes the former one's place only where the paired test says that it is better
 
     embodied collect env=desk-place policy=mixed episodes=60 cameras=[front,wrist] out=demos/place
     embodied finetune data=demos/place
-    embodied finetune run=latest stages=[imitate,rollouts]
+    embodied finetune run=latest stages=[rollouts]
+    embodied finetune run=latest stages=[chunked_rl] rl.actor=td3_bc
     embodied finetune data=demos/place labels.weights=progress policy.head=flow
     embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
 """
@@ -32,11 +35,13 @@ from embodied.envs import is_world
 from embodied.errors import UserError, nearest
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
-from embodied.finetuning.stages import BASELINE, STAGES, Session
+from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, Session, chunked_settings
+from embodied.finetuning.training import POLICY
 from embodied.literal import literal_config, load_literal, resolved
 from embodied.report import read_progress
 from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
+from policies.vla.chunked import BestOfN
 from policies.vla.core import ChunkPolicy
 from policies.vla.heads import HEADS
 from policies.vla.stats import KINDS
@@ -84,7 +89,12 @@ def _stages(session: Session) -> str:
         _judge(session, name, policy, each, results)
     gathered: list[str] = []
     for stage in [stage for stage in STAGES[1:] if stage in config.stages]:
-        assert policy is not None
+        assert isinstance(policy, ChunkPolicy)
+        if stage == CHUNKED:
+            before, policy, name = (policy, name), session.learn(policy, weights, gathered), stage
+            _judge(session, name, policy, None, results)
+            _ranked(session, *before)
+            continue
         found = session.grow(stage, policy, name)
         gathered.append(stage)
         told = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
@@ -95,13 +105,35 @@ def _stages(session: Session) -> str:
     runs.write_run(session.folder, policy=name)
     if not results:
         return "No world to try it in: it was trained, and not judged."
-    about = session.conclude(name, results)
-    return judging.verdict(about["compared"]) if "compared" in about else "There is nothing to compare it with."
+    about = session.conclude(results)
+    if "compared" not in about:
+        return "There is nothing to compare it with."
+    kept = "" if about["policy"] == name else f" The former policy, {about['policy']}, is kept."
+    return judging.verdict(about["compared"]) + kept
 
 
-def _judge(session: Session, name: str, policy: ChunkPolicy, weights: np.ndarray, results: dict[str, Any]) -> None:
+def _ranked(session: Session, policy: ChunkPolicy, before: str) -> None:
+    """Judge the critic, and tell how it went."""
+    found = session.ranked(policy, before)
+    if found is None:
+        return
+    told = f"the critic at {found['moments']} moments"
+    if found["auroc"] is None:
+        told += ": at each, all chunks led to the same end; nothing can be said"
+    else:
+        told += (
+            f", of which {found['mixed']} tell chunks apart: AUROC {found['auroc']:.2f}; success of its choice "
+            f"{found['best']:.0%}, of the policy's own chunk {found['own']:.0%}, of any {found['random']:.0%}"
+        )
+    print(f"{'':9} {told}", flush=True)
+
+
+def _judge(
+    session: Session, name: str, policy: ChunkPolicy | BestOfN, weights: np.ndarray | None, results: dict[str, Any]
+) -> None:
     """Judge a stage's policy where there is a world, and tell how it went."""
-    print(f"{name:9} {int((weights > 0).sum())} of {len(weights)} rows, {_curve(session, name)}", flush=True)
+    imitated = "" if weights is None else f"{int((weights > 0).sum())} of {len(weights)} rows, "
+    print(f"{name:9} {imitated}{_curve(session, name)}", flush=True)
     rows = session.judge(name, policy)
     if rows is not None:
         results[name] = rows
@@ -118,15 +150,17 @@ def _told(planned: inputs.Plan) -> str:
     )
 
 
+CURVES = {"train/error": "error", "train/critic": "critic's error", "validation/error": "held out"}
+
+
 def _curve(session: Session, name: str) -> str:
     """The last of a stage's errors, in words."""
     curves = read_progress(session.folder / name / "progress.csv")
-    parts = [f"{label} {curves[key][1][-1]:.4f}" for key, label in
-             (("train/error", "error"), ("validation/error", "held out")) if curves.get(key, ([], []))[1]]  # fmt: skip
+    parts = [f"{label} {curves[key][1][-1]:.4f}" for key, label in CURVES.items() if curves.get(key, ([], []))[1]]
     return ", ".join(parts) or "trained"
 
 
-def _steps(session: Session, name: str, policy: ChunkPolicy) -> str:
+def _steps(session: Session, name: str, policy: ChunkPolicy | BestOfN) -> str:
     chosen, horizon = session.execute(name, policy), policy.spec.horizon
     how = "as given" if session.config.execute is not None else "chosen on validation starts"
     return f"{chosen} of {horizon} steps executed ({how})"
@@ -144,14 +178,33 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
         assert isinstance(saved, DictConfig)
         check_trusted(folder, resolved(saved), config.get("trust"))
-        for key in ("eval_episodes", "stages", "videos", "threads"):
+        for key in ("eval_episodes", "videos", "threads"):
             if cli.given(config, key):
                 saved[key] = config[key]
+        if cli.given(config, "stages"):  # what was done before stays
+            saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
+            saved.stages += [each for each in config.stages if each not in STAGES]
+        for group in ("rl", "ranked"):
+            for key in config[group]:
+                if cli.given(config[group], key):
+                    _may_change(folder, f"{group}.{key}", saved[group][key], config[group][key])
+                    saved[group][key] = config[group][key]
         runs.save_config(folder, saved)
         return saved, folder
     if config.run and Path(config.run).exists():
         raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
     return config, None
+
+
+def _may_change(folder: Path, key: str, was: Any, wanted: Any) -> None:
+    """Refuse another setting of a stage that was begun.
+
+    Raises:
+        UserError: so.
+    """
+    begun = folder / CHUNKED
+    if was != wanted and begun.is_dir():
+        raise UserError(f"{key} must stay {was}, with which {begun} was begun; got {wanted}. Remove that folder first.")
 
 
 def _begun(config: DictConfig) -> Path:
@@ -188,6 +241,8 @@ def _check(config: DictConfig) -> None:
     )  # fmt: skip
     check_least(config.own, starts=1, tries=1)
     check_least(config.policy, horizon=1, channels=1, places=0, width=8, heads=1)
+    check_least(config.ranked, moments=0, chunks=2)
+    chunked_settings(config)
     check_device(config.device)
     labels.check_labels(config)
     for stage in config.stages:

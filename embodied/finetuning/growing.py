@@ -70,9 +70,11 @@ class Handover:
 
 def own_tries(
     arena: Arena, policy: ChunkPolicy, execute: int, teacher: Teacher, *, starts: int, tries: int, noise: float,
-    seed: int, root: Path,
+    seed: int, root: Path, refused: Path,
 ) -> dict[str, Any]:  # fmt: skip
     """Play new starts as the policy does, try those that fail again with noise, and write what is accepted.
+
+    What was not is written too, apart, for critics to learn from.
 
     The success reward says from pixels which starts failed and which tries succeeded; the truth is only counted.
 
@@ -84,18 +86,21 @@ def own_tries(
     try:
         with tqdm(total=starts, desc="own starts", unit="episode", leave=False) as bar:
             played = play(arena.actor(policy, stage, execute), stage, seeds, keep=True, tick=bar.update)
-        failed = [each.seed for each in played if teacher.word(each.frames) != SOLVED]
-        again = [start for start in failed for _ in range(tries)]
+        failures = [each for each in played if teacher.word(each.frames) != SOLVED]
+        again = [each.seed for each in failures for _ in range(tries)]
         found: list[Played] = []
         if again:
             with tqdm(total=len(again), desc="tries", unit="episode", leave=False) as bar:
                 actor = arena.actor(policy, stage, execute, noise=noise, seed=seed)
                 found = play(actor, stage, again, explore=True, keep=True, tick=bar.update)
-        accepted = [each for each in found if teacher.word(each.frames) == SOLVED]
+        taken = [teacher.word(each.frames) == SOLVED for each in found]
+        accepted = [each for each, yes in zip(found, taken, strict=True) if yes]
         write(root, accepted, policy, stage, kind="own")
+        others = [each for each, yes in zip(found, taken, strict=True) if not yes]
+        write(refused, [*failures, *others], policy, stage, kind="refused")
     finally:
         stage.close()
-    return {"starts": starts, "failed": len(failed), "tries": len(again)} | _counted(accepted)
+    return {"starts": starts, "failed": len(failures), "tries": len(again)} | _counted(accepted)
 
 
 def corrected(

@@ -18,12 +18,14 @@ from embodied.finetuning.rollouts import Played, Stage, play
 from embodied.training.evaluation import Evaluation
 from embodied.training.labeller import Ended
 from policies.vla.actor import ChunkActor
+from policies.vla.chunked import BestOfN
 from policies.vla.core import ChunkPolicy
 from rewards.metrics import mcnemar, wilson_interval
 from rewards.progress import tqdm
 
 CHOOSING = 1_000_000  # added to a run's seed: starts on which the number of executed steps is chosen
 PLANNED = 4_000_000  # starts of its own rollouts, which it learns from
+LEVEL = 0.05  # of the paired test
 # evaluation.FINAL, 2,000,000: starts that choose nothing and teach nothing
 
 
@@ -45,7 +47,7 @@ class Arena:
     worlds: int
     instruction: str | None = None
 
-    def stage(self, policy: ChunkPolicy, count: int) -> Stage:
+    def stage(self, policy: ChunkPolicy | BestOfN, count: int) -> Stage:
         """Worlds that show what a policy reads; close them."""
         spec = policy.spec
         cameras = {name: spec.frames[name] for name in spec.cameras}
@@ -54,7 +56,7 @@ class Arena:
         )
 
     def actor(
-        self, policy: ChunkPolicy, stage: Stage, execute: int, *, noise: float = 0.0, seed: int = 0
+        self, policy: ChunkPolicy | BestOfN, stage: Stage, execute: int, *, noise: float = 0.0, seed: int = 0
     ) -> ChunkActor:
         """The policy, acting."""
         return ChunkActor(
@@ -63,7 +65,7 @@ class Arena:
         )  # fmt: skip
 
     def play(
-        self, policy: ChunkPolicy, execute: int, seeds: Sequence[int], *, desc: str, film: Sequence[int] = ()
+        self, policy: ChunkPolicy | BestOfN, execute: int, seeds: Sequence[int], *, desc: str, film: Sequence[int] = ()
     ) -> list[Played]:
         """One episode a start, with a bar."""
         stage = self.stage(policy, len(seeds))
@@ -83,7 +85,7 @@ def candidates(horizon: int) -> list[int]:
 
 
 def choose_execute(
-    arena: Arena, policy: ChunkPolicy, seeds: Sequence[int], file: Path, *, desc: str
+    arena: Arena, policy: ChunkPolicy | BestOfN, seeds: Sequence[int], file: Path, *, desc: str
 ) -> tuple[int, dict[int, float]]:
     """The number of executed steps with the most success on validation starts; of equals, the larger (it looks less).
 
@@ -154,13 +156,18 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     }
 
 
+def better(compared: Mapping[str, Any]) -> bool:
+    """Whether the paired test says that the second is better."""
+    return compared.get("p") is not None and compared["p"] < LEVEL and compared["better"] > compared["worse"]
+
+
 def verdict(compared: Mapping[str, Any] | None) -> str:
     """A comparison in words: better only where the paired test says so."""
     if compared is None or compared.get("p") is None:
         return "The world does not tell success: nothing can be said."
     p, better, worse = compared["p"], compared["better"], compared["worse"]
     told = f"{better} starts gained, {worse} lost of {compared['starts']} (McNemar p = {p:.2g})"
-    if p < 0.05:
+    if p < LEVEL:
         return f"{'Better' if better > worse else 'Worse'}: {told}."
     return f"No difference that the paired test sees: {told}."
 

@@ -106,6 +106,10 @@ class Teacher:
         views = {name: self.encoder.encode_images(torch.from_numpy(each))[None] for name, each in frames.items()}
         return self._word(Features(views=views))
 
+    def rewards(self, episode: Episode) -> np.ndarray:
+        """(T,) of each frame of an encoded episode: 1 where success holds, else 0."""
+        return self.head.decision.rewards(self.head.verdicts(episode.features))[0][0].double().cpu().numpy()
+
     def _word(self, features: Features) -> Label:
         verdicts = self.head.verdicts(features)
         if float(self.head.decision.rewards(verdicts)[0][0, -1]) == 1:

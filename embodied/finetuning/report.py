@@ -15,12 +15,13 @@ from embodied.charts import Series, interval_bar, line_chart
 from embodied.finetuning.judging import verdict
 from embodied.report import card, config_card, facts_table, read_progress, write_page
 
-ORDER = ("baseline", "imitate", "rollouts", "corrections")
+ORDER = ("baseline", "imitate", "rollouts", "corrections", "chunked_rl")
 CALLED = {
     "baseline": "imitation of everything",
     "imitate": "imitation by labels",
     "rollouts": "with own rollouts",
     "corrections": "with corrections",
+    "chunked_rl": "chunked RL",
 }
 
 
@@ -42,6 +43,7 @@ def write_finetuning(folder: Path) -> Path:
         _table(judged),
         _films(folder, names),
         _execute(judged),
+        _ranking(_json(folder / "chunked_rl" / "ranking.json")),
         _labels(labels, config),
         _curves(folder, names),
         facts_table({key: value for key, value in about.items() if key not in ("policy", "execute")}),
@@ -95,6 +97,8 @@ def _table(judged: Mapping[str, Any] | None) -> str:
         compared = judged["compared"]
         before, after = (called(str(compared[key])) for key in ("before", "after"))
         note += f" {after[0].upper()}{after[1:]} against {before}: {verdict(compared)}"
+        if judged["policy"] != compared["after"]:
+            note += f" The former policy is kept: {called(judged['policy'])}."
         if compared.get("steps_saved") is not None:
             low, high = compared["steps_saved_interval"]
             note += (
@@ -141,6 +145,28 @@ def _execute(judged: Mapping[str, Any] | None) -> str:
     return card("Steps executed", "Success on validation starts, which are not those above.", chart)
 
 
+def _ranking(found: Mapping[str, Any] | None) -> str:
+    """How the critic ranks chunks at one moment."""
+    if found is None:
+        return ""
+    note = (
+        "Several chunks were executed at the same moment, then the policy went on; the critic said before what each is "
+        f"worth. At {found['mixed']} of {found['moments']} moments some led to success and some did not."
+    )
+    if found["auroc"] is None:
+        return card("The critic", note, "")
+    rows = "".join(
+        f'<tr><th>{title}</th><td class="n">{value}</td></tr>'
+        for title, value in (
+            ("AUROC within a moment, mean", f"{found['auroc']:.2f}"),
+            ("success of the critic's choice", f"{found['best']:.0%}"),
+            ("of the policy's own chunk", f"{found['own']:.0%}"),
+            ("of any chunk", f"{found['random']:.0%}"),
+        )
+    )
+    return card("The critic", note, f'<table class="facts"><tbody>{rows}</tbody></table>')
+
+
 def _labels(labels: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str:
     if labels is None:
         return ""
@@ -168,12 +194,23 @@ def _shown(value: Any) -> str:
 
 def _curves(folder: Path, names: Sequence[str]) -> str:
     cards = []
-    for key, title in (("train/error", "Error on what is imitated"), ("validation/error", "Error on what is held out")):
+    titles = {
+        "train/error": "Error on what is imitated",
+        "validation/error": "Error on what is held out",
+        "train/critic": "Error of the critic",
+    }
+    for key, title in titles.items():
         lines = []
         for name in names:
             found = read_progress(folder / name / "progress.csv").get(key)
             if found:
                 lines.append(Series(called(name), *found))
         if lines:
-            cards.append(card(title, "In normalised units, by update.", line_chart(lines, x_label="updates")))
+            cards.append(
+                card(
+                    title,
+                    "In normalised units, or of values in [0, 1]; by update.",
+                    line_chart(lines, x_label="updates"),
+                )
+            )
     return f'<div class="grid2">{"".join(cards)}</div>' if cards else ""

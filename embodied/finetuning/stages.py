@@ -1,12 +1,14 @@
 """The stages of a fine-tuning over one run folder; each writes down what it found, and is not done twice.
 
 config.yaml  run.json  labels.json
-baseline/  imitate/  rollouts/  corrections/      progress.csv  checkpoints/  policy/  execute.json  episodes.json
+baseline/  imitate/  rollouts/  corrections/  chunked_rl/
+    progress.csv  checkpoints/  policy/  execute.json  episodes.json
 videos/  evaluation.json  report.html
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,22 +19,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from embodied.datasets import Dataset
 from embodied.datasets.windows import Episode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import growing, inputs, judging, labels
-from embodied.finetuning.training import POLICY, train
+from embodied.finetuning import growing, inputs, judging, labels, ranking
+from embodied.finetuning.outcomes import outcomes
+from embodied.finetuning.training import POLICY, advance, train
 from embodied.report import write_video
 from embodied.runs import write_run
 from embodied.training import evaluation
 from embodied.worlds import env_maker
+from policies.vla.chunked import BestOfN, ChunkedRL, Settings, load_acting, load_critic, save_critic
 from policies.vla.core import CONFIG, ChunkPolicy
 
-STAGES = ("imitate", "rollouts", "corrections")
-BASELINE, DATA = "baseline", "data"
+CHUNKED = "chunked_rl"
+STAGES = ("imitate", "rollouts", "corrections", CHUNKED)
+BASELINE, DATA, REFUSED = "baseline", "data", "refused"
 
 
 @dataclass
@@ -133,27 +138,97 @@ class Session:
         elif teacher is None:
             raise UserError("stages=[rollouts] needs the success reward to accept tries. Use labels.source=success.")
         else:
+            shutil.rmtree(folder / REFUSED, ignore_errors=True)
             found = growing.own_tries(
-                self.arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise, **starts
-            )
+                self.arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise,
+                refused=folder / REFUSED, **starts,
+            )  # fmt: skip
         write_text(file, json.dumps(found) + "\n")
         return found
 
+    def sources(self, names: Sequence[str], kind: str = DATA) -> list[inputs.Source]:
+        """The datasets that stages wrote: what is imitated, or what was refused."""
+        found = [Dataset(root) for name in names if (root := self.folder / name / kind).is_dir()]
+        return [inputs.Source(dataset, names_of(dataset)) for dataset in found]
+
     def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
         """The demonstrations' rows and those that stages gathered, and how much each is imitated."""
-        more: list[Episode] = []
-        for name in names:
-            root = self.folder / name / DATA
-            if root.is_dir():
-                dataset = Dataset(root)
-                source = inputs.Source(dataset, names_of(dataset))
-                more += inputs.read(replace(self.plan, sources=(source,)), self.eyes, desc=name)
-        rows = inputs.windows([*self.episodes, *more], self.plan, self.config.policy.horizon, self.say)
+        rows = self._windows(self.sources(names))
         return rows, np.concatenate([weights, rows.usable[len(weights) :].astype(np.float64)])
+
+    def _windows(self, more: Sequence[inputs.Source]) -> Windows:
+        """The demonstrations' rows, and after them those of other datasets."""
+        read = inputs.read(replace(self.plan, sources=tuple(more)), self.eyes, desc="encoding") if more else []
+        return inputs.windows([*self.episodes, *read], self.plan, self.config.policy.horizon, self.say)
+
+    # Chunked RL -----------------------------------------------------------------------------------------
+
+    def learn(self, policy: ChunkPolicy, weights: np.ndarray, gathered: Sequence[str]) -> ChunkPolicy | BestOfN:
+        """Chunked RL from a policy that was imitated, on what was demonstrated, gathered and refused.
+
+        Args:
+            policy: of the stage before; it is not changed.
+            weights: of the demonstrations' rows.
+            gathered: stages that gathered more.
+
+        Raises:
+            UserError: nothing that says which episodes succeeded, rates that differ, or nothing to tell apart.
+        """
+        config, folder = self.config, self.folder / CHUNKED
+        if (folder / POLICY / CONFIG).is_file():
+            return load_acting(folder / POLICY)
+        if config.labels.source == "all":
+            raise UserError(
+                "stages=[chunked_rl] must know which episodes succeeded; labels.source=all says nothing. Use "
+                "labels.source=success or recorded when the run is begun."
+            )
+        _, weights = self.grown(gathered, weights)
+        more = [*self.sources(gathered), *self.sources(gathered, REFUSED)]
+        rows = self._windows(more)
+        if any(each.ratio != 1 for each in rows.episodes):
+            raise UserError("stages=[chunked_rl] needs data of the policy's own rate. Leave policy.fps out.")
+        weights = np.concatenate([weights, np.zeros(len(rows) - len(weights))])  # what was refused is not imitated
+        held_out = _padded(self.held_out, len(rows.episodes))
+        found, teacher = self.labelled
+        sources = [*self.plan.sources, *more]
+        led = outcomes(sources, found.words, teacher, self.encoder, self.plan.cameras)
+        try:
+            learner = ChunkedRL(
+                copy.deepcopy(policy), rows.batch, led, np.where(held_out[rows.episode], 0.0, weights),
+                ~held_out[rows.episode], settings=chunked_settings(config), seed=config.seed,
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"stages=[chunked_rl]: {error}") from error
+        watched = rows.rows_of(held_out)
+        advance(
+            folder, learner, learner.step,
+            lambda: {"validation/error": learner.actor.error(watched)} if learner.actor and len(watched) else {},
+            checkpoint_every=config.checkpoint_every, log_every=config.log_every, name=CHUNKED,
+        )  # fmt: skip
+        acting = learner.result()
+        save_critic(folder, learner.critic, {})
+        acting.save(folder / POLICY)
+        return acting
+
+    def ranked(self, policy: ChunkPolicy, before: str) -> dict[str, Any] | None:
+        """How the critic ranks chunks of the policy it was learned for; None without a world, or where not asked."""
+        config, file = self.config, self.folder / CHUNKED / "ranking.json"
+        if file.is_file():
+            return json.loads(file.read_text("utf-8"))
+        if config.env is None or not config.ranked.moments:
+            return None
+        critic, _ = load_critic(self.folder / CHUNKED)
+        chooser = BestOfN(policy, critic.to(policy.device), count=1, deviation=config.rl.deviation, seed=config.seed)
+        found = ranking.rank(
+            self.arena, chooser, self.execute(before, policy), moments=config.ranked.moments,
+            chunks=config.ranked.chunks, deviation=config.rl.deviation, seed=config.seed,
+        )  # fmt: skip
+        write_text(file, json.dumps(found) + "\n")
+        return found
 
     # Judging --------------------------------------------------------------------------------------------
 
-    def judge(self, name: str, policy: ChunkPolicy) -> list[dict[str, Any]] | None:
+    def judge(self, name: str, policy: ChunkPolicy | BestOfN) -> list[dict[str, Any]] | None:
         """A policy's episodes on the starts that choose nothing; None where there is no world."""
         config, folder = self.config, self.folder / name
         if config.env is None:
@@ -177,7 +252,7 @@ class Session:
         write_text(file, json.dumps(rows) + "\n")
         return rows
 
-    def execute(self, name: str, policy: ChunkPolicy) -> int:
+    def execute(self, name: str, policy: ChunkPolicy | BestOfN) -> int:
         """How many steps of a chunk a policy of this run executes."""
         config = self.config
         if config.execute is not None:
@@ -189,10 +264,13 @@ class Session:
         )
         return chosen
 
-    def conclude(self, name: str, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-        """Write evaluation.json: every policy's summary, and the last one against the one before it."""
+    def conclude(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+        """Write evaluation.json: every policy's summary, the last one against the one before it, and which is kept.
+
+        It is the last one; of chunked RL only where the paired test says that it is better.
+        """
         names = list(results)
-        found: dict[str, Any] = {"policy": name, "seed": int(self.config.seed + evaluation.FINAL)}
+        found: dict[str, Any] = {"policy": names[-1], "seed": int(self.config.seed + evaluation.FINAL)}
         found["summaries"] = {each: judging.summary(results[each]) for each in names}
         found["execute"] = {}
         for each in names:
@@ -203,14 +281,28 @@ class Session:
                 "chosen": int(best) if best != "None" else self.config.policy.horizon,
                 "tried": tried,
             }
-        before = names[-2] if len(names) > 1 else None
-        if before is not None:
-            found["compared"] = {"before": before, "after": names[-1]}
-            found["compared"] |= judging.compare(results[before], results[names[-1]]) or {"p": None}
-        found |= found["summaries"][names[-1]]
+        if len(names) > 1:
+            found["compared"] = {"before": names[-2], "after": names[-1]}
+            found["compared"] |= judging.compare(results[names[-2]], results[names[-1]]) or {"p": None}
+            if names[-1] == CHUNKED and not judging.better(found["compared"]):
+                found["policy"] = names[-2]
+        found |= found["summaries"][found["policy"]]
         write_text(self.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
-        write_run(self.folder, policy=name, execute=found["execute"].get(name, {}).get("chosen"))
+        write_run(self.folder, policy=found["policy"], execute=found["execute"][found["policy"]]["chosen"])
         return found
+
+
+def chunked_settings(config: DictConfig) -> Settings:
+    """The settings of chunked RL of a config.
+
+    Raises:
+        UserError: one that cannot be.
+    """
+    values: Any = OmegaConf.to_container(config.rl)
+    try:
+        return Settings(**values)
+    except ValueError as error:
+        raise UserError(f"rl: {str(error).removeprefix('Settings: ')}") from error
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:

@@ -1,12 +1,15 @@
-"""Imitation over a folder: a curve, checkpoints, and a policy; killed, it goes on to the same curve."""
+"""Learning over a folder: a curve, checkpoints, and a policy; killed, it goes on to the same curve."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from embodied.datasets.windows import Windows
 from embodied.files import latest_checkpoint, write_checkpoint
@@ -47,41 +50,72 @@ def train(
     """
     if (folder / POLICY / CONFIG).is_file():
         return ChunkPolicy.load(folder / POLICY).to(policy.device)
-    folder.mkdir(parents=True, exist_ok=True)
     learner = Imitation(
         policy, weights, rows.batch, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
-    checkpoint = latest_checkpoint(folder)
+
+    def step() -> dict[str, float]:
+        return {"train/error": learner.step()}
+
+    advance(
+        folder, learner, step, lambda: {"validation/error": learner.error(held_out)} if len(held_out) else {},
+        checkpoint_every=checkpoint_every, log_every=log_every, name=name,
+    )  # fmt: skip
+    acting = learner.averaged()
+    acting.save(folder / POLICY)
+    return acting
+
+
+class Advancing(Protocol):
+    """What `advance` takes to its last step."""
+
+    steps: int
+    done: int
+
+    def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None: ...
+
+
+def advance(
+    folder: Path, learner: Advancing, step: Callable[[], Mapping[str, float]], watch: Callable[[], Mapping[str, float]],
+    *, checkpoint_every: int, log_every: int, name: str,
+) -> None:  # fmt: skip
+    """Take a learner to its last step, from the newest checkpoint where there is one.
+
+    Args:
+        folder: progress.csv, checkpoints.
+        learner: at its beginning.
+        step: one of its steps; what was measured, whose means are logged.
+        watch: what else is logged, at the moment.
+        checkpoint_every, log_every, name: see `train`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint, recent = latest_checkpoint(folder), dict[str, list[float]]()
     if checkpoint is not None:
-        learner.load_state(
-            load_file(checkpoint / "state.safetensors"), json.loads((checkpoint / "state.json").read_text())
-        )
+        values = json.loads((checkpoint / "state.json").read_text())
+        learner.load_state(load_file(checkpoint / "state.safetensors"), values)
+        recent = values["recent"]
     log = RunLog(folder, steps=learner.done if checkpoint is not None else None)
-    recent: list[float] = []
 
     def write(part: Path) -> None:
         tensors, values = learner.get_state()
         save_file(tensors, part / "state.safetensors")
         (part / "state.json").write_text(json.dumps(values | {"recent": recent}), "utf-8")
 
-    if checkpoint is not None:
-        recent = list(json.loads((checkpoint / "state.json").read_text())["recent"])
     try:
-        with tqdm(total=steps, initial=learner.done, desc=name, unit="update", smoothing=0.05) as bar:
-            while learner.done < steps:
-                recent.append(learner.step())
+        with tqdm(total=learner.steps, initial=learner.done, desc=name, unit="update", smoothing=0.05) as bar:
+            while learner.done < learner.steps:
+                for key, value in step().items():
+                    recent.setdefault(key, []).append(value)
                 bar.update()
-                if learner.done % log_every == 0 or learner.done == steps:
-                    log.record({"train/error": float(np.mean(recent))})
-                    if len(held_out):
-                        log.record({"validation/error": float(learner.error(held_out))})
-                    bar.set_postfix(error=f"{np.mean(recent):.4f}")
+                if learner.done % log_every == 0 or learner.done == learner.steps:
+                    means = {key: float(np.mean(values)) for key, values in recent.items()}
+                    log.record(means | watch())
+                    bar.set_postfix({key.rpartition("/")[2]: f"{value:.4f}" for key, value in means.items()})
                     log.write(learner.done)
-                    recent = []
-                if checkpoint_every and learner.done % checkpoint_every == 0 and learner.done < steps:
+                    recent = {}
+                if checkpoint_every and learner.done % checkpoint_every == 0 and learner.done < learner.steps:
                     write_checkpoint(folder, learner.done, write)
     finally:
         log.close()
-    acting = learner.averaged()
-    acting.save(folder / POLICY)
-    return acting

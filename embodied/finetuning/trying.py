@@ -18,10 +18,13 @@ from embodied.literal import load_literal, resolved
 from embodied.report import write_video
 from embodied.trust import check_trusted
 from embodied.worlds import env_maker
+from policies.vla.chunked import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
 
 
-def load(folder: Path, device: str, *, trust: Iterable[str] | None = None) -> tuple[ChunkPolicy, DictConfig, int]:
+def load(
+    folder: Path, device: str, *, trust: Iterable[str] | None = None
+) -> tuple[ChunkPolicy | BestOfN, DictConfig, int]:
     """A run's policy, its config, and how many steps of a chunk it executes.
 
     Raises:
@@ -35,7 +38,7 @@ def load(folder: Path, device: str, *, trust: Iterable[str] | None = None) -> tu
         )
     config = load_literal(folder / "config.yaml")
     check_trusted(folder, resolved(config), trust)
-    policy = ChunkPolicy.load(folder / name / POLICY)
+    policy = load_acting(folder / name / POLICY)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return policy.to(where), config, int(about.get("execute") or policy.spec.horizon)
 

@@ -7,17 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from policies.vla.core import ChunkPolicy
+from policies.vla.core import Spec
 from policies.vla.embedded import Observation
 
 See = Callable[[str, np.ndarray], Tensor]  # camera, (n, H, W, 3) uint8 -> (n, C, h, w), as the policy reads maps
 Say = Callable[[Sequence[str]], Tensor]  # sentences -> (n, D)
+
+
+class Deciding(Protocol):
+    """What gives chunks: `ChunkPolicy`, or one that chooses among several of them."""
+
+    spec: Spec
+
+    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Tensor: ...
 
 
 @dataclass
@@ -55,7 +63,7 @@ class ChunkActor:
     """
 
     def __init__(
-        self, policy: ChunkPolicy, see: See, say: Say, *, low: np.ndarray, high: np.ndarray, execute: int,
+        self, policy: Deciding, see: See, say: Say, *, low: np.ndarray, high: np.ndarray, execute: int,
         noise: float = 0.0, seed: int = 0,
     ) -> None:  # fmt: skip
         if not 1 <= execute <= policy.spec.horizon:
@@ -84,24 +92,28 @@ class ChunkActor:
         queue, at, chunks = memory.queue.copy(), np.where(first, self.execute, memory.at), memory.chunks
         worlds = np.flatnonzero(at >= self.execute)
         if len(worlds):
-            queue[worlds], at[worlds] = self._chunk(obs, worlds, explore), 0
+            chunk = self.policy.predict_chunk(self.look(obs, worlds), self._drawn if explore else None)
+            queue[worlds], at[worlds] = self.scaled(chunk, explore), 0
             chunks += len(worlds)
         actions = queue[np.arange(len(queue)), at]
         return actions, Memory(queue, at + 1, chunks)
 
-    def _chunk(self, obs: Mapping[str, Any], worlds: np.ndarray, explore: bool) -> np.ndarray:
+    def look(self, obs: Mapping[str, Any], worlds: np.ndarray) -> Observation:
+        """What the policy is told of some worlds."""
         images: Any = obs["images"]
         shown: Any = images(worlds) if callable(images) else {name: each[worlds] for name, each in images.items()}
         spec, count = self.policy.spec, len(worlds)
         blank = {name: torch.zeros(count, channels, 1, 1) for name, channels in spec.cameras.items()}
-        looked = Observation(
+        return Observation(
             blank | {name: self._see(name, shown[name]) for name in spec.cameras if name in shown},
             {name: torch.full((count,), name in shown) for name in spec.cameras},
             self._say([obs["instruction"][e] for e in worlds]),
             torch.from_numpy(np.asarray(obs["state"], np.float32)[worlds]),
         )
-        chunk = self.policy.predict_chunk(looked, self._drawn if explore else None).double().numpy()
-        scaled = 2 * (chunk - self._low) / (self._high - self._low) - 1
+
+    def scaled(self, chunk: Tensor, explore: bool = False) -> np.ndarray:
+        """Chunks in the robot's units (n, H, A) as actions in [-1, 1], with noise where it explores."""
+        scaled = 2 * (chunk.double().numpy() - self._low) / (self._high - self._low) - 1
         if explore and self._noise:
-            scaled += self._noise * self._random.normal(size=(count, 1, scaled.shape[-1]))
+            scaled += self._noise * self._random.normal(size=(len(scaled), 1, scaled.shape[-1]))
         return np.clip(scaled, -1, 1).astype(np.float32)

@@ -78,11 +78,13 @@ class Batch:
         obs: as the robot saw it; `state` not normalised.
         chunk: (B, H, A) in the robot's units.
         pad: (B, H) bool, where there is no action to learn from: after an episode's end, or not finite.
+        context: what `ChunkPolicy.look` makes of `obs`, where it was kept; None: it is looked at again.
     """
 
     obs: Observation
     chunk: Float[Tensor, "B H A"]
     pad: Bool[Tensor, "B H"]
+    context: tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]] | None = None
 
 
 class ChunkPolicy(nn.Module):
@@ -124,7 +126,7 @@ class ChunkPolicy(nn.Module):
 
     def loss(self, batch: Batch, random: torch.Generator) -> Float[Tensor, " B"]:
         """Each row's error, in normalised units."""
-        context = self.fusion.look(self._normal(batch.obs))
+        context = self.look(batch.obs) if batch.context is None else batch.context
         chunk = self.action.forward(torch.nan_to_num(batch.chunk.cpu())).to(self.device)
         return self.head.loss(lambda noisy, time: self.fusion.slot(context, noisy, time), chunk, batch.pad, random)
 
@@ -138,11 +140,19 @@ class ChunkPolicy(nn.Module):
                 deterministic.
         """
         self.eval()
-        context = self.fusion.look(self._normal(obs))
-        shape = (len(obs), self.spec.horizon, len(self.spec.actions))
+        return self.action.backward(self.decide(self.look(obs), random).cpu())
+
+    def look(self, obs: Observation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
+        """The tokens of what is seen, and which of them exist."""
+        return self.fusion.look(self._normal(obs))
+
+    def decide(
+        self, context: tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]], random: torch.Generator | None = None
+    ) -> Float[Tensor, "B H A"]:
+        """A chunk of normalised actions for a context of `look`; `random` as in `predict_chunk`."""
+        shape = (len(context[0]), self.spec.horizon, len(self.spec.actions))
         noise = torch.zeros(shape) if random is None else torch.randn(shape, generator=random)
-        chunk = self.head.sample(lambda noisy, time: self.fusion.slot(context, noisy, time), noise.to(self.device))
-        return self.action.backward(chunk.cpu())
+        return self.head.sample(lambda noisy, time: self.fusion.slot(context, noisy, time), noise.to(self.device))
 
     def _normal(self, obs: Observation) -> Observation:
         device = self.device

@@ -89,9 +89,9 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(
-        self, tokens: Float[Tensor, "B L W"], context: Float[Tensor, "B M W"] | None, mask: Bool[Tensor, "B 1 1 N"]
+        self, tokens: Float[Tensor, "B L W"], context: Float[Tensor, "B M W"] | None, mask: Bool[Tensor, "B 1 _ N"]
     ) -> Float[Tensor, "B L W"]:
-        """`mask` tells which of [context, tokens] may be attended to."""
+        """`mask` tells which of [context, tokens] may be attended to, by all tokens or by each of the L."""
         normed = self.norm(tokens)
         read = normed if context is None else torch.cat([context, normed], 1)
 

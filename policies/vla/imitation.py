@@ -17,6 +17,7 @@ from torch import Tensor
 from policies.vla.core import Batch, ChunkPolicy
 
 Rows = Callable[[Int64[np.ndarray, " B"]], Batch]
+Term = Callable[[Batch, torch.Generator], Tensor]
 
 
 class Imitation:
@@ -35,6 +36,7 @@ class Imitation:
         weight_decay: of AdamW.
         decay: of the moving average.
         seed: of batches and noise.
+        also: a term that is added to the loss of a batch; None: imitation alone.
 
     Raises:
         ValueError: no row with a weight, or a weight that is negative or not finite.
@@ -53,6 +55,7 @@ class Imitation:
         warmup: int = 100,
         decay: float = 0.995,
         seed: int = 0,
+        also: Term | None = None,
     ) -> None:
         if not np.isfinite(weights).all() or (weights < 0).any():
             raise ValueError("Imitation: weights must be finite and 0 or more.")
@@ -63,7 +66,7 @@ class Imitation:
         self._chances = np.cumsum(weights[self._chosen]) / weights.sum()
         self._rate, self._warmup, self._decay = learning_rate, max(min(warmup, steps // 10), 1), decay
         self._optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
-        self._seed = seed
+        self._seed, self._also = seed, also
         self.done = 0
         self.average = {name: value.detach().clone() for name, value in policy.state_dict().items()}
 
@@ -78,9 +81,12 @@ class Imitation:
         rows = self._chosen[found.clip(max=len(self._chosen) - 1)]
         random = torch.Generator().manual_seed(int(draw.integers(2**62)))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * self._schedule()
+            group["lr"] = self._rate * scheduled(self.done, self.steps, self._warmup)
         self.policy.train()
-        loss = self.policy.loss(self._rows(rows), random).mean()
+        batch = self._rows(rows)
+        loss = self.policy.loss(batch, random).mean()
+        if self._also is not None:
+            loss = loss + self._also(batch, random)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"Imitation: the loss must be finite; got {loss.item()} at step {self.done}.")
         self._optimizer.zero_grad()
@@ -95,12 +101,6 @@ class Imitation:
                     value
                 )
         return float(loss.detach())
-
-    def _schedule(self) -> float:
-        if self.done < self._warmup:
-            return (self.done + 1) / self._warmup
-        share = (self.done - self._warmup) / max(self.steps - self._warmup, 1)
-        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
     def averaged(self) -> ChunkPolicy:
         """The policy with the averaged weights; what learns goes on with its own."""
@@ -141,3 +141,11 @@ class Imitation:
         groups = self._optimizer.state_dict()["param_groups"]
         self._optimizer.load_state_dict({"state": state, "param_groups": groups})
         self.done = int(values["done"])
+
+
+def scheduled(done: int, steps: int, warmup: int) -> float:
+    """The share of the learning rate after so many of all steps: it rises in a line, and falls by a cosine to 0.01."""
+    if done < warmup:
+        return (done + 1) / warmup
+    share = (done - warmup) / max(steps - warmup, 1)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))

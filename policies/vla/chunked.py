@@ -1,0 +1,443 @@
+"""Chunked offline RL over a policy that was imitated: a critic of action prefixes on its frozen tokens, and an actor.
+
+What the policy makes of an observation stays as it was learned (`ChunkPolicy.look`, computed once a row); the part that
+decides from it goes on from imitation. Three actors:
+
+    td3_bc     imitation − w·mean Q(o, π(o)): CO-RFT's actor, by TD3+BC (arXiv 2106.06860)
+    distil     imitation + w·|π(o) − a*| where a*, the best of N by the critic, beats the chunk in the data (VGAS)
+    best_of_n  nothing more is learned: of N chunks the critic's choice is executed (Q-chunking, arXiv 2507.07969)
+
+The critic learns alone for the first half of the updates. Departures. Without published equations CO-RFT's actor is
+TD3+BC's, w not divided by |Q|, which is bounded here and small where rewards are sparse. A row's v, which targets read
+(`policies.vla.critic`), is renewed by turns, so many rows an update, with the policy as it is and without noise on it;
+it begins as the return that was seen. So an update costs the same whatever the horizon.
+
+Shape letters: N rows; B batch; M candidates; H actions of a chunk, A action; K critics; L tokens, W width.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from policies.saving import pack, unpack
+from policies.vla.core import Batch, ChunkPolicy
+from policies.vla.critic import (
+    HELD,
+    Context,
+    Outcomes,
+    PrefixCritic,
+    distant,
+    gaussian_log_prob,
+    held_down,
+    prefix_targets,
+    temporal,
+)
+from policies.vla.embedded import Observation
+from policies.vla.imitation import Imitation, Rows, scheduled
+
+ACTORS = ("td3_bc", "distil", "best_of_n")
+DECIDES = ("fusion.slots", "fusion.noisy", "fusion.time", "fusion.decoder", "head")  # parameters after `look`
+CONFIG, WEIGHTS = "critic.json", "critic.safetensors"
+LOOKED = 256  # rows at once
+ACTOR = "actor/"  # its part of the learner's state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What can be set.
+
+    Attributes:
+        actor: one of `ACTORS`.
+        weight: w, of what the critic says beside imitation; 0: imitation alone.
+        discount: γ, of returns, targets and rewards alike.
+        held: what holds the critic down, one of `HELD`.
+        conservatism: α, the weight of that.
+        penalty: β, of `distance`.
+        temperature: T, of `conrft`.
+        drawn: chunks drawn of each kind for that.
+        deviation: of the policy's chunks that are drawn and of candidates, in normalised units; held for a chunk.
+        candidates: M.
+        steps: updates.
+        batch_size: B.
+        learning_rate: of the critic; `actor_rate` of the actor.
+        tau: of the target critics.
+        solved_share: of a batch, from episodes that end solved.
+        renewed: rows whose v is renewed an update.
+        delay: updates of the critic to one of the actor.
+        width, layers, heads, critics: of `PrefixCritic`.
+    """
+
+    actor: str = "distil"
+    weight: float = 1.0
+    discount: float = 0.99
+    held: str = "distance"
+    conservatism: float = 0.5
+    penalty: float = 0.5
+    temperature: float = 1.0
+    drawn: int = 1
+    deviation: float = 0.2
+    candidates: int = 8
+    steps: int = 3000
+    batch_size: int = 48
+    learning_rate: float = 3e-4
+    actor_rate: float = 1e-4
+    tau: float = 0.005
+    solved_share: float = 0.5
+    renewed: int = 128
+    delay: int = 2
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    critics: int = 2
+
+    def __post_init__(self) -> None:
+        wrong = []
+        for name, known in (("actor", ACTORS), ("held", HELD)):
+            if getattr(self, name) not in known:
+                wrong.append(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        for name in ("steps", "batch_size", "drawn", "candidates", "renewed", "delay", "layers", "heads", "critics"):
+            if getattr(self, name) < 1:
+                wrong.append(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("deviation", "learning_rate", "actor_rate", "temperature"):
+            if not getattr(self, name) > 0:
+                wrong.append(f"{name} must be more than 0; got {getattr(self, name)}")
+        for name in ("weight", "conservatism", "penalty"):
+            if not getattr(self, name) >= 0:
+                wrong.append(f"{name} must be 0 or more; got {getattr(self, name)}")
+        for name in ("discount", "tau", "solved_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                wrong.append(f"{name} must be from 0 to 1; got {getattr(self, name)}")
+        if self.width % self.heads:
+            wrong.append(f"width must be a multiple of heads ({self.heads}); got {self.width}")
+        if wrong:
+            raise ValueError(f"Settings: {'; '.join(wrong)}.")
+
+
+class ChunkedRL:
+    """The learner; see the module. After `load_state` it goes on as if never stopped.
+
+    Args:
+        policy: as imitation left it; its deciding part learns in place.
+        rows: gives the batch of some row numbers; row n + 1 is what the action of row n led to, within an episode.
+        outcomes: of the N rows.
+        weights: (N,) ≥ 0, how much each row is imitated.
+        learned: (N,) bool, rows that the critic learns from.
+        settings: see `Settings`.
+        seed: of weights, batches and noise.
+
+    Raises:
+        ValueError: numbers of rows that differ; no episode that ends solved, or none that is known not to.
+    """
+
+    def __init__(
+        self, policy: ChunkPolicy, rows: Rows, outcomes: Outcomes, weights: Float[np.ndarray, " N"],
+        learned: Bool[np.ndarray, " N"], *, settings: Settings, seed: int,
+    ) -> None:  # fmt: skip
+        count = len(outcomes.end)
+        if not len(weights) == len(learned) == count:
+            raise ValueError(
+                f"ChunkedRL: weights and learned must have one entry a row, {count}; got {len(weights)} and "
+                f"{len(learned)}."
+            )
+        solved, others = learned & (outcomes.end == 1).numpy(), learned & (outcomes.end != 1).numpy()
+        if not solved.any() or not (learned & (outcomes.end == 0).numpy()).any():
+            raise ValueError(
+                "ChunkedRL: outcomes must tell of episodes that end solved and of some that do not; there is nothing "
+                "to tell apart."
+            )
+        self.settings, self.policy, self.outcomes, self._seed = settings, policy, outcomes, seed
+        self.steps, self.done, self._rows = settings.steps, 0, rows
+        self.returns = outcomes.returns(settings.discount)
+        self._tokens, self._there = _looked(policy, rows, count)
+        chances = settings.solved_share * solved / solved.sum() + (1 - settings.solved_share) * others / others.sum()
+        self._chances = np.cumsum(chances) / chances.sum()
+        for name, parameter in policy.named_parameters():
+            parameter.requires_grad_(name.startswith(DECIDES))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.critic = PrefixCritic(
+                policy.spec.width, len(policy.spec.actions), policy.spec.horizon, width=settings.width,
+                layers=settings.layers, heads=settings.heads, critics=settings.critics,
+            ).to(policy.device)  # fmt: skip
+        self.target = copy.deepcopy(self.critic).requires_grad_(False)
+        self._optimizer = torch.optim.Adam(self.critic.parameters(), lr=settings.learning_rate)
+        self.ahead = self.returns.nan_to_num(nan=0.0)  # v of each row's observation
+        self.actor: Imitation | None = None
+        if settings.actor != "best_of_n":
+            self.actor = Imitation(
+                policy, weights, self.frozen, steps=max((settings.steps - self._warmup) // settings.delay, 1),
+                batch_size=settings.batch_size, learning_rate=settings.actor_rate, seed=seed,
+                also={"td3_bc": self._climb, "distil": self._towards_best}[settings.actor],
+            )  # fmt: skip
+
+    @property
+    def _warmup(self) -> int:
+        return self.settings.steps // 2
+
+    def frozen(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+        """The batch of some rows, with what the policy makes of them."""
+        return replace(self._rows(rows), context=self._context(torch.from_numpy(rows)))
+
+    def _context(self, rows: Tensor) -> Context:
+        return self._tokens[rows].to(self.policy.device), self._there[rows].to(self.policy.device)
+
+    # Updates --------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, float]:
+        """One update of the critic, and from the half on, every so often, one of the actor; what was measured.
+
+        Raises:
+            FloatingPointError: the loss is not finite.
+        """
+        draw = np.random.default_rng((self._seed, 1, self.done))
+        random = torch.Generator().manual_seed(int(draw.integers(2**62)))
+        self.policy.eval()
+        self._renew()
+        found = np.searchsorted(self._chances, draw.random(self.settings.batch_size), side="right")
+        told = self._judge(found.clip(max=len(self._chances) - 1), random)
+        late = self.done - self._warmup
+        if self.actor is not None and late >= 0 and late % self.settings.delay == 0:
+            told["train/actor"] = self.actor.step()
+        self.done += 1
+        return told
+
+    @torch.no_grad()
+    def _renew(self) -> None:
+        """v of the rows whose turn it is: the least target critic at the policy's chunk."""
+        count, share = len(self.ahead), min(self.settings.renewed, len(self.ahead))
+        rows = (torch.arange(share) + self.done * share) % count
+        context = self._context(rows)
+        self.ahead[rows] = self.target(context, self.policy.decide(context))[..., -1].amin(0).clamp(0, 1).cpu()
+
+    def targets(self, rows: Int64[Tensor, " B"]) -> tuple[Float[Tensor, "B H"], Any]:
+        """y of each prefix of some rows' chunks, and the mask of those that are known."""
+        outcomes, horizon, discount = self.outcomes, self.policy.spec.horizon, self.settings.discount
+        inside, steps, ended, known = outcomes.prefixes(rows, horizon)
+        after = torch.where(ended, outcomes.end[rows][:, None], self.ahead[(inside + 1).clamp_max(len(self.ahead) - 1)])
+        reward = (1 - discount) * outcomes.solved[inside]
+        return prefix_targets(reward, after.nan_to_num(nan=0.0), steps, discount), known
+
+    def _judge(self, drawn: np.ndarray, random: torch.Generator) -> dict[str, float]:
+        """One update of the critic on some rows."""
+        rows, settings, device = torch.from_numpy(drawn), self.settings, self.policy.device
+        batch, context = self._rows(drawn), self._context(rows)
+        target, known = self.targets(rows)
+        inside = self.outcomes.prefixes(rows, target.shape[1])[0]
+        beyond = torch.cat([torch.zeros(len(rows), 1).bool(), inside[:, 1:] == inside[:, :-1]], 1)
+        known = known & ~(batch.pad.cpu() & ~beyond).cumsum(1).bool()  # not finite: nothing after it is known
+        chunk = self.policy.action.forward(torch.nan_to_num(batch.chunk.cpu())).to(device)
+        target, known = target.to(device), known.to(device)
+        q = self.critic(context, chunk)
+        error = temporal(q, target, known)
+        loss, told = error, {"train/critic": float(error.detach()), "train/value": float(q.detach()[..., -1].mean())}
+        if settings.held != "none" and settings.conservatism:
+            down = self._held(rows, context, chunk, target, known, q, random)
+            loss, told["train/held"] = loss + settings.conservatism * down, float(down.detach())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"ChunkedRL: the loss must be finite; got {loss.item()} at update {self.done}.")
+        for group in self._optimizer.param_groups:
+            group["lr"] = settings.learning_rate * scheduled(self.done, self.steps, max(self.steps // 20, 1))
+        self._optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.critic.parameters(), 10.0)
+        self._optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+                slow.lerp_(fast, settings.tau)
+        return told
+
+    def _held(
+        self, rows: Tensor, context: Context, chunk: Tensor, target: Tensor, known: Tensor, q: Tensor,
+        random: torch.Generator,
+    ) -> Tensor:  # fmt: skip
+        """What holds whole chunks down that were not done."""
+        settings, n, device = self.settings, self.settings.drawn, self.policy.device
+        with torch.no_grad():
+            here = self.policy.decide(context)
+            shape = (len(rows), n, *chunk.shape[1:])
+            uniform = (2 * torch.rand(shape, generator=random) - 1).to(device)
+            if settings.held == "distance":
+                held = torch.randn((len(rows), n, 1, chunk.shape[-1]), generator=random).to(device)
+                drawn = torch.cat([uniform, here[:, None] + settings.deviation * held], 1)
+            else:
+                after = (rows + chunk.shape[1]).minimum(self.outcomes.last[rows])
+                there = self.policy.decide(self._context(after))
+                noise = settings.deviation * torch.randn((2, *shape), generator=random).to(device)
+                drawn = torch.cat([uniform, here[:, None] + noise[0], there[:, None] + noise[1]], 1)
+        values = _many(self.critic, context, drawn)
+        if settings.held == "distance":
+            sure = known[:, -1]
+            return distant(values[:, sure], target[sure, -1], drawn[sure], chunk[sure], settings.penalty)
+        log_probs = gaussian_log_prob(noise, settings.deviation)
+        size = chunk[0].numel()
+        log_probs = torch.stack([torch.full_like(log_probs[0], -size * np.log(2)), *log_probs], 1)
+        floor = self.returns[rows].to(device)
+        return held_down(
+            settings.held, values.unflatten(2, (3, n)), log_probs, floor, q[..., -1], temperature=settings.temperature
+        )
+
+    # Actors ---------------------------------------------------------------------------------------------
+
+    def _climb(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """−w·mean Q(o, π(o))."""
+        assert batch.context is not None
+        return -self.settings.weight * self.critic(batch.context, self.policy.decide(batch.context))[0, :, -1].mean()
+
+    def _towards_best(self, batch: Batch, random: torch.Generator) -> Tensor:
+        """w·mean |π(o) − a*| over the rows whose best candidate the critic puts above what was done."""
+        assert batch.context is not None
+        context, settings = batch.context, self.settings
+        with torch.no_grad():
+            done = self.policy.action.forward(torch.nan_to_num(batch.chunk.cpu())).to(self.policy.device)
+            drawn = candidates(self.policy, context, settings.candidates, settings.deviation, random)
+            drawn = torch.cat([done[:, None], drawn], 1)
+            chosen = _many(self.critic, context, drawn).amin(0).argmax(1)
+        best = drawn[torch.arange(len(drawn)), chosen]
+        away = (self.policy.decide(context) - best).abs().mean((1, 2))
+        return settings.weight * (away * (chosen > 0)).mean()
+
+    def result(self) -> ChunkPolicy | BestOfN:
+        """What acts."""
+        if self.actor is not None:
+            return self.actor.averaged()
+        return BestOfN(
+            self.policy, self.critic, count=self.settings.candidates, deviation=self.settings.deviation, seed=self._seed
+        )
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {"critic": self.critic, "target": self.target, "optimizer": self._optimizer, "ahead": self.ahead}
+
+    def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and JSON values from which `load_state` goes on."""
+        tensors, values = ({}, {}) if self.actor is None else self.actor.get_state()
+        own = {ACTOR + name: value for name, value in tensors.items()}
+        return pack(self._parts) | own, {"done": self.done, "actor": values}
+
+    def load_state(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Go on where `get_state` was called."""
+        unpack("ChunkedRL.load_state", self._parts, {k: v for k, v in tensors.items() if not k.startswith(ACTOR)})
+        if self.actor is not None:
+            own = {name.removeprefix(ACTOR): value for name, value in tensors.items() if name.startswith(ACTOR)}
+            self.actor.load_state(own, values["actor"])
+        self.done = int(values["done"])
+
+
+@torch.no_grad()
+def _looked(policy: ChunkPolicy, rows: Rows, count: int) -> Context:
+    """What a policy makes of every row."""
+    policy.eval()
+    parts = [policy.look(rows(np.arange(k, min(k + LOOKED, count))).obs) for k in range(0, count, LOOKED)]
+    return torch.cat([tokens.cpu() for tokens, _ in parts]), torch.cat([there.cpu() for _, there in parts])
+
+
+def _many(critic: PrefixCritic, context: Context, drawn: Tensor) -> Float[Tensor, "K B M"]:
+    """What each of several whole chunks (B, M, H, A) of an observation is worth."""
+    wide = (context[0].repeat_interleave(drawn.shape[1], 0), context[1].repeat_interleave(drawn.shape[1], 0))
+    return critic(wide, drawn.flatten(0, 1))[..., -1].unflatten(1, drawn.shape[:2])
+
+
+def candidates(
+    policy: ChunkPolicy, context: Context, count: int, deviation: float, random: torch.Generator
+) -> Float[Tensor, "B M H A"]:
+    """M normalised chunks of each observation, the policy's own first.
+
+    The others are drawn by a head that starts from noise; of an L1 head they are its chunk, moved by noise that is held
+    for the whole of it.
+    """
+    own = policy.decide(context)
+    if policy.spec.head != "l1":
+        return torch.stack([own, *(policy.decide(context, random) for _ in range(count - 1))], 1)
+    noise = torch.randn((len(own), count - 1, 1, own.shape[-1]), generator=random).to(own)
+    return torch.cat([own[:, None], own[:, None] + deviation * noise], 1)
+
+
+class BestOfN(nn.Module):
+    """A policy of which the critic chooses among M chunks; it acts and is kept as `ChunkPolicy` is.
+
+    Args:
+        policy: gives the chunks.
+        critic: chooses.
+        count: M.
+        deviation: see `candidates`.
+        seed: of the candidates.
+    """
+
+    def __init__(
+        self, policy: ChunkPolicy, critic: PrefixCritic, *, count: int, deviation: float, seed: int
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.spec, self.compress, self.about = policy.spec, policy.compress, (count, deviation, seed)
+        self._random = torch.Generator().manual_seed(seed)
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
+
+    @torch.no_grad()
+    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
+        """The chosen chunk in the robot's units, on the CPU; `random` draws the candidates, where it is given."""
+        self.eval()
+        context, (count, deviation, _) = self.policy.look(obs), self.about
+        drawn = candidates(self.policy, context, count, deviation, random or self._random)
+        chosen = self.rank(context, drawn).argmax(1)
+        return self.policy.action.backward(drawn[torch.arange(len(drawn)), chosen].cpu())
+
+    @torch.no_grad()
+    def rank(self, context: Context, drawn: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M"]:
+        """What each chunk is worth: the least of the critics."""
+        return _many(self.critic, context, drawn).amin(0)
+
+    def save(self, folder: Path) -> None:
+        """The policy's folder, and beside it what chooses."""
+        self.policy.save(folder)
+        save_critic(folder, self.critic, {"count": self.about[0], "deviation": self.about[1], "seed": self.about[2]})
+
+
+def save_critic(folder: Path, critic: PrefixCritic, about: dict[str, Any]) -> None:
+    """Write critic.json and critic.safetensors into a folder; the JSON last, so that it tells that both are there."""
+    save_file(
+        {name: value.detach().cpu().contiguous() for name, value in critic.state_dict().items()}, folder / WEIGHTS
+    )
+    (folder / CONFIG).write_text(json.dumps({"sizes": critic.sizes, **about}, indent=2) + "\n", "utf-8")
+
+
+def load_critic(folder: Path) -> tuple[PrefixCritic, dict[str, Any]]:
+    """A critic that `save_critic` wrote, and what was written with it.
+
+    Raises:
+        FileNotFoundError: none is there.
+        ValueError: a damaged one.
+    """
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise FileNotFoundError(f"load_critic: must be a folder with {CONFIG} and {WEIGHTS}; got {folder}.")
+    try:
+        about = json.loads((folder / CONFIG).read_text("utf-8"))
+        critic = PrefixCritic(**about.pop("sizes"))
+        critic.load_state_dict(load_file(folder / WEIGHTS))
+    except (json.JSONDecodeError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"load_critic: {folder} is damaged ({error}). Train it again.") from error
+    return critic.eval(), about
+
+
+def load_acting(folder: Path) -> ChunkPolicy | BestOfN:
+    """The policy of a folder, with the critic that chooses for it, where one is there."""
+    policy = ChunkPolicy.load(folder)
+    if not (folder / CONFIG).is_file():
+        return policy
+    critic, about = load_critic(folder)
+    return BestOfN(policy, critic, count=int(about["count"]), deviation=float(about["deviation"]), seed=about["seed"])
