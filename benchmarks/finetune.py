@@ -4,10 +4,12 @@
 training seeds beside each other, all judged on the same starts, which chose nothing. Controls: the same policy that
 does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
 imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
-were labelled), those that truly succeeded, and as many drawn at random.
+were labelled), those that truly succeeded, and as many drawn at random. `chunked` goes on from imitation of those of 60
+that truly succeeded: chunked RL, with the outcomes of the episodes dealt out anew, and without weight (imitation that
+goes on), each against the imitation that all began from, on the same starts; and how its critic ranks chunks.
 
     python -m benchmarks.finetune                              # goes on where it was interrupted
-    python -m benchmarks.finetune 'tasks=["drawer"]' 'seeds=[0]' episodes=40 record=false
+    python -m benchmarks.finetune 'tasks=["drawer"]' 'mixed=[]' 'chunked=[]' 'seeds=[0]' episodes=40 record=false
 """
 
 from __future__ import annotations
@@ -22,17 +24,20 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import read_options, record
+from benchmarks.common import load, read_options, record
 from embodied.build import build
 from embodied.cli import compose
 from embodied.collecting import collect
 from embodied.finetuning import inputs, judging, labels
-from embodied.finetuning.stages import Session
+from embodied.finetuning.ranking import ranked
+from embodied.finetuning.stages import CHUNKED, Session
+from policies.vla.critic import Outcomes
 from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
-    "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "seeds": [0, 1, 2], "episodes": 200,
-    "steps": 3000, "controls": True, "choose": 40, "record": True,
+    "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
+    "seeds": [0, 1, 2], "episodes": 200, "steps": 3000, "controls": True, "choose": 40, "execute": 0, "moments": 24,
+    "actor": "distil", "record": True,
 }  # fmt: skip
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
@@ -41,21 +46,24 @@ Change = Callable[[Session], np.ndarray]  # a session, changed in place -> how m
 
 
 def session(
-    task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str
-) -> Session:
+    task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str,
+    kind: type[Session] = Session,
+) -> Session:  # fmt: skip
     """A fine-tuning of demonstrations that are collected first if they are not there."""
     data = COLLECTED / f"{task}-{policy}"
     collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
                                 "cameras=[front,wrist]"]))  # fmt: skip
     words = [f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
-    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=2",
-                                  f"choose_episodes={options['choose']}"])  # fmt: skip
+    words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
+    if options["execute"]:  # else chosen on validation starts
+        words.append(f"execute={options['execute']}")
+    config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
     folder = ROOT / f"{task}-{policy}-{options['steps']}" / f"{name}-s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    return Session(config, folder, build(config.encoder), planned)
+    return kind(config, folder, build(config.encoder), planned)
 
 
 def usable(made: Session) -> np.ndarray:
@@ -86,6 +94,78 @@ def permuted(made: Session) -> np.ndarray:
     words = np.random.default_rng(made.config.seed).permutation(made.labelled[0].words)
     said = labels.Labels(tuple(map(str, words)), made.labelled[0].said_by)
     return labels.row_weights(made.config, said, made.plan, made.encoder, made.rows)
+
+
+class Dealt(Session):
+    """Of which each episode has the outcome of another, drawn at random."""
+
+    def outcomes(self, more: Sequence[inputs.Source]) -> Outcomes:
+        true = super().outcomes(more)
+        first = [0, *(true.last.unique()[:-1] + 1).tolist()]
+        order = np.random.default_rng(self.config.seed).permutation(len(first))
+        lengths = np.diff([*first, len(true.last)])
+        rows = [first[k] + np.minimum(np.arange(n), lengths[k] - 1) for n, k in zip(lengths, order, strict=True)]
+        dealt = torch.from_numpy(np.concatenate(rows))
+        return Outcomes(true.solved[dealt], true.last, true.end[dealt])
+
+
+def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Imitation of the solved, and what chunked RL and its controls make of it: episodes, comparison, ranking."""
+    ways: dict[str, tuple[type[Session], float]] = {
+        "chunked RL": (Session, 1.0), "outcomes dealt out anew (control)": (Dealt, 1.0),
+        "no weight (control)": (Session, 0.0),
+    }  # fmt: skip
+    rl = ["labels.source=recorded", f"rl.actor={options['actor']}", f"ranked.moments={options['moments']}"]
+    made = session(task, "mixed", 60, seed, options, "true-labels", *rl)
+    weights = by_labels(made)
+    policy = made.train("policy", made.fresh(), weights, made.rows)
+    rows = made.judge("policy", policy)
+    assert rows is not None
+    found: dict[str, dict[str, Any]] = {"imitation of the solved": {"rows": rows, "tried": {}}}
+    execute = made.execute("policy", policy)
+    for name, (kind, weight) in ways.items():
+        more = [*rl, f"rl.weight={weight}", f"execute={execute}"]
+        other = session(task, "mixed", 60, seed, options | {"execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
+                        kind=kind)  # fmt: skip
+        other.__dict__["episodes"], other.__dict__["eyes"] = made.episodes, made.eyes  # encoded once
+        rows = other.judge(CHUNKED, other.learn(policy, weights, []))
+        assert rows is not None
+        found[name] = {
+            "rows": rows, "tried": {}, "compared": judging.compare(found["imitation of the solved"]["rows"], rows),
+            "ranking": other.ranked(policy, CHUNKED) if weight else None,
+        }  # fmt: skip
+    return found
+
+
+def paired(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Of all seeds' starts: those that one alone solves, and the steps saved where both do."""
+    before = [row for one in done for row in one["before"]]
+    after = [row for one in done for row in one["rows"]]
+    compared = judging.compare(before, after)
+    assert compared is not None
+    rate = float(np.mean([bool(row["success"]) for row in before]))
+    return {
+        "claim": f"{claim}, success over imitation's", "value": 1 + compared["difference"] / max(rate, 1e-9),
+        "unit": "ratio", "bar": ">= 1.25" if "control" not in claim else None,
+        "met": bool(1 + compared["difference"] / max(rate, 1e-9) >= 1.25 and compared["p"] < 0.01)
+        if "control" not in claim else None,
+        "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
+        "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
+    }  # fmt: skip
+
+
+def ranking_row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any] | None:
+    """The critics' AUROC within moments, over all moments of all seeds that tell chunks apart."""
+    tables = [each for one in done for each in one["ranking"]["table"]]
+    found = ranked(np.array([each["scores"] for each in tables]), np.array([each["success"] for each in tables], bool))
+    if found["auroc"] is None:
+        return None
+    return {
+        "claim": f"{claim}: the critic ranks chunks at one moment", "value": found["auroc"], "unit": "AUROC",
+        "bar": ">= 0.8" if "control" not in claim else None,
+        "met": found["auroc"] >= 0.8 if "control" not in claim else None, "n": found["mixed"], "seeds": list(seeds),
+        "moments": found["moments"], **{f"success_of_{k}": found[k] for k in ("own", "random", "best")},
+    }  # fmt: skip
 
 
 def played(made: Session, change: Change) -> dict[str, Any]:
@@ -122,11 +202,15 @@ def main() -> None:
     """Task by task, recording after every run."""
     options = read_options(OPTIONS)
     torch.set_num_threads(1)
-    table: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = [
+        {key: value for key, value in each.items() if key != "benchmark"}
+        for each in load()
+        if each["benchmark"] == "finetune"
+    ]  # tasks that are not asked for now stay as they were measured
 
     def tell(new: dict[str, Any], kept: list[dict[str, Any]]) -> None:
         table[:] = [*(each for each in kept if each["claim"] != new["claim"]), new]
-        print(f"{new['claim']}: {new['value']:.3f} (bar {new['bar']}, {new['by_seed']})", flush=True)
+        print(f"{new['claim']}: {new['value']:.3f} (bar {new['bar']}, {new.get('by_seed', '')})", flush=True)
         if options["record"]:
             record("finetune", table)
 
@@ -162,8 +246,21 @@ def main() -> None:
                     table,
                 )
                 if name == "pixels":
-                    paired = judging.compare(found["all"][-1]["rows"], found["pixels"][-1]["rows"])
-                    print(f"  against all, seed {seed}: {judging.verdict(paired)}", flush=True)
+                    compared = judging.compare(found["all"][-1]["rows"], found["pixels"][-1]["rows"])
+                    print(f"  against all, seed {seed}: {judging.verdict(compared)}", flush=True)
+    for task in options["chunked"]:
+        told: dict[str, list[dict[str, Any]]] = {}
+        for seed in options["seeds"]:
+            for name, one in chunked(task, seed, options).items():
+                told.setdefault(name, []).append(one | {"before": told["imitation of the solved"][-1]["rows"]}
+                                                 if "compared" in one else one)  # fmt: skip
+            for name, each in told.items():
+                claim, seeds = f"{task}, 60 mixed demonstrations, {name}", options["seeds"][: len(each)]
+                tell(row(claim, each, seeds), table)
+                if "compared" in each[0]:
+                    tell(paired(claim, each, seeds), table)
+                if each[0].get("ranking") and (new := ranking_row(claim, each, seeds)):
+                    tell(new, table)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def run(config: DictConfig) -> None:
     encoder = build(config.encoder)
     if folder is None:
         folder = _begun(config)
+    else:
+        runs.save_config(folder, config)
     runs.write_run(folder, status="running")
     try:
         session = Session(config, folder, encoder, planned)
@@ -189,7 +191,6 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
                 if cli.given(config[group], key):
                     _may_change(folder, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
-        runs.save_config(folder, saved)
         return saved, folder
     if config.run and Path(config.run).exists():
         raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
@@ -248,6 +249,11 @@ def _check(config: DictConfig) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages must be of {', '.join(STAGES)}; got {stage!r}. {nearest(str(stage), STAGES)}")
+    if CHUNKED in config.stages and config.labels.source == "all":
+        raise UserError(
+            "stages=[chunked_rl] must know which episodes succeeded; labels.source=all says nothing. Use "
+            "labels.source=success or recorded when the run is begun."
+        )
     for key, known in (("head", HEADS), ("normalisation", KINDS)):
         if config.policy[key] not in known:
             raise UserError(f"policy.{key} must be one of {', '.join(known)}; got {config.policy[key]!r}. "

@@ -34,6 +34,7 @@ from embodied.training import evaluation
 from embodied.worlds import env_maker
 from policies.vla.chunked import BestOfN, ChunkedRL, Settings, load_acting, load_critic, save_critic
 from policies.vla.core import CONFIG, ChunkPolicy
+from policies.vla.critic import Outcomes
 
 CHUNKED = "chunked_rl"
 STAGES = ("imitate", "rollouts", "corrections", CHUNKED)
@@ -172,29 +173,23 @@ class Session:
             gathered: stages that gathered more.
 
         Raises:
-            UserError: nothing that says which episodes succeeded, rates that differ, or nothing to tell apart.
+            UserError: rates that differ, or no episodes to tell apart.
         """
         config, folder = self.config, self.folder / CHUNKED
         if (folder / POLICY / CONFIG).is_file():
             return load_acting(folder / POLICY)
-        if config.labels.source == "all":
-            raise UserError(
-                "stages=[chunked_rl] must know which episodes succeeded; labels.source=all says nothing. Use "
-                "labels.source=success or recorded when the run is begun."
-            )
-        _, weights = self.grown(gathered, weights)
-        more = [*self.sources(gathered), *self.sources(gathered, REFUSED)]
+        own, refused = self.sources(gathered), self.sources(gathered, REFUSED)
+        more = [*own, *refused]
         rows = self._windows(more)
         if any(each.ratio != 1 for each in rows.episodes):
             raise UserError("stages=[chunked_rl] needs data of the policy's own rate. Leave policy.fps out.")
-        weights = np.concatenate([weights, np.zeros(len(rows) - len(weights))])  # what was refused is not imitated
+        imitated = rows.usable.astype(np.float64)
+        imitated[: len(weights)] = weights
+        imitated[rows.episode >= len(rows.episodes) - sum(len(source.dataset) for source in refused)] = 0
         held_out = _padded(self.held_out, len(rows.episodes))
-        found, teacher = self.labelled
-        sources = [*self.plan.sources, *more]
-        led = outcomes(sources, found.words, teacher, self.encoder, self.plan.cameras)
         try:
             learner = ChunkedRL(
-                copy.deepcopy(policy), rows.batch, led, np.where(held_out[rows.episode], 0.0, weights),
+                copy.deepcopy(policy), rows.batch, self.outcomes(more), np.where(held_out[rows.episode], 0.0, imitated),
                 ~held_out[rows.episode], settings=chunked_settings(config), seed=config.seed,
             )  # fmt: skip
         except ValueError as error:
@@ -209,6 +204,11 @@ class Session:
         save_critic(folder, learner.critic, {})
         acting.save(folder / POLICY)
         return acting
+
+    def outcomes(self, more: Sequence[inputs.Source]) -> Outcomes:
+        """What the rows of the demonstrations, and of other datasets after them, led to."""
+        found, teacher = self.labelled
+        return outcomes([*self.plan.sources, *more], found.words, teacher, self.encoder, self.plan.cameras)
 
     def ranked(self, policy: ChunkPolicy, before: str) -> dict[str, Any] | None:
         """How the critic ranks chunks of the policy it was learned for; None without a world, or where not asked."""

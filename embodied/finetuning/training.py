@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from safetensors.torch import load_file, save_file
@@ -66,6 +66,7 @@ def train(
     return acting
 
 
+@runtime_checkable
 class Advancing(Protocol):
     """What `advance` takes to its last step."""
 
@@ -111,7 +112,7 @@ def advance(
                 bar.update()
                 if learner.done % log_every == 0 or learner.done == learner.steps:
                     means = {key: float(np.mean(values)) for key, values in recent.items()}
-                    log.record(means | watch())
+                    log.record({**means, **watch()})
                     bar.set_postfix({key.rpartition("/")[2]: f"{value:.4f}" for key, value in means.items()})
                     log.write(learner.done)
                     recent = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ See = Callable[[str, np.ndarray], Tensor]  # camera, (n, H, W, 3) uint8 -> (n, C
 Say = Callable[[Sequence[str]], Tensor]  # sentences -> (n, D)
 
 
+@runtime_checkable
 class Deciding(Protocol):
     """What gives chunks: `ChunkPolicy`, or one that chooses among several of them."""
 

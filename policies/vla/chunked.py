@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -242,7 +243,10 @@ class ChunkedRL:
         error = temporal(q, target, known)
         loss, told = error, {"train/critic": float(error.detach()), "train/value": float(q.detach()[..., -1].mean())}
         if settings.held != "none" and settings.conservatism:
-            down = self._held(rows, context, chunk, target, known, q, random)
+            if settings.held == "distance":
+                down = self._apart(context, chunk, target, known, random)
+            else:
+                down = self._calibrated(rows, context, chunk, q, random)
             loss, told["train/held"] = loss + settings.conservatism * down, float(down.detach())
         if not torch.isfinite(loss):
             raise FloatingPointError(f"ChunkedRL: the loss must be finite; got {loss.item()} at update {self.done}.")
@@ -257,35 +261,32 @@ class ChunkedRL:
                 slow.lerp_(fast, settings.tau)
         return told
 
-    def _held(
-        self, rows: Tensor, context: Context, chunk: Tensor, target: Tensor, known: Tensor, q: Tensor,
-        random: torch.Generator,
-    ) -> Tensor:  # fmt: skip
-        """What holds whole chunks down that were not done."""
-        settings, n, device = self.settings, self.settings.drawn, self.policy.device
+    def _apart(self, context: Context, chunk: Tensor, target: Tensor, known: Tensor, random: torch.Generator) -> Tensor:
+        """The penalty of distance, of uniform chunks and of the policy's with noise that is held."""
+        settings, sure = self.settings, known[:, -1]
+        shape = (len(chunk), settings.drawn, *chunk.shape[1:])
         with torch.no_grad():
-            here = self.policy.decide(context)
-            shape = (len(rows), n, *chunk.shape[1:])
-            uniform = (2 * torch.rand(shape, generator=random) - 1).to(device)
-            if settings.held == "distance":
-                held = torch.randn((len(rows), n, 1, chunk.shape[-1]), generator=random).to(device)
-                drawn = torch.cat([uniform, here[:, None] + settings.deviation * held], 1)
-            else:
-                after = (rows + chunk.shape[1]).minimum(self.outcomes.last[rows])
-                there = self.policy.decide(self._context(after))
-                noise = settings.deviation * torch.randn((2, *shape), generator=random).to(device)
-                drawn = torch.cat([uniform, here[:, None] + noise[0], there[:, None] + noise[1]], 1)
+            uniform = (2 * torch.rand(shape, generator=random) - 1).to(chunk)
+            noise = settings.deviation * torch.randn((*shape[:2], 1, shape[3]), generator=random).to(chunk)
+            drawn = torch.cat([uniform, self.policy.decide(context)[:, None] + noise], 1)
         values = _many(self.critic, context, drawn)
-        if settings.held == "distance":
-            sure = known[:, -1]
-            return distant(values[:, sure], target[sure, -1], drawn[sure], chunk[sure], settings.penalty)
+        return distant(values[:, sure], target[sure, -1], drawn[sure], chunk[sure], settings.penalty)
+
+    def _calibrated(self, rows: Tensor, context: Context, chunk: Tensor, q: Tensor, random: torch.Generator) -> Tensor:
+        """The conservative term, of uniform chunks and of the policy's, here and at the chunk's end, with noise."""
+        settings = self.settings
+        shape = (len(chunk), settings.drawn, *chunk.shape[1:])
+        after = (rows + chunk.shape[1]).minimum(self.outcomes.last[rows])
+        with torch.no_grad():
+            uniform = (2 * torch.rand(shape, generator=random) - 1).to(chunk)
+            noise = settings.deviation * torch.randn((2, *shape), generator=random).to(chunk)
+            own = torch.stack([self.policy.decide(context), self.policy.decide(self._context(after))])
+            drawn = torch.cat([uniform, *(own[:, :, None] + noise)], 1)
+        values = _many(self.critic, context, drawn).unflatten(2, (3, -1))
         log_probs = gaussian_log_prob(noise, settings.deviation)
-        size = chunk[0].numel()
-        log_probs = torch.stack([torch.full_like(log_probs[0], -size * np.log(2)), *log_probs], 1)
-        floor = self.returns[rows].to(device)
-        return held_down(
-            settings.held, values.unflatten(2, (3, n)), log_probs, floor, q[..., -1], temperature=settings.temperature
-        )
+        even = torch.full_like(log_probs[0], -chunk[0].numel() * math.log(2))
+        log_probs, floor = torch.stack([even, *log_probs], 1), self.returns[rows].to(q)
+        return held_down(settings.held, values, log_probs, floor, q[..., -1], temperature=settings.temperature)
 
     # Actors ---------------------------------------------------------------------------------------------
 

@@ -119,13 +119,6 @@ class Outcomes:
     last: Int64[Tensor, " N"]
     end: Float[Tensor, " N"]
 
-    def __post_init__(self) -> None:
-        if not len(self.solved) == len(self.last) == len(self.end):
-            raise ValueError(
-                f"Outcomes: solved, last and end must have one entry a row; got {len(self.solved)}, {len(self.last)} "
-                f"and {len(self.end)}."
-            )
-
     def prefixes(self, rows: Int64[Tensor, " B"], horizon: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Of the chunks that begin at some rows, prefix by prefix.
 
@@ -140,12 +133,12 @@ class Outcomes:
 
     def returns(self, discount: float) -> Float[Tensor, " N"]:
         """G_t: the discounted sum of what was earned, to the end and what that is worth; NaN where it is unknown."""
-        found, following = torch.empty(len(self.solved)), torch.tensor(torch.nan)
-        for n in range(len(self.solved) - 1, -1, -1):
-            following = self.end[n] if n == int(self.last[n]) else following
-            following = (1 - discount) * self.solved[n] + discount * following
-            found[n] = following
-        return found
+        found, following = [], math.nan
+        rows = zip(self.solved.tolist(), self.last.tolist(), self.end.tolist(), strict=True)
+        for n, (solved, last, end) in reversed(list(enumerate(rows))):
+            following = (1 - discount) * solved + discount * (end if n == last else following)
+            found.append(following)
+        return torch.tensor(found[::-1])
 
 
 # What holds a critic down -------------------------------------------------------------------------------

@@ -9,7 +9,10 @@ import pytest
 from embodied import cli
 from embodied.datasets import Dataset, Writer
 from embodied.finetuning import judging, labels
+from embodied.finetuning.outcomes import after_each
+from embodied.finetuning.ranking import ranked
 from embodied.report import read_progress
+from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import Imitation
 
 SMALL = [
@@ -80,6 +83,112 @@ def test_an_experts_corrections_are_imitated_too(demos, tmp_path, monkeypatch):
     assert (judged["compared"]["before"], judged["compared"]["after"]) == ("imitate", "corrections")
 
 
+class Judge:
+    """In the success reward's place: refuses all first tries, and every other one of those that follow."""
+
+    def __init__(self, starts):
+        self.starts, self.asked = starts, 0
+
+    def word(self, frames):
+        assert set(frames) == {"front", "wrist"}
+        self.asked += 1
+        return "solved" if self.asked > self.starts and self.asked % 2 else "not"
+
+    def words(self, episodes):
+        return ["solved" if each.instruction else "not" for each in episodes]
+
+    def rewards(self, episode):
+        return np.zeros(len(episode.features.main[0]), np.float32)
+
+
+RL = ["rl.steps=6", "rl.batch_size=4", "rl.width=8", "rl.heads=2", "ranked.moments=2", "ranked.chunks=2"]
+QUICK = ["baseline=false", "execute=4", "eval_episodes=2", "videos=0", "own.starts=3", "own.tries=2", "num_worlds=2"]
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """Recorded labels, and a judge of what the policy does."""
+    label = labels.label
+    monkeypatch.setattr(labels, "label", lambda *given: (label(*given)[0], Judge(3)))
+
+
+def test_own_tries_that_are_accepted_are_imitated_and_chunked_rl_learns_from_the_others_too(
+    demos, judged, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    words = [f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *QUICK]
+    assert run(*words, "stages=[imitate,rollouts]") == 0
+    gathered = json.loads((tmp_path / "tuned" / "rollouts" / "gathered.json").read_text())
+    assert (gathered["starts"], gathered["failed"], gathered["tries"], gathered["accepted"]) == (3, 3, 6, 3)
+    assert 0 <= gathered["wrongly"] <= 3
+    own, refused = (Dataset(tmp_path / "tuned" / "rollouts" / name) for name in ("data", "refused"))
+    assert [own.kind(i) for i in range(len(own))] == ["own"] * 3
+    assert [refused.kind(i) for i in range(len(refused))] == ["refused"] * 6
+    assert not np.array_equal(refused.columns(0, ["action"])["action"], refused.columns(3, ["action"])["action"])
+    told = capsys.readouterr().out
+    assert "40 of 80 rows" in told  # of the demonstrations
+    assert "100 of 140 rows" in told  # and of the tries
+    first = (tmp_path / "tuned" / "rollouts" / "episodes.json").read_bytes()
+
+    assert run("run=tuned", "stages=[chunked_rl]", *RL) == 0  # what was done before stays
+    told = capsys.readouterr().out
+    assert (tmp_path / "tuned" / "rollouts" / "episodes.json").read_bytes() == first
+    found = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
+    assert (found["compared"]["before"], found["compared"]["after"]) == ("rollouts", "chunked_rl")
+    assert found["policy"] == "rollouts"
+    assert "The former policy, rollouts, is kept." in told
+    assert "the critic at 2 moments" in told
+    ranking = json.loads((tmp_path / "tuned" / "chunked_rl" / "ranking.json").read_text())
+    assert np.isfinite([each["scores"] for each in ranking["table"]]).all()
+    page = (tmp_path / "tuned" / "report.html").read_text()
+    assert "The former policy is kept: with own rollouts." in page
+    assert "The critic" in page
+    assert json.loads((tmp_path / "tuned" / "run.json").read_text())["policy"] == "rollouts"
+    assert read_progress(tmp_path / "tuned" / "chunked_rl" / "progress.csv")["train/critic"][0] == [2, 4, 6]
+
+    assert run("run=tuned", "rl.actor=td3_bc") == cli.EXIT_USER_ERROR
+    assert "rl.actor must stay distil" in capsys.readouterr().err
+
+
+def test_chunked_rl_that_is_better_is_kept_and_can_choose_when_it_acts(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(judging, "LEVEL", 1.1)
+    monkeypatch.setattr(judging, "compare", lambda before, after: {
+        "starts": 2, "better": 2, "worse": 0, "p": 0.5, "difference": 1.0, "both": 0, "steps_saved": None,
+        "steps_saved_interval": None,
+    })  # fmt: skip
+    words = [f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *QUICK, *RL, "ranked.moments=0"]
+    assert run(*words, "stages=[imitate,chunked_rl]", "rl.actor=best_of_n", "rl.held=conrft") == 0
+    assert "Better: 2 starts gained" in capsys.readouterr().out
+    assert json.loads((tmp_path / "tuned" / "run.json").read_text())["policy"] == "chunked_rl"
+    assert cli.main(["evaluate", "run=tuned", "episodes=1", "videos=0"]) == 0
+    assert not (tmp_path / "tuned" / "chunked_rl" / "ranking.json").exists()
+
+
+def test_a_stopped_critic_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["labels.source=recorded", "evaluate=false", "baseline=false", *SMALL, *RL, "stages=[imitate,chunked_rl]"]
+    assert run(f"data={demos}", "run=straight", *words) == 0
+    step, left = ChunkedRL.step, [5]
+
+    def stops(self):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return step(self)
+
+    monkeypatch.setattr(ChunkedRL, "step", stops)
+    assert run(f"data={demos}", "run=stopped", *words) == cli.EXIT_INTERRUPTED
+    monkeypatch.setattr(ChunkedRL, "step", step)
+    assert run("run=stopped", "resume=true") == 0
+    names = ("straight", "stopped")
+    curves = [read_progress(tmp_path / name / "chunked_rl" / "progress.csv") for name in names]
+    assert curves[0] == curves[1]
+    for file in ("critic.safetensors", "policy/policy.safetensors"):
+        one, other = ((tmp_path / name / "chunked_rl" / file).read_bytes() for name in names)
+        assert one == other
+
+
 def test_a_stopped_run_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["labels.source=all", "labels.weights=uniform", "evaluate=false", *SMALL]
@@ -120,8 +229,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, m
     assert "execute must be from 1" in refused(capsys, data, "execute=9")
     assert "policy.keep" in refused(capsys, data, "policy.keep=[gripper]", "labels.source=recorded", "run=x")
     assert "steps must be at least 1" in refused(capsys, data, "steps=0")
+    assert "rl: actor must be one of td3_bc" in refused(capsys, data, "rl.actor=ppo")
+    everything = ("labels.source=all", "labels.weights=uniform", "stages=[imitate,chunked_rl]", "run=z", *SMALL)
+    assert "must know which episodes succeeded" in refused(capsys, data, *everything)
     assert "policy.layer must be one of" in refused(capsys, data, "policy.layer=top", "labels.source=recorded", "run=y")
-    assert not list(tmp_path.glob("*/*/policy"))
+    assert not list(tmp_path.glob("[xy]/*/policy"))
 
 
 def test_rates_and_cameras_of_several_datasets_must_agree(demos, tmp_path, monkeypatch, capsys):
@@ -140,6 +252,24 @@ def test_rates_and_cameras_of_several_datasets_must_agree(demos, tmp_path, monke
     words = ["labels.source=all", "labels.weights=uniform", "policy.fps=20", "policy.missing=zeros", "evaluate=false"]
     assert run(both, "run=both", *words, *SMALL) == 0
     assert "5 episodes" in capsys.readouterr().out
+
+
+def test_what_each_action_led_to_is_read_from_answers_about_frames():
+    answers = np.array([0, 0, 1, 1, 0, 1])
+    assert after_each(answers, "solved").tolist() == [0, 1, 1, 0, 1, 1]
+    assert after_each(answers, "not").tolist() == [0, 1, 1, 0, 0, 0]  # the last word counts more
+    assert after_each(answers, "abstained").tolist() == [0, 1, 1, 0, 1, 0]
+    assert after_each(np.ones(3), "not").tolist() == [0, 0, 0]
+
+
+def test_a_critic_is_judged_within_moments():
+    scores = np.array([[0.1, 0.9, 0.2], [5, 6, 7], [9, 8, 7]])
+    found = ranked(scores, np.array([[False, True, False], [True, True, True], [False, True, False]]))
+    assert (found["moments"], found["mixed"]) == (3, 2)
+    assert found["auroc"] == 0.75  # 1 at the first, 0.5 at the last; the one between tells nothing
+    assert (found["own"], found["best"]) == (0, 0.5)
+    assert found["random"] == pytest.approx(1 / 3)
+    assert ranked(scores, np.ones((3, 3), bool))["auroc"] is None
 
 
 # Judging ------------------------------------------------------------------------------------------------

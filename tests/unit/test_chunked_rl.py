@@ -88,9 +88,9 @@ def true_values(chain):
     return torch.where(place < LENGTH, GAMMA ** (LENGTH - 1 - place).float(), 0.0)[:, None]
 
 
-def walked(chain, **settings):
+def walked(chain, steps):
     """A critic of the policy that walks on, learned."""
-    learner = make(chain, steps=220, tau=0.3, **settings)
+    learner = make(chain, steps=steps, tau=0.3)
     learner.policy.decide = lambda context, random=None: torch.ones(len(context[0]), chain.horizon, 2)
     for _ in range(learner.steps):
         learner.step()
@@ -99,11 +99,11 @@ def walked(chain, **settings):
 
 def test_each_prefix_is_worth_the_discount_to_the_number_of_steps_left():
     chain = Chain(WALKS)
-    learner = walked(chain)
+    learner = walked(chain, 200)
     known = learner.targets(torch.arange(chain.count))[1]
     assert known.sum() < known.numel()  # some prefixes are cut off
-    assert (learner.targets(torch.arange(chain.count))[0] - true_values(chain))[known].abs().max() < 1e-3
-    assert (q_of(learner, chain) - true_values(chain))[known].abs().max() < 4e-3  # what the training leaves
+    assert (learner.targets(torch.arange(chain.count))[0] - true_values(chain))[known].abs().max() < 2e-3
+    assert (q_of(learner, chain) - true_values(chain))[known].abs().max() < 5e-3  # what so short a training leaves
 
 
 def test_without_the_mask_of_prefixes_the_values_are_wrong(monkeypatch):
@@ -115,7 +115,7 @@ def test_without_the_mask_of_prefixes_the_values_are_wrong(monkeypatch):
 
     monkeypatch.setattr(Outcomes, "prefixes", unmasked)
     chain = Chain(WALKS)
-    assert (q_of(walked(chain), chain) - true_values(chain)).abs().max() > 0.05
+    assert (q_of(walked(chain, 80), chain) - true_values(chain)).abs().max() > 0.05
 
 
 def test_prefixes_know_where_their_episode_ends():
@@ -133,8 +133,6 @@ def test_prefixes_know_where_their_episode_ends():
 def test_a_task_that_comes_undone_is_worth_only_the_steps_that_it_held():
     solved, last, end = torch.tensor([0.0, 1, 1, 0]), torch.full((4,), 3), torch.zeros(4)
     np.testing.assert_allclose(Outcomes(solved, last, end).returns(0.5), [0.375, 0.75, 0.5, 0], atol=1e-7)
-    with pytest.raises(ValueError, match="one entry a row; got 4, 4 and 3"):
-        Outcomes(solved, last, end[:3])
 
 
 # Formulas -----------------------------------------------------------------------------------------------
@@ -159,8 +157,7 @@ def test_chunks_of_one_action_have_the_target_of_cal_ql():
     chain = Chain([(0, 4, 1), (0, 2, 0)], horizon=1)
     learner = make(chain, renewed=6, steps=1)
     with torch.no_grad():
-        for parameter in learner.target.parameters():
-            parameter.mul_(1.5)
+        learner.target.members[0].out[1].bias += 0.5
         learner._renew()
         rows = torch.arange(6)
         context = learner._context(rows)
@@ -249,7 +246,7 @@ def test_an_actor_without_weight_is_imitation_bit_for_bit(actor):
     chain = Chain(WALKS)
 
     def learned(weight):
-        learner = make(chain, actor=actor, weight=weight, steps=20, delay=1, batch_size=8)
+        learner = make(chain, actor=actor, weight=weight, steps=20, delay=1, batch_size=8, deviation=3.0)
         for _ in range(20):
             learner.step()
         return learner.actor
@@ -267,11 +264,11 @@ def test_an_actor_without_weight_is_imitation_bit_for_bit(actor):
     assert all(name.startswith(("fusion.slots", "fusion.decoder", "head")) for name in moved)
 
 
-class Preferring(torch.nn.Module):
+class Preferring(PrefixCritic):
     """A critic to which chunks are worth the more, the nearer their actions are to a value."""
 
     def __init__(self, best):
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.best = best
 
     def forward(self, context, chunk):
@@ -374,7 +371,7 @@ def test_actions_that_are_not_finite_hide_what_follows_them():
 
 def test_bad_settings_and_data_are_refused():
     with pytest.raises(ValueError, match=r"actor must be one of td3_bc.*held must be one of none.*discount.*got 2"):
-        Settings(actor="ppo", held="cql", discount=2)
+        Settings(actor="ppo", held="cql", discount=2.0)
     with pytest.raises(ValueError, match="width must be a multiple of heads"):
         Settings(width=10, heads=4)
     with pytest.raises(ValueError, match="nothing to tell apart"):
