@@ -125,7 +125,7 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     execute = made.execute("policy", policy)
     for name, (kind, weight) in ways.items():
         more = [*rl, f"rl.weight={weight}", f"execute={execute}"]
-        other = session(task, "mixed", 60, seed, options | {"execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
+        other = session(task, "mixed", 60, seed, {**options, "execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
                         kind=kind)  # fmt: skip
         other.__dict__["episodes"], other.__dict__["eyes"] = made.episodes, made.eyes  # encoded once
         rows = other.judge(CHUNKED, other.learn(policy, weights, []))

@@ -18,6 +18,7 @@ from embodied.datasets import Dataset, layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.windows import Episode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
+from policies.vla.chunked import BestOfN
 from policies.vla.core import ChunkPolicy, Spec
 from policies.vla.stats import Normaliser
 from rewards.progress import tqdm
@@ -133,7 +134,7 @@ def make_eyes(planned: Plan, encoder: Any, *, layer: str | None, channels: int) 
     return eyes
 
 
-def kept_eyes(policy: ChunkPolicy, encoder: Any) -> dict[str, Eye]:
+def kept_eyes(policy: ChunkPolicy | BestOfN, encoder: Any) -> dict[str, Eye]:
     """The eyes of a policy that was saved.
 
     Raises:

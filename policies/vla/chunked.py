@@ -48,7 +48,6 @@ from policies.vla.embedded import Observation
 from policies.vla.imitation import Imitation, Rows, scheduled
 
 ACTORS = ("td3_bc", "distil", "best_of_n")
-DECIDES = ("fusion.slots", "fusion.noisy", "fusion.time", "fusion.decoder", "head")  # parameters after `look`
 CONFIG, WEIGHTS = "critic.json", "critic.safetensors"
 LOOKED = 256  # rows at once
 ACTOR = "actor/"  # its part of the learner's state
@@ -138,7 +137,7 @@ class ChunkedRL:
         seed: of weights, batches and noise.
 
     Raises:
-        ValueError: numbers of rows that differ; no episode that ends solved, or none that is known not to.
+        ValueError: no episode that ends solved, or none that is known not to.
     """
 
     def __init__(
@@ -146,11 +145,6 @@ class ChunkedRL:
         learned: Bool[np.ndarray, " N"], *, settings: Settings, seed: int,
     ) -> None:  # fmt: skip
         count = len(outcomes.end)
-        if not len(weights) == len(learned) == count:
-            raise ValueError(
-                f"ChunkedRL: weights and learned must have one entry a row, {count}; got {len(weights)} and "
-                f"{len(learned)}."
-            )
         solved, others = learned & (outcomes.end == 1).numpy(), learned & (outcomes.end != 1).numpy()
         if not solved.any() or not (learned & (outcomes.end == 0).numpy()).any():
             raise ValueError(
@@ -163,8 +157,6 @@ class ChunkedRL:
         self._tokens, self._there = _looked(policy, rows, count)
         chances = settings.solved_share * solved / solved.sum() + (1 - settings.solved_share) * others / others.sum()
         self._chances = np.cumsum(chances) / chances.sum()
-        for name, parameter in policy.named_parameters():
-            parameter.requires_grad_(name.startswith(DECIDES))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.critic = PrefixCritic(
@@ -187,7 +179,7 @@ class ChunkedRL:
         return self.settings.steps // 2
 
     def frozen(self, rows: Int64[np.ndarray, " B"]) -> Batch:
-        """The batch of some rows, with what the policy makes of them."""
+        """The batch of some rows, with what the policy made of them: so no gradient reaches `look`."""
         return replace(self._rows(rows), context=self._context(torch.from_numpy(rows)))
 
     def _context(self, rows: Tensor) -> Context:

@@ -68,6 +68,8 @@ class PrefixCritic(nn.Module):
 
 
 class _Member(nn.Module):
+    causal: Tensor
+
     def __init__(self, context: int, actions: int, horizon: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
         self.context, self.action = nn.Linear(context, width), nn.Linear(actions, width)

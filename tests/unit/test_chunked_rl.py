@@ -252,7 +252,7 @@ def test_an_actor_without_weight_is_imitation_bit_for_bit(actor):
         return learner.actor
 
     policy = make_policy()
-    frozen = make(chain, policy=policy, actor="td3_bc")  # leaves `look` as it is
+    frozen = make(chain, policy=policy)
     plain = Imitation(policy, np.ones(chain.count), frozen.frozen, steps=10, batch_size=8, learning_rate=1e-4, seed=0)
     for _ in range(10):
         plain.step()
@@ -378,6 +378,3 @@ def test_bad_settings_and_data_are_refused():
         make(Chain([(1, 3, 1), (0, 2, CUT)]))
     with pytest.raises(ValueError, match="nothing to tell apart"):
         make(Chain([(0, 2, 0), (0, 2, CUT)]))
-    chain = Chain(WALKS)
-    with pytest.raises(ValueError, match="one entry a row, 13; got 3 and 13"):
-        ChunkedRL(make_policy(), chain, chain.outcomes, np.ones(3), np.ones(13, bool), settings=Settings(), seed=0)
