@@ -37,7 +37,7 @@ from rewards.metrics import wilson_interval
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
     "seeds": [0, 1, 2], "episodes": 200, "steps": 3000, "controls": True, "choose": 40, "execute": 0, "moments": 24,
-    "actor": "distil", "record": True,
+    "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
@@ -115,7 +115,8 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
         "chunked RL": (Session, 1.0), "outcomes dealt out anew (control)": (Dealt, 1.0),
         "no weight (control)": (Session, 0.0),
     }  # fmt: skip
-    rl = ["labels.source=recorded", f"rl.actor={options['actor']}", f"ranked.moments={options['moments']}"]
+    rl = ["labels.source=recorded", f"rl.actor={options['actor']}", f"rl.steps={options['rl_steps']}",
+          f"ranked.moments={options['moments']}"]  # fmt: skip
     made = session(task, "mixed", 60, seed, options, "true-labels", *rl)
     weights = by_labels(made)
     policy = made.train("policy", made.fresh(), weights, made.rows)

@@ -57,7 +57,7 @@ class Branching:
         for e in np.flatnonzero(first):
             self._episode[e], self._step[e], self._begun = self._begun, 0, self._begun + 1
         replayed = {}
-        for e, (episode, step) in enumerate(zip(self._episode, self._step, strict=True)):
+        for e, (episode, step) in enumerate(zip(self._episode.tolist(), self._step.tolist(), strict=True)):
             trunk = self._trunks[episode]
             if step < len(trunk):  # nothing is looked at
                 replayed[e], at[e] = trunk[step], 0
