@@ -90,13 +90,8 @@ def _stages(session: Session) -> str:
         policy = session.train(name, session.fresh(), each, session.rows)
         _judge(session, name, policy, each, results)
     gathered: list[str] = []
-    for stage in [stage for stage in STAGES[1:] if stage in config.stages]:
-        assert isinstance(policy, ChunkPolicy)
-        if stage == CHUNKED:
-            before, policy, name = (policy, name), session.learn(policy, weights, gathered), stage
-            _judge(session, name, policy, None, results)
-            _ranked(session, *before)
-            continue
+    for stage in [stage for stage in STAGES[1:] if stage in config.stages and stage != CHUNKED]:
+        assert policy is not None
         found = session.grow(stage, policy, name)
         gathered.append(stage)
         told = ", ".join(f"{key} {value}" for key, value in found.items() if value is not None)
@@ -104,9 +99,16 @@ def _stages(session: Session) -> str:
         rows, more = session.grown(gathered, weights)
         policy, name = session.train(stage, session.fresh(), more, rows), stage
         _judge(session, stage, policy, more, results)
-    runs.write_run(session.folder, policy=name)
+    former = name
+    if CHUNKED in config.stages:
+        assert policy is not None
+        learned, name = session.learn(policy, weights, gathered), CHUNKED
+        _judge(session, name, learned, None, results)
+        _ranked(session, policy, former)
+    runs.write_run(session.folder, policy=name if results else former)
     if not results:
-        return "No world to try it in: it was trained, and not judged."
+        kept = "" if name == former else f" The former policy, {former}, is kept."
+        return f"No world to try it in: it was trained, and not judged.{kept}"
     about = session.conclude(results)
     if "compared" not in about:
         return "There is nothing to compare it with."

@@ -182,6 +182,7 @@ def test_a_stopped_critic_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch
     monkeypatch.setattr(ChunkedRL, "step", step)
     assert run("run=stopped", "resume=true") == 0
     names = ("straight", "stopped")
+    assert all(json.loads((tmp_path / name / "run.json").read_text())["policy"] == "imitate" for name in names)
     curves = [read_progress(tmp_path / name / "chunked_rl" / "progress.csv") for name in names]
     assert curves[0] == curves[1]
     for file in ("critic.safetensors", "policy/policy.safetensors"):
