@@ -10,11 +10,14 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
   corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
   chunked_rl   a critic learns from all episodes, good and bad, what chunks of actions lead to, and the policy follows
                it; it takes the former one's place only where the paired test says that it is better
+  world        what actions lead to is learned from all that was recorded; if that tells the truth, the policy practises
+               there, and what comes of it stands only where a paired test on validation starts says that it is better
 
     embodied collect env=desk-place policy=mixed episodes=60 cameras=[front,wrist] out=demos/place
     embodied finetune data=demos/place
     embodied finetune run=latest stages=[rollouts]
     embodied finetune run=latest stages=[chunked_rl] rl.actor=td3_bc
+    embodied finetune run=latest stages=[world] world.data=[demos/mixed]
     embodied finetune data=demos/place labels.weights=progress policy.head=flow
     embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
 """
@@ -22,6 +25,7 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +37,9 @@ from embodied import cli, runs
 from embodied.build import build
 from embodied.envs import is_world
 from embodied.errors import UserError, nearest
-from embodied.finetuning import inputs, judging, labels
+from embodied.finetuning import imagining, inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
-from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, Session, chunked_settings
+from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, Session, chunked_settings
 from embodied.finetuning.training import POLICY
 from embodied.literal import literal_config, load_literal, resolved
 from embodied.report import read_progress
@@ -90,7 +94,7 @@ def _stages(session: Session) -> str:
         policy = session.train(name, session.fresh(), each, session.rows)
         _judge(session, name, policy, each, results)
     gathered: list[str] = []
-    for stage in [stage for stage in STAGES[1:] if stage in config.stages and stage != CHUNKED]:
+    for stage in [stage for stage in STAGES[1:] if stage in config.stages and stage not in (CHUNKED, WORLD)]:
         assert policy is not None
         found = session.grow(stage, policy, name)
         gathered.append(stage)
@@ -105,6 +109,10 @@ def _stages(session: Session) -> str:
         learned, name = session.learn(policy, weights, gathered), CHUNKED
         _judge(session, name, learned, None, results)
         _ranked(session, policy, former)
+    if WORLD in config.stages:
+        assert policy is not None
+        policy, name = _practised(session, policy, former, results), WORLD
+        _judge(session, name, policy, None, results)
     runs.write_run(session.folder, policy=name if results else former)
     if not results:
         kept = "" if name == former else f" The former policy, {former}, is kept."
@@ -114,6 +122,17 @@ def _stages(session: Session) -> str:
         return "There is nothing to compare it with."
     kept = "" if about["policy"] == name else f" The former policy, {about['policy']}, is kept."
     return judging.verdict(about["compared"]) + kept
+
+
+def _practised(session: Session, policy: ChunkPolicy, before: str, results: Mapping[str, Any]) -> ChunkPolicy:
+    """Practise in a learned world; one that is not true is refused, and what it said stands in the report."""
+    try:
+        return session.practise(policy, before, lambda told: print(f"{WORLD:9} {told}", flush=True))
+    except UserError:
+        if results:
+            session.conclude(results)
+        write_finetuning(session.folder)
+        raise
 
 
 def _ranked(session: Session, policy: ChunkPolicy, before: str) -> None:
@@ -188,10 +207,10 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
         if cli.given(config, "stages"):  # what was done before stays
             saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
             saved.stages += [each for each in config.stages if each not in STAGES]
-        for group in ("rl", "ranked"):
+        for group, stage in {"rl": CHUNKED, "ranked": CHUNKED, "world": WORLD, "rloo": WORLD}.items():
             for key in config[group]:
                 if cli.given(config[group], key):
-                    _may_change(folder, f"{group}.{key}", saved[group][key], config[group][key])
+                    _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
         return saved, folder
     if config.run and Path(config.run).exists():
@@ -199,13 +218,12 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     return config, None
 
 
-def _may_change(folder: Path, key: str, was: Any, wanted: Any) -> None:
+def _may_change(begun: Path, key: str, was: Any, wanted: Any) -> None:
     """Refuse another setting of a stage that was begun.
 
     Raises:
         UserError: so.
     """
-    begun = folder / CHUNKED
     if was != wanted and begun.is_dir():
         raise UserError(f"{key} must stay {was}, with which {begun} was begun; got {wanted}. Remove that folder first.")
 
@@ -256,6 +274,8 @@ def _check(config: DictConfig) -> None:
             "stages=[chunked_rl] must know which episodes succeeded; labels.source=all says nothing. Use "
             "labels.source=success or recorded when the run is begun."
         )
+    if WORLD in config.stages:
+        imagining.check_world(config)
     for key, known in (("head", HEADS), ("normalisation", KINDS)):
         if config.policy[key] not in known:
             raise UserError(f"policy.{key} must be one of {', '.join(known)}; got {config.policy[key]!r}. "

@@ -24,6 +24,7 @@ from rewards.metrics import mcnemar, wilson_interval
 from rewards.progress import tqdm
 
 CHOOSING = 1_000_000  # added to a run's seed: starts on which the number of executed steps is chosen
+DECIDING = 3_000_000  # starts on which a policy that practised in a learned world is kept or not
 PLANNED = 4_000_000  # starts of its own rollouts, which it learns from
 LEVEL = 0.05  # of the paired test
 # evaluation.FINAL, 2,000,000: starts that choose nothing and teach nothing

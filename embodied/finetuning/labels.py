@@ -210,8 +210,8 @@ def row_weights(config: DictConfig, labels: Labels, planned: Plan, encoder: Any,
     if kind == "solved":
         weights *= np.array([word == SOLVED for word in labels.words])[rows.episode]
     elif kind == "progress":
-        progress = [each for source in planned.sources for each in _progress(config, source, encoder, planned)]
-        weights *= np.concatenate(progress_weights(progress, config.policy.horizon, kappa=config.labels.kappa))
+        found = [each for source in planned.sources for each in progress(config, source, encoder, planned)]
+        weights *= np.concatenate(progress_weights(found, config.policy.horizon, kappa=config.labels.kappa))
     if not weights.sum() > 0:
         raise UserError(
             f"labels: nothing is left to imitate ({labels.told()}). Record more that succeeds, "
@@ -221,7 +221,7 @@ def row_weights(config: DictConfig, labels: Labels, planned: Plan, encoder: Any,
 
 
 @torch.inference_mode()
-def _progress(config: DictConfig, source: Source, encoder: Any, planned: Plan) -> list[np.ndarray]:
+def progress(config: DictConfig, source: Source, encoder: Any, planned: Plan) -> list[np.ndarray]:
     """Progress of each row of each episode, by the process reward."""
     found, heads = [], {}
     for each in encoded(source, encoder, planned.cameras):

@@ -13,15 +13,17 @@ import yaml
 
 from embodied.charts import Series, interval_bar, line_chart
 from embodied.finetuning.judging import verdict
+from embodied.finetuning.world_report import world_cards
 from embodied.report import card, config_card, facts_table, read_progress, write_page
 
-ORDER = ("baseline", "imitate", "rollouts", "corrections", "chunked_rl")
+ORDER = ("baseline", "imitate", "rollouts", "corrections", "chunked_rl", "world")
 CALLED = {
     "baseline": "imitation of everything",
     "imitate": "imitation by labels",
     "rollouts": "with own rollouts",
     "corrections": "with corrections",
     "chunked_rl": "chunked RL",
+    "world": "after practice in a learned world",
 }
 
 
@@ -36,7 +38,7 @@ def write_finetuning(folder: Path) -> Path:
     about = json.loads((folder / "run.json").read_text("utf-8"))
     judged = _json(folder / "evaluation.json")
     labels = _json(folder / "labels.json")
-    names = [name for name in ORDER if (folder / name / "progress.csv").is_file()]
+    names = [name for name in ORDER if (folder / name / "policy").is_dir()]
     env = (config.get("env") or {}).get("id") or "no world"
     tags = {"world": env, "data": config["data"], "head": config["policy"]["head"], "seed": config["seed"]}
     sections = [
@@ -44,6 +46,7 @@ def write_finetuning(folder: Path) -> Path:
         _films(folder, names),
         _execute(judged),
         _ranking(_json(folder / "chunked_rl" / "ranking.json")),
+        *world_cards(folder / "world"),
         _labels(labels, config),
         _curves(folder, names),
         facts_table({key: value for key, value in about.items() if key not in ("policy", "execute")}),

@@ -3,6 +3,8 @@
 config.yaml  run.json  labels.json
 baseline/  imitate/  rollouts/  corrections/  chunked_rl/
     progress.csv  checkpoints/  policy/  execute.json  episodes.json
+world/
+    what `embodied.finetuning.imagining` keeps  policy/  execute.json  episodes.json
 videos/  evaluation.json  report.html
 """
 
@@ -11,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +27,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.windows import Episode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import growing, inputs, judging, labels, ranking
+from embodied.finetuning import growing, imagining, inputs, judging, labels, ranking
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.training import POLICY, advance, train
 from embodied.report import write_video
@@ -36,8 +38,8 @@ from policies.vla.chunked import BestOfN, ChunkedRL, Settings, load_acting, load
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.critic import Outcomes
 
-CHUNKED = "chunked_rl"
-STAGES = ("imitate", "rollouts", "corrections", CHUNKED)
+CHUNKED, WORLD = "chunked_rl", "world"
+STAGES = ("imitate", "rollouts", "corrections", CHUNKED, WORLD)
 BASELINE, DATA, REFUSED = "baseline", "data", "refused"
 
 
@@ -224,6 +226,23 @@ class Session:
             chunks=config.ranked.chunks, deviation=config.rl.deviation, seed=config.seed,
         )  # fmt: skip
         write_text(file, json.dumps(found) + "\n")
+        return found
+
+    # Practising -----------------------------------------------------------------------------------------
+
+    def practise(self, policy: ChunkPolicy, before: str, say: Callable[[str], None]) -> ChunkPolicy:
+        """Practise in a learned world, from the policy of a stage; what stands executes as many steps as that one.
+
+        Raises:
+            UserError: as `imagining.stage`.
+        """
+        folder = self.folder / WORLD
+        if (folder / POLICY / CONFIG).is_file():
+            return ChunkPolicy.load(folder / POLICY).to(self.device)
+        execute = self.execute(before, policy)
+        found = imagining.stage(self, folder, self.folder / before / POLICY, execute, say)
+        if (self.folder / before / "execute.json").is_file():
+            shutil.copy(self.folder / before / "execute.json", folder / "execute.json")
         return found
 
     # Judging --------------------------------------------------------------------------------------------
