@@ -164,8 +164,9 @@ def _directions(values: Float[Tensor, "N F"]) -> Float[Tensor, "F W"]:
     some = values[:: -(-len(values) // 1000)].double()
     some = some - some.mean(0)
     spread, vectors = torch.linalg.eigh(some @ some.T)
-    order = spread.argsort(descending=True)[: min(WIDTH, len(some) - 1)]
-    return (some.T @ vectors[:, order] / spread[order].clamp_min(1e-9).sqrt()).float()
+    order = spread.argsort(descending=True)[:WIDTH]
+    order = order[spread[order] > 1e-4 * spread.max()]  # what is left is rounding
+    return (some.T @ vectors[:, order] / spread[order].sqrt()).float()
 
 
 def reflected(

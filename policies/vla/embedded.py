@@ -95,13 +95,10 @@ class Block(nn.Module):
         normed = self.norm(tokens)
         read = normed if context is None else torch.cat([context, normed], 1)
 
-        def split(values: Tensor) -> Tensor:
-            return values.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-
-        key, value = self.key_value(read).chunk(2, -1)
-        query = split(self.query(normed))
+        parts = (self.query(normed), *self.key_value(read).chunk(2, -1))
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
         mask = mask.expand(-1, 1, query.shape[2], -1)
-        mixed = nn.functional.scaled_dot_product_attention(query, split(key), split(value), attn_mask=mask)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         tokens = tokens + self.out(mixed.transpose(1, 2).flatten(2))
         return tokens + self.mlp(self.norm_mlp(tokens))
 

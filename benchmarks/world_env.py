@@ -1,0 +1,206 @@
+"""A learned world to practise in: how true it is, and what practice there gains from five demonstrations.
+
+`embodied finetune stages=[imitate,world]` in parts, on the desk, front camera, own readings and the sentence. The world
+is learned from the five demonstrations, 60 recorded episodes good and bad, and noisy rollouts of the imitated policy;
+the success reward that judges what is imagined is fitted to the 60. What is foretold of held-out episodes stands beside
+“nothing changed” and a world that does not see actions. Practice is judged by the simulator on starts that chose
+nothing, the imitated and the practised policy on the same ones, success at the last step: nothing tells them that they
+are done. Controls: practice in the action-blind world, and with the rewards of each group given to its rollouts at
+random.
+
+    python -m benchmarks.world_env                                   # goes on where it was interrupted
+    python -m benchmarks.world_env 'tasks=["drawer"]' 'seeds=[0]' episodes=40 record=false
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from benchmarks.common import read_options, record
+from embodied.build import build
+from embodied.cli import compose
+from embodied.collecting import collect
+from embodied.files import write_text
+from embodied.finetuning import imagining, inputs, judging
+from embodied.finetuning.stages import Session
+from embodied.finetuning.training import POLICY
+from embodied.training import evaluation
+from policies.vla.core import ChunkPolicy
+from policies.vla.world import Reflector
+from rewards.metrics import wilson_interval
+
+OPTIONS: dict[str, Any] = {
+    "tasks": ["drawer"], "seeds": [0, 1, 2], "demonstrations": 5, "mixed": 60, "episodes": 60, "steps": 1500,
+    "rollouts": 20, "world": 250, "updates": 25, "rate": 1e-4, "execute": 4, "controls": 1, "practise": True,
+    "record": True,
+}  # fmt: skip
+ROOT = Path("runs", "benchmarks", "world_env")
+COLLECTED = Path("runs", "benchmarks", "demos")
+
+
+def session(task: str, seed: int, options: Mapping[str, Any]) -> Session:
+    """A fine-tuning of the task's demonstrations, collected first if they are not there."""
+    roots = {}
+    for policy, count, first in (("expert", options["demonstrations"], 0), ("mixed", options["mixed"], 100)):
+        roots[policy] = COLLECTED / f"{task}-{policy}-{count}"
+        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"seed={first}",
+                                    f"out={roots[policy]}", "cameras=[front,wrist]"]))  # fmt: skip
+    config = compose("finetune", [
+        f"data={roots['expert']}", f"seed={seed}", f"steps={options['steps']}", "validation=0",
+        "policy.cameras=[front]",
+        f"labels.labelled={roots['mixed']}", f"execute={options['execute']}", "videos=0", "stages=[imitate,world]",
+        f"world.data=[{roots['mixed']}]", f"world.rollouts={options['rollouts']}", f"world.steps={options['world']}",
+        f"rloo.updates={options['updates']}", f"rloo.learning_rate={options['rate']}",
+    ])  # fmt: skip
+    planned = inputs.plan(config)
+    OmegaConf.set_struct(config, False)
+    config.env = planned.sources[0].dataset.env
+    folder = ROOT / task / f"s{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Session(config, folder, build(config.encoder), planned)
+
+
+def judged(made: Session, name: str, policy: ChunkPolicy, episodes: int) -> list[dict[str, Any]]:
+    """A policy on the starts that chose nothing, unless that was done."""
+    file = made.folder / f"{name}.json"
+    rows = json.loads(file.read_text("utf-8")) if file.is_file() else []
+    if len(rows) != episodes:
+        seeds = [made.config.seed + evaluation.FINAL + k for k in range(episodes)]
+        rows = judging.as_rows(made.arena.play(policy, int(made.config.execute), seeds, desc=name))
+        write_text(file, json.dumps(rows) + "\n")
+    return rows
+
+
+class Anyhow(Reflector):
+    """A reflector whose rewards are given to other rollouts than those that earned them; a control."""
+
+    def __init__(self, real: Reflector, seed: int) -> None:
+        torch.nn.Module.__init__(self)
+        self.real, self.random = real, torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def judge(self, tokens: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        said = self.real.judge(tokens, text)
+        return torch.stack([said[torch.randperm(len(said), generator=self.random), 0], said[:, 1]], 1)
+
+
+def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """One seed: the truth of its world, and every policy's episodes."""
+    made = session(task, seed, options)
+    former = made.train("imitate", made.fresh(), made.rows.usable.astype(float), made.rows)
+    found: dict[str, Any] = {}
+    if options["practise"]:
+        found["imitation"] = judged(made, "imitation", former, options["episodes"])
+    folder = made.folder / "world"
+    folder.mkdir(exist_ok=True)
+    imagining.gather(made, folder, former, options["execute"])
+    teacher = made.labelled[1]
+    assert teacher is not None
+    known = imagining.know(made, folder, teacher)
+    model = imagining.model(made.config, folder / "model", known)
+    found["truth"] = imagining.tell(made.config, folder / "truth.json", known, model)
+    print(task, seed, imagining.told_truth(found["truth"]), flush=True)
+    if not options["practise"] or imagining.refusal(found["truth"]):
+        return found
+    variants: dict[str, imagining.Model] = {"practised": model}
+    if options["seeds"].index(seed) < options["controls"]:
+        variants["blind"] = imagining.Model(model.blind, model.blind, model.reflector, model.tracks, model.kept)
+        chance = Anyhow(model.reflector, seed)
+        variants["random rewards"] = imagining.Model(model.world, model.blind, chance, model.tracks, model.kept)
+    for name, each in variants.items():
+        where = made.folder / name.replace(" ", "-")
+        policy = imagining.practise(
+            made.config, where, ChunkPolicy.load(made.folder / "imitate" / POLICY), known, each
+        )  # fmt: skip
+        found[name] = judged(made, where.name, policy, options["episodes"])
+        compared = judging.compare(found["imitation"], found[name])
+        print(task, seed, name, judging.told_rate(found[name]), judging.verdict(compared), flush=True)
+    return found
+
+
+def truth_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """What worlds foretold, means over seeds."""
+    told = [each["truth"] for each in done]
+    common = {"n": sum(each["windows"] for each in told), "seeds": list(seeds)}
+
+    def row(claim: str, values: Sequence[float], unit: str, met: bool | None = None, bar: str | None = None) -> Any:
+        return {"claim": f"{task}: {claim}", "value": float(np.mean(values)), "unit": unit, "bar": bar, "met": met,
+                "by_seed": list(map(float, values))} | common  # fmt: skip
+
+    rows = []
+    for steps in ("8", "16"):
+        error = {who: [each["error"][steps][who] for each in told] for who in ("world", "blind")}
+        best = bool(np.mean(error["world"]) < min(1.0, np.mean(error["blind"])))
+        unit = "of “nothing changed”"
+        rows.append(row(f"error of maps after {steps} actions", error["world"], unit, best, "< 1 and < action-blind"))
+        rows.append(row(f"error of maps after {steps} actions, action-blind (control)", error["blind"], unit))
+    for who in ("real", "world", "blind", "copy"):
+        word = {"real": "true moments", "world": "imagined", "blind": "action-blind (control)",
+                "copy": "nothing changed (control)"}[who]  # fmt: skip
+        rows.append(row(f"action read back, {word}", [each["happened"][who]["r_squared"] for each in told], "R²"))
+        rows.append(row(f"true action of two, {word}", [each["happened"][who]["choice"] for each in told], "share"))
+        if all(each["reflector"][who] is not None for each in told):
+            seen = [each["reflector"][who] for each in told]
+            bar, met = (">= 0.9", bool(np.mean(seen) >= 0.9)) if who == "world" else (None, None)
+            rows.append(row(f"recorded success from the end of 16 actions, {word}", seen, "AUROC", met, bar))
+        if who != "real":
+            rows.append(row(f"same scene of eight, {word}", [each["same"]["scene"][who] for each in told], "share"))
+            rows.append(row(f"same moment of five, {word}", [each["same"]["moment"][who] for each in told], "share"))
+    return rows
+
+
+def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Success at the last step by policy, and the paired gain over imitation."""
+    rows = []
+    for name in ("imitation", "practised", "blind", "random rewards"):
+        having = [each for each in done if name in each]
+        if not having:
+            continue
+        solved = [[bool(row["success"]) for row in each[name]] for each in having]
+        flat = [each for one in solved for each in one]
+        ever = float(np.mean([bool(row["ever"]) for each in having for row in each[name]]))
+        about = {"n": len(flat), "seeds": list(seeds[: len(having)]), "by_seed": [float(np.mean(s)) for s in solved]}
+        word = {"imitation": "imitation of five demonstrations", "practised": "after practice in the learned world",
+                "blind": "after practice in the action-blind world (control)",
+                "random rewards": "after practice with rewards given at random (control)"}[name]  # fmt: skip
+        interval = list(wilson_interval(sum(flat), len(flat)))
+        rows.append({"claim": f"{task}: success, {word}", "value": float(np.mean(flat)), "unit": "share",
+                     "interval": interval, "at_any_step": ever} | about)  # fmt: skip
+        if name == "imitation":
+            continue
+        before = [row for each in having for row in each["imitation"]]
+        paired = judging.compare(before, [row for each in having for row in each[name]])
+        assert paired is not None
+        bar, met = (">= 0.04", bool(paired["difference"] >= 0.04)) if name == "practised" else (None, None)
+        told = {key: paired[key] for key in ("better", "worse", "p")}
+        rows.append({"claim": f"{task}: gain, {word}", "value": paired["difference"], "unit": "share", "bar": bar,
+                     "met": met} | told | about)  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    """Task by task, recording after every seed."""
+    options = read_options(OPTIONS)
+    torch.set_num_threads(1)
+    table: list[dict[str, Any]] = []
+    for task in options["tasks"]:
+        before, done = list(table), []
+        for count, seed in enumerate(options["seeds"], 1):
+            done.append(tried(task, seed, options))
+            seeds = options["seeds"][:count]
+            table[:] = [*before, *truth_rows(task, done, seeds), *practice_rows(task, done, seeds)]
+            if options["record"]:
+                record("world_env", table)
+    for each in table:
+        print(f"{each['claim']}: {each['value']:.3f} {each['unit']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
