@@ -129,6 +129,7 @@ def _practised(session: Session, policy: ChunkPolicy, before: str, results: Mapp
     try:
         return session.practise(policy, before, lambda told: print(f"{WORLD:9} {told}", flush=True))
     except UserError:
+        runs.write_run(session.folder, policy=before)
         if results:
             session.conclude(results)
         write_finetuning(session.folder)

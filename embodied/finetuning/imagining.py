@@ -68,6 +68,11 @@ def check_world(config: Any) -> None:
             "rloo.scale must be more than 0, rloo.done in (0, 1], rloo.clip in (0, 1) and rloo.anchor 0 or more; "
             f"got {rloo.scale}, {rloo.done}, {rloo.clip} and {rloo.anchor}."
         )
+    if config.labels.source != "success":
+        raise UserError(
+            "stages=[world] needs the success reward, to judge what is imagined: labels.source=success; "
+            f"got {config.labels.source}. It may be fitted to other episodes (labels.labelled, labels.model)."
+        )
     if "chunked_rl" in config.stages:
         raise UserError("stages must hold chunked_rl or world, not both: each begins with the policy of imitation.")
     if config.policy.head != "l1":
@@ -126,7 +131,8 @@ def know(session: Any, folder: Path, teacher: Teacher) -> Known:
         UserError: a dataset of another rate, or without one of the cameras.
     """
     config, plan = session.config, session.plan
-    more = [open_dataset(str(each), setting="world.data") for each in config.world.data]
+    given = [config.world.data] if isinstance(config.world.data, str) else list(config.world.data)
+    more = [open_dataset(str(each), setting="world.data") for each in given]
     extra = [Source(dataset, names_of(dataset)) for dataset in more]
     tried = [Dataset(folder / "data")] if (folder / "data").is_dir() else []
     own = [Source(dataset, names_of(dataset)) for dataset in tried]
@@ -346,15 +352,13 @@ def stage(session: Any, folder: Path, former: Path, execute: int, say: Callable[
         say: tells a person how it goes.
 
     Raises:
-        UserError: no world to try it in, no success reward, or a learned world that is not true enough.
+        UserError: no world to try it in, or a learned world that is not true enough.
     """
     config = session.config
     if config.env is None:
         raise UserError("stages=[world] needs a world to try the practised policy in. Add env=… when it is begun.")
     _, teacher = session.labelled
-    if teacher is None:
-        raise UserError("stages=[world] needs the success reward, to judge what is imagined. Use labels.source=success "
-                        "with labels.labelled=DATASET or labels.model=FOLDER.")  # fmt: skip
+    assert teacher is not None, "labels.source is success, see check_world"
     folder.mkdir(parents=True, exist_ok=True)
     policy = ChunkPolicy.load(former).to(session.device)
     gather(session, folder, policy, execute)

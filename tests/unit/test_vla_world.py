@@ -193,7 +193,7 @@ def test_the_limit_is_a_quantile_of_held_out_disagreement_and_actions_stay_withi
     far = learner.world.roll(
         type(segment)(segment.tokens, segment.state, 20 * segment.actions, segment.real)
     )[1]  # fmt: skip
-    assert (far[:, -1] > limit).float().mean() > 0.5  # it was not taught such actions
+    assert (far[:, -1] > limit).float().mean() > 0.25  # it was not taught such actions; 0.05 of what it was taught
     bounds = learner.world.normal(torch.tensor([[-99.0, 99.0]]))
     assert torch.equal(bounds[0], torch.stack([learner.world.low[0], learner.world.high[1]]))
 
