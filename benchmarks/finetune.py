@@ -146,9 +146,9 @@ def paired(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) 
     assert compared is not None
     rate = float(np.mean([bool(row["success"]) for row in before]))
     return {
-        "claim": f"{claim}, success over imitation's", "value": 1 + compared["difference"] / max(rate, 1e-9),
+        "claim": f"{claim}, success over imitation's", "value": 1 + compared["difference"] / max(rate, 1 / compared["starts"]),
         "unit": "ratio", "bar": ">= 1.25" if "control" not in claim else None,
-        "met": bool(1 + compared["difference"] / max(rate, 1e-9) >= 1.25 and compared["p"] < 0.01)
+        "met": bool(1 + compared["difference"] / max(rate, 1 / compared["starts"]) >= 1.25 and compared["p"] < 0.01)
         if "control" not in claim else None,
         "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
         "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
@@ -203,17 +203,16 @@ def main() -> None:
     """Task by task, recording after every run."""
     options = read_options(OPTIONS)
     torch.set_num_threads(1)
-    table: list[dict[str, Any]] = [
-        {key: value for key, value in each.items() if key != "benchmark"}
-        for each in load()
-        if each["benchmark"] == "finetune"
-    ]  # tasks that are not asked for now stay as they were measured
+    measured: list[dict[str, Any]] = []
 
-    def tell(new: dict[str, Any], kept: list[dict[str, Any]]) -> None:
-        table[:] = [*(each for each in kept if each["claim"] != new["claim"]), new]
+    def tell(new: dict[str, Any]) -> None:
         print(f"{new['claim']}: {new['value']:.3f} (bar {new['bar']}, {new.get('by_seed', '')})", flush=True)
-        if options["record"]:
-            record("finetune", table)
+        measured[:] = [*(each for each in measured if each["claim"] != new["claim"]), new]
+        if options["record"]:  # what is not measured now stays as it was
+            claims = {each["claim"] for each in measured}
+            before = [{k: v for k, v in each.items() if k != "benchmark"} for each in load()
+                      if each["benchmark"] == "finetune" and each["claim"] not in claims]  # fmt: skip
+            record("finetune", [*before, *measured])
 
     for task in options["tasks"]:
         bar = BARS.get(task)
@@ -231,7 +230,7 @@ def main() -> None:
                     task, "expert", 50, seed, options, name, "labels.source=all", "labels.weights=uniform", *more
                 )
                 done.append(played(made, change))
-                tell(row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit), table)
+                tell(row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit))
     for task in options["mixed"]:
         ways: dict[str, tuple[Change, tuple[str, ...]]] = {
             "all": (usable, ()), "pixels": (by_labels, ()), "true labels": (by_labels, ("labels.source=recorded",)),
@@ -242,10 +241,7 @@ def main() -> None:
             for name, (change, more) in ways.items():
                 made = session(task, "mixed", 60, seed, options, name.replace(" ", "-"), *more)
                 found.setdefault(name, []).append(played(made, change))
-                tell(
-                    row(f"{task}, 60 mixed demonstrations, {name}", found[name], options["seeds"][: len(found[name])]),
-                    table,
-                )
+                tell(row(f"{task}, 60 mixed demonstrations, {name}", found[name], options["seeds"][: len(found[name])]))
                 if name == "pixels":
                     compared = judging.compare(found["all"][-1]["rows"], found["pixels"][-1]["rows"])
                     print(f"  against all, seed {seed}: {judging.verdict(compared)}", flush=True)
@@ -257,11 +253,11 @@ def main() -> None:
                                                  if "compared" in one else one)  # fmt: skip
             for name, each in told.items():
                 claim, seeds = f"{task}, 60 mixed demonstrations, {name}", options["seeds"][: len(each)]
-                tell(row(claim, each, seeds), table)
+                tell(row(claim, each, seeds))
                 if "compared" in each[0]:
-                    tell(paired(claim, each, seeds), table)
+                    tell(paired(claim, each, seeds))
                 if each[0].get("ranking") and (new := ranking_row(claim, each, seeds)):
-                    tell(new, table)
+                    tell(new)
 
 
 if __name__ == "__main__":
