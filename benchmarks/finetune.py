@@ -144,12 +144,12 @@ def paired(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) 
     after = [row for one in done for row in one["rows"]]
     compared = judging.compare(before, after)
     assert compared is not None
-    rate = float(np.mean([bool(row["success"]) for row in before]))
+    rate = max(float(np.mean([bool(row["success"]) for row in before])), 1 / len(before))
+    ratio, control = 1 + compared["difference"] / rate, "control" in claim
     return {
-        "claim": f"{claim}, success over imitation's", "value": 1 + compared["difference"] / max(rate, 1 / compared["starts"]),
-        "unit": "ratio", "bar": ">= 1.25" if "control" not in claim else None,
-        "met": bool(1 + compared["difference"] / max(rate, 1 / compared["starts"]) >= 1.25 and compared["p"] < 0.01)
-        if "control" not in claim else None,
+        "claim": f"{claim}, success over imitation's", "value": ratio, "unit": "ratio",
+        "bar": None if control else ">= 1.25, p < 0.01",
+        "met": None if control else bool(ratio >= 1.25 and compared["p"] < 0.01),
         "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
         "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
     }  # fmt: skip

@@ -326,7 +326,7 @@ def test_it_goes_on_to_the_same_curve(actor, held):
     chain = Chain(WALKS)
 
     def fresh():
-        return make(chain, policy=make_policy(), actor=actor, held=held, steps=12, batch_size=8, delay=1)
+        return make(chain, policy=make_policy(), actor=actor, held=held, steps=12, batch_size=8, delay=1, renewed=3)
 
     straight, first, second = fresh(), fresh(), fresh()
     curve = [straight.step() for _ in range(12)]
