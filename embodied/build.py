@@ -21,6 +21,8 @@ TARGETS: tuple[str, ...] = (
     "policies.calql.calql",
     "policies.drqv2.drqv2",
     "policies.drm.drm",
+    "policies.tdmpc2.tdmpc2",
+    "policies.modem.modem",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

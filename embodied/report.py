@@ -122,8 +122,8 @@ def write_report(run_folder: Path | str) -> Path:
     """Write `report.html` into a run folder, from the files that are there.
 
     Reads config.yaml, run.json, progress.csv, evaluations.jsonl, evaluation.json (of `embodied evaluate`, which then is
-    the result) and videos/*.mp4; each part appears once its file does, so a run that was stopped has a report too.
-    Needs no network to be looked at.
+    the result), imagination.json and videos/*.mp4; each part appears once its file does, so a run that was stopped has
+    a report too. Needs no network to be looked at.
 
     Args:
         run_folder: of `embodied train` or `embodied evaluate`.
@@ -145,6 +145,7 @@ def write_report(run_folder: Path | str) -> Path:
     sections = (
         _curves(progress, evaluations),
         _videos(sorted((folder / "videos").glob("*.mp4"), key=lambda p: p.stat().st_mtime)),
+        _imagination(json.loads(_text(folder / "imagination.json") or "null")),
         _components(progress),
         facts_table(about),
         config_card(config),
@@ -342,6 +343,32 @@ def _stills(path: Path) -> list[str]:
         image.save(buffer, "JPEG", quality=82)
         urls.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
     return urls
+
+
+def _imagination(found: Mapping[str, Any] | None) -> str:
+    """What a world model imagined, against what happened."""
+    if found is None:
+        return ""
+    ahead = found["horizon"]
+    steps = [float(k) for k in range(ahead + 1)]
+    observed = [Series("imagined", steps, found["observation_error"]), Series("unchanged", steps, found["still_error"])]
+    spread = [found["reward_spread"]] * ahead
+    rewards = [Series("imagined", steps[1:], found["reward_error"]), Series("its mean", steps[1:], spread)]
+    cards = [
+        ("Imagined observations", "Squared error in units of variance; beside it, of supposing no change.", observed),
+        ("Imagined rewards", "Root mean square error; beside it, of always supposing the mean.", rewards),
+    ]
+    shown = [card(title, note, line_chart(lines, x_label="steps ahead")) for title, note, lines in cards]
+    note = f"One episode: as it was, and as it was imagined {ahead} steps before."
+    example = found["example"]
+    for name, each in {"reward": example["reward"], **example["observation"]}.items():
+        first = ahead if name == "reward" else ahead + 1
+        lines = [
+            Series(kind, [float(first + k) for k in range(len(each[kind]))], each[kind])
+            for kind in ("true", "imagined")
+        ]
+        shown.append(card(name, note, line_chart(lines, x_label="step")))
+    return f'<div class="grid2">{"".join(shown)}</div>'
 
 
 def _components(progress: Mapping[str, tuple[list[float], list[float]]]) -> str:

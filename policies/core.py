@@ -62,6 +62,8 @@ class Sampling:
         stack: observations that the learner reads at once, the newest of them last, ≥ 1; see `Batch.history`.
         demo_share: share of the windows that come from demonstrations, in [0, 1]; where there are none, all are the
             learner's own, and where there is nothing of its own yet, all are demonstrations.
+        demo_share_last: what that share goes to in a straight line while the learner collects `demo_share_over`
+            transitions; None: it stays.
         returns: whether `Batch.returns` is wanted.
         gamma: discount of those returns.
         capacity: transitions of its own that are kept; the oldest are overwritten.
@@ -71,6 +73,8 @@ class Sampling:
     batch_size: int = 256
     stack: int = 1
     demo_share: float = 0.0
+    demo_share_last: float | None = None
+    demo_share_over: int = 1
     returns: bool = False
     gamma: float = 0.99
     capacity: int = 1_000_000
@@ -119,16 +123,21 @@ class Pace:
         updates_per_step: updates for each transition collected, > 0; a round makes at least one.
         learning_starts: transitions before the first update.
         pretraining: updates on demonstrations alone, before the first step; 0 without demonstrations.
+        burst: updates that the first round makes beside its own.
     """
 
     rollout_steps: int = 4
     updates_per_step: float = 1.0
     learning_starts: int = 500
     pretraining: int = 0
+    burst: int = 0
 
     def updates(self, collected: int, total: int) -> int:
         """Updates after a rollout of so many transitions, `total` of them in the whole run."""
-        return 0 if total <= self.learning_starts else max(1, round(collected * self.updates_per_step))
+        if total <= self.learning_starts:
+            return 0
+        first = total - collected <= self.learning_starts
+        return max(1, round(collected * self.updates_per_step)) + (self.burst if first else 0)
 
 
 @runtime_checkable
@@ -191,6 +200,35 @@ class Learner(Actor, Protocol):
 
         Raises:
             ValueError: the state is another learner's, or of other shapes.
+        """
+        ...
+
+
+class Imagined(NamedTuple):
+    """An episode of T actions as a model sees it, and as it imagines it from each of N = T − P + 1 of its moments.
+
+    Attributes:
+        seen: (T + 1, L) float32, the model's own state at each moment, from what was really observed.
+        ahead: (N, P, L), the states imagined 1 to P steps after each moment, under the actions that were taken.
+        reward: (N, P), the rewards imagined for those steps.
+    """
+
+    seen: Float32[Tensor, "M L"]
+    ahead: Float32[Tensor, "N P L"]
+    reward: Float32[Tensor, "N P"]
+
+
+@runtime_checkable
+class Imagines(Protocol):
+    """A learner whose model can be held against what really happened."""
+
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+        """Imagine one episode from each of its moments that `horizon` actions follow.
+
+        Args:
+            obs: (T + 1, …).
+            action: (T, A) in [-1, 1], T ≥ horizon.
+            horizon: P ≥ 1.
         """
         ...
 

@@ -36,14 +36,10 @@ class Mix:
     Args:
         own: what the learner did.
         demos: what was shown; None or empty: every batch is the learner's own.
-        schedule: (first, last, over): a factor of `Sampling.demo_share` that goes from first to last while the
-            learner collects `over` transitions; None: always 1.
     """
 
-    def __init__(
-        self, own: Source, demos: Source | None = None, *, schedule: tuple[float, float, int] | None = None
-    ) -> None:
-        self.own, self.demos, self.schedule = own, demos, schedule
+    def __init__(self, own: Source, demos: Source | None = None) -> None:
+        self.own, self.demos = own, demos
 
     def share(self, sampling: Sampling) -> float:
         """Of a batch, from demonstrations."""
@@ -51,8 +47,9 @@ class Mix:
             return 0.0
         if not len(self.own):
             return 1.0
-        first, last, over = self.schedule or (1.0, 1.0, 1)
-        return sampling.demo_share * (first + (last - first) * min(self.own.total / max(over, 1), 1.0))
+        first, last = sampling.demo_share, sampling.demo_share_last
+        done = min(self.own.total / max(sampling.demo_share_over, 1), 1.0)
+        return first if last is None else first + (last - first) * done
 
     def batches(self, sampling: Sampling) -> Iterator[Batch]:
         """Without end; within a batch, the learner's own windows come first."""

@@ -71,13 +71,15 @@ class MLP(nn.Module):
         generator: of the first weights.
         norm: whether with LayerNorm.
         count: K.
+        activation: in place of ReLU.
     """
 
     def __init__(
         self, inputs: int, widths: Sequence[int], outputs: int, *, generator: torch.Generator, norm: bool = True,
-        count: int = 1,
+        count: int = 1, activation: Callable[[Tensor], Tensor] = torch.relu,
     ) -> None:  # fmt: skip
         super().__init__()
+        self._activation = activation
         sizes = [inputs, *widths]
         self.layers = nn.ModuleList(Linear(i, o, generator=generator, count=count) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(LayerNorm(o, count=count) for o in widths if norm)
@@ -87,11 +89,11 @@ class MLP(nn.Module):
         return self.head(self.hidden(x)[-1] if len(self.layers) else x)
 
     def hidden(self, x: Tensor) -> list[Tensor]:
-        """The hidden layers after their ReLU, first to last."""
+        """The hidden layers after their activation, first to last."""
         out = []
         for k, layer in enumerate(self.layers):
             x = layer(x)
-            x = torch.relu(self.norms[k](x) if len(self.norms) else x)
+            x = self._activation(self.norms[k](x) if len(self.norms) else x)
             out.append(x)
         return out
 
@@ -116,6 +118,17 @@ class Sample(NamedTuple):
     action: Tensor
     log_prob: Tensor
     best: Tensor
+
+
+def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> Sample:
+    """An action of a Gaussian squashed by tanh, from standard normal noise, differentiable; (…, A) each.
+
+    log π = Σ log N(u; μ, σ) − log(1 − tanh² u), the latter as 2 (log 2 − u − softplus(−2u)), which never overflows.
+    """
+    u = mean + log_std.exp() * noise
+    log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
+    log_prob = log_prob - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
+    return Sample(torch.tanh(u), log_prob.sum(-1), torch.tanh(mean))
 
 
 class GaussianActor(nn.Module):
@@ -156,15 +169,8 @@ class GaussianActor(nn.Module):
         return torch.tanh(self(obs)[0])
 
     def sample(self, obs: Float[Tensor, "B S"], noise: Float[Tensor, "B A"]) -> Sample:
-        """An action from standard normal noise, differentiable.
-
-        log π = Σ log N(u; μ, σ) − log(1 − tanh² u), the latter as 2 (log 2 − u − softplus(−2u)), which never overflows.
-        """
-        mean, log_std = self(obs)
-        u = mean + log_std.exp() * noise
-        log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
-        log_prob = log_prob - 2 * (math.log(2) - u - nn.functional.softplus(-2 * u))
-        return Sample(torch.tanh(u), log_prob.sum(-1), torch.tanh(mean))
+        """An action from standard normal noise, differentiable."""
+        return squashed(*self(obs), noise)
 
 
 class Standardise(nn.Module):

@@ -2,11 +2,13 @@
 
 Rebuilds the world, the reward and the policy from the run's config, which is data and never runs code, and loads the
 newest checkpoint. Of somebody else's run only those servers, keys and modules are used that you name by trust=[…].
-Writes evaluation.json and videos into the run folder, and its report again.
+Writes evaluation.json and videos into the run folder, and its report again. Of a policy with a world model, imagined=10
+holds what it imagines up to ten steps ahead against what then happened: imagination.json, and charts in the report.
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
     embodied evaluate run=latest looks=[100,101,102,103]
+    embodied evaluate run=latest imagined=10
     embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
 """
 
@@ -27,13 +29,15 @@ from embodied.scorers import kept, make_scorer
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
 from embodied.training.acting import actor_of
+from embodied.training.imagination import Episodes, compare, names_of
 from embodied.training.stage import Stage
+from policies.core import Imagines
 from rewards.progress import tqdm
 
 
 def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
-    check_least(config, episodes=1, num_worlds=1, videos=0, threads=1)
+    check_least(config, episodes=1, num_worlds=1, videos=0, threads=1, imagined=0)
     check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
     if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":
@@ -53,9 +57,16 @@ def run(config: DictConfig) -> None:
     checkpoints.load_constraints(checkpoint, scorer)
     stage = Stage(trained, scorer)
     actor = actor_of(trained, stage, checkpoint, device=config.device)
-    count = min(config.num_worlds, config.episodes)
+    model = actor if isinstance(actor, Imagines) else None
+    if config.imagined and model is None:
+        raise UserError("imagined is for policies with a world model; this one has none. Try policy=tdmpc2 or modem.")
+    count, played = min(config.num_worlds, config.episodes), Episodes()
+    watch = {"watch": played.add} if config.imagined else {}
     with tqdm(total=config.episodes, desc="evaluation", unit="episode", leave=False) as bar:
-        result = judged(stage, actor, config.episodes, count=count, seed=config.seed, tick=bar.update)
+        result = judged(stage, actor, config.episodes, count=count, seed=config.seed, tick=bar.update, **watch)
+    if config.imagined and model is not None:
+        found = compare(model, played.whole, config.imagined, names_of(stage.perception))
+        files.write_text(folder / "imagination.json", json.dumps(found, indent=2) + "\n")
     filmed(stage, folder, "evaluate", actor, seed=config.seed, count=config.videos)
     env: Any = OmegaConf.to_container(trained.env)
     summary = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation}

@@ -265,7 +265,9 @@ def _imitate(practice: Practice, log: RunLog) -> None:
     learner, count = practice.learner, practice.learner.pace.pretraining
     if count:
         assert learner.sampling is not None
-        batches = Mix(practice.replay, practice.demos).batches(replace(learner.sampling, demo_share=1.0))
+        batches = Mix(practice.replay, practice.demos).batches(
+            replace(learner.sampling, demo_share=1.0, demo_share_last=None)
+        )
         log.record(learner.update(batches, count))
         practice.tally.updates = count
 

@@ -105,11 +105,11 @@ def finish(config: DictConfig, folder: Path, stage: Stage, actor: Actor, steps: 
     return summary
 
 
-def judged(stage: Stage, actor: Actor, episodes: int, *, count: int, seed: int, tick: Any) -> evaluation.Evaluation:
-    """An evaluation in fresh worlds."""
+def judged(stage: Stage, actor: Actor, episodes: int, *, count: int, seed: int, **calls: Any) -> evaluation.Evaluation:
+    """An evaluation in fresh worlds; `calls` as `evaluation.evaluate` takes them."""
     collector = stage.collector(count, seed=seed)
     try:
-        return evaluation.evaluate(actor, collector, stage.rewards(collector, watches=False), episodes, tick=tick)
+        return evaluation.evaluate(actor, collector, stage.rewards(collector, watches=False), episodes, **calls)
     finally:
         collector.close()
 
@@ -171,7 +171,7 @@ class Progress:
     def _evaluate(self) -> None:
         config, stage = self._config, self._stage
         count, seed = min(config.num_worlds, config.eval_episodes), config.seed + evaluation.HELD_OUT
-        result = judged(stage, self._training.learner, config.eval_episodes, count=count, seed=seed, tick=lambda: None)
+        result = judged(stage, self._training.learner, config.eval_episodes, count=count, seed=seed)
         summary = {"steps": self._training.steps} | result.summary()
         runs.append_line(self._folder / "evaluations.jsonl", summary)
         if summary["success_rate"] is not None:

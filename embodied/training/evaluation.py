@@ -21,7 +21,7 @@ from embodied.training.collector import Collector
 from embodied.training.labeller import Ended, Rewards
 from embodied.training.perception import Perception
 from embodied.training.playing import play
-from policies.core import Actor
+from policies.core import Actor, Rollout
 from rewards.core import Scorer
 from rewards.metrics import wilson_interval
 
@@ -52,8 +52,9 @@ class Evaluation:
 
 
 def evaluate(
-    actor: Actor, collector: Collector, rewards: Rewards, episodes: int, *, tick: Callable[[], object] = lambda: None
-) -> Evaluation:
+    actor: Actor, collector: Collector, rewards: Rewards, episodes: int, *, tick: Callable[[], object] = lambda: None,
+    watch: Callable[[Rollout, np.ndarray], object] = lambda rollout, reward: None,
+) -> Evaluation:  # fmt: skip
     """Let a policy act as well as it can for a number of episodes.
 
     The start states are the same for one seed and number of worlds, whatever the policy.
@@ -64,6 +65,7 @@ def evaluate(
         rewards: fresh too; gives what the policy would learn from.
         episodes: at least 1; world i plays every E-th of them, so short ones are not favoured.
         tick: called after every episode.
+        watch: called with every rollout and its rewards.
     """
     if episodes < 1:
         raise ValueError(f"evaluate: episodes must be at least 1; got {episodes}.")
@@ -71,7 +73,10 @@ def evaluate(
     shares = [len(part) for part in np.array_split(np.arange(episodes), count)]
     played: list[list[Ended]] = [[] for _ in shares]
     while any(len(done) < share for done, share in zip(played, shares, strict=True)):
-        for ended in rewards.label(collector.collect(actor, 1, explore=False)).ended:
+        collected = collector.collect(actor, 1, explore=False)
+        labels = rewards.label(collected)
+        watch(collected.rollout, labels.reward)
+        for ended in labels.ended:
             if len(played[ended.world]) < shares[ended.world]:
                 played[ended.world].append(ended)
                 tick()

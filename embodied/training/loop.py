@@ -124,7 +124,7 @@ def train(
     if not training.steps and training.demos is not None and pace.pretraining:
         assert mix is not None
         assert learner.sampling is not None
-        shown = mix.batches(replace(learner.sampling, demo_share=1.0))
+        shown = mix.batches(replace(learner.sampling, demo_share=1.0, demo_share_last=None))
         log.record(learner.update(shown, pace.pretraining))
     with ThreadPoolExecutor(1, "updates", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         while training.steps < total:

@@ -78,12 +78,20 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
     assert 0 <= judged["ci_low"] <= judged["success_rate"] <= judged["ci_high"] <= 1
 
 
-@pytest.mark.parametrize("policy", ["sac", "ppo", "rlpd"])
+@pytest.mark.parametrize("policy", ["sac", "ppo", "rlpd", "tdmpc2"])
 def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
     """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
     ppo = ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
     small = [word for word in SMALL if not word.startswith("policy")]
-    more = ppo if policy == "ppo" else QUICK
+    planner = [
+        *QUICK,
+        "policy.size=0.1M",
+        "policy.burst=0",
+        "policy.updates_per_step=0.1",
+        "policy.iterations=1",
+        "env.max_episode_steps=20",
+    ]
+    more = {"ppo": ppo, "tdmpc2": planner}.get(policy, QUICK)
     words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
     words += [*small, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
     assert main([*words, "run=straight"]) == 0

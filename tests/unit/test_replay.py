@@ -325,8 +325,8 @@ def test_a_batch_mixes_own_and_shown_by_the_share_and_its_schedule():
     demos.set_rewards(np.arange(20), 1, np.full(20, -1, np.float32))
     demos.set_rewards(np.arange(20), 2, np.full(20, -1, np.float32))
 
-    def shown(mix, share=0.25):
-        batch = next(mix.batches(Sampling(length=2, batch_size=40, demo_share=share)))
+    def shown(mix, share=0.25, **schedule):
+        batch = next(mix.batches(Sampling(length=2, batch_size=40, demo_share=share, **schedule)))
         assert batch.reward.shape == (2, 40)
         return int((batch.reward[0] == -1).sum())
 
@@ -335,8 +335,8 @@ def test_a_batch_mixes_own_and_shown_by_the_share_and_its_schedule():
     assert shown(Mix(own), 0.5) == 0
     assert shown(Mix(own, empty), 0.5) == 0
     assert shown(Mix(empty, demos), 0.0) == 40
-    assert shown(Mix(own, demos, schedule=(1.0, 0.0, 120))) == 5  # half way: 60 of 120 transitions
-    assert shown(Mix(own, demos, schedule=(1.0, 0.2, 30))) == 2
+    assert shown(Mix(own, demos), demo_share_last=0.75, demo_share_over=120) == 20  # half way: 60 of 120 transitions
+    assert shown(Mix(own, demos), demo_share_last=0.05, demo_share_over=30) == 2
     with pytest.raises(ValueError, match="must be a step to draw"):
         next(Mix(empty).batches(Sampling()))
 

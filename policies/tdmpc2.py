@@ -1,0 +1,437 @@
+"""TD-MPC2: plans in a latent world model, whose plans end in a learned value.
+
+Hansen et al., "TD-MPC2: Scalable, robust world models for continuous control", arXiv 2310.16828. Per window of P steps,
+with z_0 = h(o_0), z_{t+1} = d(z_t, a_t), z'_t = h(o_{t+1}) without gradient, and Q̄ following Q:
+
+    y_t = r_t + γ (1 − ended_t) min(Q̄_k, Q̄_{k+1})(z'_t, π(z'_t))
+    L   = Σ_t ρ^t [20 |z_{t+1} − z'_t|² + 0.1 CE(R(z_t, a_t), r_t) + 0.1 mean_k CE(Q_k(z_t, a_t), y_t)]
+          (+ Σ_t ρ^t BCE of endings)
+    L_π = −Σ_t ρ^t [mean_k Q_k(z_t, π) / S + η A · entropy]
+
+S is the running range of the first step's values between the 5th and the 95th percentile, at least 1.
+
+Departures, beside those of `policies.latent` and `policies.planning`. Sizes below 1M, batches of 128 windows, 51 bins,
+the policy's loss on every fourth window, half an update a step: a CPU's time goes into products. Each head takes the
+lesser of itself and its neighbour for its target, where the source draws two heads for all. The entropy is that of the
+squashed action. Worlds may terminate and be many at once: windows end where episodes do, and every world's plan is made
+in one batch. Demonstrations, where there are any, are a share of each batch.
+
+`alignment` is BOOM's term (arXiv 2511.00423, eq. 8: the policy is made likelier to do what the planner did, most so
+where that is worth much), −λ Σ_b softmax_b(Q / S) log π(a_b), with the actions that the replay holds.
+
+Shape letters: E worlds, B windows, T = P steps, K value heads, N policies, L latent, A action.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.latent import SIZES, WorldModel, flatten, log_prob
+from policies.networks import action_size, dormant_ratio, follow, maker
+from policies.planning import Noise, Plan, PlanSettings, plan
+from policies.saving import State, pack, unpack
+from policies.soft import averages
+
+CONSISTENCY, REWARD, VALUE, ENDING = 20.0, 0.1, 0.1, 1.0  # weights of the model's losses
+ENCODER_RATE = 0.3  # of the learning rate
+CLIP = 20.0  # of the gradient's norm
+SCALE_RATE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(PlanSettings):
+    """What can be set, beside `PlanSettings`.
+
+    Attributes:
+        size: of the networks, one of `policies.latent.SIZES`.
+        critics: K, value heads; None: the size's.
+        ensemble: whether each value head has a policy of its own, and its own target; else one policy serves all.
+        bins: X, of rewards and values, odd.
+        terminations: whether the model predicts where the task ends; for tasks that end.
+        planning: whether plans are played; False: the policy.
+        noise: standard deviation of what is added to the policy's actions in training where no plan is played.
+        learning_rate: Adam's; the encoder's is 0.3 of it.
+        batch_size: windows an update.
+        gamma: discount.
+        tau: step of the target critics.
+        rho: weight of a step in a window, to the power of its place.
+        policy_stride: of the windows, every so many are the policy's.
+        entropy: η, weight of the policy's entropy, times A.
+        alignment: λ, weight of BOOM's term; 0: without.
+        standardise: observations by their running mean and deviation.
+        demo_share: of each batch, where there are demonstrations.
+        learning_starts: transitions before the first update, by random actions.
+        rollout_steps: steps of every world between rounds of updates.
+        updates_per_step: updates for each transition.
+        burst: updates that the first round makes beside its own.
+    """
+
+    size: str = "0.3M"
+    critics: int | None = None
+    ensemble: bool = False
+    bins: int = 51
+    terminations: bool = False
+    planning: bool = True
+    noise: float = 0.3
+    learning_rate: float = 7e-4
+    batch_size: int = 128
+    gamma: float = 0.95
+    tau: float = 0.01
+    rho: float = 0.5
+    policy_stride: int = 4
+    entropy: float = 1e-4
+    alignment: float = 0.0
+    standardise: bool = True
+    demo_share: float = 0.5
+    learning_starts: int = 500
+    rollout_steps: int = 4
+    updates_per_step: float = 0.5
+    burst: int = 250
+
+    def __post_init__(self) -> None:
+        who = type(self).__module__.rpartition(".")[2]
+        if self.size not in SIZES:
+            raise ValueError(f"{who}: size must be one of {', '.join(SIZES)}; got {self.size!r}.")
+        self.check(who)
+        for name in ("batch_size", "policy_stride", "rollout_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("gamma", "tau", "rho", "demo_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
+        for name in ("learning_rate", "updates_per_step"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+        if self.policy_stride > self.batch_size:
+            raise ValueError(f"{who}: policy_stride must be at most batch_size; got {self.policy_stride}.")
+        if self.ensemble and self.heads < 2:
+            raise ValueError(f"{who}: critics must be at least 2 for an ensemble; got {self.heads}.")
+        if self.policies > self.policy_samples:
+            raise ValueError(f"{who}: policy_samples must be one for each policy; got {self.policy_samples}.")
+
+    @property
+    def heads(self) -> int:
+        """K."""
+        return SIZES[self.size].critics if self.critics is None else self.critics
+
+    @property
+    def policies(self) -> int:
+        """N."""
+        return self.heads if self.ensemble else 1
+
+
+class TDMPC2:
+    """The learner; see the module.
+
+    Args:
+        observation_space: vectors, uint8 images (H, W, channels), or a Dict of them.
+        action_space: a Box.
+        seed: of weights, plans and updates.
+        device: where the networks live.
+        settings: see `Settings`.
+
+    Raises:
+        ValueError: observations of another kind, or actions discrete.
+    """
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+    ) -> None:
+        s, self.settings, self.device = settings, settings, torch.device(device)
+        self.num_actions = action_size(action_space, "tdmpc2")
+        build = torch.Generator().manual_seed(seed)
+        size = SIZES[s.size]._replace(critics=s.heads)
+        self.model = WorldModel(
+            observation_space, self.num_actions, size=size, bins=s.bins, policies=s.policies,
+            terminations=s.terminations, generator=build,
+        ).to(self.device)  # fmt: skip
+        self._targets = copy.deepcopy(self.model.critics).requires_grad_(False)
+        self._scale = torch.ones((), device=self.device)
+        self._make_optimisers()
+        self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
+        self._updating = torch.Generator(self.device).manual_seed(seed + 2)
+        self._judging = Noise.draw(1, self.num_actions, s, torch.Generator().manual_seed(seed + 3)).to(self.device)
+        self.pace = self._pace()
+        self.sampling: Sampling | None = Sampling(
+            length=s.horizon, batch_size=s.batch_size, demo_share=s.demo_share, gamma=s.gamma
+        )
+        self.steps = self.updates = 0
+        self._warned = False
+
+    def _pace(self) -> Pace:
+        s = self.settings
+        return Pace(
+            rollout_steps=s.rollout_steps, updates_per_step=s.updates_per_step, learning_starts=s.learning_starts,
+            burst=s.burst,
+        )  # fmt: skip
+
+    def _make_optimisers(self) -> None:
+        model, rate = self.model, self.settings.learning_rate
+        fused = self.device.type in ("cpu", "cuda", "mps")
+        slow = set(model.encoder.parameters())
+        own = set(model.policies.parameters())
+        rest = [weight for weight in model.parameters() if weight not in slow and weight not in own]
+        groups = [{"params": list(model.encoder.parameters()), "lr": ENCODER_RATE * rate}, {"params": rest}]
+        self._model_adam = torch.optim.Adam(groups, lr=rate, fused=fused)
+        self._policy_adam = torch.optim.Adam(model.policies.parameters(), lr=rate, eps=1e-5, fused=fused)
+
+    # Acting ---------------------------------------------------------------------------------------------
+
+    def begin(self, count: int) -> Memory:
+        """Each world's last plan, shifted by a step."""
+        return {"plan": np.zeros((count, self.settings.horizon, self.num_actions), np.float32)}
+
+    @torch.no_grad()
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        """(E, A) in [-1, 1]; exploring, random before learning starts, then one of a plan's elites with noise, else the
+        plan's mean. What it does when it counts depends on observation and memory alone."""
+        z = self._encode(obs)
+        if explore and self.steps < self.settings.learning_starts:
+            action = torch.rand(len(z), self.num_actions, generator=self._acting).mul(2).sub(1)
+            return action.numpy(), self.begin(len(z))
+        if not self.settings.planning:
+            return self._by_policy(z, explore=explore), memory
+        found = self._plan(z, memory["plan"], first, explore=explore)
+        action = found.explored if explore else found.mean[:, 0]
+        return action.cpu().numpy(), {"plan": _shifted(found)}
+
+    def _encode(self, obs: Obs) -> Tensor:
+        return self.model.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
+
+    def _plan(self, z: Tensor, last: np.ndarray, first: np.ndarray, *, explore: bool) -> Plan:
+        s, noise = self.settings, self._judging
+        if explore:
+            noise = Noise.draw(len(z), self.num_actions, s, self._acting).to(self.device)
+        before = torch.from_numpy(last).to(self.device)
+        begins = torch.from_numpy(np.asarray(first)).to(self.device)
+        return plan(self.model, z, before, begins, noise, gamma=s.gamma, settings=s)
+
+    def _by_policy(self, z: Tensor, *, explore: bool) -> np.ndarray:
+        """The policies' mean action, with noise where it explores."""
+        action = torch.tanh(self.model.gaussian(z)[0]).mean(0)
+        if explore:
+            noise = torch.randn(action.shape, generator=self._acting).to(self.device)
+            action = (action + self.settings.noise * noise).clamp(-1, 1)
+        return action.cpu().numpy()
+
+    def acting(self) -> TDMPC2:
+        """An actor with the weights of now, which stay; what acting itself changes is shared."""
+        actor = copy.copy(self)
+        actor.model = copy.deepcopy(self.model)
+        return actor
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count steps, take the observations into their mean and deviation."""
+        self.steps += reward.size
+        if self.settings.standardise:
+            self._standardise(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), rollout.obs))
+        if rollout.terminated.any() and not self.settings.terminations and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "tdmpc2: this task ends by itself; set policy.terminations=true, or plans look beyond its end.",
+                stacklevel=2,
+            )
+
+    def _standardise(self, obs: Any) -> None:
+        encoder = self.model.encoder
+        encoder.norm.add(encoder.vector(obs).flatten(0, -2))
+
+    @torch.no_grad()
+    def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
+        """(B,) what follows these actions, (B, A), is worth: the mean of the value heads."""
+        taken = torch.as_tensor(action, device=self.device)
+        return self.model.values(self.model.critics, self._encode(obs), taken).mean(0).cpu().numpy()
+
+    @torch.no_grad()
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+        """One episode as the model sees and imagines it; see `policies.core.Imagines`."""
+        seen = self._encode(obs)
+        taken = torch.as_tensor(action, device=self.device)
+        starts = len(taken) - horizon + 1
+        z, ahead, rewards = seen[:starts], [], []
+        for k in range(horizon):
+            now = taken[k : k + starts]
+            rewards.append(self.model.reward(z, now))
+            z = self.model.next(z, now)
+            ahead.append(z)
+        return Imagined(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
+
+    # Learning -------------------------------------------------------------------------------------------
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """So many updates of model and policy."""
+        told: list[dict[str, Tensor]] = []
+        out: dict[str, float] = {}
+        for k in range(count):
+            batch = next(batches).to(self.device)
+            told.append(self._learn(batch))
+            if k == count - 1:
+                out = self._dormant(batch)
+        return out | averages(told)
+
+    def _learn(self, batch: Batch, *, move_policy: bool = True) -> dict[str, Tensor]:
+        """One update of the model and, unless that stays with its encoder, of the policy."""
+        model, s = self.model, self.settings
+        T, B = batch.reward.shape
+        batch = batch._replace(obs=self._augmented(batch.obs))
+        with torch.no_grad():
+            after = model.encoder(flatten(map_leaves(lambda leaf: leaf[1:], batch.obs)))
+            target = self._target(after, batch)
+        with torch.set_grad_enabled(move_policy):
+            z = model.encoder(map_leaves(lambda leaf: leaf[0], batch.obs))
+        latents = [z]
+        for t in range(T):
+            latents.append(model.next(latents[-1], batch.action[t]))
+        loss, out = self._model_loss(batch, torch.stack(latents), after.unflatten(0, (T, B)), target)
+        self._model_adam.zero_grad()
+        loss.backward()
+        weights = [each for group in self._model_adam.param_groups for each in group["params"]]
+        out["grad_norm"] = torch.nn.utils.clip_grad_norm_(weights, CLIP)
+        self._model_adam.step()
+        if move_policy:
+            out |= self._move_policy(torch.stack(latents).detach(), batch)
+        follow(self._targets, model.critics, s.tau)
+        self.updates += 1
+        return out
+
+    def _powers(self, count: int) -> Tensor:
+        """(T, 1) ρ^t."""
+        return (self.settings.rho ** torch.arange(count, device=self.device))[:, None]
+
+    def _augmented(self, obs: Any) -> Any:
+        encoder = self.model.encoder
+        if not encoder.images:
+            return obs
+        shape = next(iter(obs.values())).shape[:2] if isinstance(obs, dict) else obs.shape[:2]
+        moved = encoder.shifted(flatten(obs), self._updating)
+        return map_leaves(lambda leaf: leaf.unflatten(0, shape), moved)
+
+    def _target(self, after: Tensor, batch: Batch) -> Tensor:
+        """(K, T, B) y, from the latents after each step, (T·B, L)."""
+        model, K = self.model, len(self.model.critics.head.weight)
+        noise = torch.randn(self.settings.policies, len(after), self.num_actions, generator=self._updating,
+                            device=self.device)  # fmt: skip
+        actions = model.policy(after, noise).action
+        if self.settings.ensemble:  # head k and its neighbour on policy k's action
+            own = model.values(self._targets, after, actions)
+            other = model.values(self._targets, after, actions.roll(1, 0)).roll(-1, 0)
+        else:
+            own = model.values(self._targets, after, actions[0])
+            other = own.roll(-1, 0)
+        least = torch.minimum(own, other).unflatten(1, batch.reward.shape)
+        assert least.shape[0] == K
+        return batch.reward + self.settings.gamma * ~batch.terminated * least
+
+    def _model_loss(
+        self, batch: Batch, latents: Tensor, after: Tensor, target: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of latents (T + 1, B, L), what was really seen after each step (T, B, L), and y (K, T, B)."""
+        model, count = self.model, batch.valid.sum()
+        weight = self._powers(len(batch.valid)) * batch.valid
+        z, action = latents[:-1].flatten(0, 1), batch.action.flatten(0, 1)
+
+        def mean(each: Tensor) -> Tensor:
+            return (weight * each).sum() / count
+
+        consistency = mean((latents[1:] - after).square().mean(-1))
+        logits = model.rewards(torch.cat([z, action], -1))
+        reward = mean(model.two_hot.loss(logits, batch.reward.flatten()).unflatten(0, weight.shape))
+        logits = model.logits(model.critics, z, action)
+        value = mean(model.two_hot.loss(logits, target.flatten(1)).mean(0).unflatten(0, weight.shape))
+        loss = CONSISTENCY * consistency + REWARD * reward + VALUE * value
+        out = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value}
+        if model.ends is not None:
+            said = model.ends(latents[1:].flatten(0, 1))[:, 0].unflatten(0, weight.shape)
+            ending = mean(binary_cross_entropy_with_logits(said, batch.terminated.float(), reduction="none"))
+            loss, out["ending_loss"] = loss + ENDING * ending, ending
+        return loss, {name: each.detach() for name, each in out.items()}
+
+    def _move_policy(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Towards what the value heads think best, from latents (T + 1, B, L)."""
+        model, s = self.model, self.settings
+        valid, action = batch.valid[:, :: s.policy_stride], batch.action[:, :: s.policy_stride]
+        reached = torch.cat([torch.ones_like(valid[:1]), valid])
+        weight, z = self._powers(len(reached)) * reached, latents[:, :: s.policy_stride].flatten(0, 1)
+        shape = weight.shape
+        noise = torch.randn(s.policies, len(z), self.num_actions, generator=self._updating, device=self.device)
+        drawn = model.policy(z, noise)
+        if s.ensemble:
+            q = model.values(model.critics, z, drawn.action)
+        else:
+            q = model.values(model.critics, z, drawn.action[0]).mean(0, keepdim=True)
+        q = q.unflatten(1, shape)
+        self._scale.lerp_(spread(q[:, 0].detach()).clamp(min=1), SCALE_RATE)
+        scale = self._scale.clone()
+        gain = q / scale - s.entropy * self.num_actions * drawn.log_prob.unflatten(1, shape)
+        loss = -(weight * gain).sum() / reached.sum()  # each policy's own, summed
+        out = {"q": q.detach().mean(), "entropy": -drawn.log_prob.detach().mean(), "q_scale": scale}
+        if s.alignment:
+            aligned = self._misalignment(z, action, valid, (q / scale).detach(), weight)
+            loss, out["alignment_loss"] = loss + s.alignment * aligned, aligned.detach()
+        self._policy_adam.zero_grad()
+        loss.backward(inputs=list(model.policies.parameters()))
+        torch.nn.utils.clip_grad_norm_(model.policies.parameters(), CLIP)
+        self._policy_adam.step()
+        return out | {"policy_loss": loss.detach()}
+
+    def _misalignment(self, z: Tensor, action: Tensor, valid: Tensor, q: Tensor, weight: Tensor) -> Tensor:
+        """−Σ_b softmax_b(Q / S) log π(a_b) of the planner's actions, a mean over the steps that have one."""
+        T, B = valid.shape
+        mean, log_std = self.model.gaussian(z[: T * B])
+        density = log_prob(mean, log_std, action.flatten(0, 1)).unflatten(1, (T, B))
+        share = q[:, :T].masked_fill(~valid, -torch.inf).softmax(-1).nan_to_num(0)
+        return -(share * density * weight[:T]).sum((0, 2)).mean()
+
+    @torch.no_grad()
+    def _dormant(self, batch: Batch) -> dict[str, float]:
+        """DrM's ratio of policy and value heads, for the log."""
+        z = self.model.encoder(map_leaves(lambda leaf: leaf[0], batch.obs))
+        critics = self.model.critics.hidden(torch.cat([z, batch.action[0]], -1))
+        return {"dormant_actor": dormant_ratio(self.model.policies.hidden(z)), "dormant_critic": dormant_ratio(critics)}
+
+    def relabelled(self) -> None:
+        """Other rewards: the values' range counts no more."""
+        self._scale.fill_(1)
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "model": self.model, "targets": self._targets, "scale": self._scale, "model_adam": self._model_adam,
+            "policy_adam": self._policy_adam, "acting": self._acting, "updating": self._updating,
+        }  # fmt: skip
+
+    def state(self) -> State:
+        """Everything that continuing needs; the plans are the actor's memory."""
+        return pack(self._parts), {"steps": self.steps, "updates": self.updates}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
+        self.steps, self.updates = values["steps"], values["updates"]
+
+
+def spread(values: Tensor) -> Tensor:
+    """From the 5th to the 95th percentile."""
+    low, high = torch.quantile(values.flatten(), torch.tensor([0.05, 0.95], device=values.device))
+    return high - low
+
+
+def _shifted(found: Plan) -> np.ndarray:
+    """(E, P, A) what is left of the plans after their first step, and 0 at the end."""
+    return torch.cat([found.mean[:, 1:], torch.zeros_like(found.mean[:, :1])], 1).cpu().numpy()
+
+
+tdmpc2 = maker(TDMPC2, Settings)
