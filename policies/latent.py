@@ -278,7 +278,8 @@ class WorldModel(nn.Module):
 
     def policy(self, z: Float[Tensor, "*N B L"], noise: Float[Tensor, "N B A"]) -> Sample:
         """Actions of the policies, (N, B, A), and their log-densities."""
-        return squashed(*self.gaussian(z), noise)
+        mean, log_std = self.gaussian(z)
+        return squashed(mean, log_std, noise)
 
 
 def log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:

@@ -170,7 +170,8 @@ class GaussianActor(nn.Module):
 
     def sample(self, obs: Float[Tensor, "B S"], noise: Float[Tensor, "B A"]) -> Sample:
         """An action from standard normal noise, differentiable."""
-        return squashed(*self(obs), noise)
+        mean, log_std = self(obs)
+        return squashed(mean, log_std, noise)
 
 
 class Standardise(nn.Module):
