@@ -18,8 +18,9 @@ import torch
 
 from benchmarks.common import record
 from embodied.envs import world_id
-from embodied.envs.desk import EPISODE_STEPS, Desk
+from embodied.envs.desk import Desk
 from embodied.envs.experts import Expert
+from embodied.envs.tasks import DESK
 from embodied.pointing import VISIBLE_PX, Parts
 from rewards.encoders import embedded_encoder
 from rewards.keypoint_path import Camera
@@ -85,7 +86,7 @@ def show(name: str, parts: Sequence[str], count: int, *, seed: Sequence[int], va
             world.sample_state(rng)
         else:
             expert = Expert(world, noise=0.2, rng=rng)
-            for _ in range(rng.integers(EPISODE_STEPS[world.task])):
+            for _ in range(rng.integers(DESK[world.task].steps)):
                 world.step(expert(world))
         if varied:
             world.randomize_look(rng)

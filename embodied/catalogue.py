@@ -87,20 +87,11 @@ def entries(kind: str) -> list[Entry]:
 
 def _worlds() -> list[Entry]:
     """Ours, without making any of them."""
-    from embodied.envs import WORLDS, cartpole, desk, humanoid
+    from embodied.envs.tasks import WORLDS
 
     found = []
-    for name in sorted(WORLDS):
-        scene, _, task = name.partition("-")
-        if scene == "desk":
-            target = "green" if task == "stack" else "red"
-            order, fact = desk.INSTRUCTIONS[task].format(target=target), desk.TASK_FACTS[task].format(target=target)
-        elif scene == "reacher":
-            order, fact = f"touch the {task} ball", f"tip_{task}"
-        elif scene == "humanoid":
-            order, fact = humanoid.INSTRUCTIONS[task], humanoid.TASKS[task]
-        else:
-            order, fact = cartpole.CartPole.instruction, "pole_up"
+    for name, task in sorted(WORLDS.items()):
+        scene, (order, fact) = name.partition("-")[0], task.told()
         goals = yaml.safe_load(paths.asset(f"{scene}/captions.yaml").read_text("utf-8"))["goals"]
         sentence = f"; “{goals[fact]}”" if fact in goals else ""
         found.append(Entry(name, f"{order}{sentence}", ""))

@@ -11,21 +11,22 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.build import build, locate
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
-from embodied.envs.world import World
 from embodied.errors import UserError
-from embodied.goal_images import simulated
 from embodied.goals import check_goal_given, is_open, with_goal
 from embodied.literal import literal_config
 from embodied.worlds import env_maker, reward_cameras
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
+
+if TYPE_CHECKING:
+    from embodied.envs.world import World
 
 COMPOSED = "rewards.compose.composed_scorer"
 REMOTE = "embodied.serving.remote.remote_scorer"
@@ -197,6 +198,8 @@ class _Filler:
         call_time: dict[str, Any] = {}
         if isinstance(reward.get("goal_images"), int) and reward.get("model") is None and self.world:
             size = int(self.encoder.image_size[0])
+            from embodied.goal_images import simulated
+
             call_time["goal_images"] = simulated(
                 self.world, reward.pop("goal_images"), cameras=self._cameras(), image_size=size
             )
@@ -212,7 +215,11 @@ class _Filler:
     @cached_property
     def world(self) -> World | None:
         """The config's world, if it is one of ours."""
-        if self._given is None and "env" in self._config:
+        if self._given is None and "env" not in self._config:
+            return None
+        from embodied.envs.world import World  # MuJoCo, which rewards on pictures do without
+
+        if self._given is None:
             self._made = env_maker(self._config)()
         world = self._given or (self._made.unwrapped if self._made is not None else None)
         return world if isinstance(world, World) else None

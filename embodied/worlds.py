@@ -9,7 +9,6 @@ from typing import Any
 import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
-from embodied.envs.bridge import make
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 from rewards.core import Encoder
@@ -28,8 +27,14 @@ def env_maker(config: DictConfig) -> Any:
         env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees
     if cameras and env.get("camera") is None:
         env["camera"] = cameras[0]
-    maker = partial(make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+    maker = partial(_make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
     return partial(_sparse, maker) if config.get("sparse") else maker
+
+
+def _make(**env: Any) -> gymnasium.Env:
+    from embodied.envs.bridge import make  # MuJoCo, which rewards on pictures do without
+
+    return make(**env)
 
 
 def _sparse(maker: Callable[[], gymnasium.Env]) -> gymnasium.Env:

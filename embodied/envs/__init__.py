@@ -6,27 +6,16 @@ from typing import Any
 
 import gymnasium
 
-# id -> (entry point, constructor arguments, steps in an episode)
-_WORLDS: dict[str, tuple[str, dict[str, str], int]] = {
-    "cartpole": ("embodied.envs.cartpole:CartPole", {}, 100),
-    **{f"reacher-{c}": ("embodied.envs.reacher:Reacher", {"task": c}, 50) for c in ("red", "green", "blue", "yellow")},
-    **{f"humanoid-{t}": ("embodied.envs.humanoid:Humanoid", {"task": t}, 100) for t in ("stand", "kneel")},
-    **{
-        f"desk-{task}": ("embodied.envs.desk:Desk", {"task": task}, steps)
-        for task, steps in (
-            ("reach", 50),
-            ("push", 80),
-            ("press", 50),
-            ("drawer", 50),
-            ("close", 50),
-            ("lift", 80),
-            ("place", 120),
-            ("stack", 150),
-        )
-    },
+from embodied.envs import tasks
+
+_SCENES = {  # entry points
+    "cartpole": "embodied.envs.cartpole:CartPole",
+    "reacher": "embodied.envs.reacher:Reacher",
+    "humanoid": "embodied.envs.humanoid:Humanoid",
+    "desk": "embodied.envs.desk:Desk",
 }
 
-WORLDS = tuple(_WORLDS)  # short names; the Gymnasium id is embodied/<name>-v0
+WORLDS = tuple(tasks.WORLDS)  # short names; the Gymnasium id is embodied/<name>-v0
 SCRIPTED = tuple(name for name in WORLDS if name.startswith("desk-"))  # those with an expert
 
 
@@ -39,7 +28,7 @@ def world_cameras(name: str) -> tuple[str, ...]:
     """The cameras of one of `WORLDS`, its own first."""
     from gymnasium.envs.registration import load_env_creator
 
-    world: Any = load_env_creator(_WORLDS[name][0])
+    world: Any = load_env_creator(_SCENES[name.partition("-")[0]])
     return world.cameras
 
 
@@ -48,6 +37,10 @@ def is_world(env_id: str | None) -> bool:
     return env_id in {world_id(name) for name in WORLDS}
 
 
-for _name, (_entry_point, _kwargs, _steps) in _WORLDS.items():
+for _name, _task in tasks.WORLDS.items():
+    _scene, _, _kind = _name.partition("-")
     if world_id(_name) not in gymnasium.registry:
-        gymnasium.register(world_id(_name), entry_point=_entry_point, kwargs=_kwargs, max_episode_steps=_steps)
+        gymnasium.register(
+            world_id(_name), entry_point=_SCENES[_scene], kwargs={"task": _kind} if _kind else {},
+            max_episode_steps=_task.steps,
+        )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from embodied.envs.looks import muted, orbit, relight, tint
+from embodied.envs.tasks import CARTPOLE
 from embodied.envs.world import World, graded
 
 UP = 0.2  # radians from the vertical
@@ -28,7 +29,7 @@ class CartPole(World):
     scene = "cartpole/scene.xml"
     cameras = ("front", "angle")
     facts = ("pole_up", "pole_down", "cart_left", "cart_right", "cart_centre")
-    instruction = "balance the pole upright"
+    instruction = CARTPOLE.instruction
     start_angle: ClassVar[float] = 1.0  # radians
 
     def _start(self) -> None:

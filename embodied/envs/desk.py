@@ -12,31 +12,8 @@ from gymnasium import spaces
 
 from embodied.envs import desk_random
 from embodied.envs.desk_random import CUBES, HALF
+from embodied.envs.tasks import DESK
 from embodied.envs.world import World
-
-EPISODE_STEPS = {
-    "reach": 50, "push": 80, "press": 50, "drawer": 50, "close": 50, "lift": 80, "place": 120, "stack": 150,
-}  # fmt: skip
-TASK_FACTS = {
-    "reach": "touch_{target}",
-    "push": "{target}_on_mark",
-    "press": "button_pressed",
-    "drawer": "drawer_open",
-    "close": "drawer_closed",
-    "lift": "{target}_lifted",
-    "place": "{target}_in_tray",
-    "stack": "red_on_{target}",
-}
-INSTRUCTIONS = {
-    "reach": "touch the {target} cube",
-    "push": "push the {target} cube onto the yellow mark",
-    "press": "press the button",
-    "drawer": "open the drawer",
-    "close": "close the drawer",
-    "lift": "lift the {target} cube",
-    "place": "put the {target} cube in the tray",
-    "stack": "put the red cube on the {target} cube",
-}
 
 # Metres. Where the tip may be sent, and how far one action moves it.
 BOX_LOW, BOX_HIGH = np.array([-0.17, -0.27, 0.012]), np.array([0.25, 0.27, 0.32])
@@ -99,10 +76,10 @@ class Desk(World):
         looks: int | Sequence[int] = 0,
         render_mode: str | None = "rgb_array",
     ) -> None:
-        if task not in TASK_FACTS:
-            close = difflib.get_close_matches(task, TASK_FACTS, 1)
+        if task not in DESK:
+            close = difflib.get_close_matches(task, DESK, 1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"Desk: task must be one of {', '.join(TASK_FACTS)}; got {task!r}.{hint}")
+            raise ValueError(f"Desk: task must be one of {', '.join(DESK)}; got {task!r}.{hint}")
         targets = {"push": ("red",), "stack": ("green", "blue")}.get(task, CUBES)
         target = target or targets[0]
         if target not in targets:
@@ -110,8 +87,7 @@ class Desk(World):
         if action_dim not in (4, 7):
             raise ValueError(f"Desk: action_dim must be 4 or 7; got {action_dim}.")
         self.task, self.target, self.action_dim = task, target, action_dim
-        self.fact = TASK_FACTS[task].format(target=target)
-        self.instruction = INSTRUCTIONS[task].format(target=target)
+        self.instruction, self.fact = DESK[task].told(target)
         super().__init__(obs=obs, camera=camera, image_size=image_size, looks=looks, render_mode=render_mode)
 
     def _action_space(self) -> spaces.Space:

@@ -11,10 +11,9 @@ import mujoco
 import numpy as np
 
 from embodied.envs.looks import look_at, muted, orbit, relight, tint
+from embodied.envs.tasks import HUMANOID
 from embodied.envs.world import World, graded
 
-TASKS = {"stand": "standing", "kneel": "kneeling"}  # task -> the fact that solves it
-INSTRUCTIONS = {"stand": "stand upright", "kneel": "kneel down"}
 FORCE = 0.4  # control at action 1: Gymnasium's limit
 
 # VLM-RM's camera (arXiv 2310.12921, section 4.3): a free camera at this distance, elevation and azimuth.
@@ -52,9 +51,9 @@ class Humanoid(World):
     sim_dt = 0.003
 
     def __init__(self, *, task: str = "stand", **kwargs: Any) -> None:
-        if task not in TASKS:
-            raise ValueError(f"Humanoid: task must be one of {', '.join(TASKS)}; got {task!r}.")
-        self.task, self.instruction = task, INSTRUCTIONS[task]
+        if task not in HUMANOID:
+            raise ValueError(f"Humanoid: task must be one of {', '.join(HUMANOID)}; got {task!r}.")
+        self.task, self.instruction = task, HUMANOID[task].instruction
         super().__init__(**kwargs)
 
     def _load(self, path: Path) -> mujoco.MjModel:
@@ -118,7 +117,7 @@ class Humanoid(World):
         return {fact: graded(lack, 0.0, scale=0.35) for fact, lack in missing.items()}
 
     def env_reward(self) -> float:
-        return self.degrees()[TASKS[self.task]]
+        return self.degrees()[HUMANOID[self.task].fact]
 
     def success(self) -> bool:
         return self.env_reward() == 1.0

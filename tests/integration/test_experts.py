@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from embodied.envs.desk import EPISODE_STEPS, Desk
+from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
+from embodied.envs.tasks import DESK
 
-TASKS = [(task, None, 4) for task in EPISODE_STEPS] + [("place", "blue", 4), ("stack", "blue", 7), ("drawer", None, 7)]
+TASKS = [(task, None, 4) for task in DESK] + [("place", "blue", 4), ("stack", "blue", 7), ("drawer", None, 7)]
 
 
 def run(world, act, steps):
@@ -22,16 +23,16 @@ def test_expert_solves(task, target, action_dim):
     solved = 0
     for seed in range(1000, 1010):
         world.reset(seed=seed)
-        solved += run(world, expert(world), EPISODE_STEPS[task])
+        solved += run(world, expert(world), DESK[task].steps)
     assert solved == 10
 
 
-@pytest.mark.parametrize("task", EPISODE_STEPS)
+@pytest.mark.parametrize("task", DESK)
 def test_rest_solves_nothing(task):
     world = Desk(task=task)
     for seed in range(3):
         world.reset(seed=seed)
-        assert not run(world, lambda w: np.zeros(w.action_dim), EPISODE_STEPS[task])
+        assert not run(world, lambda w: np.zeros(w.action_dim), DESK[task].steps)
 
 
 def test_noise_is_survived_and_repeatable():
@@ -39,7 +40,7 @@ def test_noise_is_survived_and_repeatable():
     ends, solved = [], 0
     for seed in (0, 0, 1, 2, 3):
         world.reset(seed=seed)
-        solved += run(world, expert(world, noise=0.3, rng=np.random.default_rng(seed)), EPISODE_STEPS["place"])
+        solved += run(world, expert(world, noise=0.3, rng=np.random.default_rng(seed)), DESK["place"].steps)
         ends.append(world.data.qpos.copy())
     assert solved >= 4
     np.testing.assert_array_equal(ends[0], ends[1])

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from embodied.envs.desk import DRAWER_OPEN, EPISODE_STEPS, OPENING, Desk
+from embodied.envs.desk import DRAWER_OPEN, OPENING, Desk
 from embodied.envs.desk_random import CUBES
+from embodied.envs.tasks import DESK
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def test_gymnasium_accepts_it(obs, action_dim):
     world.close()
 
 
-@pytest.mark.parametrize("task", EPISODE_STEPS)
+@pytest.mark.parametrize("task", DESK)
 def test_no_task_starts_solved(task):
     world = Desk(task=task)
     for seed in range(10):

@@ -1,0 +1,48 @@
+"""What each of our worlds asks for, in words and as a fact; it can be read without MuJoCo."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Task(NamedTuple):
+    """One task of a scene.
+
+    Attributes:
+        instruction: what a person would say; `{target}` stands for the colour of a cube.
+        fact: what is true once it is solved, as named in the scene's `captions.yaml`; `{target}` as above.
+        steps: of an episode.
+        target: the colour that a cube has where none is asked for.
+    """
+
+    instruction: str
+    fact: str
+    steps: int
+    target: str = "red"
+
+    def told(self, target: str | None = None) -> tuple[str, str]:
+        """Instruction and fact, of a cube of that colour."""
+        target = target or self.target
+        return self.instruction.format(target=target), self.fact.format(target=target)
+
+
+CARTPOLE = Task("balance the pole upright", "pole_up", 100)
+REACHER = {
+    colour: Task(f"touch the {colour} ball", f"tip_{colour}", 50) for colour in ("red", "green", "blue", "yellow")
+}
+HUMANOID = {"stand": Task("stand upright", "standing", 100), "kneel": Task("kneel down", "kneeling", 100)}
+DESK = {
+    "reach": Task("touch the {target} cube", "touch_{target}", 50),
+    "push": Task("push the {target} cube onto the yellow mark", "{target}_on_mark", 80),
+    "press": Task("press the button", "button_pressed", 50),
+    "drawer": Task("open the drawer", "drawer_open", 50),
+    "close": Task("close the drawer", "drawer_closed", 50),
+    "lift": Task("lift the {target} cube", "{target}_lifted", 80),
+    "place": Task("put the {target} cube in the tray", "{target}_in_tray", 120),
+    "stack": Task("put the red cube on the {target} cube", "red_on_{target}", 150, "green"),
+}
+
+_SCENES = {"cartpole": {"": CARTPOLE}, "reacher": REACHER, "humanoid": HUMANOID, "desk": DESK}
+WORLDS = {
+    "-".join(filter(None, (scene, name))): task for scene, tasks in _SCENES.items() for name, task in tasks.items()
+}
