@@ -38,7 +38,7 @@ lock: ## write requirements.lock again from pyproject.toml (torch and torchvisio
 	@echo "==> Resolving in build/lock"
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock
 	@build/lock/bin/pip install $(PIP_FLAGS) $(TORCH) $(TORCHVISION)
-	@build/lock/bin/pip install $(PIP_FLAGS) '.[mcap,rerun,zmq,suites,dev]'
+	@build/lock/bin/pip install $(PIP_FLAGS) '.[all,dev]'
 	@{ grep '^#' requirements.lock; build/lock/bin/pip freeze --all | sed 's/+cpu//' \
 		| grep -vE '^(pip|embodied-rewards|triton|(nvidia|cuda)-[a-z0-9-]+)( @|==)' | sort -f; } > build/requirements.lock
 	@mv build/requirements.lock requirements.lock && rm -rf build/lock && git --no-pager diff --stat requirements.lock

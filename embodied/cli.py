@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
 from embodied.errors import UserError, disk_full, nearest, printable
+from embodied.extras import missing
 from embodied.words import check_grammar, quote, suggestion
 
 if TYPE_CHECKING:
@@ -382,6 +383,8 @@ def explain(error: BaseException, verb: str = "") -> str | None:
         if disk_full(chain):
             file = f" while writing {name}" if (name := getattr(chain, "filename", None)) else ""
             return f"the disk is full{file}. Free some space{paths.elsewhere(verb)}."
+        if needed := missing(chain):
+            return needed
         chain = chain.__cause__ or chain.__context__
     if type(error).__name__ in SAYS_ALL:
         return " ".join(str(error).split())
