@@ -28,8 +28,9 @@ import gymnasium
 import numpy as np
 
 from embodied.datasets.kinds import RIGHT, STILL, WRONG
-from embodied.envs.desk import CUBES, TASK_FACTS, Desk
+from embodied.envs.desk import CUBES, Desk
 from embodied.envs.experts import expert
+from embodied.envs.tasks import DESK
 from embodied.errors import UserError
 
 KINDS = ("expert", STILL, *WRONG, *RIGHT)
@@ -185,7 +186,7 @@ def _other_task(world: Desk) -> Iterator[None]:
         world.task = "drawer" if task == "press" else "press"
     else:
         world.target = next(cube for cube in ("green", "blue") if cube != target)
-    world.fact = TASK_FACTS[world.task].format(target=world.target)
+    _, world.fact = DESK[world.task].told(world.target)
     try:
         yield
     finally:

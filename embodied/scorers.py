@@ -241,8 +241,8 @@ class _Filler:
             )
         key = (wanted, frames_read, goal)
         if key not in self._demos:
-            from embodied.collecting import open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
+            from embodied.opening import open_dataset
 
             if isinstance(wanted, str):
                 dataset = open_dataset(wanted)

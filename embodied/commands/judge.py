@@ -28,7 +28,6 @@ from omegaconf import DictConfig
 
 from embodied import runs
 from embodied.build import build
-from embodied.collecting import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.envs import is_world
@@ -42,6 +41,7 @@ from embodied.judging.report import table, write_judgement
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
 from embodied.literal import literal_config, resolved, saved_text
+from embodied.opening import open_dataset, reading
 from embodied.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode, Scorer

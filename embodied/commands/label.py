@@ -30,7 +30,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from embodied import scorers
-from embodied.collecting import COLLECTED, open_dataset, reading
 from embodied.datasets import Dataset, copying, layout
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError, nearest
@@ -38,6 +37,7 @@ from embodied.files import whole
 from embodied.goals import any_open, told_goals
 from embodied.identity import dataset_identity, scorer_identity
 from embodied.literal import resolved
+from embodied.opening import COLLECTED, open_dataset, reading
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.progress import tqdm

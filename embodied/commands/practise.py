@@ -37,11 +37,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import runs
 from embodied.build import build
-from embodied.collecting import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import write_text
+from embodied.opening import open_dataset
 from embodied.practice.demos import open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown

@@ -32,11 +32,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import paths, scorers
 from embodied.cameras import CameraError, open_source
-from embodied.collecting import open_dataset
 from embodied.envs import WORLDS, is_world, world_cameras
 from embodied.errors import UserError, nearest
 from embodied.goals import any_open, told_goals, with_goal
-from embodied.serving.client import RemoteStream
+from embodied.opening import open_dataset
 from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
 from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal
@@ -195,6 +194,8 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
         if len(goals) > 1:
             raise UserError(f"goal must be one text for a server; got {', '.join(map(repr, goals))}.")
         goal = goals[0] if goals else None
+        from embodied.serving.client import RemoteStream  # of the extra serve
+
         stream = RemoteStream(
             config.server,
             views=source.names,

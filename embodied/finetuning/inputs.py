@@ -13,11 +13,11 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from embodied.collecting import open_dataset
 from embodied.datasets import Dataset, layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.windows import Episode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
+from embodied.opening import open_dataset
 from policies.vla.chunked import BestOfN
 from policies.vla.core import ChunkPolicy, Spec
 from policies.vla.stats import Normaliser

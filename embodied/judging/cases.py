@@ -7,9 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from embodied.collecting import COUNTERFACTUAL as POLICY
-from embodied.collecting import open_dataset
-from embodied.counterfactual import kinds_of
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.datasets.kinds import COUNTERFACTUAL
@@ -17,6 +14,8 @@ from embodied.envs import SCRIPTED
 from embodied.errors import UserError
 from embodied.judging.charts import FILM_FRAMES
 from embodied.judging.figures import Case, Division
+from embodied.opening import COUNTERFACTUAL as POLICY
+from embodied.opening import open_dataset
 from rewards.core import Encoder
 
 STARTS = 8  # of counterfactual episodes that are collected
@@ -77,6 +76,8 @@ def counterfactuals_for(
     marked = any(case.kind in COUNTERFACTUAL for case in cases)
     if marked or world not in SCRIPTED or dataset.env.get("kwargs"):
         return None
+    from embodied.counterfactual import kinds_of  # MuJoCo, which whoever judges recorded data does without
+
     kinds = kinds_of(world.removeprefix("desk-"))
     found = open_dataset(f"{world}-{POLICY}", setting="counterfactual", episodes=STARTS * len(kinds))
     return found if set(cameras) <= set(found.cameras) else None

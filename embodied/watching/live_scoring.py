@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,11 +19,13 @@ from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.goals import told_goals
 from embodied.scoring import Layout
-from embodied.serving.client import RemoteStream
 from embodied.serving.peer import ServerLostError
 from embodied.streaming import EpisodeStream, Reading
 from rewards.chat import VLMError
 from rewards.core import Scorer
+
+if TYPE_CHECKING:
+    from embodied.serving.client import RemoteStream
 
 MAX_GOAL = 1000  # characters of a goal's text
 

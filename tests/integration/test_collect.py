@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli, collecting
-from embodied.collecting import open_dataset
 from embodied.datasets import Dataset
 from embodied.envs.bridge import make
+from embodied.opening import open_dataset
 
 SMALL = ["image_size=32", "env.image_size=32"]
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from embodied import build, cli, collecting
+from embodied import build, cli, opening
 from embodied.datasets import encoding
 from embodied.envs.bridge import make
 from embodied.errors import UserError
@@ -92,7 +92,7 @@ def opened(monkeypatch):
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
-    monkeypatch.setattr(collecting, "open_dataset", lambda source, episodes=None: asked.append(source) or Seven())
+    monkeypatch.setattr(opening, "open_dataset", lambda source, episodes=None: asked.append(source) or Seven())
     monkeypatch.setattr(encoding, "encode", encode)
     return asked
 

@@ -1,0 +1,73 @@
+"""A dataset by folder or by name; one of ours that is named and not there yet is collected first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from embodied.datasets import Dataset
+from embodied.datasets.layout import STAGING
+from embodied.envs import SCRIPTED, WORLDS
+from embodied.errors import UserError, nearest
+
+COLLECTED = Path("runs", "collect")
+COUNTERFACTUAL = "counterfactual"
+POLICIES = ("expert", "mixed", COUNTERFACTUAL, "random")  # of a dataset's name
+
+
+def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | None = None, **how: Any) -> Dataset:
+    """A dataset by folder or by name.
+
+    Args:
+        source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
+            is collected first if it is not there.
+        setting: what errors call it.
+        episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
+            `collect`'s own number, of one that is missing.
+        how: it is read: `success`, `kind`, `tolerance` and `surplus` of `Dataset`.
+
+    Raises:
+        UserError: neither; or a damaged dataset.
+    """
+    root, name = Path(source), str(source)
+    recorded(root)
+    if root.exists() or len(root.parts) > 1:
+        return Dataset(root, **how)
+    if any((COLLECTED / name / part).is_dir() for part in ("meta", STAGING)):
+        found = Dataset(COLLECTED / name, **how)
+        if episodes is None or len(found) >= episodes:
+            return found
+    world, _, policy = name.rpartition("-")
+    if world not in WORLDS or policy not in POLICIES:
+        known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
+        raise UserError(
+            f"{setting} must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. "
+            f"{nearest(name, known)}"
+        )
+    from embodied.cli import compose
+    from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without
+
+    wanted = [] if episodes is None else [f"episodes={episodes}"]
+    made = collect(compose("collect", [f"env={world}", f"policy={policy}", *wanted]))
+    return Dataset(made.root, **how) if how else made
+
+
+def reading(config: DictConfig) -> dict[str, Any]:
+    """How a verb's config says that its dataset is read, for `open_dataset`."""
+    return {name: config[name] for name in ("success", "kind", "tolerance", "surplus") if config.get(name) is not None}
+
+
+def recorded(root: Path) -> None:
+    """Finish the record of a camera that lies around a dataset, where it was killed and nobody records there now."""
+    from embodied.sinks import packing
+
+    if not (root.parent / packing.JOURNAL).is_dir():
+        return
+    from embodied.sinks.record import Folder
+
+    try:
+        Folder(root.parent, new=False).close()
+    except UserError:  # it is being written, or cannot be: what is there is read
+        return
