@@ -73,7 +73,7 @@ def test_list_and_label_need_no_extra(bare, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "put the red cube in the tray" in done.stdout
     with Writer(tmp_path / "data", fps=10, features={}, cameras={"main": (32, 32)}, env=None) as writer:
-        writer.add({}, {"main": np.zeros((4, 32, 32, 3), np.uint8)}, instruction="open the drawer", steps=4)
+        writer.add({}, {"main": np.zeros((4, 32, 32, 3), np.uint8)}, instruction="open the drawer")
     done = bare("-m", "embodied.cli", "label", "data=data", "reward.goal=the drawer is open", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.rglob("clip_progress.parquet"))
