@@ -11,6 +11,7 @@ from embodied.envs.looks import muted, orbit, relight, tint
 from embodied.envs.tasks import REACHER
 from embodied.envs.world import World, graded
 
+COLOURS = tuple(REACHER)
 UPPER, LOWER = 0.3, 0.27  # metres
 TOUCH = 0.07  # metres between the tip and a ball's middle, seen from above: the ball's radius and half the tip's
 STRAIGHT, FOLDED = 0.3, 2.2  # elbow angle, radians
@@ -41,15 +42,15 @@ class Reacher(World):
     facts = ("tip_red", "tip_green", "tip_blue", "tip_yellow", "arm_straight", "arm_folded")
 
     def __init__(self, *, task: str = "red", **kwargs: Any) -> None:
-        if task not in REACHER:
-            raise ValueError(f"Reacher: task must be one of {', '.join(REACHER)}; got {task!r}.")
+        if task not in COLOURS:
+            raise ValueError(f"Reacher: task must be one of {', '.join(COLOURS)}; got {task!r}.")
         self.task, self.instruction = task, REACHER[task].instruction
         super().__init__(**kwargs)
 
     def _setup(self) -> None:
         self._upper = self.model.body("upper").id
         self._tip_site = self.model.site("tip").id
-        self._balls = {colour: int(self.model.body(colour).mocapid[0]) for colour in REACHER}
+        self._balls = {colour: int(self.model.body(colour).mocapid[0]) for colour in COLOURS}
 
     def _start(self) -> None:
         self._place_balls(self.np_random)
@@ -57,12 +58,12 @@ class Reacher(World):
 
     def _place_balls(self, rng: np.random.Generator) -> None:
         placed: list[np.ndarray] = []
-        while len(placed) < len(REACHER):
+        while len(placed) < len(COLOURS):
             radius, angle = rng.uniform(_NEAR, _FAR), rng.uniform(-math.pi, math.pi)
             spot = radius * np.array([math.cos(angle), math.sin(angle)])
             if all(np.linalg.norm(spot - other) > _APART for other in placed):
                 placed.append(spot)
-        for colour, spot in zip(REACHER, placed, strict=True):
+        for colour, spot in zip(COLOURS, placed, strict=True):
             self.data.mocap_pos[self._balls[colour], :2] = spot
 
     def _apply(self, action: np.ndarray) -> None:
@@ -92,7 +93,7 @@ class Reacher(World):
         elbow, tip = abs(float(self.data.qpos[1])), self._tip()
         touching = {
             f"tip_{colour}": graded(float(np.linalg.norm(self._ball(colour) - tip)), TOUCH, scale=0.25)
-            for colour in REACHER
+            for colour in COLOURS
         }
         return touching | {
             "arm_straight": graded(elbow, STRAIGHT, scale=0.8),
@@ -111,7 +112,7 @@ class Reacher(World):
         draw = rng.random()
         if draw < 0.55:  # on a ball, or near one
             spread = 0.0 if draw < 0.3 else 0.08
-            spot = self._ball(REACHER[rng.integers(4)]) + rng.normal(0, 0.02 + spread, 2)
+            spot = self._ball(COLOURS[rng.integers(4)]) + rng.normal(0, 0.02 + spread, 2)
             self.data.qpos[:2] = _joints(spot, sign=rng.choice([-1.0, 1.0]))
         elif draw < 0.65:
             self.data.qpos[1] = rng.uniform(-STRAIGHT, STRAIGHT)
@@ -126,7 +127,7 @@ class Reacher(World):
         relight(model, rng)
         for name in ("floor", "table", "rim", "upper", "lower"):
             model.mat_rgba[model.material(name).id] = muted(rng)
-        for name in (*REACHER, "tip", "base"):
+        for name in (*COLOURS, "tip", "base"):
             model.mat_rgba[model.material(name).id] = tint(model.mat_rgba[model.material(name).id], rng, 0.06)
         for i in range(3):
             if rng.random() < 0.4:  # things lying at the table's edge, out of the balls' ring
