@@ -45,7 +45,7 @@ from embodied.literal import literal_config, load_literal, resolved
 from embodied.report import read_progress
 from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
-from policies.vla.chunked import BestOfN
+from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy
 from policies.vla.heads import HEADS
 from policies.vla.stats import KINDS

@@ -18,7 +18,7 @@ from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.windows import Episode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
 from embodied.opening import open_dataset
-from policies.vla.chunked import BestOfN
+from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy, Spec
 from policies.vla.stats import Normaliser
 from rewards.progress import tqdm

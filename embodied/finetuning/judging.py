@@ -18,7 +18,7 @@ from embodied.finetuning.rollouts import Played, Stage, play
 from embodied.training.evaluation import Evaluation
 from embodied.training.labeller import Ended
 from policies.vla.actor import ChunkActor
-from policies.vla.chunked import BestOfN
+from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy
 from rewards.metrics import mcnemar, wilson_interval
 from rewards.progress import tqdm

@@ -19,7 +19,7 @@ import torch
 from embodied.finetuning.judging import Arena
 from embodied.finetuning.rollouts import Played, Stage, play
 from policies.vla.actor import ChunkActor, Memory
-from policies.vla.chunked import BestOfN, candidates
+from policies.vla.choosing import BestOfN, candidates
 from rewards.metrics import auroc
 from rewards.progress import tqdm
 

@@ -34,7 +34,8 @@ from embodied.report import write_video
 from embodied.runs import write_run
 from embodied.training import evaluation
 from embodied.worlds import env_maker
-from policies.vla.chunked import BestOfN, ChunkedRL, Settings, load_acting, load_critic, save_critic
+from policies.vla.choosing import BestOfN, load_acting, load_critic, save_critic
+from policies.vla.chunked import ChunkedRL, Settings
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.critic import Outcomes
 

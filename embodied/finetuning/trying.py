@@ -18,7 +18,7 @@ from embodied.literal import load_literal, resolved
 from embodied.report import write_video
 from embodied.trust import check_trusted
 from embodied.worlds import env_maker
-from policies.vla.chunked import BestOfN, load_acting
+from policies.vla.choosing import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
 
 

@@ -18,20 +18,17 @@ Shape letters: N rows; B batch; M candidates; H actions of a chunk, A action; K 
 from __future__ import annotations
 
 import copy
-import json
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies.saving import pack, unpack
+from policies.vla.choosing import BestOfN, candidates, many
 from policies.vla.core import Batch, ChunkPolicy
 from policies.vla.critic import (
     HELD,
@@ -44,11 +41,9 @@ from policies.vla.critic import (
     prefix_targets,
     temporal,
 )
-from policies.vla.embedded import Observation
 from policies.vla.imitation import Imitation, Rows, scheduled
 
 ACTORS = ("td3_bc", "distil", "best_of_n")
-CONFIG, WEIGHTS = "critic.json", "critic.safetensors"
 LOOKED = 256  # rows at once
 ACTOR = "actor/"  # its part of the learner's state
 
@@ -261,7 +256,9 @@ class ChunkedRL:
             uniform = (2 * torch.rand(shape, generator=random) - 1).to(chunk)
             noise = settings.deviation * torch.randn((*shape[:2], 1, shape[3]), generator=random).to(chunk)
             drawn = torch.cat([uniform, self.policy.decide(context)[:, None] + noise], 1)
-        values = _many(self.critic, context, drawn)
+        values = many(self.critic, context, drawn)
+        if not sure.any():
+            return 0.0 * values.sum()
         return distant(values[:, sure], target[sure, -1], drawn[sure], chunk[sure], settings.penalty)
 
     def _calibrated(self, rows: Tensor, context: Context, chunk: Tensor, q: Tensor, random: torch.Generator) -> Tensor:
@@ -274,7 +271,7 @@ class ChunkedRL:
             noise = settings.deviation * torch.randn((2, *shape), generator=random).to(chunk)
             own = torch.stack([self.policy.decide(context), self.policy.decide(self._context(after))])
             drawn = torch.cat([uniform, *(own[:, :, None] + noise)], 1)
-        values = _many(self.critic, context, drawn).unflatten(2, (3, -1))
+        values = many(self.critic, context, drawn).unflatten(2, (3, -1))
         log_probs = gaussian_log_prob(noise, settings.deviation)
         even = torch.full_like(log_probs[0], -chunk[0].numel() * math.log(2))
         log_probs, floor = torch.stack([even, *log_probs], 1), self.returns[rows].to(q)
@@ -295,7 +292,7 @@ class ChunkedRL:
             done = self.policy.action.forward(torch.nan_to_num(batch.chunk.cpu())).to(self.policy.device)
             drawn = candidates(self.policy, context, settings.candidates, settings.deviation, random)
             drawn = torch.cat([done[:, None], drawn], 1)
-            chosen = _many(self.critic, context, drawn).amin(0).argmax(1)
+            chosen = many(self.critic, context, drawn).amin(0).argmax(1)
         best = drawn[torch.arange(len(drawn)), chosen]
         away = (self.policy.decide(context) - best).abs().mean((1, 2))
         return settings.weight * (away * (chosen > 0)).mean()
@@ -335,102 +332,3 @@ def _looked(policy: ChunkPolicy, rows: Rows, count: int) -> Context:
     policy.eval()
     parts = [policy.look(rows(np.arange(k, min(k + LOOKED, count))).obs) for k in range(0, count, LOOKED)]
     return torch.cat([tokens.cpu() for tokens, _ in parts]), torch.cat([there.cpu() for _, there in parts])
-
-
-def _many(critic: PrefixCritic, context: Context, drawn: Tensor) -> Float[Tensor, "K B M"]:
-    """What each of several whole chunks (B, M, H, A) of an observation is worth."""
-    wide = (context[0].repeat_interleave(drawn.shape[1], 0), context[1].repeat_interleave(drawn.shape[1], 0))
-    return critic(wide, drawn.flatten(0, 1))[..., -1].unflatten(1, drawn.shape[:2])
-
-
-def candidates(
-    policy: ChunkPolicy, context: Context, count: int, deviation: float, random: torch.Generator
-) -> Float[Tensor, "B M H A"]:
-    """M normalised chunks of each observation, the policy's own first.
-
-    The others are drawn by a head that starts from noise; of an L1 head they are its chunk, moved by noise that is held
-    for the whole of it.
-    """
-    own = policy.decide(context)
-    if policy.spec.head != "l1":
-        return torch.stack([own, *(policy.decide(context, random) for _ in range(count - 1))], 1)
-    noise = torch.randn((len(own), count - 1, 1, own.shape[-1]), generator=random).to(own)
-    return torch.cat([own[:, None], own[:, None] + deviation * noise], 1)
-
-
-class BestOfN(nn.Module):
-    """A policy of which the critic chooses among M chunks; it acts and is kept as `ChunkPolicy` is.
-
-    Args:
-        policy: gives the chunks.
-        critic: chooses.
-        count: M.
-        deviation: see `candidates`.
-        seed: of the candidates.
-    """
-
-    def __init__(
-        self, policy: ChunkPolicy, critic: PrefixCritic, *, count: int, deviation: float, seed: int
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.policy, self.critic = policy, critic
-        self.spec, self.compress, self.about = policy.spec, policy.compress, (count, deviation, seed)
-        self._random = torch.Generator().manual_seed(seed)
-
-    @property
-    def device(self) -> torch.device:
-        return self.policy.device
-
-    @torch.no_grad()
-    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
-        """The chosen chunk in the robot's units, on the CPU; `random` draws the candidates, where it is given."""
-        self.eval()
-        context, (count, deviation, _) = self.policy.look(obs), self.about
-        drawn = candidates(self.policy, context, count, deviation, random or self._random)
-        chosen = self.rank(context, drawn).argmax(1)
-        return self.policy.action.backward(drawn[torch.arange(len(drawn)), chosen].cpu())
-
-    @torch.no_grad()
-    def rank(self, context: Context, drawn: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M"]:
-        """What each chunk is worth: the least of the critics."""
-        return _many(self.critic, context, drawn).amin(0)
-
-    def save(self, folder: Path) -> None:
-        """The policy's folder, and beside it what chooses."""
-        self.policy.save(folder)
-        save_critic(folder, self.critic, {"count": self.about[0], "deviation": self.about[1], "seed": self.about[2]})
-
-
-def save_critic(folder: Path, critic: PrefixCritic, about: dict[str, Any]) -> None:
-    """Write critic.json and critic.safetensors into a folder; the JSON last, so that it tells that both are there."""
-    save_file(
-        {name: value.detach().cpu().contiguous() for name, value in critic.state_dict().items()}, folder / WEIGHTS
-    )
-    (folder / CONFIG).write_text(json.dumps({"sizes": critic.sizes, **about}, indent=2) + "\n", "utf-8")
-
-
-def load_critic(folder: Path) -> tuple[PrefixCritic, dict[str, Any]]:
-    """A critic that `save_critic` wrote, and what was written with it.
-
-    Raises:
-        FileNotFoundError: none is there.
-        ValueError: a damaged one.
-    """
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise FileNotFoundError(f"load_critic: must be a folder with {CONFIG} and {WEIGHTS}; got {folder}.")
-    try:
-        about = json.loads((folder / CONFIG).read_text("utf-8"))
-        critic = PrefixCritic(**about.pop("sizes"))
-        critic.load_state_dict(load_file(folder / WEIGHTS))
-    except (json.JSONDecodeError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"load_critic: {folder} is damaged ({error}). Train it again.") from error
-    return critic.eval(), about
-
-
-def load_acting(folder: Path) -> ChunkPolicy | BestOfN:
-    """The policy of a folder, with the critic that chooses for it, where one is there."""
-    policy = ChunkPolicy.load(folder)
-    if not (folder / CONFIG).is_file():
-        return policy
-    critic, about = load_critic(folder)
-    return BestOfN(policy, critic, count=int(about["count"]), deviation=float(about["deviation"]), seed=about["seed"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from policies.vla import critic as parts
-from policies.vla.chunked import BestOfN, ChunkedRL, Settings, candidates, load_acting
+from policies.vla.choosing import BestOfN, candidates, load_acting
+from policies.vla.chunked import ChunkedRL, Settings
 from policies.vla.core import Batch, ChunkPolicy, Spec
 from policies.vla.critic import Outcomes, PrefixCritic, prefix_targets
 from policies.vla.embedded import Observation
@@ -367,6 +368,12 @@ def test_actions_that_are_not_finite_hide_what_follows_them():
         patch.setattr("policies.vla.chunked.temporal", lambda q, y, known: seen.append(known) or temporal(q, y, known))
         learner._judge(np.arange(5), torch.Generator().manual_seed(0))
     assert seen[0].tolist() == [[True, False, False], [False] * 3, [True] * 3, [True] * 3, [True] * 3]
+
+
+def test_rows_of_which_nothing_is_known_teach_nothing():
+    chain = Chain(WALKS)
+    told = make(chain, held="distance")._judge(np.array([2, 2]), torch.Generator().manual_seed(0))
+    assert told["train/critic"] == told["train/held"] == 0
 
 
 def test_bad_settings_and_data_are_refused():
