@@ -28,6 +28,7 @@ from benchmarks.common import load, read_options, record
 from embodied.build import build
 from embodied.cli import compose
 from embodied.collecting import collect
+from embodied.datasets import Dataset
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.stages import CHUNKED, Session
@@ -51,8 +52,9 @@ def session(
 ) -> Session:  # fmt: skip
     """A fine-tuning of demonstrations that are collected first if they are not there."""
     data = COLLECTED / f"{task}-{policy}"
-    collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
-                                "cameras=[front,wrist]"]))  # fmt: skip
+    if not data.is_dir() or len(Dataset(data)) < count:
+        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
+                                    "cameras=[front,wrist]"]))  # fmt: skip
     words = [f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
     words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
     if options["execute"]:  # else chosen on validation starts
