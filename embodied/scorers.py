@@ -102,6 +102,7 @@ def scorer_of(
         if any(True for _ in _fitted_heads(scorer)):
             setting = "env.cameras" if views is None else "cameras"
             check_views(scorer, filler.views() if views is None else views, setting)
+            _tell_unbounded(scorer)
         return scorer
     finally:
         filler.close()
@@ -130,6 +131,17 @@ def check_views(scorer: Scorer, views: Sequence[str], setting: str) -> None:
         if len(missing) == len(cameras) or getattr(head, "needs_cameras", False):
             raise UserError(f"{setting}: {told}; without {', '.join(missing)} it cannot judge. {add}")
         print(f"{told}: it judges without {', '.join(missing)}, and less well. {add}", file=sys.stderr)
+
+
+def _tell_unbounded(scorer: Scorer) -> None:
+    """Say which heads pay for progress alone, as no text tells whether their goal is reached."""
+    for name, head in _fitted_heads(scorer):
+        for text in getattr(head, "untold", ()):
+            print(
+                f"{name}: {text!r} does not tell the demonstrations' ends from their starts, so it pays for poses as "
+                "well as for outcomes. Give a sentence that is true of success, reward.outcome.goal=…",
+                file=sys.stderr,
+            )
 
 
 def _fitted_heads(scorer: Scorer) -> Iterator[tuple[str, Any]]:

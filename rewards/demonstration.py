@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.outcome import held_to_outcome
 from rewards.segmentation import FLOOR, choose_num_steps, row_steps, segment, segment_jointly, select_features
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
@@ -207,6 +208,7 @@ def demonstration_scorer(
     num_steps: int | None = None,
     joint: bool = True,
     sequenced: bool = False,
+    outcome: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """`Demonstration`, loaded from a folder or fitted to demonstrations at once, as a scorer.
@@ -219,12 +221,14 @@ def demonstration_scorer(
         num_steps: see `Demonstration.fit`.
         joint: see `Demonstration.fit`.
         sequenced: see `Demonstration`.
+        outcome: see `rewards.outcome.held_to_outcome`.
         shaping: arguments of `PotentialShaping`.
     """
     if model is not None:
         head = Demonstration.load(model, encoder)
     else:
         head = Demonstration.fit(demos, form=form, num_steps=num_steps, joint=joint, sequenced=sequenced)
+    head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from rewards.clip_goal import CalibratedThreshold, conformal_threshold
+from rewards.clip_goal import CalibratedThreshold
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
 from rewards.keypoint_camera import TIP, Tracker, camera_from_demos
@@ -27,6 +27,7 @@ from rewards.keypoint_chat import ChatAnswerer
 from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
 from rewards.keypoint_plan import Answerer, GrammarAnswerer, Stop
 from rewards.keypoint_rule import KeypointRule, KeypointShaping
+from rewards.outcome import GoalDegree
 from rewards.vlm import ChatModel, chat_model
 
 GRIPPER = "the gripper"
@@ -222,28 +223,6 @@ def _content(frame: Tensor, depth: np.ndarray | None) -> bytes:
     return content.digest()
 
 
-def success_threshold(goal: str, encoder: Encoder, demos: Sequence[Episode]) -> float:
-    """The cosine with a goal text above which a frame counts as success, from recorded episodes.
-
-    At most a tenth of true successes, or as few as the demonstrations can tell, fall below it (split conformal on the
-    last frames of successful ones), and no frame of a failure or of a success's first tenth lies above.
-
-    Raises:
-        ValueError: no successful episode.
-    """
-    text = encoder.encode_texts([goal])[0]
-    known = [episode for episode in demos if episode.success is not None]
-    cosines = [(episode.features.main[0] @ text.to(episode.features.main), bool(episode.success)) for episode in known]
-    good = [each[-1] for each, success in cosines if success]
-    if not good:
-        raise ValueError(
-            f"success_threshold: demos must hold a successful episode; got {len(demos)}, none of them one."
-        )
-    floor = conformal_threshold(torch.stack(good), max(0.1, 1 / (len(good) + 1) + 1e-9))
-    bad = [each if not success else each[: max(1, len(each) // 10)] for each, success in cosines]
-    return max(floor, float(torch.cat(bad).max()))
-
-
 def keypoint_scorer(
     *,
     encoder: Encoder,
@@ -254,7 +233,7 @@ def keypoint_scorer(
     path: Mapping[str, Any] | None = None,
     success: Head | Mapping[str, Any] | None = None,
     demos: Sequence[Episode] | None = None,
-    dense: float = 0.5,
+    dense: float = 0.25,
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """Progress along the keypoints of an instruction, and a success model beside it, by KAGI's rule.
@@ -269,9 +248,9 @@ def keypoint_scorer(
         camera: see `KeypointProgress`.
         path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
         success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
-            `threshold` on its cosine (None: fitted to demos; without any, there is no success model).
-        demos: recorded episodes, for that threshold (those of which nobody said whether they succeeded are left out)
-            and for the camera.
+            `threshold` on its cosine (None: a `rewards.outcome.GoalDegree` of the demos; without any, or where the
+            sentence does not tell their ends from their starts, there is no success model).
+        demos: recorded episodes, for that and for the camera.
         dense: see `KeypointRule`.
         shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
 
@@ -325,8 +304,6 @@ def _success_head(
     sentence, threshold = options.pop("goal", None) or goal, options.pop("threshold", None)
     if options:
         raise ValueError(f"keypoint_scorer: success must hold goal and threshold; got {', '.join(options)} besides.")
-    if threshold is None and demos:
-        threshold = success_threshold(sentence, encoder, demos)
-    return (
-        None if threshold is None else CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)
-    )
+    if threshold is None:
+        return GoalDegree.fit(encoder.encode_texts([sentence])[0], demos)
+    return CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)

@@ -8,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rewards.core import Features
+from rewards.outcome import bound
 from rewards.shaping import KINDS
 
 
 @dataclass(frozen=True)
 class KeypointRule:
-    """1 where the success model fires, else the dense progress, at most `dense`.
+    """1 where the success model fires; where it does not the dense progress, at most `dense`.
 
-        p = 1 if success ≥ 1 else dense · Φ
+        p = q + (1 − q) · dense · Φ,   q = success in [0, 1]
 
     Args:
         dense: κ in (0, 1): below 1, so that no progress is worth a success.
 
     Source: KAGI's composition (arXiv 2407.10341): the dense reward where the classifier says 0, else the sparse one.
+        Departs: q may lie between 0 and 1.
     """
 
     dense: float = 0.5
@@ -35,10 +36,9 @@ class KeypointRule:
             raise ValueError(f"KeypointRule: dense must be in (0, 1); got {self.dense}.")
 
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        progress = self.dense * potentials["keypoint"]
         if "success" not in potentials:
-            return progress
-        return torch.where(potentials["success"] >= 1, torch.ones_like(progress), progress)
+            return self.dense * potentials["keypoint"]
+        return bound(potentials["keypoint"], potentials["success"], self.dense)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.hop_model import OTHER_TASKS, Demo, HopModel, Recipe, demonstrations, stack_views, train
 from rewards.hops import EPSILON, STRENGTH, Fused, fuse_next
+from rewards.outcome import held_to_outcome
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
@@ -284,6 +285,7 @@ def process_scorer(
     strength: float = STRENGTH,
     epsilon: float = EPSILON,
     seed: int = 0,
+    outcome: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """`ProcessReward` as a scorer.
@@ -296,6 +298,7 @@ def process_scorer(
         adapt: demonstrations of one task that the model is then adapted to; `goal` defaults to theirs.
         fusion, strength, epsilon: see `rewards.hops.fuse`.
         seed: of fitting and adapting.
+        outcome: see `rewards.outcome.held_to_outcome`.
         shaping: arguments of `PotentialShaping`.
 
     Raises:
@@ -314,7 +317,9 @@ def process_scorer(
     if adapt:
         head = head.adapt(adapt, seed=seed)
         head = head if goal in (None, head.goal) else head.toward(goal)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    shown = [*(demos or () if model is None else ()), *(adapt or ())]
+    bound = held_to_outcome(head, outcome, encoder=encoder, demos=shown, model=model)
+    return Scorer(encoder, {head.name: bound}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 
 def _instructions(demos: Sequence[Demo]) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
@@ -289,6 +290,7 @@ def rapl_scorer(
     readout: str = "causal",
     updates: int = 20,
     seed: int = 0,
+    outcome: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """`RAPL`, loaded from a folder or fitted at once, as a scorer.
@@ -300,12 +302,14 @@ def rapl_scorer(
         readout: see `RAPL`; a fitted head keeps its own.
         updates: see `RAPL.fit`.
         seed: see `RAPL.fit`.
+        outcome: see `rewards.outcome.held_to_outcome`.
         shaping: arguments of `PotentialShaping`.
     """
     if model is not None:
         head = RAPL.load(model, encoder)
     else:
         head = RAPL.fit(demos, readout=readout, updates=updates, seed=seed)
+    head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
@@ -253,6 +254,7 @@ def xirl_scorer(
     readout: str = "time",
     updates: int = 100,
     seed: int = 0,
+    outcome: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
 ) -> Scorer:
     """`XIRL`, loaded from a folder or trained on demonstrations at once, as a scorer.
@@ -265,12 +267,14 @@ def xirl_scorer(
         readout: see `XIRL`.
         updates: see `XIRL.fit`.
         seed: see `XIRL.fit`.
+        outcome: see `rewards.outcome.held_to_outcome`.
         shaping: arguments of `PotentialShaping`.
     """
     if model is not None:
         head = XIRL.load(model, encoder)
     else:
         head = XIRL.fit(demos, loss=loss, readout=readout, updates=updates, seed=seed)
+    head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

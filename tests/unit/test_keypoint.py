@@ -13,7 +13,6 @@ from rewards.keypoint import (
     KeypointProgress,
     Walked,
     keypoint_scorer,
-    success_threshold,
 )
 from rewards.keypoint_path import Camera, flat_path, lift_path
 from rewards.keypoint_plan import Stop
@@ -303,16 +302,6 @@ def episode(encoder, goal: str, cosines, success: bool) -> Episode:
     other = torch.nn.functional.normalize(torch.ones_like(text) - (torch.ones_like(text) @ text) * text, dim=0)
     rows = torch.stack([c * text + math.sqrt(1 - c * c) * other for c in cosines])
     return Episode(features=Features(views={"main": rows[None]}), success=success)
-
-
-def test_the_success_threshold_parts_ends_from_beginnings_and_failures():
-    encoder = FakeEncoder()
-    good = [episode(encoder, "done", [0.1, *[0.3] * 8, end], True) for end in (0.7, 0.8, 0.9, 0.75)]
-    assert success_threshold("done", encoder, good) == pytest.approx(0.7, abs=1e-4)
-    bad = [episode(encoder, "done", [0.1, 0.72, 0.2], False)]
-    assert success_threshold("done", encoder, good + bad) == pytest.approx(0.72, abs=1e-4)
-    with pytest.raises(ValueError, match="must hold a successful episode; got 1"):
-        success_threshold("done", encoder, bad)
 
 
 def test_the_scorer_from_its_config(tiny_clip):
