@@ -1,7 +1,7 @@
 """What each family of rewards pays where robot and outcome part ways, before and after it is held to its outcome.
 
-Each task's counterfactual episodes (`embodied collect policy=counterfactual`) and its demonstrations are collected anew,
-from seeds that set nothing. A family is fitted to five demonstrations, three times to different ones, and asked as it
+Each task has counterfactual episodes (`embodied collect policy=counterfactual`) and demonstrations, collected anew from
+seeds that set nothing. A family is fitted to five demonstrations, three times to different ones, and asked as it
 is and held to its outcome (`rewards.outcome`): the same fitted head both times. The outcome margin is the least credit
 of what reaches the goal less the greatest of what misses it. Order is the VOC of fresh successes, forward and backward,
 the lower of the two. Finished tasks are skipped.

@@ -62,6 +62,21 @@ def _expand(pattern: Pattern) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
+def _texts(pattern: Pattern) -> Iterator[str]:
+    """Every literal part, however nested."""
+    for part in pattern:
+        if isinstance(part, str):
+            yield part
+        else:
+            for each in part:
+                yield from _texts(each)
+
+
+def words(text: str) -> list[str]:
+    """A text's words, without case; "the robot's hand" is the, robot, hand."""
+    return re.findall(r"[a-z]+", text.lower().replace("'s", ""))
+
+
 def _draw(pattern: Pattern, rng: np.random.Generator) -> str:
     return "".join(part if isinstance(part, str) else _draw(part[rng.integers(len(part))], rng) for part in pattern)
 
@@ -79,6 +94,10 @@ class Wordings:
     def all(self) -> list[str]:
         """Every sentence, each once, in file order."""
         return list(dict.fromkeys(_tidy(text) for pattern in self.patterns for text in _expand(pattern)))
+
+    def words(self) -> set[str]:
+        """Every word of these sentences, without case and apostrophes: of the patterns' parts, not of their product."""
+        return {word for pattern in self.patterns for text in _texts(pattern) for word in words(text)}
 
     def draw(self, rng: np.random.Generator) -> str:
         """One sentence: a pattern uniformly, then each choice uniformly."""

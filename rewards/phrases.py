@@ -16,11 +16,11 @@ def _words(text: str) -> frozenset[str]:
 ARTICLES = _words("the a an this that these those its their his her your my our some each every both all")
 COLOURS = "red|green|blue|yellow|orange|purple|violet|pink|brown|black|white|gr[ea]y|silver|golden|turquoise|cyan"
 VERBS = _words(  # of goals, in their plain form
-    """arrive ask balance become begin belong bend bring bury can carry catch cause clean clear clench close clutch come
-    contact could cut deliver depress do drag draw drive drop empty end enter extend fall fill find finish flip
-    float fly fold force get give go grab grasp grip hang have haul help hide hit hoist hold hover insert jut keep
-    kneel land lay lead lean leave let lie lift live look lower make meet must move need open ought pick pile
-    pinch place point poke pour press pull push put raise reach release remain rest retract return roll rotate see
+    """arrive ask balance become begin belong bend bring bury can carry catch cause clean clear clench close clutch
+    collapse come contact could cut dangle deliver depress do drag draw drive drop empty end enter extend fall fill
+    find finish flip float fly fold force get give go grab grasp grip hang have haul help hide hit hoist hold hover
+    insert jut keep kneel land lay lead lean leave let lie lift live look lower make meet must move need open ought pick
+    pile pinch place point poke pour press pull push put raise reach release remain rest retract return roll rotate see
     serve set shall should shove show shut sink sit slam slide spin squeeze stack stand start stay stick stir stop
     straighten stretch support swap sweep swing switch take tap throw tilt tip toss touch transfer try tuck tug
     turn twist unfold use wait want will wipe would yank"""
@@ -44,11 +44,11 @@ OTHERS = _words(  # pronouns, conjunctions, adverbs, states; and places and matt
     always any anymore apart away back ever far forward forwards here instead just least less longer more most
     much never next no now often once only please quite rather right same somewhere soon still together too twice
     very way well yet able active alone cannot closed downward downwards fine flat free full further good half
-    high higher highest horizontal idle left-hand level low lower lowest nice other own ready right-hand safe
-    straight sure tight true upright upside upward upwards vertical wide aim air beginning bottom centre
+    halfway high higher highest horizontal idle left-hand level low lower lowest nice other own ready right-hand safe
+    straight sure tight tall true upright upside upward upwards vertical wide aim air beginning bottom centre
     center contact course degree degrees direction distance edge front gap goal grasp ground height image inside
-    line mid-air middle order photo picture place position push reach rear render rest result scene side sides
-    state task time times top work cm m metre metres meter meters mm percent second seconds"""
+    length line mid-air middle order photo picture place position push reach rear render rest result scene shape
+    side sides state task time times top work cm m metre metres meter meters mm percent second seconds"""
 )
 PLACES = _words("back bottom front left left-hand lower middle rear right right-hand top upper")  # "the top drawer"
 LY_NOUNS = _words("assembly belly butterfly fly jelly lily supply")  # what ends so and is no adverb

@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from embodied import scoring
+from embodied import far_texts, scoring
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.envs.pictures import view
@@ -75,6 +75,7 @@ def run(config: DictConfig) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(f"out must end in .png; got {out}.")
     torch.set_num_threads(config.threads)
+    far_texts.warn(config)
     env = env_maker(config)()
     try:
         world, together = env.unwrapped, reward_cameras(config)

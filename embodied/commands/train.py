@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from embodied import runs
+from embodied import far_texts, runs
 from embodied.report import write_report
 from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
 from embodied.settings import check_device, check_least
@@ -48,6 +48,7 @@ def run(config: DictConfig) -> None:
             kept(config.reward, run.folder)
         _check(config)
         torch.set_num_threads(config.threads)
+        far_texts.warn(config)
         scorer = make_scorer(config)
         stage = Stage(config, scorer)
         encoding = {"batch_size": config.encode_batch, "encode_threads": config.encode_threads}

@@ -32,6 +32,14 @@ def world_cameras(name: str) -> tuple[str, ...]:
     return world.cameras
 
 
+def world_scene(name: str) -> str:
+    """The folder below `sim_assets/` of one of `WORLDS`."""
+    from gymnasium.envs.registration import load_env_creator
+
+    world: Any = load_env_creator(_WORLDS[name][0])
+    return world.scene.partition("/")[0]
+
+
 def is_world(env_id: str | None) -> bool:
     """Whether a Gymnasium id is of one of `WORLDS`."""
     return env_id in {world_id(name) for name in WORLDS}

@@ -1,0 +1,81 @@
+"""Goals in words that the embedded encoder was never taught: its score of such a text says nothing, and looks like any.
+
+The encoder is small and knows what its captions say (`sim_assets/*/captions.yaml`). A text that names a thing or a
+colour that no caption of its world names falls somewhere among those it knows: "a cat on a sofa" scores above the right
+goal.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from functools import cache
+
+from omegaconf import DictConfig
+
+from embodied.captions import Captions, words
+from embodied.envs import WORLDS, is_world, world_scene
+from embodied.goals import parts_of, takes_goal, told_goals
+from embodied.literal import resolved
+from embodied.paths import asset
+from rewards.phrases import COLOURS, noun_phrases
+
+EMBEDDED = "rewards.encoders.embedded_encoder"
+ASKED = "rewards.vlm"  # rewards whose goal a chat model reads
+_COLOUR = re.compile(f"(?:{COLOURS})$")
+
+
+def warn(config: DictConfig) -> None:
+    """Say on standard error which goals of a verb's config name what its encoder was never taught.
+
+    Only the embedded encoder's captions are known; of other encoders nothing is said.
+    """
+    if config.encoder.get("_target_") != EMBEDDED or config.reward.get("_target_") is None:
+        return
+    reward = resolved(config.reward)
+    read = [part for part in parts_of(reward).values() if takes_goal(part)]
+    goals = [goal for part in read if not str(part["_target_"]).startswith(ASKED) for goal in told_goals(part)]
+    env_id, ours = str(config.env.id), is_world(config.env.id)
+    names = [env_id.removeprefix("embodied/").removesuffix("-v0")] if ours else WORLDS
+    known = known_words(tuple(sorted({world_scene(name) for name in names}))) if goals else frozenset()
+    for goal in dict.fromkeys(goals):
+        if unknown := unknown_words(goal, known):
+            named = ", ".join(repr(word) for word in unknown)
+            where = f"of {env_id}" if ours else "of any world"
+            print(
+                f"goal: {goal!r} names what the embedded encoder was never taught, {named}: no caption {where} has it, "
+                "so its scores say nothing of it. Use words of the captions (embodied list what=worlds), or take an "
+                "encoder that knows it: encoder=open_clip.",
+                file=sys.stderr,
+            )
+
+
+def unknown_words(text: str, known: frozenset[str]) -> list[str]:
+    """The things and colours that a text names and `known` lacks, each once, in its order.
+
+    A thing is the last word of a noun phrase, in whatever ending; what else describes it does not count, but for its
+    colour.
+    """
+    found: dict[str, None] = {}
+    for phrase in (part for name in noun_phrases(text) for part in name.split(" of ")):
+        *before, thing = words(phrase)
+        for word in before:
+            if _COLOUR.match(word) and word not in known:
+                found[word] = None
+        if known.isdisjoint(_endings(thing)):
+            found[thing] = None
+    return list(found)
+
+
+@cache
+def known_words(scenes: tuple[str, ...]) -> frozenset[str]:
+    """Every word of the training captions of some scenes (folders of `sim_assets/`)."""
+    captions = [Captions.load(asset(scene) / "captions.yaml") for scene in scenes]
+    wordings = [splits["train"] for each in captions for splits in each.facts.values()]
+    return frozenset(word for each in wordings for word in each.words())
+
+
+def _endings(word: str) -> set[str]:
+    """A word with and without the endings of a plural and of a verb."""
+    stems = {word.removesuffix(ending) for ending in ("s", "es", "ed", "ing")}
+    return {word, f"{word}s", f"{word}es", *stems}
