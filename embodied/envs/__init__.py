@@ -36,7 +36,7 @@ def world_scene(name: str) -> str:
     """The folder below `sim_assets/` of one of `WORLDS`."""
     from gymnasium.envs.registration import load_env_creator
 
-    world: Any = load_env_creator(_WORLDS[name][0])
+    world: Any = load_env_creator(_SCENES[name.partition("-")[0]])
     return world.scene.partition("/")[0]
 
 
