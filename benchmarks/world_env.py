@@ -1,12 +1,12 @@
 """A learned world to practise in: how true it is, and what practice there gains from five demonstrations.
 
-`embodied finetune stages=[imitate,world]` in parts, on the desk, front camera, own readings and the sentence. The world
-is learned from the five demonstrations, 60 recorded episodes good and bad, and noisy rollouts of the imitated policy;
-the success reward that judges what is imagined is fitted to the 60. What is foretold of held-out episodes stands beside
-“nothing changed” and a world that does not see actions. Practice is judged by the simulator on starts that chose
-nothing, the imitated and the practised policy on the same ones, success at the last step: nothing tells them that they
-are done. Controls: practice in the action-blind world, and with the rewards of each group given to its rollouts at
-random.
+`embodied finetune stages=[imitate,world]` in parts, on the desk: front camera, own readings and the sentence. The world
+is learned from the five demonstrations and 60 recorded episodes good and bad (experts, noisy experts, near misses,
+failures, random actions), to which the success reward that judges what is imagined is fitted. What is foretold of
+held-out episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
+simulator on starts that chose nothing, the imitated and the practised policy on the same ones, success at the last
+step: nothing tells them that they are done. Controls: practice in the action-blind world, and with rewards given to
+other rollouts than those that earned them.
 
     python -m benchmarks.world_env                                   # goes on where it was interrupted
     python -m benchmarks.world_env 'tasks=["drawer"]' 'seeds=[0]' episodes=40 record=false
@@ -37,8 +37,8 @@ from policies.vla.world import Reflector
 from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
-    "tasks": ["drawer"], "seeds": [0, 1, 2], "demonstrations": 5, "mixed": 60, "episodes": 60, "steps": 1500,
-    "rollouts": 20, "world": 250, "updates": 25, "rate": 1e-4, "execute": 4, "controls": 1, "practise": True,
+    "tasks": ["drawer"], "seeds": [0, 1, 2], "demonstrations": 5, "mixed": 60, "episodes": 60, "steps": 1000,
+    "rollouts": 0, "world": 250, "updates": 20, "rate": 1e-4, "execute": 4, "controls": 1, "practise": True,
     "record": True,
 }  # fmt: skip
 ROOT = Path("runs", "benchmarks", "world_env")
@@ -50,8 +50,9 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> Session:
     roots = {}
     for policy, count, first in (("expert", options["demonstrations"], 0), ("mixed", options["mixed"], 100)):
         roots[policy] = COLLECTED / f"{task}-{policy}-{count}"
-        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"seed={first}",
-                                    f"out={roots[policy]}", "cameras=[front,wrist]"]))  # fmt: skip
+        if not roots[policy].exists():
+            words = [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"seed={first}"]
+            collect(compose("collect", [*words, f"out={roots[policy]}", "cameras=[front,wrist]"]))
     config = compose("finetune", [
         f"data={roots['expert']}", f"seed={seed}", f"steps={options['steps']}", "validation=0",
         "policy.cameras=[front]",
@@ -91,13 +92,10 @@ class Anyhow(Reflector):
         return torch.stack([said[torch.randperm(len(said), generator=self.random), 0], said[:, 1]], 1)
 
 
-def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
-    """One seed: the truth of its world, and every policy's episodes."""
+def foretold(task: str, seed: int, options: Mapping[str, Any]) -> tuple[Session, imagining.Known, imagining.Model]:
+    """One seed's imitation and the world that is learned beside it; its truth lies in `world/truth.json`."""
     made = session(task, seed, options)
     former = made.train("imitate", made.fresh(), made.rows.usable.astype(float), made.rows)
-    found: dict[str, Any] = {}
-    if options["practise"]:
-        found["imitation"] = judged(made, "imitation", former, options["episodes"])
     folder = made.folder / "world"
     folder.mkdir(exist_ok=True)
     imagining.gather(made, folder, former, options["execute"])
@@ -105,9 +103,19 @@ def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     assert teacher is not None
     known = imagining.know(made, folder, teacher)
     model = imagining.model(made.config, folder / "model", known)
-    found["truth"] = imagining.tell(made.config, folder / "truth.json", known, model)
-    print(task, seed, imagining.told_truth(found["truth"]), flush=True)
-    if not options["practise"] or imagining.refusal(found["truth"]):
+    print(
+        task, seed, imagining.told_truth(imagining.tell(made.config, folder / "truth.json", known, model)), flush=True
+    )
+    return made, known, model
+
+
+def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Every policy's episodes; none where nobody should practise in the world."""
+    made, known, model = foretold(task, seed, options)
+    former = made.folder / "imitate" / POLICY
+    found: dict[str, Any] = {"imitation": judged(made, "imitation", ChunkPolicy.load(former), options["episodes"])}
+    print(task, seed, "imitation", judging.told_rate(found["imitation"]), flush=True)
+    if imagining.refusal(json.loads((made.folder / "world" / "truth.json").read_text("utf-8"))):
         return found
     variants: dict[str, imagining.Model] = {"practised": model}
     if options["seeds"].index(seed) < options["controls"]:
@@ -116,18 +124,15 @@ def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
         variants["random rewards"] = imagining.Model(model.world, model.blind, chance, model.tracks, model.kept)
     for name, each in variants.items():
         where = made.folder / name.replace(" ", "-")
-        policy = imagining.practise(
-            made.config, where, ChunkPolicy.load(made.folder / "imitate" / POLICY), known, each
-        )  # fmt: skip
+        policy = imagining.practise(made.config, where, ChunkPolicy.load(former), known, each)
         found[name] = judged(made, where.name, policy, options["episodes"])
         compared = judging.compare(found["imitation"], found[name])
         print(task, seed, name, judging.told_rate(found[name]), judging.verdict(compared), flush=True)
     return found
 
 
-def truth_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def truth_rows(task: str, told: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """What worlds foretold, means over seeds."""
-    told = [each["truth"] for each in done]
     common = {"n": sum(each["windows"] for each in told), "seeds": list(seeds)}
 
     def row(claim: str, values: Sequence[float], unit: str, met: bool | None = None, bar: str | None = None) -> Any:
@@ -186,18 +191,29 @@ def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[
 
 
 def main() -> None:
-    """Task by task, recording after every seed."""
+    """Task by task, first the truth of all seeds; recording after every seed."""
     options = read_options(OPTIONS)
     torch.set_num_threads(1)
     table: list[dict[str, Any]] = []
     for task in options["tasks"]:
-        before, done = list(table), []
-        for count, seed in enumerate(options["seeds"], 1):
-            done.append(tried(task, seed, options))
-            seeds = options["seeds"][:count]
-            table[:] = [*before, *truth_rows(task, done, seeds), *practice_rows(task, done, seeds)]
+        before, told, done = list(table), [], []
+
+        def tell(
+            task: str = task, before: Sequence[Any] = before, told: Sequence[Any] = told, done: Sequence[Any] = done
+        ) -> None:
+            seeds = options["seeds"]
+            table[:] = [*before, *truth_rows(task, told, seeds[: len(told)])]
+            table.extend(practice_rows(task, done, seeds[: len(done)]))
             if options["record"]:
                 record("world_env", table)
+
+        for seed in options["seeds"]:
+            made = foretold(task, seed, options)[0]
+            told.append(json.loads((made.folder / "world" / "truth.json").read_text("utf-8")))
+            tell()
+        for seed in options["seeds"] if options["practise"] else ():
+            done.append(tried(task, seed, options))
+            tell()
     for each in table:
         print(f"{each['claim']}: {each['value']:.3f} {each['unit']}", flush=True)
 

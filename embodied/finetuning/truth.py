@@ -32,7 +32,7 @@ from rewards.metrics import auroc
 STEPS = (8, 16)  # actions after which it is asked
 WINDOWS = 400  # at most, spread over the held-out episodes
 OTHERS = 7  # moments that a true one is hidden among
-WIDTH, UPDATES = 48, 400  # of the inverse model: principal directions of a moment, and updates
+WIDTH, UPDATES = 48, 400  # of the inverse model: principal directions of what changes, and updates
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def happened(
     def scaled(actions: Tensor) -> Tensor:
         return 2 * (actions.mean(1) - low) / (high - low).clamp_min(1e-6) - 1
 
-    directions = _directions(tracks.tokens[torch.from_numpy(taught)].float().flatten(1))
+    directions = _directions((pairs.tokens[:, 1] - pairs.tokens[:, 0]).flatten(1))  # scenes differ more than they move
 
     def short(tokens: Tensor) -> Tensor:
         return tokens.flatten(1) @ directions
@@ -160,7 +160,7 @@ def happened(
 
 
 def _directions(values: Float[Tensor, "N F"]) -> Float[Tensor, "F W"]:
-    """Principal directions of some moments, by their products with each other: there are fewer of them than entries."""
+    """Principal directions of some rows, by their products with each other: there are fewer of them than entries."""
     some = values[:: -(-len(values) // 1000)].double()
     some = some - some.mean(0)
     spread, vectors = torch.linalg.eigh(some @ some.T)
