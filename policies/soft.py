@@ -90,8 +90,8 @@ class SoftSettings:
         for name in ("gamma", "tau", "demo_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "updates_per_step"):
-            if not getattr(self, name) > 0:
+        for name in ("learning_rate", "updates_per_step", "temperature"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
 
 

@@ -183,6 +183,7 @@ def test_chunks_are_imitated_without_what_lies_behind_an_episodes_end():
             {"chunk": 2, "n_steps": 3},
             "rlpd: n_steps must be 1 where chunk is more, whose rewards are summed anyway; got 3",
         ),
+        ({"temperature": 0.0}, "rlpd: temperature must be > 0; got 0.0"),
         ({"updates_per_step": 0.0}, "rlpd: updates_per_step must be > 0; got 0.0"),
     ],
 )
