@@ -24,18 +24,18 @@ import numpy as np
 from benchmarks.common import read_options, record, train, trained
 
 ROOT = Path("runs", "benchmarks", "pixel_learners")
-SEEDS, EPISODES, STEPS = (0, 1, 2), 32, 6000
+SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 4000
 UNSEEN = list(range(100, 108))
 SMALL = [
     "env=cartpole", "env.obs=pixels", "env.image_size=32", "reward=true", "num_worlds=8", "policy.batch_size=32",
-    "policy.hidden=[256,256]", "policy.learning_rate=0.001", "policy.gamma=0.95", "policy.learning_starts=800",
-    "policy.noise_steps=3000", "policy.updates_per_step=0.25", "eval_every=1500", "eval_episodes=16",
+    "policy.hidden=[256,256]", "policy.learning_rate=0.001", "policy.gamma=0.95", "policy.learning_starts=400",
+    "policy.noise_steps=2000", "policy.updates_per_step=0.25", "eval_every=1000", "eval_episodes=8",
     f"final_episodes={EPISODES}", "videos=1", "checkpoint_every=0",
 ]  # fmt: skip
 WAYS = {
     "untrained": ["policy=drqv2", "steps=8"],
     "drqv2": ["policy=drqv2", f"steps={STEPS}"],
-    "drm": ["policy=drm", f"steps={STEPS}", "policy.perturb_every=3000"],
+    "drm": ["policy=drm", f"steps={STEPS}", "policy.perturb_every=2000"],
     "looks": ["policy=drqv2", f"steps={STEPS}", "env.looks=4"],
     "sgfd": ["policy=drqv2", f"steps={STEPS}", "env.looks=4", "policy.looks=4"],
 }

@@ -101,6 +101,7 @@ class Settings:
         for name in ("noise", "noise_end", "noise_clip", "learning_starts", "prediction"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
         self._check("noise_steps", self.noise_steps is None or self.noise_steps >= 1, "at least 1, or null")
+        self._check("hidden", len(self.hidden) > 0 and min(self.hidden) >= 1, "one width or more, each at least 1")
         self._check("looks", self.looks == 0 or self.looks >= 2, "at least 2, or 0")
 
     def _check(self, name: str, fine: bool, expected: str) -> None:
@@ -281,7 +282,7 @@ class DrQv2:
         return out
 
     def _before(self, x: Tensor, action: Tensor) -> dict[str, Tensor]:
-        """What is done with the encoded observations before an update, and told in the log."""
+        """What comes before an update, from its encoded observations: here DrM's ratios, for the log."""
         with torch.no_grad():
             hidden = self.critic.mlp.hidden(torch.cat([self.critic.trunk(x), action], -1))
             ratios = {"dormant_actor": dormant_ratio(self.actor.layers(x)), "dormant_critic": dormant_ratio(hidden)}

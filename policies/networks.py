@@ -223,7 +223,8 @@ def flat_size(space: spaces.Space, who: str) -> int:
     for name, box in leaves(space.spaces if isinstance(space, spaces.Dict) else space).items():
         if not isinstance(box, spaces.Box) or len(box.shape) != 1:
             what = f"observation {name!r}" if name else "observations"
-            raise ValueError(f"{who}: {what} must be a vector; got {box}. Take env.obs=points, features or state.")
+            hint = "Take env.obs=points, features or state; for pictures, policy=drqv2."
+            raise ValueError(f"{who}: {what} must be a vector; got {box}. {hint}")
         size += box.shape[0]
     return size
 

@@ -221,6 +221,7 @@ def test_who_acts_while_it_learns_keeps_weights_and_noise():
     [
         ({"gamma": 1.5}, r"drqv2: gamma must be in \[0, 1\]; got 1.5"),
         ({"stack": 0}, "drqv2: stack must be at least 1; got 0"),
+        ({"hidden": ()}, r"drqv2: hidden must be one width or more, each at least 1; got \(\)"),
         ({"looks": 1}, "drqv2: looks must be at least 2, or 0; got 1"),
         ({"noise_steps": 0}, "drqv2: noise_steps must be at least 1, or null; got 0"),
         ({"prediction": 1.0}, "drqv2: prediction shapes the encoder of pictures; there are none"),
