@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from policies.core import leaves, map_leaves
 from policies.networks import MLP, LayerNorm, Sample, Standardise, squashed
+from policies.pixels import random_shift
 
 GROUP = 8  # entries of a latent that sum to 1
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
-SHIFT = 3  # pixels, of images in updates
 STRIDES = ((7, 2), (5, 2), (3, 2), (3, 1))  # kernels and strides of the convolutions
 CHANNELS = 32
 
@@ -162,10 +162,12 @@ class Encoder(nn.Module):
         return simnorm(self.out(self.mlp(torch.cat([self.norm(self.vector(obs)), *seen], -1))))
 
     def shifted(self, obs: Any, generator: torch.Generator) -> Any:
-        """The observations (B, …), each image moved by up to `SHIFT` pixels; edges are repeated."""
+        """The observations (B, …), each image moved by up to 4 pixels (DrQ-v2's)."""
         if not self.images:
             return obs
-        out = {name: shift(leaf, generator) if name in self.images else leaf for name, leaf in leaves(obs).items()}
+        out = {
+            name: random_shift(leaf, generator) if name in self.images else leaf for name, leaf in leaves(obs).items()
+        }
         return out if isinstance(obs, dict) else out[""]
 
 
@@ -195,16 +197,6 @@ class _Pixels(nn.Module):
 
 def _is_image(box: spaces.Space) -> bool:
     return isinstance(box, spaces.Box) and len(box.shape) == 3 and box.dtype == torch.empty(0).byte().numpy().dtype
-
-
-def shift(image: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, H, W, C) images, each moved by its own up to `SHIFT` pixels both ways (DrQ, arXiv 2004.13649)."""
-    count, height, width, _ = image.shape
-    moves = torch.randint(-SHIFT, SHIFT + 1, (2, count, 1), generator=generator, device=image.device)
-    rows = (torch.arange(height, device=image.device) + moves[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=image.device) + moves[1]).clamp(0, width - 1)
-    each = torch.arange(count, device=image.device)[:, None, None]
-    return image[each, rows[:, :, None], columns[:, None, :]]
 
 
 class WorldModel(nn.Module):

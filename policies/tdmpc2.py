@@ -43,7 +43,7 @@ from policies.planning import Noise, Plan, PlanSettings, plan
 from policies.saving import State, pack, unpack
 from policies.soft import averages
 
-CONSISTENCY, REWARD, VALUE, ENDING = 20.0, 0.1, 0.1, 1.0  # weights of the model's losses
+REWARD, VALUE, ENDING = 0.1, 0.1, 1.0  # weights of the model's losses
 ENCODER_RATE = 0.3  # of the learning rate
 CLIP = 20.0  # of the gradient's norm
 SCALE_RATE = 0.01
@@ -65,6 +65,7 @@ class Settings(PlanSettings):
         batch_size: windows an update.
         gamma: discount.
         tau: step of the target critics.
+        consistency: weight of the predicted latents' error; 0: the model learns from rewards and values alone.
         rho: weight of a step in a window, to the power of its place.
         policy_stride: of the windows, every so many are the policy's.
         entropy: η, weight of the policy's entropy, times A.
@@ -88,6 +89,7 @@ class Settings(PlanSettings):
     batch_size: int = 128
     gamma: float = 0.95
     tau: float = 0.01
+    consistency: float = 20.0
     rho: float = 0.5
     policy_stride: int = 4
     entropy: float = 1e-4
@@ -349,7 +351,7 @@ class TDMPC2:
         reward = mean(model.two_hot.loss(logits, batch.reward.flatten()).unflatten(0, weight.shape))
         logits = model.logits(model.critics, z, action)
         value = mean(model.two_hot.loss(logits, target.flatten(1)).mean(0).unflatten(0, weight.shape))
-        loss = CONSISTENCY * consistency + REWARD * reward + VALUE * value
+        loss = self.settings.consistency * consistency + REWARD * reward + VALUE * value
         out = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value}
         if model.ends is not None:
             said = model.ends(latents[1:].flatten(0, 1))[:, 0].unflatten(0, weight.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import mujoco
 import numpy as np
@@ -24,6 +24,8 @@ RAISED = np.array([0, 0, HALF])
 START = np.array([-0.05, 0.0, 0.2])
 DRAWER_OPEN, DRAWER_CLOSED, DRAWER_RANGE = 0.09, 0.012, 0.15
 PRESSED, BUTTON_RANGE = 0.02, 0.028
+FORCE_LIMIT = 100.0  # newtons, of the gripper on anything
+AT_LIMIT = 0.999  # of a joint's torque limit: there it is cut off
 MARK_RADIUS, TRAY_HALF = 0.04, 0.062
 DOWN = np.array([0.0, 0.0, 1.0, 0.0])  # quaternion: turned by pi about y
 POSTURE = np.array([0.0, 0.26, 0.0, 2.19, 0.0, 0.69, 0.0])
@@ -40,7 +42,9 @@ class Desk(World):
     Actions are in [-1, 1]: the tip's move (2 cm a step along the world's x, y, z), with `action_dim=7` also its
     turn (a rotation vector in the world's axes, 0.1 rad a step), and last the gripper's opening (-1 shut, 1 open).
     The sent pose stays in a box over the desk and within 5 cm of the real one. Damped least squares turns it
-    into joint targets.
+    into joint targets. `info` counts the actions of the episode in which the gripper pressed with more than 100 N on
+    anything (`force_limit_passed`), and in which a joint of the arm was at its torque limit (`torque_limit_passed`):
+    for judging only, like success.
 
     Args:
         task: reach, push (onto the mark), press, drawer (open it), close, lift, place (in the tray) or stack.
@@ -107,6 +111,9 @@ class Desk(World):
         self._sites = {name: model.site(name).id for name in ("tip", "handle", "button", "mark", "tray")}
         self._shades = [model.geom(f"shade_{name}").id for name in (*CUBES, "hand")]
         self._limits = model.jnt_range[[model.joint(f"joint{i}").id for i in range(1, 8)]].T
+        arm = [model.joint(f"joint{i}").id for i in range(1, 8)]
+        self._torque_limits = AT_LIMIT * model.jnt_actfrcrange[arm, 1]
+        self.passed = np.zeros(2, np.int64)  # actions of the episode that passed the force and the torque limit
         self._ik = mujoco.MjData(model)  # scratch: poses of joint targets
         self.sent = START.copy()  # where the tip is sent, metres
         self.sent_quat = DOWN.copy()
@@ -212,6 +219,20 @@ class Desk(World):
     def success(self) -> bool:
         return self.env_reward() == 1.0
 
+    def _info(self) -> dict[str, Any]:
+        force, torque = self.passed.tolist()
+        return super()._info() | {"force_limit_passed": force, "torque_limit_passed": torque}
+
+    def _passing(self) -> list[bool]:
+        """Whether the gripper presses too hard now, and whether a joint's torque is at its limit."""
+        contacts = self.data.contact
+        touching = np.isin(contacts.geom, self._pads).any(1) & (contacts.efc_address >= 0)
+        pressing = self.data.efc_force[
+            contacts.efc_address[touching]
+        ]  # of elliptic cones: the normal force comes first
+        torque = np.abs(self.data.qfrc_actuator[self._arm_dof])
+        return [bool((pressing > FORCE_LIMIT).any()), bool((torque >= self._torque_limits).any())]
+
     # Observing ------------------------------------------------------------------------------------------
 
     def signals(self) -> dict[str, float]:
@@ -262,6 +283,15 @@ class Desk(World):
         return np.zeros(3)
 
     # Moving ---------------------------------------------------------------------------------------------
+
+    def _act(self, action: np.ndarray) -> None:
+        self._apply(action)
+        passed = np.zeros(2, bool)
+        for _ in range(self._steps_per_action):
+            mujoco.mj_step(self.model, self.data)
+            passed |= self._passing()
+        self.passed += passed
+        self._refresh()
 
     def _apply(self, action: np.ndarray) -> None:
         action = np.clip(np.asarray(action, np.float64), -1, 1)
@@ -351,14 +381,16 @@ class Desk(World):
         self.sent = self.site("tip").copy()
 
     def _task_state(self) -> dict[str, np.ndarray]:
-        return {"sent": self.sent.copy(), "sent_quat": self.sent_quat.copy()}
+        return {"sent": self.sent.copy(), "sent_quat": self.sent_quat.copy(), "passed": self.passed.copy()}
 
     def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
         self.sent, self.sent_quat = state["sent"].copy(), state["sent_quat"].copy()
+        self.passed = state.get("passed", np.zeros(2, np.int64)).copy()  # states of earlier versions lack it
 
     # States and looks -----------------------------------------------------------------------------------
 
     def _start(self) -> None:
+        self.passed = np.zeros(2, np.int64)
         desk_random.start(self, self.np_random)
 
     def sample_state(self, rng: np.random.Generator) -> None:

@@ -37,7 +37,8 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """`success_rate` of the `known` episodes, whose world told it, with `ci_low` and `ci_high` (None where none
-        did); `episodes`, `mean_reward`, `mean_env_reward` (returns)."""
+        did); `episodes`, `mean_reward`, `mean_env_reward` (returns); and, where the world counts them, the mean actions
+        of an episode that passed a limit of the robot, by name."""
         known = [episode.success for episode in self.episodes if episode.success is not None]
         low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
         return {
@@ -48,7 +49,7 @@ class Evaluation:
             "episodes": len(self.episodes),
             "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
             "mean_env_reward": float(np.mean([episode.env_return for episode in self.episodes])),
-        }
+        } | {name: float(np.mean([each.limits[name] for each in self.episodes])) for name in self.episodes[0].limits}
 
 
 def evaluate(

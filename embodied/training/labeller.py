@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -27,6 +27,7 @@ from rewards.core import Scorer
 
 POTENTIALS = 1000  # of a head, behind the logged statistics
 EPISODES = 100  # ended ones behind a firing rate, as many as behind the mean return
+LIMIT = "_limit_passed"  # ends the names of what a world counts in an episode's infos
 RELABEL_BATCH = 256  # episodes scored at once when relabelling
 
 
@@ -39,12 +40,14 @@ class Ended:
         rewards: (T,) float32 of its actions, as learned from.
         env_return: its return under the task's own reward.
         success: at its last step; None where the world does not tell.
+        limits: actions that passed a limit of the robot, by the world's names for them, which end in `LIMIT`.
     """
 
     world: int
     rewards: np.ndarray
     env_return: float
     success: bool | None
+    limits: dict[str, int] = field(default_factory=dict)
 
 
 class Labels(NamedTuple):
@@ -379,7 +382,8 @@ class _Piece:
 
 
 def _ended(world: int, rewards: Sequence[float], info: Mapping[str, Any]) -> Ended:
-    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)))
+    limits = {name: int(value) for name, value in info.items() if name.endswith(LIMIT)}
+    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)), limits)
 
 
 @torch.inference_mode()

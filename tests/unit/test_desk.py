@@ -266,3 +266,27 @@ def test_what_a_degree_depends_on_shows_in_the_frame(desk):
 def test_bad_arguments(kwargs, text):
     with pytest.raises(ValueError, match=text):
         Desk(**kwargs)
+
+
+def test_limits_that_are_passed_are_counted_and_kept():
+    """None at rest; pushing on below the button passes the force limit, and turning back at once the torque's."""
+    world = Desk(task="press")
+    world.reset(seed=0)
+    names = ("force_limit_passed", "torque_limit_passed")
+    for _ in range(3):
+        told = world.step(np.array([0, 0, 0, 1.0]))[-1]
+    assert [told[name] for name in names] == [0, 0]
+    world.put_arm(world.site("button") + np.array([0, 0, 0.03]), 0.0)
+    world.settle()
+    for _ in range(20):
+        told = world.step(np.array([0, 0, -1.0, -1.0]))[-1]
+    assert told["force_limit_passed"] > 5
+    for sign in (1, -1) * 4:
+        told = world.step(np.array([sign, -sign, sign, -1.0]))[-1]
+    assert told["torque_limit_passed"] > 2
+    other = Desk(task="press")
+    other.reset(seed=1)
+    other.set_state(world.get_state())
+    action = np.array([0, 0, 0, -1.0])
+    assert other.step(action)[-1] == world.step(action)[-1]
+    assert [world.reset(seed=0)[1][name] for name in names] == [0, 0]
