@@ -271,7 +271,7 @@ def test_a_plan_stops_paying_where_the_task_ends():
 
 
 def test_it_keeps_the_protocol_and_remembers_its_plan():
-    learner = shaken()
+    learner = shaken(centre="plan")
     for kind in (Learner, Actor, Imagines):
         assert isinstance(learner, kind)
     obs, first = np.ones((2, 5), np.float32), np.ones(2, bool)
@@ -285,6 +285,7 @@ def test_it_keeps_the_protocol_and_remembers_its_plan():
     again = learner.act(obs, last, np.array([True, False]), explore=False)[0]
     np.testing.assert_array_equal(told[0], again)  # when it counts, nothing is drawn
     np.testing.assert_array_equal(told[0][1], told[1][1])
+    assert not np.array_equal(told[0][0], told[1][0])  # a plan of the former episode counts no more
     assert learner.pace.updates(8, 8) == 4
 
 
