@@ -26,14 +26,14 @@ ROOT = Path("runs", "benchmarks", "world_models")
 SEEDS = (0, 1, 2)
 EPISODES, EVERY = 32, 500
 REACHED = 0.9  # success of an evaluation that counts as having learned
-SMALL = ["policy=tdmpc2", "policy.size=0.1M", "policy.burst=500", "steps=5000"]
+SMALL = ["policy=tdmpc2", "steps=5000"]
 HARD = ["env=desk-push", "env.cameras=[front,side]", "reward=true", "sparse=true", "demos=10", "steps=10000"]
 WAYS = {
     "plan": SMALL,
     "policy": [*SMALL, "policy.planning=false"],
     "inconsistent": [*SMALL, "policy.consistency=0"],
     "rlpd": ["steps=10000"],
-    "push modem": [*HARD, "policy=modem", "policy.size=0.1M"],
+    "push modem": [*HARD, "policy=modem"],
     "push rlpd": HARD,
     "push imitation": [*HARD, "policy=imitation", "steps=8"],
 }

@@ -11,7 +11,7 @@ with z_0 = h(o_0), z_{t+1} = d(z_t, a_t), z'_t = h(o_{t+1}) without gradient, an
 S is the running range of the first step's values between the 5th and the 95th percentile, at least 1.
 
 Departures, beside those of `policies.latent` and `policies.planning`. Sizes below 1M, batches of 128 windows, 51 bins,
-the policy's loss on every fourth window, half an update a step: a CPU's time goes into products. Each head takes the
+the policy's loss on every fourth window: a CPU's time goes into products. Each head takes the
 lesser of itself and its neighbour for its target, where the source draws two heads for all. The entropy is that of the
 squashed action. Worlds may terminate and be many at once: windows end where episodes do, and every world's plan is made
 in one batch. Demonstrations, where there are any, are a share of each batch.
@@ -78,7 +78,7 @@ class Settings(PlanSettings):
         burst: updates that the first round makes beside its own.
     """
 
-    size: str = "0.3M"
+    size: str = "0.1M"
     critics: int | None = None
     ensemble: bool = False
     bins: int = 51
@@ -98,8 +98,8 @@ class Settings(PlanSettings):
     demo_share: float = 0.5
     learning_starts: int = 500
     rollout_steps: int = 4
-    updates_per_step: float = 0.5
-    burst: int = 250
+    updates_per_step: float = 1.0
+    burst: int = 500
 
     def __post_init__(self) -> None:
         who = type(self).__module__.rpartition(".")[2]

@@ -13,7 +13,7 @@ from tests.learner_probes import ACTION, ACTIONS, GAMMA, OBS, STATES, VALUES, be
 
 SMALL = {
     "size": "0.1M", "learning_rate": 1e-2, "batch_size": 32, "policy_stride": 1, "gamma": GAMMA, "tau": 0.1,
-    "learning_starts": 0, "burst": 0, "horizon": 1, "terminations": True,
+    "learning_starts": 0, "burst": 0, "horizon": 1, "terminations": True, "updates_per_step": 0.5,
 }  # fmt: skip
 WIDE, TWO = spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
 
