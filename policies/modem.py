@@ -1,6 +1,6 @@
 """MoDem-V2: a world model that begins from demonstrations and is trusted step by step, on TD-MPC2.
 
-Hansen et al., MoDem, arXiv 2212.05698; Lancaster et al., MoDem-V2, arXiv 2309.14236, §4. In this order:
+Hansen et al., MoDem, arXiv 2212.05698; Lancaster et al., MoDem-V2, arXiv 2309.14236. In this order:
 
     imitation    encoder and policies learn what demonstrations show; the target heads are then set to the heads
     seeding      imitation with noise acts; a burst of updates of the model alone, with encoder and policies held

@@ -1,6 +1,6 @@
 """Plans in a latent world model, for all worlds in one batch: model predictive path integrals (MPPI).
 
-Williams et al., arXiv 1509.01149, as in TD-MPC2 (arXiv 2310.16828, §3.2) and MoDem-V2 (arXiv 2309.14236, §4).
+Williams et al., arXiv 1509.01149, as in TD-MPC2 (arXiv 2310.16828) and MoDem-V2 (arXiv 2309.14236).
 
     candidates   policies' roll-outs and draws from N(μ, σ²), sequences of P actions
     worth        Σ_t γ^t alive_t r_t + γ^P alive_P (mean_k V_k − c · std_k V_k)

@@ -11,13 +11,14 @@ with z_0 = h(o_0), z_{t+1} = d(z_t, a_t), z'_t = h(o_{t+1}) without gradient, an
 S is the running range of the first step's values between the 5th and the 95th percentile, at least 1.
 
 Departures, beside those of `policies.latent` and `policies.planning`. Sizes below 1M, batches of 128 windows, 51 bins,
-the policy's loss on every fourth window: a CPU's time goes into products. Each head takes the
-lesser of itself and its neighbour for its target, where the source draws two heads for all. The entropy is that of the
-squashed action. Worlds may terminate and be many at once: windows end where episodes do, and every world's plan is made
+the policy's loss on every fourth window: a CPU's time goes into products. Each head takes the lesser of itself and its
+neighbour for its target, where the source draws two heads for all. The entropy is that of the squashed action. Worlds
+may terminate and be many at once: windows end where episodes do, and every world's plan is made
 in one batch. Demonstrations, where there are any, are a share of each batch.
 
-`alignment` is BOOM's term (arXiv 2511.00423, eq. 8: the policy is made likelier to do what the planner did, most so
-where that is worth much), −λ Σ_b softmax_b(Q / S) log π(a_b), with the actions that the replay holds.
+`alignment` is after BOOM (arXiv 2511.00423): the policy is made likelier to do what the planner did, most so where that
+is worth much, −λ Σ_b softmax_b(Q / S) log π(a_b). Its code keeps the planner's mean with each step, has λ = A / 1000 and
+begins once S > 2; here a_b is the action that the replay holds, whoever chose it.
 
 Shape letters: E worlds, B windows, T = P steps, K value heads, N policies, L latent, A action.
 """
