@@ -17,8 +17,8 @@ may terminate and be many at once: windows end where episodes do, and every worl
 in one batch. Demonstrations, where there are any, are a share of each batch.
 
 `alignment` is after BOOM (arXiv 2511.00423): the policy is made likelier to do what the planner did, most so where that
-is worth much, −λ Σ_b softmax_b(Q / S) log π(a_b). Its code keeps the planner's mean with each step, has λ = A / 1000 and
-begins once S > 2; here a_b is the action that the replay holds, whoever chose it.
+is worth much, −λ Σ_b softmax_b(Q / S) log π(a_b). Its code keeps the planner's mean with each step, has λ = A / 1000
+and begins once S > 2; here a_b is the action that the replay holds, whoever chose it.
 
 Shape letters: E worlds, B windows, T = P steps, K value heads, N policies, L latent, A action.
 """
