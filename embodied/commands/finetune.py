@@ -20,6 +20,7 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
     embodied finetune run=latest stages=[world] world.data=[demos/mixed]
     embodied finetune data=demos/place labels.weights=progress policy.head=flow
     embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
+    embodied finetune data=path/to/lerobot policy.backbone=HuggingFaceTB/SmolVLM2-500M-Video-Instruct
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from embodied import cli, runs
 from embodied.build import build
 from embodied.envs import is_world
 from embodied.errors import UserError, nearest
-from embodied.finetuning import imagining, inputs, judging, labels
+from embodied.finetuning import backbones, imagining, inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
 from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, Session, chunked_settings
 from embodied.finetuning.training import POLICY
@@ -46,7 +47,7 @@ from embodied.report import read_progress
 from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
 from policies.vla.choosing import BestOfN
-from policies.vla.core import ChunkPolicy
+from policies.vla.core import TOKENS, ChunkPolicy
 from policies.vla.heads import HEADS
 from policies.vla.stats import KINDS
 
@@ -58,6 +59,8 @@ def run(config: DictConfig) -> None:
     config.env = config.get("env")  # no world was asked for: see _world
     _check(config)
     torch.set_num_threads(config.threads)
+    if config.policy.backbone is not None:  # is it there, and does it read pictures: before a frame is decoded
+        backbones.chosen(config, backbones.device_of(config))
     planned = inputs.plan(config)
     if folder is None:
         config.env = _world(config, planned)
@@ -277,7 +280,11 @@ def _check(config: DictConfig) -> None:
         )
     if WORLD in config.stages:
         imagining.check_world(config)
-    for key, known in (("head", HEADS), ("normalisation", KINDS)):
+    if config.policy.backbone is not None and {CHUNKED, WORLD} & set(config.stages):
+        raise UserError("stages chunked_rl and world are of the embedded policy; they do not go with policy.backbone.")
+    backbones.check(config)
+    heads = tuple(HEADS) if config.policy.backbone is None else (*HEADS, TOKENS)
+    for key, known in (("head", heads), ("normalisation", KINDS)):
         if config.policy[key] not in known:
             raise UserError(f"policy.{key} must be one of {', '.join(known)}; got {config.policy[key]!r}. "
                             f"{nearest(str(config.policy[key]), known)}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Serve a reward model to other computers: HTTP and WebSocket, many clients in one batch.
+"""Serve a reward model or a policy to other computers: HTTP and WebSocket, many clients in one batch.
 
 A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it, and
 bears a token: that of token_file or the variable EMBODIED_TOKEN, never of the command line; else one is made at each
@@ -9,6 +9,7 @@ it (proxies=[ITS ADDRESS]). What goes over the wire: GET /docs. Ctrl-C or SIGTER
     embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
     embodied watch source=0 server=http://127.0.0.1:8765
+    embodied serve policy=runs/finetune/20260101-120000-desk-place-solved-s0 port=8766     # action chunks to a robot
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import scorers, scoring
+from embodied import runs, scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
+from embodied.finetuning import inputs, trying
+from embodied.finetuning.training import POLICY
 from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
 from embodied.serving.limits import Limits
 from embodied.serving.peer import is_loopback, read_token
-from embodied.settings import check_least
+from embodied.serving.policy_app import PolicyService, make_policy_app, policy_id
+from embodied.settings import check_device, check_least
 from embodied.watching.live_scoring import toward
 from rewards.core import Scorer
 
@@ -55,9 +59,13 @@ def run(config: DictConfig) -> None:
                 options["token"], file = stack.enter_context(tokens.made(tokens.SERVE, port))
                 bearer = f"$(cat {shlex.quote(str(file))})"
             if config.replicas == 1:
-                app = served(config, **options)
-                told = app.state.service.describe()
-                _say(f"model {told['model_id']}, encoder {told['encoder']['name']}", config, port, bearer)
+                if config.policy is not None:
+                    app = policy_served(config, limits=options["limits"], token=options["token"])
+                    _say_policy(app.state.service.describe(), config, port)
+                else:
+                    app = served(config, **options)
+                    told = app.state.service.describe()
+                    _say(f"model {told['model_id']}, encoder {told['encoder']['name']}", config, port, bearer)
                 proxies = [str(each) for each in config.proxies or ()]
                 Server(app, host=config.host, port=port, proxies=proxies).run(sockets=[listener])
         if config.replicas > 1:
@@ -91,13 +99,30 @@ def served(config: DictConfig, **options: Any) -> Any:
     return make_app(scorer, model_id=_model_id(scorer, reward), goal_scorer=goal_scorer, **options)
 
 
+def policy_served(config: DictConfig, *, limits: Limits, token: str | None) -> Any:
+    """The application of a fine-tuned policy, loaded and warm."""
+    torch.set_num_threads(config.threads)
+    folder = runs.find(str(config.policy), runs.ROOT / "finetune")
+    policy, trained, execute = trying.load(folder, config.device, trust=config.trust)
+    see, say = inputs.senses(policy, trained.encoder)
+    saved = folder / json.loads((folder / "run.json").read_text("utf-8"))["policy"] / POLICY
+    service = PolicyService(
+        policy, see, say, execute=execute, model_id=policy_id(saved), limits=limits, token=token
+    )  # fmt: skip
+    return make_policy_app(service)
+
+
 def _check(config: DictConfig) -> str | None:
     """The token, if one is given.
 
     Raises:
         UserError: settings that cannot be served.
     """
-    if config.reward.get("_target_") is None:
+    if config.policy is not None:
+        check_device(config.device)
+        if config.replicas > 1:
+            raise UserError("replicas are of reward models; a policy is served by one server. Drop replicas.")
+    elif config.reward.get("_target_") is None:
         raise UserError("reward=true serves nothing: it is the task's own. Choose a reward model.")
     check_least(config, max_batch=1, max_wait_ms=0, threads=1, replicas=1, port=0)
     if config.port > 65535:
@@ -159,6 +184,16 @@ def _model_id(scorer: Scorer, reward: dict[str, Any]) -> str:
         for file in sorted(fitted.rglob("*")) if part.get("model") and fitted.is_dir() else []:
             found.update(file.read_bytes() if file.is_file() else b"")
     return f"{scorers.reward_name(reward)}-{found.hexdigest()[:12]}"
+
+
+def _say_policy(told: dict[str, Any], config: DictConfig, port: int) -> None:
+    """Where it listens, and how a robot asks."""
+    url = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{port}"
+    print(
+        f"Serving {config.policy} at {url} ({told['model_id']}, {told['horizon']} actions at {told['fps']:g} a second)."
+    )
+    print(f"  embodied.serving.policy_client.RemotePolicy({url!r}, instruction=…)")
+    print("Ctrl-C stops it.", flush=True)
 
 
 def _say(what: str, config: DictConfig, port: int, bearer: str | None) -> None:

@@ -7,14 +7,14 @@ A map of the embedded encoder has 256 channels, of which 64 directions hold near
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -23,6 +23,7 @@ from embodied.datasets.encoding import fingerprint, place_key
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
 from embodied.files import whole
+from policies.vla.pictures import resized
 
 CACHE = Path("runs", "cache", "maps")
 SAMPLE, SAMPLED = 256, 16  # frames of a camera to which its compression is fitted, and episodes they are of
@@ -57,17 +58,49 @@ class Eye:
         made = hashlib.sha256(self.mark.encode() + str(self.layer).encode())
         for tensor in (self.weight, self.offset):
             made.update(tensor.contiguous().numpy().tobytes())
-        key = place_key(dataset, i, camera, made.hexdigest())
-        file = (cache or CACHE) / key[:2] / f"{key}.safetensors"
-        try:
-            return load_file(file)["maps"]
-        except (FileNotFoundError, SafetensorError, KeyError):  # not yet there, or damaged: made again
-            pass
-        maps = self(dataset.frames(i, camera)).contiguous()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with whole(file) as part:
-            save_file({"maps": maps}, part)
-        return maps
+        return kept(dataset, i, camera, made.hexdigest(), self.__call__, cache)
+
+
+@dataclass(frozen=True)
+class PictureEye:
+    """Frames of one camera to the pictures that a pretrained body reads.
+
+    Attributes:
+        size: side of a picture.
+    """
+
+    size: int
+
+    def __call__(self, frames: np.ndarray) -> UInt8[Tensor, "T 3 s s"]:
+        """(T, H, W, 3) uint8 to squares."""
+        return resized(frames, self.size)
+
+    def of(self, dataset: Dataset, i: int, camera: str, *, cache: Path | None = None) -> UInt8[Tensor, "T 3 s s"]:
+        """The pictures of one camera of an episode, kept or made now."""
+        return kept(dataset, i, camera, f"pictures {self.size}", self.__call__, cache)
+
+
+def kept(
+    dataset: Dataset, i: int, camera: str, mark: str, make: Callable[[np.ndarray], Tensor], cache: Path | None = None
+) -> Tensor:
+    """What is made of the frames of one camera of an episode, from a file that the system pages in; made if missing.
+
+    Args:
+        dataset, i, camera: whose frames.
+        mark: of what makes it.
+        make: frames (T, H, W, 3) uint8 to a tensor.
+        cache: where it is kept; None: `CACHE`.
+    """
+    key = place_key(dataset, i, camera, mark)
+    file = (cache or CACHE) / key[:2] / f"{key}.safetensors"
+    try:
+        return load_file(file)["maps"]
+    except (FileNotFoundError, SafetensorError, KeyError):  # not yet there, or damaged: made again
+        pass
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as part:
+        save_file({"maps": make(dataset.frames(i, camera)).contiguous()}, part)
+    return load_file(file)["maps"]
 
 
 def check_maps(encoder: Any, layer: str | None) -> None:

@@ -204,14 +204,14 @@ class Windows:
         sentences = list(dict.fromkeys(episode.instruction for episode in episodes))
         self._texts = torch.stack([texts[sentence] for sentence in sentences])
         self._sentence = np.array([sentences.index(episode.instruction) for episode in episodes])
-        self._maps: dict[str, Tensor] = {}
+        self._maps: dict[str, list[Tensor | None]] = {}  # of each episode, as they lie in their files
+        self._blank: dict[str, Tensor] = {}  # in place of a camera that an episode lacks
         self._seen: dict[str, np.ndarray] = {}
         for name in self.cameras:
             there = [name in episode.maps for episode in episodes]
-            shape = next((e.maps[name].shape[1:] for e in episodes if name in e.maps), torch.Size((1, 1, 1)))
-            parts = [e.maps[name] if name in e.maps else torch.zeros(1, *shape).half().expand(len(e), *shape)
-                     for e in episodes]  # fmt: skip
-            self._maps[name] = torch.cat(parts)
+            self._maps[name] = [episode.maps.get(name) for episode in episodes]
+            one = next((maps[0] for maps in self._maps[name] if maps is not None), torch.zeros(1, 1, 1).half())
+            self._blank[name] = torch.zeros_like(one)
             self._seen[name] = np.array(there)[self.episode]
         finite = torch.isfinite(self._actions).all(1).numpy()
         self._finite = finite
@@ -235,12 +235,21 @@ class Windows:
         inside, real = self._real(rows)
         index = torch.from_numpy(rows)
         obs = Observation(
-            {name: maps[index] for name, maps in self._maps.items()},
+            {name: self._shown(name, rows) for name in self.cameras},
             {name: torch.from_numpy(seen[rows]) for name, seen in self._seen.items()},
             self._texts[torch.from_numpy(self._sentence[self.episode[rows]])],
             self._state[index],
         )
         return Batch(obs, self._actions[torch.from_numpy(inside)], torch.from_numpy(~real))
+
+    def _shown(self, name: str, rows: np.ndarray) -> Tensor:
+        """What one camera shows at some rows."""
+        episodes, blank = self._maps[name], self._blank[name]
+        found = []
+        for e, t in zip(self.episode[rows].tolist(), self.moment[rows].tolist(), strict=True):
+            maps = episodes[e]
+            found.append(blank if maps is None else maps[t])
+        return torch.stack(found)
 
     def actions(self) -> Float[np.ndarray, "N A"]:
         """Every row's action."""

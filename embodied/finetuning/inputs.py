@@ -5,21 +5,24 @@ Shape letters: T rows of an episode.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
+from embodied.build import build
 from embodied.datasets import Dataset, layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.windows import Episode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
+from embodied.finetuning import backbones
 from embodied.opening import open_dataset
 from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy, Spec
+from policies.vla.pretrained import Backbone
 from policies.vla.stats import Normaliser
 from rewards.progress import tqdm
 from rewards.storage import SAME, picture_probe
@@ -134,6 +137,22 @@ def make_eyes(planned: Plan, encoder: Any, *, layer: str | None, channels: int) 
     return eyes
 
 
+def senses(policy: ChunkPolicy | BestOfN, encoder_config: DictConfig) -> tuple[Mapping[str, Any], Any]:
+    """How a saved policy sees (by camera) and is spoken to.
+
+    Args:
+        policy: that was saved.
+        encoder_config: of the run; not built where the policy brings a body of its own.
+
+    Raises:
+        UserError: another encoder, or other weights of it.
+    """
+    if isinstance(policy, ChunkPolicy) and isinstance(policy.fusion, Backbone):
+        return backbones.eyes(tuple(policy.spec.cameras), policy.fusion.chosen.size), policy.fusion.prompts
+    encoder = build(encoder_config)
+    return kept_eyes(policy, encoder), Sentences(encoder)
+
+
 def kept_eyes(policy: ChunkPolicy | BestOfN, encoder: Any) -> dict[str, Eye]:
     """The eyes of a policy that was saved.
 
@@ -152,7 +171,7 @@ def kept_eyes(policy: ChunkPolicy | BestOfN, encoder: Any) -> dict[str, Eye]:
     }
 
 
-def read(planned: Plan, eyes: Mapping[str, Eye], *, desc: str = "encoding") -> list[Episode]:
+def read(planned: Plan, eyes: Mapping[str, Any], *, desc: str = "encoding") -> list[Episode]:
     """Every episode of the plan's datasets, encoded; what was encoded before is read again."""
 
     def look(name: str) -> Any:
@@ -185,31 +204,43 @@ class Sentences:
         return torch.stack(rows)
 
 
-def windows(episodes: Sequence[Episode], planned: Plan, horizon: int, say: Sentences) -> Windows:
+def windows(
+    episodes: Sequence[Episode], planned: Plan, horizon: int, say: Callable[[Sequence[str]], Tensor]
+) -> Windows:
     """The episodes as windows."""
     sentences = list(dict.fromkeys(episode.instruction for episode in episodes))
     texts = dict(zip(sentences, say(sentences), strict=True))
     return Windows(episodes, horizon=horizon, cameras=planned.cameras, texts=texts)
 
 
-def new_policy(config: DictConfig, planned: Plan, eyes: Mapping[str, Eye], encoder: Any, rows: Windows) -> ChunkPolicy:
-    """A policy that knows nothing yet but how to normalise; the same for one seed."""
+def new_policy(config: DictConfig, planned: Plan, eyes: Mapping[str, Any], encoder: Any, rows: Windows) -> ChunkPolicy:
+    """A policy that knows nothing yet but how to normalise, and what its backbone knows; the same for one seed."""
     policy = config.policy
-    about = {"name": encoder.name, "layer": policy.layer, "probe": picture_probe(encoder).tolist()}
-    about["mark"] = next(iter(eyes.values())).mark
-    spec = Spec(
-        cameras={name: len(eye.offset) for name, eye in eyes.items()}, states=planned.states, actions=planned.actions,
-        text=encoder.dim, horizon=policy.horizon, fps=planned.fps, head=policy.head, width=policy.width,
-        places=policy.places, layers=tuple(policy.layers), heads=policy.heads, frames=planned.frames, encoder=about,
-    )  # fmt: skip
     keep = [str(name) for name in policy.keep]
     if unknown := [name for name in keep if name not in planned.actions]:
         raise UserError(f"policy.keep must be entries of the action; got {unknown[0]!r}. "
                         f"{nearest(unknown[0], planned.actions)}")  # fmt: skip
+    known: dict[str, Any] = {
+        "states": planned.states, "actions": planned.actions, "horizon": policy.horizon, "fps": planned.fps,
+        "head": policy.head, "frames": planned.frames,
+    }  # fmt: skip
+    compress: dict[str, tuple[Tensor, Tensor]] = {}
+    if policy.backbone is not None:
+        made = backbones.chosen(config, backbones.device_of(config))
+        spec = Spec(cameras=dict.fromkeys(eyes, 3), text=0, backbone=asdict(made), **known)
+    else:
+        about = {"name": encoder.name, "layer": policy.layer, "probe": picture_probe(encoder).tolist()}
+        about["mark"] = next(iter(eyes.values())).mark
+        spec = Spec(
+            cameras={name: len(eye.offset) for name, eye in eyes.items()}, text=encoder.dim, width=policy.width,
+            places=policy.places, layers=tuple(policy.layers), heads=policy.heads, encoder=about, **known,
+        )  # fmt: skip
+        compress = {name: (eye.weight, eye.offset) for name, eye in eyes.items()}
     torch.manual_seed(config.seed)
-    return ChunkPolicy(
-        spec,
-        Normaliser.fit(rows.states(), policy.normalisation, names=planned.states),
-        Normaliser.fit(rows.actions(), policy.normalisation, names=planned.actions, keep=keep),
-        {name: (eye.weight, eye.offset) for name, eye in eyes.items()},
-    )
+    with backbones.explained(), backbones.within_memory(config):
+        return ChunkPolicy(
+            spec,
+            Normaliser.fit(rows.states(), policy.normalisation, names=planned.states),
+            Normaliser.fit(rows.actions(), policy.normalisation, names=planned.actions, keep=keep),
+            compress,
+        )

@@ -10,10 +10,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from torch import Tensor
 
-from embodied.datasets.maps import Eye
 from embodied.files import write_text
-from embodied.finetuning.inputs import Sentences
 from embodied.finetuning.rollouts import Played, Stage, play
 from embodied.training.evaluation import Evaluation
 from embodied.training.labeller import Ended
@@ -37,14 +36,14 @@ class Arena:
     Attributes:
         make: makes one world.
         eyes: camera -> pictures to maps.
-        say: sentences to vectors.
+        say: sentences to vectors or tokens.
         worlds: at once.
         instruction: the sentence; None: the world's own.
     """
 
     make: Callable[[], gymnasium.Env]
-    eyes: Mapping[str, Eye]
-    say: Sentences
+    eyes: Mapping[str, Callable[[np.ndarray], Tensor]]
+    say: Callable[[Sequence[str]], Tensor]
     worlds: int
     instruction: str | None = None
 
@@ -57,22 +56,36 @@ class Arena:
         )
 
     def actor(
-        self, policy: ChunkPolicy | BestOfN, stage: Stage, execute: int, *, noise: float = 0.0, seed: int = 0
+        self,
+        policy: ChunkPolicy | BestOfN,
+        stage: Stage,
+        execute: int,
+        *,
+        noise: float = 0.0,
+        seed: int = 0,
+        **how: Any,
     ) -> ChunkActor:
-        """The policy, acting."""
+        """The policy, acting; `how` of `ChunkActor`."""
         return ChunkActor(
             policy, lambda name, frames: self.eyes[name](frames), self.say, low=stage.low, high=stage.high,
-            execute=execute, noise=noise, seed=seed,
+            execute=execute, noise=noise, seed=seed, **how,
         )  # fmt: skip
 
     def play(
-        self, policy: ChunkPolicy | BestOfN, execute: int, seeds: Sequence[int], *, desc: str, film: Sequence[int] = ()
+        self,
+        policy: ChunkPolicy | BestOfN,
+        execute: int,
+        seeds: Sequence[int],
+        *,
+        desc: str,
+        film: Sequence[int] = (),
+        **how: Any,
     ) -> list[Played]:
-        """One episode a start, with a bar."""
+        """One episode a start, with a bar; `how` of `ChunkActor`."""
         stage = self.stage(policy, len(seeds))
         try:
             with tqdm(total=len(seeds), desc=desc, unit="episode", leave=False) as bar:
-                return play(self.actor(policy, stage, execute), stage, seeds, film=film, tick=bar.update)
+                return play(self.actor(policy, stage, execute, **how), stage, seeds, film=film, tick=bar.update)
         finally:
             stage.close()
 

@@ -27,7 +27,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.windows import Episode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import growing, imagining, inputs, judging, labels, ranking
+from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.training import POLICY, advance, train
 from embodied.report import write_video
@@ -61,11 +61,14 @@ class Session:
     plan: inputs.Plan
 
     @cached_property
-    def say(self) -> inputs.Sentences:
-        return inputs.Sentences(self.encoder)
+    def say(self) -> Any:
+        backbone = self.config.policy.backbone
+        return inputs.Sentences(self.encoder) if backbone is None else backbones.prompts(str(backbone))
 
     @cached_property
     def eyes(self) -> dict[str, Any]:
+        if self.config.policy.backbone is not None:
+            return backbones.eyes(self.plan.cameras, backbones.chosen(self.config, self.device).size)
         for name in (BASELINE, *STAGES):  # those that a policy of this run was trained with
             if (self.folder / name / POLICY / CONFIG).is_file():
                 return inputs.kept_eyes(ChunkPolicy.load(self.folder / name / POLICY), self.encoder)
@@ -105,18 +108,21 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        name = str(self.config.device)
-        return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        return backbones.device_of(self.config)
 
     def train(self, name: str, policy: ChunkPolicy, weights: np.ndarray, rows: Windows) -> ChunkPolicy:
         """Imitate into this run's folder of a name."""
         config, held_out = self.config, rows.rows_of(_padded(self.held_out, len(rows.episodes)))
         learned = np.where(_padded(self.held_out, len(rows.episodes))[rows.episode], 0.0, weights)
-        return train(
-            self.folder / name, policy, learned, rows, steps=config.steps, batch_size=config.batch_size,
-            learning_rate=config.learning_rate, seed=config.seed, held_out=held_out,
-            checkpoint_every=config.checkpoint_every, log_every=config.log_every, name=name,
-        )  # fmt: skip
+        rate = config.learning_rate
+        if rate is None:
+            rate = 1e-3 if config.policy.backbone is None else backbones.RATE
+        with backbones.explained(), backbones.within_memory(config):
+            return train(
+                self.folder / name, policy, learned, rows, steps=config.steps, batch_size=config.batch_size,
+                learning_rate=rate, seed=config.seed, held_out=held_out,
+                checkpoint_every=config.checkpoint_every, log_every=config.log_every, name=name,
+            )  # fmt: skip
 
     # Growing --------------------------------------------------------------------------------------------
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied.build import build
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import inputs, judging
+from embodied.finetuning import backbones, inputs, judging
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
 from embodied.report import write_video
@@ -20,6 +19,7 @@ from embodied.trust import check_trusted
 from embodied.worlds import env_maker
 from policies.vla.choosing import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
+from policies.vla.lerobot import LeRobotPolicy
 
 
 def load(
@@ -38,7 +38,8 @@ def load(
         )
     config = load_literal(folder / "config.yaml")
     check_trusted(folder, resolved(config), trust)
-    policy = load_acting(folder / name / POLICY)
+    with backbones.explained():
+        policy = load_acting(folder / name / POLICY)
     where = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     return policy.to(where), config, int(about.get("execute") or policy.spec.horizon)
 
@@ -59,16 +60,17 @@ def evaluate(config: DictConfig, folder: Path) -> str:
         trained.env = config.env
     if trained.get("env") is None:
         raise UserError("env must say in which world to try it: the data come from none of ours. Add env=…")
-    encoder = build(trained.encoder)
-    arena = judging.Arena(
-        env_maker(trained),
-        inputs.kept_eyes(policy, encoder),
-        inputs.Sentences(encoder),
-        config.num_worlds,
-        trained.policy.instruction,
-    )
+    eyes, say = inputs.senses(policy, trained.encoder)
+    arena = judging.Arena(env_maker(trained), eyes, say, config.num_worlds, trained.policy.instruction)
     seeds = list(range(config.seed, config.seed + config.episodes))
-    played = arena.play(policy, execute, seeds, desc="evaluation", film=seeds[: config.videos])
+    execute = int(config.execute or execute)
+    how = {"ensemble": config.ensemble, "delay": int(config.delay), "go_on": bool(config.go_on)}
+    try:
+        played = arena.play(policy, execute, seeds, desc="evaluation", film=seeds[: config.videos], **how)
+    except ValueError as error:
+        if not str(error).startswith("ChunkActor: "):
+            raise
+        raise UserError(str(error).removeprefix("ChunkActor: ")) from error
     (folder / "videos").mkdir(exist_ok=True)
     for i, each in enumerate(played[: config.videos]):
         word = {True: "success", False: "failure", None: "episode"}[each.success]
@@ -77,7 +79,23 @@ def evaluate(config: DictConfig, folder: Path) -> str:
         file = folder / "videos" / f"{i}_evaluate_{word}.mp4"
         write_video(file, each.pictures, each.rewards, title=f"evaluate · start {each.seed} · {word}")
     rows = judging.as_rows(played)
-    found = {"env": trained.env.id, "seed": config.seed, "execute": execute} | judging.summary(rows)
+    found = {"env": trained.env.id, "seed": config.seed, "execute": execute} | how | judging.summary(rows)
     write_text(folder / "evaluate.json", json.dumps(found | {"episodes_played": rows}, indent=2) + "\n")
     steps = "" if found["steps_to_success"] is None else f", {found['steps_to_success']:.0f} steps to it"
     return f"Success {judging.told_rate(rows)} of {trained.env.id}{steps}; {execute} steps of a chunk executed."
+
+
+def lerobot_policy(folder: str | Path, *, device: str = "auto", trust: Iterable[str] | None = None) -> LeRobotPolicy:
+    """A run's policy under LeRobot's signatures.
+
+    Args:
+        folder: of `embodied finetune`.
+        device: see `embodied evaluate`.
+        trust: what its config may reach out to.
+
+    Raises:
+        UserError: no policy there.
+    """
+    policy, config, execute = load(Path(folder), device, trust=trust)
+    eyes, say = inputs.senses(policy, config.encoder)
+    return LeRobotPolicy(policy, eyes, say, execute=execute)

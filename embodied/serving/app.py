@@ -21,17 +21,18 @@ from starlette.requests import ClientDisconnect
 from embodied.serving import protocol
 from embodied.serving.bodies import linger, media
 from embodied.serving.connections import LONGEST_PAUSE_S
+from embodied.serving.gate import BYTES_PER_REQUEST, VERSION, Gate
 from embodied.serving.images import check_size, read_images
 from embodied.serving.limits import Limits
 from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping
-from embodied.serving.service import BYTES_PER_REQUEST, VERSION, Service
+from embodied.serving.service import Service
 from embodied.serving.sessions import MAX_NAMES, Session, read_moments
 from rewards.core import Features, Scorer
 
 IMAGES = {"image/jpeg": "jpeg", "image/png": "png"}
 log = logging.getLogger(__name__)
 
-Work = Callable[[Service, Any, dict[str, Any]], Awaitable[dict[str, Any]]]
+Work = Callable[[Any, Any, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 def make_app(
@@ -69,6 +70,16 @@ def make_app(
         max_wait_ms=max_wait_ms,
     )
 
+    app = application(service)
+    for path, handler in ((protocol.ENCODE, encode), (protocol.POTENTIALS, potentials), (protocol.SCORE, score)):
+        app.add_api_route(path, handler, methods=["POST"], response_class=Response)
+    app.add_api_websocket_route(protocol.STREAM, stream)
+    return app
+
+
+def application(service: Gate) -> FastAPI:
+    """An application with what every server here answers; its service's threads end with its lifespan."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
@@ -80,16 +91,13 @@ def make_app(
     plain = ((protocol.HEALTH, health), ("/health", health), (protocol.DOCS, docs), (protocol.METRICS, metrics))
     for path, handler in (*plain, (protocol.MODEL, model)):
         app.add_api_route(path, handler, methods=["GET"], response_class=Response)
-    for path, handler in ((protocol.ENCODE, encode), (protocol.POTENTIALS, potentials), (protocol.SCORE, score)):
-        app.add_api_route(path, handler, methods=["POST"], response_class=Response)
-    app.add_api_websocket_route(protocol.STREAM, stream)
     app.add_exception_handler(HTTPException, _not_found)
     return app
 
 
 async def health(request: Request) -> Response:
     """Whether the server takes requests; needs no token."""
-    service: Service = request.app.state.service
+    service: Gate = request.app.state.service
     status = "draining" if service.draining else "ok"
     return _reply(request, {"status": status, **service.stamp}, 503 if service.draining else 200)
 
@@ -100,7 +108,7 @@ async def model(request: Request) -> Response:
     async def work(service: Service, client: Any, message: dict[str, Any]) -> dict[str, Any]:
         return service.describe()
 
-    return await _serve(request, work)
+    return await serve(request, work)
 
 
 async def docs(request: Request) -> Response:
@@ -110,14 +118,14 @@ async def docs(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     """Prometheus metrics."""
-    service: Service = request.app.state.service
+    service: Gate = request.app.state.service
     try:
         service.check_caller(request.headers)
     except RefusedError as error:
         service.refused(error, service.rate(request.client or request), _host(request))
         return _refuse(request, error)
     service.metrics.sessions.set(len(service.sessions))
-    service.metrics.queued.set(service.batcher.queued)
+    service.metrics.queued.set(service.queued)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -135,7 +143,7 @@ async def encode(request: Request) -> Response:
         checked = [protocol.text(each, "texts", service.limits) for each in texts]
         return {"features": encode_array(await service.encode_texts(checked))}
 
-    return await _serve(request, work)
+    return await serve(request, work)
 
 
 async def potentials(request: Request) -> Response:
@@ -147,7 +155,7 @@ async def potentials(request: Request) -> Response:
         arrays = {name: encode_array(values) for name, values in each.items()}
         return {"potentials": arrays, "combined": encode_array(combined)}
 
-    return await _serve(request, work)
+    return await serve(request, work)
 
 
 async def score(request: Request) -> Response:
@@ -177,7 +185,7 @@ async def score(request: Request) -> Response:
         listed = {name: values[0].tolist() for name, values in each.items()}
         return {"potentials": listed, "combined": combined[0].tolist(), "rewards": rewards[0].tolist()}
 
-    return await _serve(request, work)
+    return await serve(request, work)
 
 
 async def stream(socket: WebSocket) -> None:
@@ -204,9 +212,9 @@ async def stream(socket: WebSocket) -> None:
 # Requests and answers -----------------------------------------------------------------------------------
 
 
-async def _serve(request: Request, work: Work) -> Response:
+async def serve(request: Request, work: Work) -> Response:
     """Check, read, work, answer; whatever happens the answer is JSON or msgpack that says so."""
-    service: Service = request.app.state.service
+    service: Gate = request.app.state.service
     client = request.client or request
     host = _host(request)
     rate, came_s = service.rate(client), time.monotonic()
@@ -284,10 +292,9 @@ def _refuse(request: Any, error: RefusedError, *, close: bool = False) -> Respon
 
 
 async def _not_found(request: Request, error: Any) -> Response:
-    paths = "/healthz, /docs, /metrics, /v1/model, /v1/encode, /v1/potentials, /v1/score, /v1/stream (WebSocket)"
     got = f"{request.method} {request.scope['path']}"
-    service: Service = request.app.state.service
-    refused = RefusedError("not_found", str(error.detail), expected=paths, got=got, status=error.status_code)
+    service: Gate = request.app.state.service
+    refused = RefusedError("not_found", str(error.detail), expected=service.paths, got=got, status=error.status_code)
     service.refused(refused, service.rate(request.client or request), _host(request))
     return _refuse(request, refused, close=request.method != "GET")
 

@@ -28,6 +28,16 @@ text. An answer comes as its request came. Every answer, errors too, has `model_
                         itself as the body (`Content-Type: image/jpeg`), one episode
                         → {"potentials": {head: [T numbers]}, "combined": [T], "rewards": [T - 1]}
 
+    A policy's server (`embodied serve policy=…`) has /healthz, /docs, /metrics and
+    GET  /v1/model      {"cameras": {name: [H, W]}, "states": [name, …], "actions": [name, …], "horizon", "execute",
+                        "fps", "going_on": bool, "limits"}
+    POST /v1/act        {"images": {camera: Image}, "state": Array (S,), "instruction": text, "going_on"?: {"actions":
+                        Array (n, A) under way from now on, "delay": actions done before the answer comes}, "id"?: any,
+                        "captured_s"?: number}
+                        → {"actions": Array (H, A) in the robot's units, "latency_ms", "id" and "captured_s" as they
+                        came}. Nothing is kept of a client: a request may be sent again, an answer come late or twice;
+                        which of its actions may still be done is the client's to say (policies/vla/queue.py).
+
     Refused: 4xx or 503, JSON {"error": text, "expected": text, "got": text, "code": code}; `Retry-After` (seconds)
     with 429 and 503.
 
@@ -73,7 +83,7 @@ from embodied.serving.limits import Limits
 
 MSGPACK, JSON = "application/msgpack", "application/json"
 ENCODE, POTENTIALS, SCORE, MODEL = "/v1/encode", "/v1/potentials", "/v1/score", "/v1/model"
-STREAM, HEALTH, METRICS, DOCS = "/v1/stream", "/healthz", "/metrics", "/docs"
+ACT, STREAM, HEALTH, METRICS, DOCS = "/v1/act", "/v1/stream", "/healthz", "/metrics", "/docs"
 TOKEN_VARIABLE = "EMBODIED_TOKEN"
 IDLE, GOING_AWAY, POLICY = 4408, 1001, 1008  # close codes
 DTYPES = ("float32", "uint8", "bool")

@@ -16,9 +16,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from embodied.scoring import Layout
 from embodied.serving import protocol
+from embodied.serving.gate import BYTES_PER_REQUEST, Gate
 from embodied.serving.images import check_total, read_images
 from embodied.serving.protocol import RefusedError
-from embodied.serving.service import BYTES_PER_REQUEST, Service
+from embodied.serving.service import Service
 from embodied.serving.streams import UNSCORABLE, Outcome, SessionStream, push_each, reason
 
 MAX_NAMES = 16  # views, and signals, of a session
@@ -220,7 +221,7 @@ class Session:
             self._kept = (stream.episode, kept)
 
 
-async def read_moments(service: Service, images: dict[str, Any], views: Sequence[str]) -> tuple[int, list[np.ndarray]]:
+async def read_moments(service: Gate, images: dict[str, Any], views: Sequence[str]) -> tuple[int, list[np.ndarray]]:
     """Every view's images, checked and decoded.
 
     Returns:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 SPREAD = 4.0  # of coordinates, which move little of their whole range
@@ -22,15 +22,16 @@ class Observation:
     """What a policy is told at one moment.
 
     Attributes:
-        maps: camera -> (B, C, h, w), what an encoder sees where; any precision.
+        maps: camera -> (B, C, h, w), what an encoder sees where, in any precision; or pictures, uint8 RGB, for a
+            pretrained body.
         seen: camera -> (B,) bool, whether there was a picture; where not, its map is never looked at.
-        text: (B, D), the sentence's vector.
+        text: (B, D), the sentence's vector; or its tokens, for a pretrained body.
         state: (B, S), own readings, normalised.
     """
 
-    maps: Mapping[str, Float[Tensor, "B C h w"]]
+    maps: Mapping[str, Shaped[Tensor, "B C h w"]]
     seen: Mapping[str, Bool[Tensor, " B"]]
-    text: Float[Tensor, "B D"]
+    text: Shaped[Tensor, "B D"]
     state: Float[Tensor, "B S"]
 
     def __len__(self) -> int:

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from policies.vla.execute import guided
+
 Slots = Callable[[Tensor | None, Tensor | None], Tensor]  # (noisy chunk, time) -> (B, H, W)
 TRAIN_STEPS = 50  # of the diffusion schedule, as in OFT
 
@@ -82,6 +84,29 @@ class FlowHead(L1Head):
         for k in range(self.steps):
             time = torch.full((len(noise),), 1 - k / self.steps).to(noise)
             noise = noise - self(slots(noise, time)) / self.steps
+        return noise
+
+    def go_on(
+        self,
+        slots: Slots,
+        noise: Float[Tensor, "B H A"],
+        before: Float[Tensor, "B H A"],
+        weights: Float[Tensor, " H"],
+    ) -> Float[Tensor, "B H A"]:
+        """A chunk that goes on from one under way; see `policies.vla.execute`.
+
+        Args:
+            slots, noise: as of `sample`.
+            before: the one under way, normalised.
+            weights: how firmly each of its actions is held.
+        """
+        for k in range(self.steps):
+            time = 1 - k / self.steps
+
+            def velocity(noisy: Tensor, time: float = time) -> Tensor:
+                return self(slots(noisy, torch.full((len(noisy),), time).to(noisy)))
+
+            noise = noise - guided(velocity, noise, time, before, weights) / self.steps
         return noise
 
 

@@ -65,10 +65,11 @@ class Imitation:
         self._chosen = np.flatnonzero(weights)
         self._chances = np.cumsum(weights[self._chosen]) / weights.sum()
         self._rate, self._warmup, self._decay = learning_rate, max(min(warmup, steps // 10), 1), decay
-        self._optimizer = torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
+        self._learned = list(policy.learned().values())
+        self._optimizer = torch.optim.AdamW(self._learned, lr=learning_rate, weight_decay=weight_decay)
         self._seed, self._also = seed, also
         self.done = 0
-        self.average = {name: value.detach().clone() for name, value in policy.state_dict().items()}
+        self.average = {name: value.detach().clone() for name, value in policy.learned().items()}
 
     def step(self) -> float:
         """One update; returns its loss.
@@ -91,23 +92,20 @@ class Imitation:
             raise FloatingPointError(f"Imitation: the loss must be finite; got {loss.item()} at step {self.done}.")
         self._optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(self._learned, 1.0)
         self._optimizer.step()
         self.done += 1
         keep = min(self._decay, self.done / (self.done + 10))  # a young average forgets its random start
         with torch.no_grad():
-            for name, value in self.policy.state_dict().items():
-                self.average[name].lerp_(value, 1 - keep) if value.is_floating_point() else self.average[name].copy_(
-                    value
-                )
+            for name, value in self.policy.learned().items():
+                self.average[name].lerp_(value, 1 - keep)
         return float(loss.detach())
 
     def averaged(self) -> ChunkPolicy:
         """The policy with the averaged weights; what learns goes on with its own."""
-        policy = self.policy
-        acting = ChunkPolicy(policy.spec, policy.state, policy.action, policy.compress)
-        acting.load_state_dict(self.average)
-        return acting.to(policy.device).eval()
+        acting = self.policy.twin()
+        acting.learn(self.average)
+        return acting.eval()
 
     @torch.no_grad()
     def error(self, rows: Int64[np.ndarray, " N"]) -> float:
@@ -121,7 +119,7 @@ class Imitation:
     def get_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and JSON values from which `load_state` goes on."""
         optimizer = self._optimizer.state_dict()
-        tensors = {f"policy/{name}": value for name, value in self.policy.state_dict().items()}
+        tensors = {f"policy/{name}": value for name, value in self.policy.learned().items()}
         tensors |= {f"average/{name}": value for name, value in self.average.items()}
         tensors |= {f"adam/{i}/{name}": v for i, state in optimizer["state"].items() for name, v in state.items()}
         return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"done": self.done}
@@ -132,7 +130,7 @@ class Imitation:
         def below(prefix: str) -> dict[str, Tensor]:
             return {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
 
-        self.policy.load_state_dict(below("policy/"))
+        self.policy.learn(below("policy/"))
         self.average = {name: value.to(self.policy.device).clone() for name, value in below("average/").items()}
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in below("adam/").items():

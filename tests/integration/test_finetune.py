@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from embodied import cli
 from embodied.datasets import Dataset, Writer
@@ -14,6 +16,7 @@ from embodied.finetuning.ranking import ranked
 from embodied.report import read_progress
 from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import Imitation
+from tests.tiny_vla import save_tiny_backbone
 
 SMALL = [
     "policy.horizon=4", "policy.channels=8", "policy.places=2", "policy.width=16", "policy.heads=2",
@@ -235,6 +238,60 @@ def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, m
     assert "must know which episodes succeeded" in refused(capsys, data, *everything)
     assert "policy.layer must be one of" in refused(capsys, data, "policy.layer=top", "labels.source=recorded", "run=y")
     assert not list(tmp_path.glob("[xy]/*/policy"))
+
+
+# Pretrained bodies --------------------------------------------------------------------------------------
+
+
+def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    source = save_tiny_backbone(tmp_path / "smolvlm", "smolvlm")
+    words = [f"data={demos}", "labels.source=recorded", "baseline=false", f"policy.backbone={source}", *SMALL]
+    step, left = Imitation.step, [5]
+
+    def runs_out(self):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self)
+
+    monkeypatch.setattr(Imitation, "step", runs_out)
+    told = refused(capsys, *words, "run=tuned", "policy.lora.rank=2")
+    assert "not enough memory for batch_size=4. Try batch_size=2, policy.checkpointing=true" in told
+    monkeypatch.setattr(Imitation, "step", step)
+    assert run("run=tuned", "resume=true") == 0
+    about = json.loads((tmp_path / "tuned/imitate/policy/policy.json").read_text())["spec"]
+    assert (about["backbone"]["rank"], about["backbone"]["source"], about["cameras"]) == (
+        2,
+        source,
+        {"front": 3, "wrist": 3},
+    )
+    assert set(load_file(tmp_path / "tuned/imitate/policy/policy.safetensors")) >= {"network/fusion.slots"}
+    assert cli.main(["evaluate", "run=tuned", "episodes=1", "num_worlds=1", "videos=0"]) == 0
+    (tmp_path / "smolvlm").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert cli.main(["evaluate", "run=tuned", "episodes=1"]) == cli.EXIT_USER_ERROR
+    assert "policy.backbone must be a hub id" in capsys.readouterr().err
+
+
+def test_what_is_no_backbone_is_refused_before_data_are_read(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "config.json").write_text('{"model_type": "llama"}')
+    data = [f"data={demos}", "labels.source=recorded"]
+    for words, told in (
+        (["policy.backbone=nowhere"], "policy.backbone must be a hub id (OWNER/NAME), or a folder with config.json"),
+        (["policy.backbone=text"], "policy.backbone must be an image-text model"),
+        (["policy.backbone=text", "policy.train=lra"], "did you mean lora"),
+        (["policy.backbone=text", "policy.lora.rank=0"], "policy.lora must have a rank of at least 1"),
+        (["policy.head=tokens"], "policy.head must be one of l1, flow, diffusion"),
+    ):
+        assert told in refused(capsys, *data, *words)
+    source = save_tiny_backbone(tmp_path / "smolvlm", "smolvlm")
+    assert "policy.size must be a multiple of 16" in refused(
+        capsys, *data, f"policy.backbone={source}", "policy.size=9"
+    )
+    assert not (tmp_path / "runs").exists()
 
 
 def test_rates_and_cameras_of_several_datasets_must_agree(demos, tmp_path, monkeypatch, capsys):
