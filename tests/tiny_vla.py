@@ -26,13 +26,16 @@ SIZES = {"smolvlm": 32, "qwen3_vl": 64, "qwen2_5_vl": 56, "paligemma": 28}
 CLASSES = ("smolvlm", "qwen3_vl", "paligemma")
 
 
-def save_tiny_backbone(folder: Path, kind: str, *, width: int = 32, layers: int = 2, wide: int = 64) -> str:
+def save_tiny_backbone(
+    folder: Path, kind: str, *, width: int = 32, layers: int = 2, wide: int = 64, size: int = 32, patch: int = 8
+) -> str:
     """Write a backbone of a class into a folder; returns its name.
 
     Args:
         folder: new.
         kind: one of `MARKS`.
         width, layers, wide: of its language model: hidden size, layers, MLP.
+        size, patch: of SmolVLM's pictures.
     """
     transformers = import_transformers()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -47,12 +50,13 @@ def save_tiny_backbone(folder: Path, kind: str, *, width: int = 32, layers: int 
     ids = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
     text = {
         "vocab_size": len(vocabulary), "hidden_size": width, "intermediate_size": wide, "num_hidden_layers": layers,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 2048, **ids,
+        "num_attention_heads": 2 if width < 256 else 8, "num_key_value_heads": 1, **ids,
+        "max_position_embeddings": 2048,
     }  # fmt: skip
     seen = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
     images = {"image_token_id": vocabulary.get("<image>", vocabulary.get("<|image_pad|>"))}
     if kind == "smolvlm":
-        vision = seen | {"num_hidden_layers": 2, "image_size": SIZES[kind], "patch_size": 8}
+        vision = seen | {"num_hidden_layers": 2, "image_size": size, "patch_size": patch}
         config = transformers.SmolVLMConfig(
             text_config={"model_type": "llama", **text}, vision_config=vision, scale_factor=2, **images
         )

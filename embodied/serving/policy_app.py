@@ -96,7 +96,7 @@ class PolicyService(Gate):
 
         def decide() -> Float[np.ndarray, "H A"]:
             obs = Observation(
-                {name: self._see[name](frame[None]) for name, frame in zip(cameras, frames, strict=True)},
+                {name: self._see[name](np.array(frame[None])) for name, frame in zip(cameras, frames, strict=True)},
                 {name: torch.ones(1, dtype=torch.bool) for name in cameras},
                 self._say([instruction]),
                 torch.from_numpy(np.array(state))[None],

@@ -9,11 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from embodied import cli
+from embodied.commands import serve
 from embodied.datasets import Dataset, Writer
 from embodied.finetuning import judging, labels
 from embodied.finetuning.outcomes import after_each
 from embodied.finetuning.ranking import ranked
+from embodied.finetuning.trying import lerobot_policy
 from embodied.report import read_progress
+from embodied.serving.limits import Limits
 from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import Imitation
 from tests.tiny_vla import save_tiny_backbone
@@ -268,6 +271,15 @@ def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tm
     )
     assert set(load_file(tmp_path / "tuned/imitate/policy/policy.safetensors")) >= {"network/fusion.slots"}
     assert cli.main(["evaluate", "run=tuned", "episodes=1", "num_worlds=1", "videos=0"]) == 0
+    app = serve.policy_served(cli.compose("serve", ["policy=tuned"]), limits=Limits(), token=None)
+    told = app.state.service.describe()
+    app.state.service.close()
+    assert (told["cameras"], told["horizon"]) == ({"front": [32, 32], "wrist": [32, 32]}, 4)
+    random = torch.Generator().manual_seed(0)
+    seen = {f"observation.images.{name}": torch.rand(1, 3, 32, 32, generator=random) for name in ("front", "wrist")}
+    policy = lerobot_policy("tuned")
+    state = torch.zeros(1, len(policy.policy.spec.states))
+    assert policy.select_action(seen | {"observation.state": state, "task": ["reach"]}).shape == (1, 4)
     (tmp_path / "smolvlm").rename(tmp_path / "elsewhere")
     capsys.readouterr()
     assert cli.main(["evaluate", "run=tuned", "episodes=1"]) == cli.EXIT_USER_ERROR
