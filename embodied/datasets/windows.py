@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from embodied.datasets import layout
@@ -109,7 +109,7 @@ class Episode:
     """One demonstration, encoded.
 
     Attributes:
-        maps: camera -> (T, P, h, w) half precision; those there are.
+        maps: camera -> (T, P, h, w) half precision, or pictures (T, 3, s, s) uint8; those there are.
         state: (T, S).
         actions: (T, A).
         instruction: "" where there is none.
@@ -118,7 +118,7 @@ class Episode:
         index: of it in its dataset.
     """
 
-    maps: Mapping[str, Float[Tensor, "T P h w"]]
+    maps: Mapping[str, Shaped[Tensor, "T P h w"]]
     state: Float[np.ndarray, "T S"]
     actions: Float[np.ndarray, "T A"]
     instruction: str

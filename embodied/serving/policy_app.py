@@ -24,6 +24,7 @@ from embodied.serving.gate import Gate
 from embodied.serving.limits import Limits
 from embodied.serving.protocol import RefusedError, decode_array, encode_array, mapping
 from embodied.serving.sessions import read_moments
+from policies.vla.actor import Deciding
 from policies.vla.core import ChunkPolicy
 from policies.vla.embedded import Observation
 from policies.vla.execute import GoingOn
@@ -44,7 +45,7 @@ class PolicyService(Gate):
 
     def __init__(
         self,
-        policy: ChunkPolicy,
+        policy: Deciding,
         see: Mapping[str, Callable[[np.ndarray], Tensor]],
         say: Callable[[Sequence[str]], Tensor],
         *,
@@ -55,6 +56,7 @@ class PolicyService(Gate):
     ) -> None:
         super().__init__(model_id=model_id, limits=limits, token=token)
         self.policy, self._see, self._say, self._execute = policy, see, say, execute
+        self._goes_on = isinstance(policy, ChunkPolicy) and policy.spec.head == "flow"
 
     def describe(self) -> dict[str, Any]:
         """What /v1/model says."""
@@ -66,7 +68,7 @@ class PolicyService(Gate):
             "horizon": spec.horizon,
             "execute": self._execute,
             "fps": spec.fps,
-            "going_on": spec.head == "flow",
+            "going_on": self._goes_on,
             "limits": dataclasses.asdict(self.limits),
             **self.stamp,
         }
@@ -101,6 +103,8 @@ class PolicyService(Gate):
                 self._say([instruction]),
                 torch.from_numpy(np.array(state))[None],
             )
+            if going_on is None or not isinstance(self.policy, ChunkPolicy):
+                return self.policy.predict_chunk(obs)[0].numpy()
             return self.policy.predict_chunk(obs, None, going_on)[0].numpy()
 
         actions = await self.on_heads(decide)
@@ -114,7 +118,7 @@ class PolicyService(Gate):
         if value is None:
             return None
         spec, given = self.policy.spec, mapping(value, "going_on")
-        if spec.head != "flow":
+        if not self._goes_on:
             raise RefusedError("bad_message", "This policy cannot go on from a chunk.", expected="no going_on")
         rest, delay = decode_array(given.get("actions"), "going_on.actions", ndim=2), given.get("delay")
         wanted = f"1 to {spec.horizon} finite actions of {len(spec.actions)}, and a delay within them"

@@ -142,7 +142,7 @@ class ChunkPolicy(nn.Module):
 
     def loss(self, batch: Batch, random: torch.Generator) -> Float[Tensor, " B"]:
         """Each row's error, in normalised units."""
-        context = batch.context
+        context: Any = batch.context
         if context is None:
             context = self.look(batch.obs, random if self.training else None)
         chunk = self.action.forward(torch.nan_to_num(batch.chunk.cpu())).to(self.device)

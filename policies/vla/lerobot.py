@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from policies.vla.actor import Say
-from policies.vla.core import ChunkPolicy
+from policies.vla.actor import Deciding, Say
 from policies.vla.embedded import Observation
 
 IMAGES, STATE, TASK = "observation.images.", "observation.state", "task"
@@ -41,7 +40,7 @@ class LeRobotPolicy:
     """
 
     def __init__(
-        self, policy: ChunkPolicy, see: Mapping[str, Callable[[np.ndarray], Tensor]], say: Say, *, execute: int
+        self, policy: Deciding, see: Mapping[str, Callable[[np.ndarray], Tensor]], say: Say, *, execute: int
     ) -> None:
         if not 1 <= execute <= policy.spec.horizon:
             raise ValueError(f"LeRobotPolicy: execute must be from 1 to {policy.spec.horizon}; got {execute}.")
