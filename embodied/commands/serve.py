@@ -32,8 +32,6 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import runs, scorers, scoring
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
-from embodied.finetuning import inputs, trying
-from embodied.finetuning.training import POLICY
 from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
@@ -100,7 +98,10 @@ def served(config: DictConfig, **options: Any) -> Any:
 
 
 def policy_served(config: DictConfig, *, limits: Limits, token: str | None) -> Any:
-    """The application of a fine-tuned policy, loaded and warm."""
+    """The application of a fine-tuned policy, loaded."""
+    from embodied.finetuning import inputs, trying  # of the extra train, which serving rewards does without
+    from embodied.finetuning.training import POLICY
+
     torch.set_num_threads(config.threads)
     folder = runs.find(str(config.policy), runs.ROOT / "finetune")
     policy, trained, execute = trying.load(folder, config.device, trust=config.trust)
