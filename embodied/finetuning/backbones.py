@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from embodied.datasets.maps import PictureEye
 from embodied.errors import UserError, nearest
 from policies.vla.families import FAMILIES, natural_size
-from policies.vla.pretrained import (
+from policies.vla.sources import (
     ATTENTION,
     PRECISIONS,
     TRAIN,

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from policies.vla.embedded import Fusion, Observation
 from policies.vla.execute import GoingOn
 from policies.vla.heads import HEADS, FlowHead
-from policies.vla.pretrained import Backbone, Chosen
+from policies.vla.pretrained import Backbone
+from policies.vla.sources import Chosen
 from policies.vla.stats import Normaliser
 from policies.vla.tokens import TokenHead
 
@@ -50,7 +51,7 @@ class Spec:
         width, places, layers, heads: of `Fusion`.
         frames: camera -> [H, W] of the pictures it was trained on.
         encoder: whose maps it reads: name, layer, and a probe that tells its weights.
-        backbone: a pretrained body in place of `Fusion`, see `policies.vla.pretrained.Chosen`; empty: none.
+        backbone: a pretrained body in place of `Fusion`, see `policies.vla.sources.Chosen`; empty: none.
     """
 
     cameras: Mapping[str, int]

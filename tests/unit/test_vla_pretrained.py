@@ -13,7 +13,8 @@ from policies.vla.embedded import Observation
 from policies.vla.families import patches
 from policies.vla.imitation import Imitation
 from policies.vla.pictures import cropped, recoloured, resized
-from policies.vla.pretrained import Chosen, fetched, see_mask
+from policies.vla.pretrained import see_mask
+from policies.vla.sources import Chosen, fetched
 from policies.vla.stats import Normaliser
 from policies.vla.tokens import BINS, binned, middles
 from tests.tiny_vla import CLASSES, SIZES, save_tiny_backbone
