@@ -1,4 +1,4 @@
-"""Where a pretrained body comes from: its folder, checked and loaded from safetensors; what of it is trained; its words."""
+"""Where a pretrained body comes from: its folder, checked, and loaded from safetensors; what is trained; its words."""
 
 from __future__ import annotations
 
