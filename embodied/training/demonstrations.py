@@ -32,11 +32,14 @@ def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Re
     last action, whose outcome nobody recorded, is left out.
 
     Raises:
-        UserError: no expert for a number of episodes; a dataset without the cameras, readings or actions of the worlds.
+        UserError: observations that are pictures; no expert for a number of episodes; a dataset without the cameras,
+            readings or actions of the worlds.
     """
     wanted = config.get("demos")
     if not wanted:
         return None
+    if stage.form in ("pixels", "mixed"):
+        raise UserError(f"demos cannot be seen as env.obs={stage.form} yet. Use env.obs=points or features.")
     dataset = _opened(config, wanted)
     chosen = range(len(dataset)) if isinstance(wanted, str) else range(int(wanted))
     if len(dataset) < len(chosen):
