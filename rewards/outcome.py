@@ -29,6 +29,7 @@ from rewards.views import mean_over_views
 
 DENSE = 0.25  # the most that progress is worth beside a goal that is reached
 MISSED, REACHED = 0.4, 0.9  # of the way from the demonstrations' starts to their ends: below it q = 0, above it q = 1
+APART = 0.5  # share of the mean way from start to end that must lie between all starts and all ends
 KIND, FOLDER = "outcome", "outcome"  # of the kept bounds, in the head's folder
 
 
@@ -67,7 +68,7 @@ class GoalDegree:
     @classmethod
     def fit(cls, text: Float[Tensor, " D"], demos: Sequence[Episode]) -> GoalDegree | None:
         """From demonstrations that end with the goal reached; None where its text does not tell their ends from their
-        starts in any view: where no two of these may be confused, a view is read.
+        starts in any view: a view is read where the lowest end is above the highest start by half of their difference.
 
         Args:
             text: (D,), the goal's embedding.
@@ -80,8 +81,9 @@ class GoalDegree:
                 continue
             said = [demo.features.views[name][0].float() @ text.to(demo.features.main).float() for demo in good]
             starts, ends = torch.stack([each[0] for each in said]), torch.stack([each[-1] for each in said])
-            if float(ends.min()) > float(starts.max()):
-                bounds[name] = (float(starts.mean()), float(ends.mean()))
+            start, end = float(starts.mean()), float(ends.mean())
+            if end > start and float(ends.min() - starts.max()) >= APART * (end - start):
+                bounds[name] = (start, end)
         return cls(text, bounds) if bounds else None
 
 

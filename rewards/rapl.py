@@ -309,7 +309,8 @@ def rapl_scorer(
         head = RAPL.load(model, encoder)
     else:
         head = RAPL.fit(demos, readout=readout, updates=updates, seed=seed)
-    head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
+    if head.readout == "causal":  # the other is no potential
+        head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
     return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 
