@@ -23,6 +23,8 @@ TARGETS: tuple[str, ...] = (
     "policies.drm.drm",
     "policies.tdmpc2.tdmpc2",
     "policies.modem.modem",
+    "policies.repo.repo",
+    "policies.infopower.infopower",
     "policies.sb3.sac",
     "policies.sb3.td3",
     "policies.sb3.dqn",

@@ -23,11 +23,14 @@ def env_maker(config: DictConfig) -> Any:
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
     env.pop("cameras", None)
     env.pop("points", None)
+    distractors = env.pop("distractors", None)
     if env.get("obs") in SEEN:
         env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees
     if cameras and env.get("camera") is None:
         env["camera"] = cameras[0]
     maker = partial(_make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+    if distractors is not None:
+        maker = partial(_distracted, maker, distractors)
     return partial(_sparse, maker) if config.get("sparse") else maker
 
 
@@ -35,6 +38,13 @@ def _make(**env: Any) -> gymnasium.Env:
     from embodied.envs.bridge import make  # MuJoCo, which rewards on pictures do without
 
     return make(**env)
+
+
+def _distracted(maker: Callable[[], gymnasium.Env], distractors: Any) -> gymnasium.Env:
+    from embodied.envs.distractors import Distracted, Distractors  # MuJoCo likewise
+
+    read = Distractors.read(distractors)
+    return maker() if read is None else Distracted(maker(), read)
 
 
 def _sparse(maker: Callable[[], gymnasium.Env]) -> gymnasium.Env:

@@ -9,14 +9,15 @@ Shape letters: B batch, T steps, S flat observation, A action.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from policies.core import Batch, Obs, Sampling, map_leaves
 from policies.networks import MLP, Standardise, action_size, adam, choose_device, flat, flat_size, settings_of
@@ -40,6 +41,34 @@ class Settings:
     norm: bool = True
 
 
+class ActionNet(nn.Module):
+    """What stood before and how it changed, each standardised, to the action between.
+
+    Args:
+        size: S, of what stands before and after.
+        actions: A.
+        widths: of the hidden layers.
+        generator: of the first weights.
+        norm: whether with LayerNorm.
+    """
+
+    def __init__(
+        self, size: int, actions: int, widths: Sequence[int], *, generator: torch.Generator, norm: bool = True
+    ) -> None:
+        super().__init__()
+        self.mlp = MLP(2 * size, widths, actions, generator=generator, norm=norm)
+        self.norm, self.change = Standardise(size), Standardise(size)
+
+    def forward(self, before: Float[Tensor, "B S"], after: Float[Tensor, "B S"]) -> Float[Tensor, "B A"]:
+        """Not bounded, so that its gradient never dies."""
+        return self.mlp(torch.cat([self.norm(before), self.change(after - before)], -1))
+
+    def add(self, before: Float[Tensor, "B S"], after: Float[Tensor, "B S"]) -> None:
+        """Count more pairs into the means and deviations."""
+        self.norm.add(before)
+        self.change.add(after - before)
+
+
 class Inverse:
     """The model; see the module.
 
@@ -61,13 +90,8 @@ class Inverse:
         self.device = torch.device(device)
         self.sampling = Sampling(length=1, batch_size=settings.batch_size)
         build = torch.Generator().manual_seed(seed)
-        self.mlp = MLP(2 * size, settings.network, actions, generator=build, norm=settings.norm).to(self.device)
-        self.norm, self.change = Standardise(size).to(self.device), Standardise(size).to(self.device)
-        self._adam = adam(self.mlp, settings.learning_rate)
-
-    def _actions(self, before: Tensor, after: Tensor) -> Tensor:
-        """(B, A); not bounded, so that its gradient never dies."""
-        return self.mlp(torch.cat([self.norm(before), self.change(after - before)], -1))
+        self.net = ActionNet(size, actions, settings.network, generator=build, norm=settings.norm).to(self.device)
+        self._adam = adam(self.net, settings.learning_rate)
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         """So many steps towards the actions that were done."""
@@ -75,9 +99,8 @@ class Inverse:
         for _ in range(count):
             batch = next(batches).to(self.device)
             before, after = (flat(map_leaves(lambda leaf, k=k: leaf[k], batch.obs)) for k in (0, 1))
-            self.norm.add(before)
-            self.change.add(after - before)
-            error = (self._actions(before, after) - batch.action[0]).square().mean()
+            self.net.add(before, after)
+            error = (self.net(before, after) - batch.action[0]).square().mean()
             self._adam.zero_grad()
             error.backward()
             self._adam.step()
@@ -88,17 +111,15 @@ class Inverse:
     def label(self, obs: Obs) -> np.ndarray:
         """(T, A) float32 in [-1, 1]: the actions of an episode of T + 1 observations."""
         x = flat(obs).to(self.device)
-        return self._actions(x[:-1], x[1:]).clamp(-1, 1).cpu().numpy()
+        return self.net(x[:-1], x[1:]).clamp(-1, 1).cpu().numpy()
 
     def state(self) -> State:
         """Everything that continuing needs."""
-        parts: dict[str, Any] = {"mlp": self.mlp, "norm": self.norm, "change": self.change, "adam": self._adam}
-        return pack(parts), {}
+        return pack({"net": self.net, "adam": self._adam}), {}
 
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Undo of `state`."""
-        parts: dict[str, Any] = {"mlp": self.mlp, "norm": self.norm, "change": self.change, "adam": self._adam}
-        unpack("Inverse.load_state", parts, tensors)
+        unpack("Inverse.load_state", {"net": self.net, "adam": self._adam}, tensors)
 
 
 def r_squared(said: np.ndarray, done: np.ndarray) -> float:

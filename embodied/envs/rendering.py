@@ -69,6 +69,17 @@ class FrameRenderer:
         finally:
             renderer.disable_depth_rendering()
 
+    def geoms(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
+        """(H, W) int32: which geom each pixel of `frame` shows, -1 where it shows none."""
+        renderer = self._renderer(height, width, fast=True)
+        renderer.enable_segmentation_rendering()
+        try:
+            renderer.update_scene(data, camera)
+            index, kind = np.moveaxis(renderer.render(), -1, 0)
+            return np.where(kind == mujoco.mjtObj.mjOBJ_GEOM, index, -1)
+        finally:
+            renderer.disable_segmentation_rendering()
+
     def picture(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, size: int = PICTURE_SIZE) -> np.ndarray:
         """(size, size, 3) uint8 RGB, contiguous."""
         return self._render(data, camera, size, size, fast=False)

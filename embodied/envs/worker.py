@@ -157,6 +157,7 @@ class Worlds:
                 "world": _saved(env),
                 "random": env.unwrapped.np_random.bit_generator.state,
                 "elapsed": [layer._elapsed_steps for layer in _layers(env) if hasattr(layer, "_elapsed_steps")],  # pyright: ignore
+                "wrappers": [layer.wrapper_state() for layer in _layers(env) if hasattr(layer, "wrapper_state")],  # pyright: ignore
                 "return": self._returns[k],
                 "length": self._lengths[k],
             }
@@ -171,6 +172,9 @@ class Worlds:
                 timed = [layer for layer in _layers(env) if hasattr(layer, "_elapsed_steps")]
                 for layer, elapsed in zip(timed, state["elapsed"], strict=True):
                     layer._elapsed_steps = elapsed  # pyright: ignore[reportAttributeAccessIssue]
+                kept = [layer for layer in _layers(env) if hasattr(layer, "set_wrapper_state")]
+                for layer, own in zip(kept, state.get("wrappers", []), strict=True):
+                    layer.set_wrapper_state(own)  # pyright: ignore[reportAttributeAccessIssue]
                 self._returns[k], self._lengths[k] = state["return"], state["length"]
         return [None] * len(states)
 

@@ -73,6 +73,8 @@ class World(gymnasium.Env, ABC):
         self.data = mujoco.MjData(self.model)
         self._renderer: FrameRenderer | None = None
         self._steps_per_action = round(self.ctrl_dt / self.sim_dt)
+        names = [self.model.geom(index).name for index in range(self.model.ngeom)]
+        self._behind = np.array([*(name.startswith(_BACKDROP) for name in names), True])  # the last: no geom
         self._look = {key: getattr(self.model, key).copy() for key in _LOOK_FIELDS}
         self.action_space = self._action_space()
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
@@ -227,6 +229,11 @@ class World(gymnasium.Env, ABC):
         size = image_size or self.image_size
         return self._frames().depth(self.data, camera or self.camera, size, size)
 
+    def backdrop(self, camera: str | None = None, image_size: int | None = None) -> np.ndarray:
+        """(H, W) bool: which pixels of `frame` show floor, walls or sky."""
+        size = image_size or self.image_size
+        return self._behind[self._frames().geoms(self.data, camera or self.camera, size, size)]
+
     @abstractmethod
     def randomize_look(self, rng: np.random.Generator) -> None:
         """Draw light, camera pose, surface colours and distractors; call `restore_look` to undo."""
@@ -285,6 +292,9 @@ def _numbers(looks: int | Sequence[int], who: str) -> tuple[int, ...]:
     if len(set(numbers)) < len(numbers) or any(number < 0 for number in numbers):
         raise ValueError(f"{who}: looks must be different numbers from 0; got {list(numbers)}.")
     return numbers
+
+
+_BACKDROP = ("floor", "wall")  # how the names of such geoms begin
 
 
 def graded(distance: float, reach: float, scale: float) -> float:

@@ -1,0 +1,169 @@
+"""World models before moving backgrounds: cart-pole from 32 px pictures, the task's own reward, short runs.
+
+`repo` is RePo, `drawing` the same class with reconstruction in place of the cap, `uncapped` RePo with β held where it
+begins; `infopower` is InfoPower and `powerless` the same without its empowerment term. Each learns in the plain world
+or before generated backgrounds, and is judged in the world it learned in. `random` acts at random. Then the camera is
+led round the scene of the plain RePo, which is judged before and after `align`. What is finished is not run again.
+
+    python -m benchmarks.distractors                         # all, one at a time
+    python -m benchmarks.distractors seeds=[0] steps=8000
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+
+from benchmarks.common import read_options, record, train, trained
+from embodied.literal import load_literal
+from embodied.training.aligning import RandomActor
+from embodied.training.evaluation import FINAL, evaluate
+from embodied.training.stage import Stage
+
+ROOT = Path("runs", "benchmarks", "distractors")
+EPISODES, ALIGN = 16, 1600
+WORLD = ["env=cartpole", "env.obs=pixels", "env.image_size=32", "reward=true"]
+SMALL = [
+    "policy.length=10", "policy.horizon=8", "policy.imagined=96", "policy.learning_rate=0.001",
+    "policy.behaviour_rate=0.001", "policy.learning_starts=400", "policy.updates_per_step=0.25",
+]  # fmt: skip
+WAYS = {
+    "repo": ["policy=repo", "policy.beta_rate=0.05"],
+    "drawing": ["policy=repo", "policy.reconstruct=true"],
+    "infopower": ["policy=infopower"],
+    "powerless": ["policy=infopower", "policy.empowerment=0"],
+    "uncapped": ["policy=repo", "policy.kl_cap=null"],
+}
+PLAIN, MOVING, STILL = "plain", "moving", "still"
+WANTED = (
+    ("repo", PLAIN), ("repo", MOVING), ("drawing", PLAIN), ("drawing", MOVING), ("infopower", MOVING),
+    ("powerless", MOVING), ("uncapped", MOVING), ("repo", STILL),
+)  # fmt: skip
+SHIFT = "{camera:0.3}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run."""
+
+    way: str
+    world: str
+    seed: int
+    steps: int
+
+    @property
+    def folder(self) -> Path:
+        return ROOT / f"{self.steps}" / f"{self.way}-{self.world}-s{self.seed}"
+
+    def run(self) -> dict[str, Any]:
+        """Train, unless it was done before; the last evaluation."""
+        words = [*WORLD, *SMALL, *WAYS[self.way], f"seed={self.seed}", f"steps={self.steps}", "videos=1"]
+        words += [f"final_episodes={EPISODES}", "eval_every=0"]
+        words += [] if self.world == PLAIN else [f"env.distractors={self.world}"]
+        return train(self.folder, words)
+
+    def shifted(self) -> dict[str, Any]:
+        """Judged where the camera has moved: its "unaligned" before it learned to see again, the rest after."""
+        told = self.folder / "evaluation.json"
+        if not told.exists():
+            words = [f"run={self.folder}", f"distractors={SHIFT}", f"align={ALIGN}", f"episodes={EPISODES}", "videos=0"]
+            subprocess.run([sys.executable, "-m", "embodied.cli", "evaluate", *words], check=True)
+        return json.loads(told.read_text("utf-8"))
+
+
+def at_random(folder: Path, seed: int) -> float:
+    """The mean return of random actions where a run was judged."""
+    stage = Stage(OmegaConf.create(load_literal(folder / "config.yaml")), None)  # pyright: ignore[reportArgumentType]
+    collector = stage.collector(8, seed=seed + FINAL)
+    try:
+        result = evaluate(RandomActor(1, seed), collector, stage.rewards(collector), EPISODES)
+    finally:
+        collector.close()
+    return result.summary()["mean_env_reward"]
+
+
+def row(claim: str, values: list[float], seeds: list[int], steps: int, **more: Any) -> dict[str, Any]:
+    """A mean over seeds."""
+    table = {"claim": claim, "value": float(np.mean(values)), "n": EPISODES * len(values), "seeds": seeds}
+    return table | {"by_seed": values, "steps": steps, "unit": "return"} | more
+
+
+def rows(results: dict[Job, dict[str, Any]], shifts: dict[Job, dict[str, Any]], chance: list[float]) -> list[dict]:
+    """Mean returns, and what they say; a ratio only of what both sides have."""
+    steps = next(iter(results)).steps
+    table = [row("Cart-pole, random actions: return", chance, list(range(len(chance))), steps)] if chance else []
+    means: dict[tuple[str, str], dict[int, float]] = {}
+    for job, result in results.items():
+        means.setdefault((job.way, job.world), {})[job.seed] = float(result["mean_env_reward"])
+    for (way, world), by_seed in means.items():
+        claim = f"Cart-pole, 32 px, {world} background, {way}: return"
+        table.append(row(claim, list(by_seed.values()), list(by_seed), steps))
+    for way, bar, least in (("repo", ">= 0.8", True), ("drawing", "<= 0.6 (the control)", False)):
+        table += ratio(means, (way, MOVING), (way, PLAIN), f"{way}: return kept before moving backgrounds", bar, least)
+    table += ratio(
+        means, ("infopower", MOVING), ("powerless", MOVING), "InfoPower against itself without empowerment", ">= 1.1"
+    )
+    if shifts:
+        told = list(shifts.values())
+        seeds, plain = [job.seed for job in shifts], [means["repo", PLAIN][job.seed] for job in shifts]
+        lost = [before - each["unaligned"]["mean_env_reward"] for before, each in zip(plain, told, strict=True)]
+        back = [each["mean_env_reward"] - each["unaligned"]["mean_env_reward"] for each in told]
+        for name, values in (
+            ("before", [each["unaligned"]["mean_env_reward"] for each in told]),
+            ("after", [each["mean_env_reward"] for each in told]),
+        ):
+            table.append(row(f"RePo, camera led round by 0.3 rad, {name} alignment: return", values, seeds, steps))
+        share = float(np.sum(back) / max(float(np.sum(lost)), 1e-9))
+        table.append(
+            {
+                "claim": "RePo: share of what the camera's shift cost that alignment brings back", "value": share,
+                "unit": "share", "bar": ">= 0.5", "met": bool(np.sum(lost) > 0 and share >= 0.5), "seeds": seeds,
+                "n": EPISODES * len(seeds), "lost": lost,
+            }
+        )  # fmt: skip
+    return table
+
+
+def ratio(
+    means: dict[tuple[str, str], dict[int, float]], one: tuple[str, str], other: tuple[str, str], claim: str, bar: str,
+    least: bool = True,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One mean over another, over the seeds that both have."""
+    seeds = sorted(set(means.get(one, {})) & set(means.get(other, {})))
+    if not seeds:
+        return []
+    value = float(np.mean([means[one][s] for s in seeds]) / np.mean([means[other][s] for s in seeds]))
+    limit = float(bar.split()[1])
+    met = value >= limit if least else value <= limit
+    return [{"claim": claim, "value": value, "unit": "ratio", "bar": bar, "met": met, "seeds": seeds}]
+
+
+def main() -> None:
+    """Run what is missing, seed by seed, recording after every run."""
+    options = read_options({"seeds": [0, 1, 2], "steps": 2400, "ways": [], "record": True})
+    results: dict[Job, dict[str, Any]] = {}
+    shifts: dict[Job, dict[str, Any]] = {}
+    chance: list[float] = []
+    for seed in options["seeds"]:
+        for way, world in WANTED:
+            job = Job(way, world, seed, options["steps"])
+            if options["ways"] and way not in options["ways"] and trained(job.folder) is None:
+                continue
+            results[job] = job.run()
+            print(f"{job}: return {results[job]['mean_env_reward']:.1f}", flush=True)
+            if (way, world) == ("repo", PLAIN):
+                chance.append(at_random(job.folder, seed))
+                shifts[job] = job.shifted()
+            if options["record"]:
+                record("distractors", rows(results, shifts, chance))
+
+
+if __name__ == "__main__":
+    main()

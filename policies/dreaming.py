@@ -1,0 +1,399 @@
+"""A world model that is learned from what was seen, and an actor that is learned from what the model imagines.
+
+Hafner et al., Dreamer (arXiv 1912.01603), as RePo has it (2309.00082): λ-returns of imagined states, an actor that
+climbs them through the model, no planning. What the latent must know is the learner's own: see `policies.repo` and
+`policies.infopower`.
+
+Departures. Returns are bootstrapped from a slow copy of the critic, and scaled by their 5–95 percentile range (at least
+1; DreamerV3's, 2301.04104), so that the weight of entropy means the same for any reward. Where worlds end is learned by
+a head of its own. A part of a batch's states is imagined from, not all.
+
+Shape letters: E worlds, T moments, B windows, N imagined rows, P steps imagined, A action, F features.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.networks import MLP, GaussianActor, Sample, action_size, adam, follow
+from policies.rssm import RSSM, SIZES, Decoder, Encoder, Observed, State
+from policies.saving import State as Saved
+from policies.saving import pack, unpack
+
+CLIP = 100.0  # of a gradient's norm
+SCALE_RATE = 0.01  # of the running range of returns
+LOG_STD = -0.7  # with which the actor begins: 0.5 before the squashing
+
+
+@dataclass(frozen=True, kw_only=True)
+class DreamingSettings:
+    """What can be set of every learner that imagines.
+
+    Attributes:
+        size: of the networks, one of `policies.rssm.SIZES`; "paper" wants a GPU.
+        length: steps of a window that the model is learned from.
+        batch_size: windows an update.
+        learning_rate: Adam's, of the model.
+        behaviour_rate: Adam's, of actor and critic.
+        imagined: states of a batch to imagine from, at most.
+        horizon: P, steps imagined.
+        gamma: discount.
+        lambda_: of the λ-returns.
+        entropy: weight of the actor's entropy, beside returns of range 1.
+        tau: step of the slow critic.
+        noise: standard deviation of what is added to actions in training.
+        reconstruct: also learn to draw what is seen: the control.
+        learning_starts: transitions by random actions, before the first update.
+        rollout_steps: steps of every world between rounds of updates.
+        updates_per_step: updates for each transition.
+        demo_share: of each batch, where there are demonstrations.
+    """
+
+    size: str = "small"
+    length: int = 16
+    batch_size: int = 16
+    learning_rate: float = 6e-4
+    behaviour_rate: float = 3e-4
+    imagined: int = 128
+    horizon: int = 10
+    gamma: float = 0.95
+    lambda_: float = 0.95
+    entropy: float = 3e-3
+    tau: float = 0.02
+    noise: float = 0.3
+    reconstruct: bool = False
+    learning_starts: int = 1000
+    rollout_steps: int = 4
+    updates_per_step: float = 0.2
+    demo_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        who = type(self).__module__.rpartition(".")[2]
+        if self.size not in SIZES:
+            raise ValueError(f"{who}: size must be one of {', '.join(SIZES)}; got {self.size!r}.")
+        for name in ("length", "batch_size", "imagined", "horizon", "rollout_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
+        for name in ("gamma", "lambda_", "tau", "demo_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
+        for name in ("learning_rate", "behaviour_rate", "updates_per_step"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+
+
+class Dual:
+    """A Lagrange multiplier, learned by ascent on its logarithm.
+
+        log m ← log m + rate · clip(violation, −1, 1)
+
+    so that it doubles or halves within ln 2 / rate updates whatever its size, and follows a constraint that training
+    keeps moving. RePo's official code lets Adam climb at 10⁻⁴ from 10⁻⁵, which bounds the multiplier by the number of
+    updates; see `docs/methods/world-models.md`.
+
+    Args:
+        value: with which it begins, > 0.
+        rate: of the ascent; 0 leaves it as it is.
+    """
+
+    LOW, HIGH = 1e-8, 1e4  # a multiplier out there has lost its constraint
+
+    def __init__(self, value: float, rate: float, device: torch.device) -> None:
+        self.rate = rate
+        self.log = torch.tensor(float(np.log(value)), device=device)
+
+    @property
+    def value(self) -> Tensor:
+        """m."""
+        return self.log.exp()
+
+    @torch.no_grad()
+    def step(self, violation: Tensor) -> None:
+        """Rise where the constraint is broken (> 0), fall where there is slack."""
+        moved = self.log + self.rate * violation.clamp(-1, 1)
+        self.log.copy_(moved.clamp(float(np.log(self.LOW)), float(np.log(self.HIGH))))
+
+
+class World(nn.Module):
+    """Encoder, dynamics and the heads of a world model; a decoder where it is the control."""
+
+    def __init__(
+        self, space: spaces.Space, actions: int, settings: DreamingSettings, who: str, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        sizes = SIZES[settings.size]
+        self.encoder = Encoder(space, sizes, who, generator=generator)
+        self.rssm = RSSM(sizes, actions, generator=generator)
+        self.features = sizes.deterministic + sizes.stochastic
+        self.reward = MLP(self.features, [sizes.hidden], 1, generator=generator)
+        self.ends = MLP(self.features, [sizes.hidden], 1, generator=generator)
+        self.decoder = (
+            Decoder(self.encoder, self.features, sizes, generator=generator) if settings.reconstruct else None
+        )
+
+
+class Seen(NamedTuple):
+    """A batch as the model sees it.
+
+    Attributes:
+        batch: what was drawn.
+        embedding: (T + 1, B, D).
+        inside: T + 1 moments.
+        there: (T + 1, B) bool, the moment is no padding.
+        error: −log p of what the heads must know, a scalar with a gradient: rewards, and where the world ends.
+    """
+
+    batch: Batch
+    embedding: Tensor
+    inside: Observed
+    there: Bool[Tensor, "T B"]
+    error: Tensor
+
+    def mean(self, values: Float[Tensor, "T B"]) -> Tensor:
+        """Over what is no padding."""
+        return (values * self.there).sum() / self.there.sum()
+
+
+class Dreaming(ABC):
+    """The learner, but for what its latent must know.
+
+    Args:
+        observation_space: images, vectors, or a Dict of both.
+        action_space: a Box.
+        seed: of weights, exploration and updates.
+        device: where the networks live.
+        settings: see `DreamingSettings`.
+
+    Raises:
+        ValueError: observations of another kind, or discrete actions.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str,
+        settings: DreamingSettings,
+    ) -> None:  # fmt: skip
+        s, build = settings, torch.Generator().manual_seed(seed)
+        self.num_actions, self.device = action_size(action_space, self.name), torch.device(device)
+        self._settings = s
+        self.pace = Pace(
+            rollout_steps=s.rollout_steps, updates_per_step=s.updates_per_step, learning_starts=s.learning_starts
+        )
+        self.sampling: Sampling | None = Sampling(length=s.length, batch_size=s.batch_size, demo_share=s.demo_share)
+        self.world = World(observation_space, self.num_actions, s, self.name, build).to(self.device)
+        widths, features = [SIZES[s.size].hidden] * 2, self.world.features
+        actor = GaussianActor(features, self.num_actions, widths, generator=build, norm=True, log_std=LOG_STD)
+        self.actor = actor.to(self.device)
+        self.critic = MLP(features, widths, 1, generator=build).to(self.device)
+        self.slow = copy.deepcopy(self.critic).requires_grad_(False)
+        self.scale = torch.ones((), device=self.device)  # running range of returns
+        self._build = build
+        self._actor_adam, self._critic_adam = adam(self.actor, s.behaviour_rate), adam(self.critic, s.behaviour_rate)
+        self._updating = torch.Generator(self.device).manual_seed(seed + 2)
+        self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
+        self.steps, self.updates = 0, 0
+
+    def _finish(self, *beside: nn.Module) -> None:
+        """Make the model's optimiser, once all that it moves is made."""
+        self._modules = (self.world, *beside)
+        self._model_adam = adam(self._modules, self._settings.learning_rate)
+
+    # What a learner gives -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _objective(self, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the model minimises, and metrics; multipliers take their step here."""
+
+    def _bonus(self, before: State, drawn: Sample, after: State) -> Tensor | None:
+        """(N,) added to an imagined step's reward."""
+        return None
+
+    # Acting ---------------------------------------------------------------------------------------------
+
+    def begin(self, count: int) -> Memory:
+        """Of each world, the state it is believed to be in and the action that was done there."""
+        state = self.world.rssm.begin(count)
+        action = np.zeros((count, self.num_actions), np.float32)
+        return {"h": state.h.detach().cpu().numpy(), "s": state.s.detach().cpu().numpy(), "action": action}
+
+    @torch.no_grad()
+    def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
+        """(E, A) in [-1, 1]; exploring, drawn and noisy, at first random; else the best of the likeliest state."""
+        h, s, before = (torch.as_tensor(memory[name], device=self.device) for name in ("h", "s", "action"))
+        embedding = self.world.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
+        noise = torch.zeros(len(s), s.shape[1])
+        if explore:
+            noise = torch.randn(noise.shape, generator=self._acting)
+        began = torch.as_tensor(first, device=self.device)[None]
+        inside = self.world.rssm.observe(embedding[None], before[None], began, noise[None].to(self.device), State(h, s))
+        state = State(inside.states.h[0], inside.states.s[0])
+        if not explore:
+            action = self.actor.best(state.features).cpu()
+        elif self.steps < self._settings.learning_starts:
+            action = torch.rand(len(s), self.num_actions, generator=self._acting).mul(2).sub(1)
+        else:
+            drawn, beside = torch.randn(2, len(s), self.num_actions, generator=self._acting)
+            action = self.actor.sample(state.features, drawn.to(self.device)).action.cpu()
+            action = (action + self._settings.noise * beside).clamp(-1, 1)
+        kept = {"h": state.h.cpu().numpy(), "s": state.s.cpu().numpy(), "action": action.numpy()}
+        return action.numpy(), kept
+
+    def acting(self) -> Dreaming:
+        """An actor with the weights of now, which stay; what acting itself changes is shared."""
+        actor = copy.copy(self)
+        actor.world, actor.actor = copy.deepcopy(self.world), copy.deepcopy(self.actor)
+        return actor
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
+        """Count steps; take the observations into their means and deviations."""
+        self.steps += reward.size
+        self.world.encoder.add(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), rollout.obs))
+
+    # Learning -------------------------------------------------------------------------------------------
+
+    def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
+        """So many updates, each of the model first and then of the behaviour in it."""
+        told: list[dict[str, Tensor]] = []
+        for _ in range(count):
+            starts, model = self.learn_world(next(batches).to(self.device))
+            told.append(model | self._learn_behaviour(starts))
+            self.updates += 1
+        return {name: float(torch.stack([each[name] for each in told]).mean()) for name in told[0]} if told else {}
+
+    def see(self, batch: Batch, encoder: Encoder | None = None) -> Seen:
+        """A batch through the model, states drawn; `encoder` in place of its own."""
+        embedding = (encoder or self.world.encoder)(batch.obs)
+        before = torch.cat([torch.zeros_like(batch.action[:1]), batch.action])
+        there = torch.cat([torch.ones_like(batch.valid[:1]), batch.valid])
+        first = torch.zeros_like(there)
+        first[0] = True  # a window never goes beyond its episode
+        shape = (*there.shape, SIZES[self._settings.size].stochastic)
+        noise = torch.randn(shape, generator=self._updating, device=self.device)
+        inside = self.world.rssm.observe(embedding, before, first, noise)
+        arrived = inside.states.rows(there & ~first).features
+        reward, ended = batch.reward[batch.valid], batch.terminated[batch.valid].float()
+        error = 0.5 * (self.world.reward(arrived)[:, 0] - reward).square().mean()
+        ends = nn.functional.binary_cross_entropy_with_logits(self.world.ends(arrived)[:, 0], ended)
+        return Seen(batch, embedding, inside, there, error + ends)
+
+    def learn_world(self, batch: Batch) -> tuple[State, dict[str, Tensor]]:
+        """One step of the model alone; the states to imagine from, and metrics."""
+        seen = self.see(batch)
+        loss, told = self._objective(seen)
+        if self.world.decoder is not None:
+            rows = map_leaves(lambda leaf: leaf[seen.there], batch.obs)
+            features = seen.inside.states.rows(seen.there).features
+            drawn = self.world.decoder.error(features, rows, self.world.encoder).mean()
+            loss, told = loss + drawn, told | {"reconstruction_error": drawn.detach()}
+        self._step(self._model_adam, loss, self._modules)
+        places = seen.there.flatten().nonzero()[:, 0]
+        order = torch.randperm(len(places), generator=self._updating, device=self.device)
+        states = State(seen.inside.states.h.detach(), seen.inside.states.s.detach())
+        return states.rows(places[order[: self._settings.imagined]]), told | {"head_error": seen.error.detach()}
+
+    def _learn_behaviour(self, state: State) -> dict[str, Tensor]:
+        """One step of actor and critic, on what the model imagines from these states."""
+        s, world = self._settings, self.world
+        states, actions = [state], []
+        for _ in range(s.horizon):
+            drawn = self.actor.sample(state.features.detach(), self._noise(len(state.h), self.num_actions))
+            state = world.rssm.imagine(state, drawn.action, self._noise(*state.s.shape))
+            states.append(state)
+            actions.append(drawn)
+        rows = (s.horizon, -1)
+        before, after = State.joined(states[:-1]), State.joined(states[1:])
+        drawn = Sample(*(torch.cat(parts) for parts in zip(*actions, strict=True)))
+        features = after.features
+        reward, bonus = world.reward(features)[:, 0], self._bonus(before, drawn, after)
+        reward = (reward if bonus is None else reward + bonus).unflatten(0, rows)
+        discount = s.gamma * torch.sigmoid(-world.ends(features)[:, 0]).unflatten(0, rows)
+        returns = lambda_returns(reward, discount, self.slow(features)[:, 0].unflatten(0, rows), s.lambda_)
+        with torch.no_grad():
+            weight = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0)  # still there
+            low, high = torch.quantile(returns, torch.tensor([0.05, 0.95], device=self.device))
+            self.scale.lerp_(high - low, SCALE_RATE if self.updates else 1.0)
+        entropy = -drawn.log_prob.unflatten(0, rows)
+        aims = returns / self.scale.clamp(min=1) + s.entropy * entropy
+        self._step(self._actor_adam, -(weight * aims).mean(), (self.actor,))
+        said = self.critic(before.features.detach())[:, 0].unflatten(0, rows)
+        error = 0.5 * (weight * (said - returns.detach()).square()).mean()
+        self._step(self._critic_adam, error, (self.critic,))
+        follow(self.slow, self.critic, s.tau)
+        return {
+            "critic_loss": error.detach(), "value": said.detach().mean(), "entropy": entropy.detach().mean(),
+            "imagined_reward": reward.detach().mean(), "return_range": self.scale.clone(),
+        }  # fmt: skip
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._updating, device=self.device)
+
+    def _step(self, optimiser: torch.optim.Optimizer, loss: Tensor, modules: tuple[nn.Module, ...]) -> None:
+        """One step of these weights alone."""
+        weights = [weight for module in modules for weight in module.parameters()]
+        optimiser.zero_grad()
+        loss.backward(inputs=weights)
+        nn.utils.clip_grad_norm_(weights, CLIP)
+        optimiser.step()
+
+    def value(self, obs: Obs) -> np.ndarray:
+        """(B,) what episodes that begin with these observations, (B, …), are worth."""
+        with torch.no_grad():
+            count = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
+            _, memory = self.act(obs, self.begin(count), np.ones(count, bool), explore=False)
+            state = State(*(torch.as_tensor(memory[name], device=self.device) for name in ("h", "s")))
+            return self.critic(state.features)[:, 0].cpu().numpy()
+
+    def relabelled(self) -> None:
+        """Other rewards: the former returns' range counts no more."""
+        self.scale.fill_(1.0)
+
+    # Resume ---------------------------------------------------------------------------------------------
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "world": self.world, "actor": self.actor, "critic": self.critic, "slow": self.slow, "scale": self.scale,
+            "model_adam": self._model_adam, "actor_adam": self._actor_adam, "critic_adam": self._critic_adam,
+            "acting": self._acting, "updating": self._updating,
+        }  # fmt: skip
+
+    def state(self) -> Saved:
+        """Everything that continuing needs."""
+        return pack(self._parts), {"steps": self.steps, "updates": self.updates}
+
+    def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Undo of `state`."""
+        unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
+        self.steps, self.updates = values["steps"], values["updates"]
+
+
+def lambda_returns(
+    reward: Float[Tensor, "P N"], discount: Float[Tensor, "P N"], value: Float[Tensor, "P N"], lambda_: float
+) -> Float[Tensor, "P N"]:
+    """Returns of P imagined steps: R_k = r_k + d_k ((1 − λ) v_k + λ R_{k+1}), with R_P = v of the last.
+
+    Args:
+        reward: of step k.
+        discount: d_k, of what follows it: γ times the chance that the world goes on.
+        value: v_k, of the state that step k leads to.
+        lambda_: λ, in [0, 1]; 0 bootstraps at once, 1 only at the end.
+
+    Source: Dreamer, arXiv 1912.01603, eq. 5 and 6, in its recursive form.
+    """
+    out, after = [], value[-1]
+    for k in reversed(range(len(reward))):
+        after = reward[k] + discount[k] * ((1 - lambda_) * value[k] + lambda_ * after)
+        out.append(after)
+    return torch.stack(out[::-1])

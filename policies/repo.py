@@ -1,0 +1,169 @@
+"""RePo: a latent that knows what rewards need and little else, so that what moves behind the scene does not matter.
+
+    max Σ E log p(r_t | s_t)   subject to   E KL(q(s_t | h_t, o_t) ‖ p(s_t | h_t)) ≤ ε
+
+Zhu et al., "RePo: Resilient model-based reinforcement learning by regularizing posterior predictability",
+arXiv 2309.00082. Nothing is reconstructed: what looking adds to the guess is capped, so it is spent on rewards.
+
+Departures. The multiplier β really follows its constraint (`policies.dreaming.Dual`). The world's end is learned beside
+the reward. There is no decoder for show. After a shift, embeddings are matched without a discriminator (see `align`).
+
+Shape letters: T moments, B windows, N rows, D embedding.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from jaxtyping import Float
+from torch import Tensor
+
+from policies.core import Batch
+from policies.dreaming import Dreaming, DreamingSettings, Dual, Seen
+from policies.networks import adam, choose_device, settings_of
+from policies.rssm import kl
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(DreamingSettings):
+    """What can be set, beside `DreamingSettings`.
+
+    Attributes:
+        kl_cap: ε, nats a moment; None: β stays as it begins, and what looking adds is not capped. With
+            `reconstruct`, the nats that cost nothing, as in Dreamer, and β is 1.
+        beta: with which the multiplier begins, > 0.
+        beta_rate: of its ascent, for each update.
+        balance: share of the KL's gradient that teaches the guess; the rest holds back what is looked up.
+        align_rate: Adam's, where the encoder is aligned.
+        align_consistency: weight of the model's own surprise there, in units of nats.
+    """
+
+    kl_cap: float | None = 3.0
+    beta: float = 1e-5
+    beta_rate: float = 0.02
+    balance: float = 5 / 6
+    align_rate: float = 3e-4
+    align_consistency: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("kl_cap", "beta", "align_rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"repo: {name} must be > 0; got {getattr(self, name)}.")
+        for name in ("beta_rate", "align_consistency"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"repo: {name} must be at least 0; got {getattr(self, name)}.")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"repo: balance must be in [0, 1]; got {self.balance}.")
+        if self.reconstruct and self.kl_cap is None:
+            raise ValueError("repo: kl_cap must be a number where reconstruct is true; got None.")
+
+
+class RePo(Dreaming):
+    """The learner; see the module. Arguments are `Dreaming`'s."""
+
+    name = "repo"
+
+    def __init__(
+        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+    ) -> None:
+        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
+        self.settings = s = settings
+        rises = s.kl_cap is not None and not s.reconstruct
+        self.beta = Dual(1.0 if s.reconstruct else s.beta, s.beta_rate if rises else 0.0, self.device)
+        self._finish()
+
+    def _objective(self, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
+        """−log p(r | s) + β (KL − ε), or Dreamer's −log p(r | s) + max(KL, ε) beside the reconstruction."""
+        s, (_, q, p) = self.settings, seen.inside
+        taught, held = seen.mean(kl(q.detach(), p)), seen.mean(kl(q, p.detach()))
+        mixed = s.balance * taught + (1 - s.balance) * held
+        cost = mixed.clamp(min=s.kl_cap) if s.reconstruct else mixed
+        beta = self.beta.value
+        if s.kl_cap is not None:
+            self.beta.step(held.detach() / s.kl_cap - 1)
+        return seen.error + beta * cost, {"kl": held.detach(), "beta": beta}
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        return super()._parts | {"beta": self.beta.log}
+
+    def align(self, source: Iterator[Batch], target: Iterator[Batch], updates: int) -> dict[str, float]:
+        """Learn to see as before, without rewards, where the camera, the light or the background have changed.
+
+            min over a copy e' of the encoder:  D(e(o_source), e'(o_target)) + w · KL(q(s | h, e'(o_target)) ‖ p(s | h))
+
+        All else stays. D, the energy distance, is 0 only where both embeddings are distributed alike, which they are
+        where both come from the same behaviour (random actions from the same starts); the second term asks that what is
+        seen be what the actions lead to.
+
+        Args:
+            source: windows from before the change; rewards are not read.
+            target: windows of the same behaviour from after it.
+            updates: steps of the encoder.
+
+        Returns:
+            The first and last value of both terms: "distance", "surprise", each with "_before" and "_after".
+
+        Source: RePo §4.3. Departs: an energy distance in place of a discriminator, and the model's KL in place of an
+        ensemble or an inverse model; no paired observations.
+        """
+        s, encoder = self.settings, copy.deepcopy(self.world.encoder)
+        optimiser = adam(encoder, s.align_rate)
+        told: list[tuple[float, float]] = []
+        for _ in range(updates):
+            with torch.no_grad():
+                before = self.world.encoder(next(source).to(self.device).obs).flatten(0, 1)
+            seen = self.see(next(target).to(self.device), encoder)
+            distance = energy_distance(before, seen.embedding[seen.there])
+            surprise = seen.mean(kl(seen.inside.posterior, seen.inside.prior))
+            self._step(optimiser, distance + s.align_consistency * surprise, (encoder,))
+            told.append((float(distance.detach()), float(surprise.detach())))
+        self.world.encoder = encoder
+        (distance, surprise), (closer, calmer) = told[0], told[-1]
+        return {
+            "distance_before": distance, "distance_after": closer, "surprise_before": surprise,
+            "surprise_after": calmer,
+        }  # fmt: skip
+
+
+def energy_distance(one: Float[Tensor, "N D"], other: Float[Tensor, "M D"]) -> Tensor:
+    """2 E|X − Y| − E|X − X'| − E|Y − Y'|, each mean over all pairs: 0 for the same rows, else > 0.
+
+    Source: Székely and Rizzo, "Energy statistics", J. Stat. Plan. Inference 143 (2013), eq. 5 (the V-statistic).
+    """
+    between, within, beside = (_distances(a, b).mean() for a, b in ((one, other), (one, one), (other, other)))
+    return 2 * between - within - beside
+
+
+def _distances(one: Tensor, other: Tensor) -> Tensor:
+    """(N, M) Euclidean, exact where they are small."""
+    return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def repo(
+    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
+    device: str = "auto", **settings: Any,
+) -> RePo:  # fmt: skip
+    """A world model without reconstruction, for continuous actions.
+
+    Args:
+        observation_space: images, vectors, or a Dict of both.
+        action_space: a Box.
+        num_worlds: E; it learns from any number alike.
+        total_steps: transitions of the whole run; it has no schedule that needs them.
+        seed: of everything random.
+        device: "auto", "cuda", "mps" or "cpu".
+        settings: see `Settings`.
+
+    Raises:
+        TypeError: a setting that there is not.
+        ValueError: a setting out of range, or spaces that do not fit.
+    """
+    made = settings_of(Settings, settings)
+    return RePo(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
