@@ -25,7 +25,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import MLP, GaussianActor, Sample, action_size, adam, follow
 from policies.rssm import RSSM, SIZES, Decoder, Encoder, Observed, State
 from policies.saving import State as Saved
@@ -354,6 +354,25 @@ class Dreaming(ABC):
             _, memory = self.act(obs, self.begin(count), np.ones(count, bool), explore=False)
             state = State(*(torch.as_tensor(memory[name], device=self.device) for name in ("h", "s")))
             return self.critic(state.features)[:, 0].cpu().numpy()
+
+    @torch.no_grad()
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+        """See `policies.core.Imagines`; nothing is drawn."""
+        done = torch.as_tensor(action, dtype=torch.float32, device=self.device)
+        embedding = self.world.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
+        before, none = torch.cat([torch.zeros_like(done[:1]), done]), torch.zeros(1, 1, device=self.device)
+        first = torch.arange(len(before), device=self.device)[:, None] == 0
+        still = none.expand(len(before), 1, SIZES[self._settings.size].stochastic)
+        inside = self.world.rssm.observe(embedding[:, None], before[:, None], first, still)
+        count = len(done) - horizon + 1
+        state = State(inside.states.h[:count, 0], inside.states.s[:count, 0])
+        ahead, rewards = [], []
+        for k in range(horizon):
+            state = self.world.rssm.imagine(state, done[k : k + count], torch.zeros_like(state.s))
+            ahead.append(state.features)
+            rewards.append(self.world.reward(state.features)[:, 0])
+        seen = inside.states.features[:, 0]
+        return Imagined(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
 
     def relabelled(self) -> None:
         """Other rewards: the former returns' range counts no more."""

@@ -66,7 +66,7 @@ def run(config: DictConfig) -> None:
     actor = actor_of(trained, before, checkpoint, device=config.device)
     model = actor if isinstance(actor, Imagines) else None
     if config.imagined and model is None:
-        raise UserError("imagined is for policies with a world model; this one has none. Try policy=tdmpc2 or modem.")
+        raise UserError("imagined is for policies with a world model; this one has none. Try policy=tdmpc2 or repo.")
     changed = _changed(config, trained)
     stage = before if changed is trained else Stage(changed, scorer)
     summary: dict[str, Any] = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.core import Actor, Batch, Learner
+from policies.core import Actor, Batch, Imagines, Learner
 from policies.dreaming import Dual
 from policies.infopower import infopower
 from policies.replay import Mix
@@ -91,6 +91,20 @@ def test_memory_is_carried_and_begins_anew_with_an_episode():
     )
     both, _ = learner.act(STATES, once, np.zeros(2, bool), explore=False)
     np.testing.assert_allclose(alone, both[:1], atol=1e-6)
+
+
+def test_what_it_imagines_ahead_begins_with_what_it_saw():
+    learner = taught(make(), "both", 3)
+    assert isinstance(learner, Imagines)
+    rng = np.random.default_rng(0)
+    obs, action = rng.normal(size=(6, 1)).astype(np.float32), rng.uniform(-1, 1, (5, 1)).astype(np.float32)
+    told = learner.imagine(obs, action, 2)
+    assert (told.seen.shape, told.ahead.shape, told.reward.shape) == ((6, 80), (4, 2, 80), (4, 2))
+    blind = learner.imagine(np.concatenate([obs[:4], obs[4:] + 9]), action, 2)  # it cannot see what is yet to come
+    torch.testing.assert_close(blind.ahead, told.ahead)
+    other = learner.imagine(obs, np.concatenate([action[:4], -action[4:]]), 2)
+    torch.testing.assert_close(other.ahead[:3], told.ahead[:3])
+    assert not torch.allclose(other.ahead[3, 1], told.ahead[3, 1])
 
 
 def test_an_actor_with_the_weights_of_now_keeps_them():
