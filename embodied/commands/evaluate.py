@@ -10,7 +10,7 @@ happened: imagination.json, and charts in the report.
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
     embodied evaluate run=latest looks=[100,101,102,103]
-    embodied evaluate run=latest distractors={camera:0.3,light:0.7} align=1600
+    embodied evaluate run=latest 'distractors={camera:0.3,light:0.7}' align=1600
     embodied evaluate run=latest imagined=10
     embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
 """
