@@ -89,6 +89,7 @@ def measure(seed: int, updates: int, save: Any) -> None:
         replay, rollout = data[name]
         learner = WAYS[way](*_spaces(), num_worlds=NUM_WORLDS, total_steps=1, seed=seed, device="cpu", **SMALL)
         learner.observe(rollout, rollout.env_reward)
+        assert learner.sampling is not None
         source = Mix(replay).batches(learner.sampling)
         kls = [float(learner.learn_world(next(source))[1]["kl"]) for _ in range(updates)]
         save(seed, f"{way}, {seen}", explained(learner, held[name]), float(np.mean(kls[-50:])))
