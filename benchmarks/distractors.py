@@ -11,6 +11,7 @@ led round the scene of the plain RePo, which is judged before and after `align`.
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -70,6 +71,12 @@ class Job:
         words += [] if self.world == PLAIN else [f"env.distractors={self.world}"]
         return train(self.folder, words)
 
+    def logged(self) -> dict[str, float]:
+        """The log's last row: what looking adds, nats; its multiplier; the reward head's error (½ squared)."""
+        with (self.folder / "progress.csv").open(newline="") as file:
+            last = list(csv.DictReader(file))[-1]
+        return {name: float(last[name]) for name in ("kl", "beta", "head_error") if last.get(name)}
+
     def shifted(self) -> dict[str, Any]:
         """Judged where the camera has moved: its "unaligned" before it learned to see again, the rest after."""
         told = self.folder / "evaluation.json"
@@ -101,11 +108,13 @@ def rows(results: dict[Job, dict[str, Any]], shifts: dict[Job, dict[str, Any]], 
     steps = next(iter(results)).steps
     table = [row("Cart-pole, random actions: return", chance, list(range(len(chance))), steps)] if chance else []
     means: dict[tuple[str, str], dict[int, float]] = {}
+    logged: dict[tuple[str, str], list[dict[str, float]]] = {}
     for job, result in results.items():
+        logged.setdefault((job.way, job.world), []).append(job.logged())
         means.setdefault((job.way, job.world), {})[job.seed] = float(result["mean_env_reward"])
     for (way, world), by_seed in means.items():
         claim = f"Cart-pole, 32 px, {world} background, {way}: return"
-        table.append(row(claim, list(by_seed.values()), list(by_seed), steps))
+        table.append(row(claim, list(by_seed.values()), list(by_seed), steps, logged=logged[way, world]))
     for way, bar, least in (("repo", ">= 0.8", True), ("drawing", "<= 0.6 (the control)", False)):
         table += ratio(means, (way, MOVING), (way, PLAIN), f"{way}: return kept before moving backgrounds", bar, least)
     table += ratio(
