@@ -75,8 +75,11 @@ def check_world(config: Any) -> None:
         )
     if "chunked_rl" in config.stages:
         raise UserError("stages must hold chunked_rl or world, not both: each begins with the policy of imitation.")
-    if config.policy.head != "l1":
-        raise UserError(f"stages=[world] practises a policy with policy.head=l1; got {config.policy.head}.")
+    if config.policy.head != "l1" or config.policy.backbone is not None:
+        raise UserError(
+            "stages=[world] practises the embedded policy with policy.head=l1 and policy.backbone=null; got "
+            f"{config.policy.head} and {config.policy.backbone}."
+        )
 
 
 # What the world is taught ---------------------------------------------------------------------------------
