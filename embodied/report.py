@@ -358,6 +358,8 @@ def _imagination(found: Mapping[str, Any] | None) -> str:
         ("Imagined observations", "Squared error in units of variance; beside it, of supposing no change.", observed),
         ("Imagined rewards", "Root mean square error; beside it, of always supposing the mean.", rewards),
     ]
+    if not found["observation_error"]:  # of images alone
+        del cards[0]
     shown = [card(title, note, line_chart(lines, x_label="steps ahead")) for title, note, lines in cards]
     note = f"One episode: as it was, and as it was imagined {ahead} steps before."
     example = found["example"]

@@ -62,8 +62,9 @@ def compare(
 
     Returns:
         `observation_error`: of 0 to P steps ahead, mean squared, in units of each number's variance. `still_error`: the
-        same of supposing that nothing changes. `reward_error`: of 1 to P steps, root mean square, and `reward_spread`:
-        the same of always supposing the mean. `example`: of one episode, over time, true and imagined P steps before.
+        same of supposing that nothing changes; both are empty where observations are images alone. `reward_error`: of 1
+        to P steps, root mean square, and `reward_spread`: the same of always supposing the mean. `example`: of one
+        episode, over time, true and imagined P steps before.
 
     Raises:
         UserError: there are not two episodes of at least P steps.
@@ -93,12 +94,18 @@ def compare(
         "horizon": horizon,
         "episodes": len(told),
         "moments": len(every),
-        "observation_error": np.concatenate(wrong).mean((0, 2)).tolist(),
-        "still_error": np.concatenate(still).mean((0, 2)).tolist(),
+        "observation_error": _means(wrong),
+        "still_error": _means(still),
         "reward_error": np.sqrt(np.concatenate(wrong_rewards).mean(0)).tolist(),
         "reward_spread": float(every.std()),
         "example": _example(told[0], read, horizon, names),
     }
+
+
+def _means(errors: Sequence[np.ndarray]) -> list[float]:
+    """Of (N, P + 1, S), one for each number of steps; none where S = 0."""
+    every = np.concatenate(errors)
+    return every.mean((0, 2)).tolist() if every.shape[2] else []
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,24 @@ def test_a_true_model_has_no_error_and_standing_still_has_the_steps_own():
     np.testing.assert_allclose(found["reward_spread"], 1, atol=0.2)
 
 
+class OfImages(Drifting):
+    """The same of pictures that show nothing; it knows its actions."""
+
+    def imagine(self, obs, action, horizon):
+        return super().imagine(np.zeros((len(obs), 2), np.float32), action, horizon)
+
+
+def test_of_images_alone_rewards_are_compared(tmp_path):
+    played = [(np.zeros((len(obs), 8, 8, 3), np.uint8), action, reward) for obs, action, reward in episodes()]
+    found = compare(OfImages(), played, 4)
+    assert (found["observation_error"], found["still_error"], found["example"]["observation"]) == ([], [], {})
+    np.testing.assert_allclose(found["reward_error"], 0, atol=1e-5)
+    (tmp_path / "imagination.json").write_text(json.dumps(found))
+    page = write_report(tmp_path).read_text()
+    assert "Imagined rewards" in page
+    assert "Imagined observations" not in page
+
+
 def test_a_bias_grows_with_the_steps_ahead_and_a_wrong_reward_shows():
     played = episodes()
     found = compare(Drifting(bias=0.3, gain=0.0), played, 4)
