@@ -100,7 +100,8 @@ class LocalChat:
     def _defused(self, text: str) -> str:
         """A text in which no mark of the model's own (`<|im_end|>`) is one: it may come from a dataset."""
         tokenizer = getattr(self._processor, "tokenizer", self._processor)
-        for mark in sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True):
+        added = (token.content for token in tokenizer.added_tokens_decoder.values())  # those not called special too
+        for mark in sorted(filter(None, {*tokenizer.all_special_tokens, *added}), key=len, reverse=True):
             text = text.replace(mark, f"{mark[0]} {mark[1:]}") if len(mark) > 1 else text
         return text
 
