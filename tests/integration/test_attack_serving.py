@@ -21,7 +21,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import Frame, Opcode
 
-from embodied.serving import bodies, images, protocol, service
+from embodied.serving import bodies, gate, images, protocol
 from embodied.serving.images import read_images
 from embodied.serving.limits import Limits
 from tests.serving_client import DEADLINE_S, FRAMES, PICTURE, ask, close_code, fine, frames, serving, session
@@ -147,14 +147,14 @@ def test_pictures_that_wait_for_a_decoder_do_not_keep_the_server_from_ending(mon
 
     with serving(limits=Limits(drain_s=0.2)) as server, ThreadPoolExecutor(8) as pool:
         asked = pool.map(asking, range(8))
-        until(lambda: len(entered) == service.DECODERS and server.service.answering == 8)
+        until(lambda: len(entered) == gate.DECODERS and server.service.answering == 8)
         server.server.should_exit = True
         until(lambda: server.service._decoders._shutdown)
         leave.set()
         server.thread.join(DEADLINE_S)
         assert not server.thread.is_alive()
         list(asked)
-    assert len(entered) == service.DECODERS
+    assert len(entered) == gate.DECODERS
 
 
 # Messages -----------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_a_hosts_debt_has_a_ceiling():
 
 
 def test_behind_a_proxy_that_is_named_each_client_is_its_own(monkeypatch):
-    monkeypatch.setattr(service, "LONGEST_DEBT_S", 600.0)
+    monkeypatch.setattr(gate, "LONGEST_DEBT_S", 600.0)
     limits = Limits(requests_per_s=1.0, burst=30)
     with serving(limits=limits, proxies=["127.0.0.1"]) as server:
         assert asked_often(server, 3, {"X-Forwarded-For": "192.0.2.7"})[-1] == 429
