@@ -27,8 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.core import Batch, Memory, Obs, map_leaves
-from policies.networks import flat, maker
+from policies.networks import flat
 from policies.saving import State
+from policies.settings import maker
 from policies.soft import SoftLearner, SoftSettings
 
 

@@ -26,10 +26,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
-from policies.networks import MLP, GaussianActor, Sample, action_size, adam, follow
+from policies.networks import MLP, GaussianActor, Sample, action_size, adam, averages, follow
 from policies.rssm import RSSM, SIZES, Decoder, Encoder, Observed, State
 from policies.saving import State as Saved
 from policies.saving import pack, unpack
+from policies.settings import check
 
 CLIP = 100.0  # of a gradient's norm
 SCALE_RATE = 0.01  # of the running range of returns
@@ -82,15 +83,12 @@ class DreamingSettings:
         who = type(self).__module__.rpartition(".")[2]
         if self.size not in SIZES:
             raise ValueError(f"{who}: size must be one of {', '.join(SIZES)}; got {self.size!r}.")
-        for name in ("length", "batch_size", "imagined", "horizon", "rollout_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("gamma", "lambda_", "tau", "demo_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "behaviour_rate", "updates_per_step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+        check(
+            self,
+            counts=("length", "batch_size", "imagined", "horizon", "rollout_steps"),
+            shares=("gamma", "lambda_", "tau", "demo_share"),
+            positive=("learning_rate", "behaviour_rate", "updates_per_step"),
+        )
 
 
 class Dual:
@@ -270,7 +268,7 @@ class Dreaming(ABC):
             starts, model = self.learn_world(next(batches).to(self.device))
             told.append(model | self._learn_behaviour(starts))
             self.updates += 1
-        return {name: float(torch.stack([each[name] for each in told]).mean()) for name in told[0]} if told else {}
+        return averages(told)
 
     def see(self, batch: Batch, encoder: Encoder | None = None) -> Seen:
         """A batch through the model, states drawn; `encoder` in place of its own."""

@@ -31,9 +31,10 @@ from torch import Tensor, nn
 
 from policies import drqv2
 from policies.core import Batch
-from policies.networks import MLP, Linear, adam, maker
+from policies.networks import MLP, Linear, adam
 from policies.pixels import Trunk, orthogonal
 from policies.saving import State
+from policies.settings import maker
 
 AWAKE = 0.2  # β below which an actor is awake
 LEAST = 0.2  # of α

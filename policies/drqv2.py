@@ -33,12 +33,12 @@ from torch import Tensor, nn
 
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling
 from policies.mixing import n_step
-from policies.networks import MLP, action_size, adam, dormant_ratio, follow, maker
+from policies.networks import MLP, action_size, adam, averages, dormant_ratio, follow
 from policies.pixels import Encoder, Frames, Sight, Trunk, orthogonal, random_shift
 from policies.predictive import Predictor, prediction_error
 from policies.saving import State, pack, unpack
+from policies.settings import check, maker
 from policies.sgfd import Decorrelation
-from policies.soft import averages
 
 EDGE = 1 - 1e-6  # of actions, so that tanh has reached none
 
@@ -92,14 +92,13 @@ class Settings:
     looks: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_steps", "stack", "features", "capacity", "rollout_steps", "horizon"):
-            self._check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("gamma", "tau", "demo_share"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("learning_rate", "updates_per_step"):
-            self._check(name, getattr(self, name) > 0, "> 0")
-        for name in ("noise", "noise_end", "noise_clip", "learning_starts", "prediction"):
-            self._check(name, getattr(self, name) >= 0, "at least 0")
+        check(
+            self,
+            counts=("batch_size", "n_steps", "stack", "features", "capacity", "rollout_steps", "horizon"),
+            shares=("gamma", "tau", "demo_share"),
+            positive=("learning_rate", "updates_per_step"),
+            least_zero=("noise", "noise_end", "noise_clip", "learning_starts", "prediction"),
+        )
         self._check("noise_steps", self.noise_steps is None or self.noise_steps >= 1, "at least 1, or null")
         self._check("hidden", len(self.hidden) > 0 and min(self.hidden) >= 1, "one width or more, each at least 1")
         self._check("looks", self.looks == 0 or self.looks >= 2, "at least 2, or 0")

@@ -28,9 +28,9 @@ from policies.networks import (
     dormant_ratio,
     flat,
     flat_size,
-    maker,
 )  # fmt: skip
 from policies.saving import State, pack, unpack
+from policies.settings import maker
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from policies.dreaming import Dreaming, DreamingSettings, Dual, Seen
 from policies.inverse import ActionNet
-from policies.networks import Linear, Sample, choose_device, settings_of
+from policies.networks import Linear, Sample
 from policies.rssm import SIZES, Sizes, State, kl
+from policies.settings import check, maker
 
 LOG_STD = (-3.0, 1.0)  # of the inverse head, so that its bound stays one
 
@@ -62,15 +63,13 @@ class Settings(DreamingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("nce_rate", "empowerment", "bonus", "bonus_limit"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"infopower: {name} must be at least 0; got {getattr(self, name)}.")
-        if not self.reward_weight > 0:
-            raise ValueError(f"infopower: reward_weight must be > 0; got {self.reward_weight}.")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"infopower: balance must be in [0, 1]; got {self.balance}.")
-        if self.bonus_updates < 1:
-            raise ValueError(f"infopower: bonus_updates must be at least 1; got {self.bonus_updates}.")
+        check(
+            self,
+            least_zero=("nce_rate", "empowerment", "bonus", "bonus_limit"),
+            counts=["bonus_updates"],
+            positive=["reward_weight"],
+            shares=["balance"],
+        )
         most = math.log(self.batch_size * self.length)
         if not 0 < self.nce_bound < most:
             raise ValueError(
@@ -157,24 +156,4 @@ def info_nce(latent: Float[Tensor, "N D"], seen: Float[Tensor, "N D"]) -> Tensor
     return math.log(len(scores)) + torch.log_softmax(scores, -1).diagonal().mean()
 
 
-def infopower(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> InfoPower:  # fmt: skip
-    """A world model by contrast, that puts first what the agent can change; for continuous actions.
-
-    Args:
-        observation_space: images, vectors, or a Dict of both.
-        action_space: a Box.
-        num_worlds: E; it learns from any number alike.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-
-    Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting out of range, or spaces that do not fit.
-    """
-    made = settings_of(Settings, settings)
-    return InfoPower(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+infopower = maker(InfoPower, Settings)

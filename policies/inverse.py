@@ -20,8 +20,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from policies.core import Batch, Obs, Sampling, map_leaves
-from policies.networks import MLP, Standardise, action_size, adam, choose_device, flat, flat_size, settings_of
+from policies.networks import MLP, Standardise, action_size, adam, choose_device, flat, flat_size
 from policies.saving import State, pack, unpack
+from policies.settings import settings_of
 
 
 @dataclass(frozen=True, kw_only=True)

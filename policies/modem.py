@@ -34,8 +34,9 @@ from torch import Tensor
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.handover import IMITATION, LEARNED, HandOver
 from policies.latent import flatten
-from policies.networks import adam, maker
+from policies.networks import adam
 from policies.saving import State
+from policies.settings import check, maker
 from policies.tdmpc2 import TDMPC2
 from policies.tdmpc2 import Settings as Base
 
@@ -81,9 +82,7 @@ class Settings(Base):
             raise ValueError(f"modem: handover must be measured, schedule or null; got {self.handover!r}.")
         if self.demo_share_last is not None and not 0 <= self.demo_share_last <= 1:
             raise ValueError(f"modem: demo_share_last must be in [0, 1] or null; got {self.demo_share_last}.")
-        for name in ("pretraining", "warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"modem: {name} must be at least 0; got {getattr(self, name)}.")
+        check(self, least_zero=("pretraining", "warmup"))
 
 
 class MoDem(TDMPC2):

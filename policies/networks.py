@@ -240,42 +240,6 @@ def action_size(space: spaces.Space, who: str) -> int:
     return space.shape[0]
 
 
-def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
-    """Settings from a config's values, whose lists are tuples here.
-
-    Raises:
-        TypeError: one that there is not.
-        ValueError: one out of range.
-    """
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
-
-
-def maker(learner: Callable[..., T], kind: type, *, scheduled: bool = False) -> Callable[..., T]:
-    """How configs make a learner for continuous actions: with its settings as keywords.
-
-    Args:
-        learner: takes the spaces, a seed, a device and its settings.
-        kind: of the settings.
-        scheduled: whether it takes the run's `total_steps` too.
-
-    Returns:
-        A function of `observation_space` (as the learner wants it), `action_space` (a Box), `num_worlds` (which changes
-        nothing), `total_steps` (which changes schedules), `seed` of everything random, `device` ("auto", "cuda", "mps"
-        or "cpu"), and the settings. It raises TypeError for a setting that there is not, and ValueError for one out of
-        range and for spaces that do not fit.
-    """
-
-    def make(
-        observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-        device: str = "auto", **settings: Any,
-    ) -> T:  # fmt: skip
-        made = settings_of(kind, settings)
-        more = {"total_steps": total_steps} if scheduled else {}
-        return learner(observation_space, action_space, seed=seed, device=choose_device(device), settings=made, **more)
-
-    return make
-
-
 def flat(obs: Any) -> Tensor:
     """(…, S) float32 from an observation of vectors; entries in the order of their names."""
     parts = leaves(obs)
@@ -320,3 +284,9 @@ def choose_device(device: str) -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def averages(told: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each metric over the updates that told it."""
+    names = {name for each in told for name in each}
+    return {name: float(torch.stack([each[name] for each in told if name in each]).mean()) for name in sorted(names)}

@@ -27,6 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from policies.latent import WorldModel
+from policies.settings import check
 
 WORST = -1e30
 CENTRES = ("plan", "policy")
@@ -68,9 +69,7 @@ class PlanSettings:
         Raises:
             ValueError: a setting out of range.
         """
-        for name in ("horizon", "samples", "policy_samples", "elites", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
+        check(self, counts=("horizon", "samples", "policy_samples", "elites", "iterations"))
         if self.elites > self.samples + self.policy_samples + 1:
             most = self.samples + self.policy_samples + 1
             raise ValueError(f"{who}: elites must be at most the candidates ({most}); got {self.elites}.")

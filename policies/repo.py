@@ -25,8 +25,9 @@ from torch import Tensor
 
 from policies.core import Batch
 from policies.dreaming import Dreaming, DreamingSettings, Dual, Seen
-from policies.networks import adam, choose_device, settings_of
+from policies.networks import adam
 from policies.rssm import kl
+from policies.settings import check, maker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,14 +53,14 @@ class Settings(DreamingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("kl_cap", "beta", "align_rate"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"repo: {name} must be > 0; got {getattr(self, name)}.")
-        for name in ("beta_rate", "align_consistency"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"repo: {name} must be at least 0; got {getattr(self, name)}.")
-        if not 0 <= self.balance <= 1:
-            raise ValueError(f"repo: balance must be in [0, 1]; got {self.balance}.")
+        check(
+            self,
+            positive=("beta", "align_rate"),
+            least_zero=("beta_rate", "align_consistency"),
+            shares=["balance"],
+        )
+        if self.kl_cap is not None:
+            check(self, positive=["kl_cap"])
         if self.reconstruct and self.kl_cap is None:
             raise ValueError("repo: kl_cap must be a number where reconstruct is true; got None.")
 
@@ -146,24 +147,4 @@ def _distances(one: Tensor, other: Tensor) -> Tensor:
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def repo(
-    observation_space: spaces.Space, action_space: spaces.Space, *, num_worlds: int, total_steps: int, seed: int,
-    device: str = "auto", **settings: Any,
-) -> RePo:  # fmt: skip
-    """A world model without reconstruction, for continuous actions.
-
-    Args:
-        observation_space: images, vectors, or a Dict of both.
-        action_space: a Box.
-        num_worlds: E; it learns from any number alike.
-        total_steps: transitions of the whole run; it has no schedule that needs them.
-        seed: of everything random.
-        device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
-
-    Raises:
-        TypeError: a setting that there is not.
-        ValueError: a setting out of range, or spaces that do not fit.
-    """
-    made = settings_of(Settings, settings)
-    return RePo(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)
+repo = maker(RePo, Settings)

@@ -27,8 +27,9 @@ from torch import Tensor
 from policies import imitation
 from policies.core import Actor, Batch, Learner, Memory, Obs, Rollout, map_leaves
 from policies.handover import LEARNED, HandOver
-from policies.networks import Sample, flat, maker
+from policies.networks import Sample, flat
 from policies.saving import State
+from policies.settings import maker
 from policies.soft import Soft, SoftLearner, SoftSettings
 
 BASE = "base/"  # what the base remembers, in this one's memory

@@ -38,8 +38,9 @@ from policies.chunks import imitation_error, nothing_planned, play
 from policies.core import Batch, Memory, Obs, Rollout, map_leaves
 from policies.handover import LEARNED, HandOver
 from policies.keeping import Keeping
-from policies.networks import adam, flat, maker
+from policies.networks import adam, flat
 from policies.saving import State
+from policies.settings import check, maker
 from policies.soft import Soft, SoftLearner, SoftSettings
 
 WIDTH = -2.0  # log of the standard deviation with which an actor that imitates begins to explore
@@ -73,8 +74,7 @@ class Settings(SoftSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.chunk < 1:
-            raise ValueError(f"rlpd: chunk must be at least 1; got {self.chunk}.")
+        check(self, counts=["chunk"])
         if self.chunk > 1 and self.n_steps > 1:
             raise ValueError(
                 f"rlpd: n_steps must be 1 where chunk is more, whose rewards are summed anyway; got {self.n_steps}."

@@ -29,6 +29,7 @@ from policies.networks import (
     Standardise,
     action_size,
     adam,
+    averages,
     dormant_ratio,
     flat,
     flat_size,
@@ -36,6 +37,7 @@ from policies.networks import (
 )  # fmt: skip
 from policies.replay import n_step
 from policies.saving import State, pack, unpack
+from policies.settings import check
 
 Extra = Callable[[Batch, Tensor, Tensor], Tensor]  # (batch, x (B, S), q (K, B) or the actor's mean (B, A)) -> a loss
 
@@ -83,16 +85,14 @@ class SoftSettings:
     target_entropy: float | None = None
 
     def __post_init__(self) -> None:
-        who = type(self).__module__.rpartition(".")[2]
-        for name in ("n_steps", "batch_size", "critics", "actor_delay", "rollout_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("gamma", "tau", "demo_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "updates_per_step", "temperature"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+        check(
+            self,
+            counts=("n_steps", "batch_size", "critics", "actor_delay", "rollout_steps"),
+            shares=("gamma", "tau", "demo_share"),
+            positive=("learning_rate", "updates_per_step"),
+        )
+        if self.temperature is not None:
+            check(self, positive=["temperature"])
 
 
 class Policy(nn.Module):
@@ -319,9 +319,3 @@ class SoftLearner(ABC, Generic[S]):
         """Undo of `state`."""
         unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
         self.steps, self._soft.updates = values["steps"], values["updates"]
-
-
-def averages(told: list[dict[str, Tensor]]) -> dict[str, float]:
-    """The mean of each metric over the updates that told it."""
-    names = {name for each in told for name in each}
-    return {name: float(torch.stack([each[name] for each in told if name in each]).mean()) for name in sorted(names)}

@@ -39,10 +39,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.latent import SIZES, WorldModel, flatten, log_prob
-from policies.networks import action_size, dormant_ratio, follow, maker
+from policies.networks import action_size, averages, dormant_ratio, follow
 from policies.planning import Noise, Plan, PlanSettings, plan
 from policies.saving import State, pack, unpack
-from policies.soft import averages
+from policies.settings import check, maker
 
 REWARD, VALUE, ENDING = 0.1, 0.1, 1.0  # weights of the model's losses
 ENCODER_RATE = 0.3  # of the learning rate
@@ -107,15 +107,12 @@ class Settings(PlanSettings):
         if self.size not in SIZES:
             raise ValueError(f"{who}: size must be one of {', '.join(SIZES)}; got {self.size!r}.")
         self.check(who)
-        for name in ("batch_size", "policy_stride", "rollout_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{who}: {name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("gamma", "tau", "rho", "demo_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{who}: {name} must be in [0, 1]; got {getattr(self, name)}.")
-        for name in ("learning_rate", "updates_per_step"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{who}: {name} must be > 0; got {getattr(self, name)}.")
+        check(
+            self,
+            counts=("batch_size", "policy_stride", "rollout_steps"),
+            shares=("gamma", "tau", "rho", "demo_share"),
+            positive=("learning_rate", "updates_per_step"),
+        )
         if self.policy_stride > self.batch_size:
             raise ValueError(f"{who}: policy_stride must be at most batch_size; got {self.policy_stride}.")
         if self.ensemble and self.heads < 2:

@@ -152,3 +152,19 @@ def chain(*, terminated=True, steps=3, episodes=120, seed=0):
     ended = at[..., 0] == steps - 1
     reward = (1 - (action - best) ** 2)[..., 0].astype(np.float32)
     return Rollout(at, action, at + 1, reward, ended & terminated, ended & (not terminated), at[..., 0] == 0)
+
+
+def draws_nothing_global(make, kind="both", updates=5):
+    """Whether global generators change nothing of what a learner learns and does, and are left as they were."""
+
+    def run(noise):
+        torch.manual_seed(noise)
+        np.random.seed(noise)
+        learner = taught(make(), kind, updates)
+        acted = learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0]
+        assert torch.initial_seed() == noise
+        return learner.state()[0], acted
+
+    (one, acted), (other, again) = run(1), run(2)
+    np.testing.assert_array_equal(acted, again)
+    assert all(torch.equal(one[key], other[key]) for key in one)

@@ -19,6 +19,7 @@ from tests.learner_probes import (
     best_actions,
     chain,
     demonstrated,
+    draws_nothing_global,
     finds,
     made,
     memory,
@@ -39,17 +40,7 @@ def test_it_finds_known_values_and_actions(kind, n_steps):
 
 
 def test_nothing_is_drawn_from_global_generators():
-    def run(noise):
-        torch.manual_seed(noise)
-        np.random.seed(noise)
-        learner = taught(make(), "both", 5)
-        acted = learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0]
-        assert torch.initial_seed() == noise
-        return learner.state()[0], acted
-
-    (one, acted), (other, again) = run(1), run(2)
-    np.testing.assert_array_equal(acted, again)
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    draws_nothing_global(make)
 
 
 @pytest.mark.parametrize(("demos", "chunk"), [(None, 1), (shown(), 1), (shown(), 2)])

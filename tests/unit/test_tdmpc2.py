@@ -9,7 +9,19 @@ from policies.core import Actor, Batch, Imagines, Learner, Rollout
 from policies.planning import WORST, Noise, PlanSettings, plan, rollouts, terminal, worth
 from policies.replay import Mix, Replay
 from policies.tdmpc2 import tdmpc2
-from tests.learner_probes import ACTION, ACTIONS, GAMMA, OBS, STATES, VALUES, best_actions, memory, resumes, taught
+from tests.learner_probes import (
+    ACTION,
+    ACTIONS,
+    GAMMA,
+    OBS,
+    STATES,
+    VALUES,
+    best_actions,
+    draws_nothing_global,
+    memory,
+    resumes,
+    taught,
+)
 
 SMALL = {
     "size": "0.1M", "learning_rate": 1e-2, "batch_size": 32, "policy_stride": 1, "gamma": GAMMA, "tau": 0.1,
@@ -298,17 +310,7 @@ def test_the_first_steps_are_random_and_the_first_round_makes_a_burst():
 
 
 def test_nothing_is_drawn_from_global_generators():
-    def run(noise):
-        torch.manual_seed(noise)
-        np.random.seed(noise)
-        learner = taught(make(), "both", 3)
-        acted = learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0]
-        assert torch.initial_seed() == noise
-        return learner.state()[0], acted
-
-    (one, acted), (other, again) = run(1), run(2)
-    np.testing.assert_array_equal(acted, again)
-    assert all(torch.equal(one[key], other[key]) for key in one)
+    draws_nothing_global(make, updates=3)
 
 
 def test_it_resumes_bit_for_bit():
