@@ -19,6 +19,8 @@ import embodied  # noqa: E402, F401  (chooses an OpenGL before a test imports Mu
 
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="state-")  # what a person allowed saved runs stays out of this
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as nohup and shells' jobs start it; children would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY_CLIP = {
     "model_cfg": {
