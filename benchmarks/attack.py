@@ -2,10 +2,11 @@
 
 `embodied serve` with the embedded encoder, a process of its own. A good client scores the same frames by HTTP, a new
 connection each time, and in a session, by turns, first by itself and then beside each attack, which is another
-process: pictures made to stall a decoder, messages made to overflow a reader, bodies that drip, refusals without end,
-sockets that are flooded, goals without end, and mutations of a good message. Counted are answers to the good client
-that differ from the scorer's own in this process, statuses of 5xx that mean a fault (503 says that there is no room),
-the server's peak memory, and the good client's p95. Last it is told to stop under the heaviest pictures.
+process at another address: pictures made to stall a decoder, messages made to overflow a reader, bodies that drip,
+refusals without end, sockets that are flooded, goals without end, and mutations of a good message. Counted are answers
+to the good client that differ from the scorer's own in this process, statuses of 5xx that mean a fault (503 says that
+there is no room), the server's peak memory, and the good client's p95. Then an attacker has the good client's own
+address, whose new connections wait for that. Last the server is told to stop under the heaviest pictures.
 
     python -m benchmarks.attack                           # quiet machine
     python -m benchmarks.attack seconds=2 times=false     # on a busy one: counts and memory alone
@@ -49,6 +50,8 @@ SERVE = ["reward=clip", f"reward.goal={GOAL}", "threads=1", "token=false"]
 GOOD_S = 0.1  # between the good client's questions
 CLOSE = 1e-4  # of an answer to the scorer's own
 MEMORY_MB, RATIO, STOP_S = 1500, 3.0, 15.0  # bars: peak, p95 attacked against alone, end after SIGTERM
+SHARED_S = 1.5  # bar: p95 at the attacker's own address
+HERE, ELSEWHERE = "127.0.0.1", "127.0.0.2"  # a good client's address, and an attacker's
 
 Attack = Callable[["Target"], Coroutine[Any, Any, None]]
 
@@ -59,13 +62,16 @@ Attack = Callable[["Target"], Coroutine[Any, Any, None]]
 class Target:
     """A server that is attacked until a time; what was sent and what came back."""
 
-    def __init__(self, port: int, until: float) -> None:
-        self.port, self.until = port, until
+    def __init__(self, port: int, until: float, address: str) -> None:
+        self.port, self.until, self.source = port, until, (address, 0)
         self.tried, self.statuses = 0, Counter[str]()
 
     @property
     def over(self) -> bool:
         return time.monotonic() > self.until
+
+    async def open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(HERE, self.port, local_addr=self.source)
 
     async def post(self, body: bytes, media: str = protocol.MSGPACK, path: str = protocol.SCORE) -> None:
         """One request on a connection of its own."""
@@ -75,7 +81,7 @@ class Target:
     async def send(self, data: bytes) -> None:
         self.tried += 1
         with contextlib.suppress(OSError, TimeoutError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            reader, writer = await self.open()
             try:
                 writer.write(data)
                 status = await asyncio.wait_for(reader.read(16), 10)
@@ -141,7 +147,7 @@ async def drips(target: Target) -> None:
         while not target.over:
             target.tried += 1
             with contextlib.suppress(OSError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+                reader, writer = await target.open()
                 writer.write(head)
                 while not target.over and not reader.at_eof():
                     writer.write(b"x")
@@ -160,7 +166,7 @@ async def refusals(target: Target) -> None:
     bad = b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 3\r\n\r\nbad"
     while not target.over:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-            reader, writer = await asyncio.open_connection("127.0.0.1", target.port)
+            reader, writer = await target.open()
             while not target.over:
                 target.tried += 1
                 writer.write(bad)
@@ -179,7 +185,9 @@ async def sockets(target: Target) -> None:
         for kind, data in flood.items():
             target.tried += 1
             with contextlib.suppress(OSError, websockets.WebSocketException, TimeoutError):
-                async with websockets.connect(uri, compression=None, close_timeout=1) as socket:
+                async with websockets.connect(
+                    uri, compression=None, close_timeout=1, local_addr=target.source
+                ) as socket:
                     if kind == "fragments":
                         socket.transport.write(b"\x02\x81\0\0\0\0x")
                     for _ in range(20):
@@ -266,7 +274,7 @@ class Good:
 
     async def _score(self) -> float:
         body = protocol.pack(self._message)
-        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await asyncio.open_connection(HERE, self._port)
         head = f"POST {protocol.SCORE} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
         head += f"Content-Type: {protocol.MSGPACK}\r\nContent-Length: {len(body)}\r\n\r\n"
         writer.write(head.encode() + body)
@@ -311,9 +319,9 @@ def peak_mb(pid: int) -> float:
     return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024  # pyright: ignore[reportOptionalSubscript]
 
 
-def attacked(kind: str, port: int, seconds: float) -> subprocess.Popen[str]:
-    """Another process that has begun to attack; its last line is what it did, as JSON."""
-    command = [sys.executable, "-m", "benchmarks.attack", "--attack", kind, str(port), str(seconds)]
+def attacked(kind: str, port: int, seconds: float, address: str = ELSEWHERE) -> subprocess.Popen[str]:
+    """Another process that has begun to attack from an address; its last line is what it did, as JSON."""
+    command = [sys.executable, "-m", "benchmarks.attack", "--attack", kind, str(port), str(seconds), address]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
     assert child.stdout.readline() == "begun\n"
@@ -342,6 +350,9 @@ def measure(seconds: float, *, times: bool) -> list[dict[str, Any]]:
             tried += told["tried"]
             ratios[kind], peaks[kind], statuses[kind] = beside / alone, peak_mb(child.pid), told["statuses"]
             print(f"{kind}: p95 {1e3 * alone:.0f}, attacked {1e3 * beside:.0f} ms; {good.unanswered} lost; {told}")
+        attacker = attacked("strips", port, 4 * seconds, HERE)
+        shared = float(np.percentile(asyncio.run(good.run(seconds)), 95))
+        attacker.communicate()
         attacker = attacked("largest", port, 10.0)
         asyncio.run(good.run(2.0))
         start = time.monotonic()
@@ -368,6 +379,7 @@ def measure(seconds: float, *, times: bool) -> list[dict[str, Any]]:
     return [
         *rows,
         row(told, ratios[worst], "ratio", RATIO, len(ATTACKS), ratios=ratios),
+        row("strips from the good client's own address: its p95", shared, "s", SHARED_S, 1),
         row("the same: from SIGTERM to the end under the heaviest pictures", stop_s, "s", STOP_S, 1),
     ]
 
@@ -381,9 +393,9 @@ def row(claim: str, value: float, unit: str, most: float, n: int, **more: Any) -
 def main() -> None:
     """Measure, or attack for another who measures."""
     if sys.argv[1:2] == ["--attack"]:
-        kind, port, seconds = sys.argv[2:5]
+        kind, port, seconds, address = sys.argv[2:6]
         attack = partial(pictures, made=PICTURES[kind]()) if kind in PICTURES else OTHERS[kind]
-        target = Target(int(port), time.monotonic() + float(seconds))
+        target = Target(int(port), time.monotonic() + float(seconds), address)
         print("begun", flush=True)
         asyncio.run(attack(target))
         print(json.dumps({"tried": target.tried, "statuses": target.statuses}))

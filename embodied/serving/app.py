@@ -235,7 +235,7 @@ async def serve(request: Request, work: Work) -> Response:
         response = _reply(request, answer | service.stamp)
     except RefusedError as error:
         service.refused(error, rate, host)
-        whole = whole or (error.code != "timeout" and await linger(request, service.limits))
+        whole = whole or (error.status != 408 and await linger(request, service.limits))
         response = _refuse(request, error, close=not whole)
     except TimeoutError:
         wanted = f"an answer within {service.limits.answer_s:g} s"

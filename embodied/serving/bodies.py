@@ -126,10 +126,12 @@ class Bodies:
                         allowed = min(limits.body_s, BODY_GRACE_S + len(body) / limits.body_bytes_per_s)
                         patience.reschedule(coming.since_s + allowed)
         except TimeoutError as error:
-            pace = f"{limits.body_bytes_per_s:g} bytes a second and a whole body within {limits.body_s:g} s"
-            others = coming is not None and coming.given_up
-            wanted = f"at most {limits.bodies_per_host} unfinished bodies of one host" if others else pace
             got = f"{len(body)} bytes"
+            if coming is not None and coming.given_up:
+                wanted = f"at most {limits.bodies_per_host} unfinished bodies of one host"
+                told = "This body was the slowest of too many."
+                raise RefusedError("crowded", told, expected=wanted, got=got, status=408) from error
+            wanted = f"{limits.body_bytes_per_s:g} bytes a second and a whole body within {limits.body_s:g} s"
             raise RefusedError("timeout", "The body is slow.", expected=wanted, got=got, status=408) from error
         finally:
             if coming is not None:

@@ -32,7 +32,7 @@ from embodied.serving.peer import (
 from embodied.streaming import Reading
 
 MAX_ANSWER = 64 << 20  # bytes
-LATER = ("busy", "rate", "timeout", "draining")  # codes of errors that may pass
+LATER = ("busy", "crowded", "rate", "timeout", "draining")  # codes of errors that may pass
 REFUSING = (1003, 1008, 1009)  # close codes of a session that would end so again
 
 

@@ -14,6 +14,7 @@ import math
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -63,6 +64,20 @@ class Guard:
         now = time.monotonic()
         return min(LONGEST_PAUSE_S, self._bad.of(host, now).wait(now))
 
+    def make_room(self, host: str) -> bool:
+        """Where connections run out, end one that is not in use, for a new one of this host; whether there was one.
+
+        It is the oldest silent one of the host that has most of them, so that nobody crowds out others; else a crawling
+        body. There is none for a host that has to wait anyway.
+        """
+        if self.pause(host):
+            return False
+        if not self.silent:
+            return self.bodies.make_room()
+        crowd = Counter(each.host for each in self.silent).most_common(1)[0][0]
+        next(each for each in self.silent if each.host == crowd).give_up()
+        return True
+
 
 class PatientProtocol(H11Protocol):
     """uvicorn's HTTP/1.1, with patience for a header of so long and no longer.
@@ -84,21 +99,23 @@ class PatientProtocol(H11Protocol):
         if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) and (sock := transport.get_extra_info("socket")):
             # Of Linux: a client that reads nothing of its answer is cut off, be it HTTP or a WebSocket later.
             sock.setsockopt(socket.IPPROTO_TCP, option, int(1000 * guard.limits.answer_s))
-        if len(self.connections) > guard.limits.connections:
-            if guard.silent:
-                next(iter(guard.silent)).give_up()
-            elif not guard.bodies.make_room():  # all are in use
-                transport.write(NO_ROOM)
-                transport.close()
-                return
+        if len(self.connections) > guard.limits.connections and not guard.make_room(self.host):
+            transport.write(NO_ROOM)
+            transport.close()
+            return
         self._wait()
-        if pause := guard.pause(self.client[0] if self.client else ""):
+        if pause := guard.pause(self.host):
             self.flow.pause_reading()
             self.loop.call_later(pause, self.flow.resume_reading)
 
+    @property
+    def host(self) -> str:
+        """Whose connection it is."""
+        return self.client[0] if self.client else ""
+
     def data_received(self, data: bytes) -> None:
         if len(data) > CRUMBS_BYTES and CRUMB_BYTES * data.count(b"\r\n") > len(data) and self._is_chunked(data):
-            self._guard.bad(self.client[0] if self.client else "")
+            self._guard.bad(self.host)
             self.give_up()  # reading them takes a thousand times as long as sending them
             return
         super().data_received(data)
@@ -125,7 +142,7 @@ class PatientProtocol(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def send_400_response(self, msg: str) -> None:
-        self._guard.bad(self.client[0] if self.client else "")
+        self._guard.bad(self.host)
         super().send_400_response(msg)
 
     def give_up(self) -> None:

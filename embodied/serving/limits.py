@@ -37,7 +37,8 @@ class Limits:
         body_bytes_per_s: that a body brings at least, on average, after `BODY_GRACE_S`.
         bodies_per_host: unfinished at once; beyond it, the slowest of that host is given up.
         answer_s: from a request's body to its answer.
-        connections: open at once; beyond it, those that have sent no whole request yet are closed, oldest first.
+        connections: open at once; beyond it, of those that have sent no whole request yet the oldest is closed, of the
+            host that has most of them.
         body_total_bytes: of all bodies and session messages, from their first byte to their answer.
         queue_frames: waiting to be encoded, of all clients.
         queue_pixels: of those frames.

@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from embodied.serving import protocol
+from embodied.serving.connections import BAD_BURST
 from embodied.serving.limits import Limits
 from tests.fakes import FakeEncoder
 from tests.serving_client import (
@@ -80,6 +81,33 @@ def test_silent_connections_make_room_for_those_that_ask():
         assert fine(server)
         assert say(frames(FRAMES[0]))["type"] == "reading"
         assert len(server.server.server_state.connections) <= 8
+
+
+def test_nobody_is_crowded_out_by_another_host():
+    with serving(limits=Limits(connections=4, header_s=30.0)) as server, contextlib.ExitStack() as stack:
+        mine = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S))
+        until(lambda: server.service.guard.silent)
+        others = []
+        for _ in range(10):
+            wire = socket.create_connection(("127.0.0.1", server.port), DEADLINE_S, source_address=("127.0.0.2", 0))
+            others.append(stack.enter_context(wire))
+            wire.sendall(b"GET /he")
+        with contextlib.suppress(ConnectionResetError):
+            assert others[5].recv(1) == b""  # made room for the last
+        mine.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert mine.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_host_of_too_many_slow_bodies_waits():
+    with serving(limits=Limits(bodies_per_host=1, body_s=60.0)) as server, contextlib.ExitStack() as stack:
+        guard = server.service.guard
+        assert not guard.pause("127.0.0.2")
+        for _ in range(BAD_BURST + 20):
+            wire = socket.create_connection(("127.0.0.1", server.port), source_address=("127.0.0.2", 0))
+            stack.enter_context(wire).sendall(HEADER + b"Content-Length: 1000\r\n\r\nhalf")
+        until(lambda: guard.pause("127.0.0.2"))
+        assert not guard.pause("127.0.0.1")
+        assert fine(server)
 
 
 def test_bodies_have_a_size():
