@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from embodied.counterfactual import Path as Shown
 from embodied.counterfactual import Starts, kinds_of, put
 from embodied.datasets import Dataset, Writer
+from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.experts import Expert, expert, has_expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
@@ -46,8 +47,10 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
     try:
         world = env.unwrapped
         scripted = config.policy in ("expert", "mixed", COUNTERFACTUAL)
-        if scripted and not isinstance(world, Desk):
-            raise UserError(f"policy={config.policy} needs a scripted expert, which {config.env.id} lacks. Use random.")
+        known = isinstance(world, Desk) if config.policy == COUNTERFACTUAL else has_expert(world)
+        if scripted and not known:
+            what = "one of the desk's worlds" if config.policy == COUNTERFACTUAL else "a scripted expert"
+            raise UserError(f"policy={config.policy} needs {what}, which {config.env.id} lacks. Use random.")
         cameras = _cameras(env, config.cameras)
         kinds = kinds_of(world.task) if isinstance(world, Desk) and config.policy == COUNTERFACTUAL else ()
         starts = Starts(env, config.seed)
@@ -170,8 +173,6 @@ def _play(
             images.append(env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1]))
         own, state = _readings(env, obs)
         action = act(obs)
-        if hasattr(act, "phase"):
-            take.phases.append(act.phase)  # pyright: ignore[reportFunctionMemberAccess]
         obs, reward, terminated, truncated, info = env.step(action)
         take.own.append(own)
         take.states.append(state)
@@ -257,36 +258,39 @@ class _Replay:
 
 
 class _Expert:
-    """The scripted expert as a policy, made at the first observation after a reset."""
+    """The scripted expert as a policy, made at the first observation after a reset.
 
-    def __init__(self, world: Desk, noise: float, rng: np.random.Generator) -> None:
-        self._make = lambda: expert(world, noise=noise, rng=rng)
+    Attributes:
+        phases: the expert's when it was asked for each action; [] of one that has none.
+    """
+
+    def __init__(self, world: gymnasium.Env, noise: float, rng: np.random.Generator) -> None:
+        self._make: Callable[[], Any] = lambda: expert(world, noise=noise, rng=rng)
         self._world, self._expert = world, None
+        self.phases: list[int] = []
 
     def __call__(self, obs: Any) -> np.ndarray:
         if self._expert is None:
             self._expert = self._make()
-        return self._expert(self._world)
-
-    @property
-    def phase(self) -> int:
-        return 0 if self._expert is None else self._expert.phase
+        action = self._expert(self._world)
+        if isinstance(self._expert, Expert):
+            self.phases.append(self._expert.phase)
+        return action
 
 
 def _rehearse(
     env: gymnasium.Env, kind: str, seed: int, rng: np.random.Generator, noise: float
 ) -> tuple[list[np.ndarray], list[int]] | None:
     """Actions of one kind of episode, and the expert's phases; None where this start does not give one."""
-    world = env.unwrapped
-    assert isinstance(world, Desk)
-    take = _play(env, seed, _Expert(world, noise if kind == "noisy" else 0.0, rng))
+    act = _Expert(env.unwrapped, noise if kind == "noisy" else 0.0, rng)
+    take = _play(env, seed, act)
     solved = take.success[-1]
     if kind == "noisy":
-        return take.actions, take.phases
+        return take.actions, act.phases
     if not solved:
         return None
     if kind == "expert":
-        return take.actions, take.phases
+        return take.actions, act.phases
     first, length = take.success.index(True), len(take.actions)
     if kind == "failure":
         leave = int(rng.integers(1, max(int(0.7 * first), 2)))
@@ -296,8 +300,8 @@ def _rehearse(
     for cut in range(first, max(first - 8, 0), -1):  # as late as it may be without ever being solved
         for share in (0.75, 0.5, 0.25, 0.0):  # of one more action
             partly = np.append(share * take.actions[cut][:-1], take.actions[cut][-1]).astype(np.float32)
-            phase = take.phases[cut]  # what went before it (the way down to a cube) would lift when undone
-            undo = sum(each == phase for each in take.phases[: cut + 1]) if undoes else 0
+            # Of the phase alone: what went before it (the way down to a cube) would lift when undone.
+            undo = sum(each == act.phases[cut] for each in act.phases[: cut + 1]) if undoes and act.phases else 0
             actions = _stopped([*take.actions[:cut], partly], length, undo)
             if not any(_play(env, seed, _Replay(actions)).success):
                 return actions, []
@@ -329,8 +333,9 @@ def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
         state = world._state()
         own = list(env.get_wrapper_attr("signals")().values()) if env.has_wrapper_attr("signals") else world._proprio()
         return np.asarray(own, np.float32), state
-    if isinstance(obs, dict):
-        return np.asarray(obs["agent_pos"], np.float32), nothing
+    if isinstance(world, Bridged):
+        own = np.asarray(world.own, np.float32)
+        return (own if isinstance(obs, dict) or len(own) < len(world.flat) else nothing), world.flat.copy()
     return nothing, obs if obs.ndim == 1 else nothing
 
 

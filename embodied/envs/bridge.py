@@ -107,6 +107,8 @@ class Bridged(gymnasium.Env):
         self, found: Found, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
     ) -> None:
         self._found, self.inner, self.world_id = found, found.env, name
+        self.instruction, self.script = found.instruction, found.script
+        self.flat = np.zeros(0, np.float32)  # the state as `obs="state"` tells it, whatever form was asked for
         self.obs_form, self.image_size, self.render_mode = obs, image_size, "rgb_array"
         self._renderer: FrameRenderer | None = None
         physics = physics_of(self.inner)
@@ -149,12 +151,15 @@ class Bridged(gymnasium.Env):
         return told if success is None else told | {"is_success": success}
 
     def _obs(self, obs: Any) -> Any:
+        self.flat = self._readings(obs)
         if self.obs_form == "pixels":
             return self.frame()
-        flat = self._readings(obs)
-        if self.obs_form == "state":
-            return flat
-        return {"pixels": self.frame(), "agent_pos": self._found.proprio(flat)}
+        return self.flat if self.obs_form == "state" else {"pixels": self.frame(), "agent_pos": self.own}
+
+    @property
+    def own(self) -> np.ndarray:
+        """The robot's own part of the state, as it is now; all of it where the suite is not known."""
+        return self._found.proprio(self.flat)
 
     # Frames ---------------------------------------------------------------------------------------------
 

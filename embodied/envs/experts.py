@@ -1,12 +1,18 @@
-"""Scripted experts for the desk's tasks: they read privileged state, for demonstrations and judging."""
+"""Scripted experts: they read privileged state, for demonstrations and judging.
+
+Those of the desk's tasks are ours; Meta-World's are its own, which its package ships.
+"""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Final
 
+import gymnasium
 import numpy as np
 
+from embodied.envs.bridge import Bridged
 from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
 
 Script = Iterator[np.ndarray]
@@ -16,8 +22,64 @@ LEFT, UP = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
 OVER = 0.09 * UP
 
 
+def has_expert(world: object) -> bool:
+    """Whether `expert` knows a world, unwrapped."""
+    return isinstance(world, Desk) or (isinstance(world, Bridged) and world.script is not None)
+
+
+def expert(
+    world: gymnasium.Env, *, noise: float = 0.0, rng: np.random.Generator | None = None, leave: bool = False
+) -> Expert | SuiteExpert:
+    """The scripted expert of a world, unwrapped and just reset; arguments are `Expert`'s.
+
+    Raises:
+        ValueError: a world without one, or a suite's that is asked to leave.
+    """
+    if isinstance(world, Desk):
+        return Expert(world, noise=noise, rng=rng, leave=leave)
+    if not isinstance(world, Bridged) or leave:
+        raise ValueError(f"expert: world must be one of the desk's, or a suite's (and leave false); got {world}.")
+    return SuiteExpert(world, noise=noise, rng=rng)
+
+
+class SuiteExpert:
+    """A suite's own script, as `Expert` is used.
+
+    Args:
+        world: of a suite that ships one, just reset.
+        noise: see `Expert`.
+        rng: see `Expert`.
+
+    Raises:
+        ValueError: the suite ships none for this world, or noise without `rng`.
+    """
+
+    def __init__(self, world: Bridged, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> None:
+        if world.script is None:
+            raise ValueError(f"expert: world must have a script of its suite; got {world.world_id}.")
+        _check_noise(noise, rng)
+        self._world, self._script, self._noise, self._rng = world, world.script(), noise, rng
+
+    def __call__(self, current: Bridged) -> np.ndarray:
+        """(A,) float32, in the world's units."""
+        if current is not self._world:
+            raise ValueError("expert: act must get the world that the expert was made for. Make one for each world.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Meta-World warns that an answer may be too much; it is clipped here
+            action = np.asarray(self._script(current.flat.astype(np.float64)), np.float64)
+        if self._noise and self._rng is not None:
+            action = action + self._noise * self._rng.normal(size=action.shape)
+        space = current.action_space
+        return np.clip(action, space.low, space.high).astype(np.float32)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _check_noise(noise: float, rng: np.random.Generator | None) -> None:
+    if noise and rng is None:
+        raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
+
+
 class Expert:
-    """A function from the world, as it is now, to the next action; make a new one after every reset.
+    """A function from the desk, as it is now, to the next action; make a new one after every reset.
 
     Args:
         world: the world that will be acted in, just reset.
@@ -33,8 +95,7 @@ class Expert:
     def __init__(
         self, world: Desk, *, noise: float = 0.0, rng: np.random.Generator | None = None, leave: bool = False
     ) -> None:
-        if noise and rng is None:
-            raise ValueError(f"expert: rng must be given when noise is not 0; got noise={noise}.")
+        _check_noise(noise, rng)
         self.phase = 0
         self._world, self._noise, self._rng, self._leave = world, noise, rng, leave
         self._script = self._forever()
@@ -63,9 +124,6 @@ class Expert:
             yield _action(world, place, opening)
             while world.success():
                 yield _action(world, place, opening)
-
-
-expert = Expert  # it is made to be called, and reads like a function where it is
 
 
 def _action(world: Desk, goal: np.ndarray, opening: float) -> np.ndarray:

@@ -42,6 +42,8 @@ class Found:
     camera: str | None = None  # where frames come from unless the caller says
     upside_down: tuple[str, ...] = ()  # cameras whose pictures need a half turn
     seeds: Callable[[int], Any] | None = None  # for suites whose reset ignores its seed
+    script: Callable[[], Callable[[np.ndarray], np.ndarray]] | None = None  # makes the suite's own expert, of the state
+    instruction: str = ""  # the task in words
 
 
 def find(id: str, kwargs: dict[str, Any]) -> Found:
@@ -101,6 +103,8 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> Found:
         camera="corner2",
         upside_down=_UPSIDE_DOWN,
         seeds=env.seed,
+        script=lambda: importlib.import_module("metaworld.policies").ENV_POLICY_MAP[task]().get_action,
+        instruction=task.rpartition("-")[0].replace("-", " "),
     )
 
 

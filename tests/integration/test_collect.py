@@ -198,6 +198,30 @@ def test_a_trained_policy_acts(tmp_path, monkeypatch):
     assert dataset.recording(0).actions.std() > 0 or len(dataset.recording(0)) > 1
 
 
+def test_meta_worlds_own_experts(tmp_path):
+    """Demonstrations with the hand's own readings and the task's words, that play again as they were."""
+    pytest.importorskip("metaworld")
+    root = tmp_path / "reach"
+    words = ["env=gym", "env.id=metaworld/reach-v3", "env.max_episode_steps=60", "policy=mixed", "episodes=5"]
+    assert cli.main(["collect", *words, "image_size=32", "cameras=[corner2]", f"out={root}"]) == 0
+    dataset = Dataset(root)
+    assert [dataset.kind(i) for i in range(5)] == ["expert", "noisy", "near_miss", "failure", "random"]
+    got = dataset.recording(0)
+    assert got.instruction == "reach"
+    assert got.success[-1]
+    assert not dataset.recording(3, cameras=()).success.any()
+    own = dataset.columns(0, ["observation.state"])["observation.state"]
+    state = dataset.columns(0, ["observation.environment_state"])["observation.environment_state"]
+    np.testing.assert_array_equal(own, state[:, :4])  # hand and gripper
+    env = make("metaworld/reach-v3", max_episode_steps=60)
+    obs, _ = env.reset(seed=seeds(root)[0])
+    for action, row in zip(got.actions, state, strict=True):
+        np.testing.assert_array_equal(obs, row)
+        obs, _, _, _, info = env.step(action)
+    assert info["is_success"]
+    env.close()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

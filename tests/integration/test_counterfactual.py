@@ -130,7 +130,7 @@ def test_judge_collects_them_for_its_own_worlds(monkeypatch, drawer):
 
 def test_a_refused_policy_names_the_choices(capsys):
     assert cli.main(["collect", "env=reacher-red", "policy=counterfactual"]) == 2
-    assert "needs a scripted expert" in capsys.readouterr().err
+    assert "needs one of the desk's worlds" in capsys.readouterr().err
     assert cli.main(["collect", "env=desk-drawer", "policy=counterfactuel"]) == 2
     assert "did you mean counterfactual" in capsys.readouterr().err
 
