@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
 import gymnasium
 import numpy as np
@@ -29,8 +29,10 @@ def has_expert(world: object) -> bool:
 
 def expert(
     world: gymnasium.Env, *, noise: float = 0.0, rng: np.random.Generator | None = None, leave: bool = False
-) -> Expert | SuiteExpert:
-    """The scripted expert of a world, unwrapped and just reset; arguments are `Expert`'s.
+) -> Callable[[Any], np.ndarray]:
+    """The scripted expert of a world, unwrapped and just reset: a function from that world to an action.
+
+    Arguments are `Expert`'s, which it is on the desk; elsewhere a `SuiteExpert`.
 
     Raises:
         ValueError: a world without one, or a suite's that is asked to leave.
