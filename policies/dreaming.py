@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
-from policies.networks import MLP, GaussianActor, Sample, action_size, adam, averages, follow
+from policies.networks import MLP, GaussianActor, Sample, action_size, adam, averages, dormant_ratio, follow
 from policies.rssm import RSSM, SIZES, Decoder, Encoder, Observed, State
 from policies.saving import State as Saved
 from policies.saving import pack, unpack
@@ -263,12 +263,21 @@ class Dreaming(ABC):
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         """So many updates, each of the model first and then of the behaviour in it."""
-        told: list[dict[str, Tensor]] = []
-        for _ in range(count):
+        told, out = list[dict[str, Tensor]](), dict[str, float]()
+        for k in range(count):
             starts, model = self.learn_world(next(batches).to(self.device))
             told.append(model | self._learn_behaviour(starts))
             self.updates += 1
-        return averages(told)
+            if k == count - 1:
+                out |= self._dormant(starts)
+        return out | averages(told)
+
+    @torch.no_grad()
+    def _dormant(self, state: State) -> dict[str, float]:
+        """DrM's ratio of actor and critic in these states, for the log."""
+        x = state.features
+        actor, critic = self.actor.mlp.hidden(x), self.critic.hidden(x)
+        return {"dormant_actor": dormant_ratio(actor), "dormant_critic": dormant_ratio(critic)}
 
     def see(self, batch: Batch, encoder: Encoder | None = None) -> Seen:
         """A batch through the model, states drawn; `encoder` in place of its own."""

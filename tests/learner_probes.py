@@ -133,6 +133,7 @@ def resumes(make, rollout, demos=None, updates=6):
     acts = resumed.acting()
     before = best_actions(resumed)
     (action, told), (again, also) = (step(learner, 3) for learner in (straight, resumed))
+    assert 0 <= told["dormant_actor"] < 1  # every learner tells it
     np.testing.assert_array_equal(action, again)
     assert told == also
     np.testing.assert_array_equal(best_actions(acts), before)
