@@ -83,7 +83,8 @@ class Stage:
         if self.perception is None or self.perception.layout != layout:
             things = things_of(self._config, self._encoder) if self.form == "points" else ()
             try:
-                self.perception = Perception(self._encoder, layout, self.form, things)
+                smoothing = float(self._config.env.get("smoothing") or 0.0)
+                self.perception = Perception(self._encoder, layout, self.form, things, smoothing)
             except ValueError as error:
                 raise UserError(str(error)) from error
         return self.perception
