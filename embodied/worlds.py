@@ -23,7 +23,6 @@ def env_maker(config: DictConfig) -> Any:
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
     env.pop("cameras", None)
     env.pop("points", None)
-    env.pop("smoothing", None)
     distractors = env.pop("distractors", None)
     if env.get("obs") in SEEN:
         env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees

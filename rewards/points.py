@@ -187,24 +187,12 @@ def _grown(region: Bool[Tensor, "B M h w"]) -> Bool[Tensor, "B M h w"]:
 class PointMemory:
     """Points for a policy: a thing too faint keeps its last place, and its peak says so.
 
-    One memory goes with one set of worlds, in one order; views and things have each their own place in it. Until a
-    thing was seen in an episode it is in the middle.
-
-    Args:
-        smoothing: how much of its former place a thing keeps that is seen again, in [0, 1): an exponential mean over
-            an episode's rows, for reading errors that change from row to row; what moves lags by
-            smoothing / (1 − smoothing) rows.
-
-    Raises:
-        ValueError: no such share.
+    One memory goes with one set of worlds, in one order; views and things have each their own place in it. In an
+    episode's first row a thing too faint is in the middle.
     """
 
-    def __init__(self, smoothing: float = 0.0) -> None:
-        if not 0 <= smoothing < 1:
-            raise ValueError(f"PointMemory: smoothing must be at least 0 and below 1; got {smoothing}.")
-        self._smoothing = smoothing
+    def __init__(self) -> None:
         self._places: Tensor | None = None
-        self._seen: Tensor | None = None  # in this episode
 
     def update(self, points: Float[Tensor, "B *M 3"], first: Bool[Tensor, " B"]) -> Float[Tensor, "B *M 3"]:
         """The points of one row of each world, with the last places of what is too faint.
@@ -216,31 +204,25 @@ class PointMemory:
             ValueError: other worlds, views or things than in the row before.
         """
         places, peak = points[..., :2], points[..., 2:]
-        if self._places is None or self._seen is None:
-            self._places, self._seen = torch.zeros_like(places), torch.zeros_like(peak, dtype=torch.bool)
+        if self._places is None:
+            self._places = torch.zeros_like(places)
         if self._places.shape != places.shape or len(first) != len(points):
             raise ValueError(
                 f"PointMemory.update: points must be {(*self._places.shape[:-1], 3)} and first ({len(self._places)},), "
                 f"as in the row before; got {tuple(points.shape)} and {tuple(first.shape)}. "
                 "Make a new PointMemory for other worlds."
             )
-        begins, faint = first.view(-1, *[1] * (points.ndim - 1)), peak < FAINT
-        before, seen = torch.where(begins, 0.0, self._places), self._seen & ~begins
-        mean = torch.where(seen, places.lerp(before, self._smoothing), places)
-        self._places, self._seen = torch.where(faint, before, mean), seen | ~faint
+        before = torch.where(first.view(-1, *[1] * (points.ndim - 1)), 0.0, self._places)
+        self._places = torch.where(peak < FAINT, before, places)
         return torch.cat([self._places, peak], -1)
 
     def get_state(self) -> dict[str, np.ndarray]:
         """What `set_state` needs to go on exactly from here."""
-        if self._places is None or self._seen is None:
-            return {}
-        return {"places": self._places.numpy().copy(), "seen": self._seen.numpy().copy()}
+        return {} if self._places is None else {"places": self._places.numpy().copy()}
 
     def set_state(self, state: Mapping[str, np.ndarray]) -> None:
         """Undo of `get_state`."""
-        self._places, self._seen = (
-            torch.from_numpy(state[key].copy()) if key in state else None for key in ("places", "seen")
-        )
+        self._places = torch.from_numpy(state["places"].copy()) if "places" in state else None
 
 
 HANDLED = ("drawer", "door", "cabinet", "cupboard")  # things that are held by a handle

@@ -48,20 +48,15 @@ class Perception:
         layout: the views and readings, in order.
         form: "points", "features", or any other word for the world's own observation.
         things: what `form="points"` looks for, at least one.
-        smoothing: of their places, see `rewards.points.PointMemory`.
 
     Raises:
-        ValueError: no things to look for, or no such share.
+        ValueError: no things to look for.
     """
 
-    def __init__(
-        self, encoder: Encoder, layout: Layout, form: str, things: Sequence[str] = (), smoothing: float = 0.0
-    ) -> None:
+    def __init__(self, encoder: Encoder, layout: Layout, form: str, things: Sequence[str] = ()) -> None:
         if form == "points" and not things:
             raise ValueError("Perception: things must name what to look for; got none. Set env.points=[a thing, …].")
         self.encoder, self.layout, self.form, self.things = encoder, layout, form, tuple(things)
-        self._smoothing = smoothing
-        self.remember()  # refuses a wrong share
         self._reader = PointReader(encoder, self.things) if form == "points" else None
 
     @property
@@ -99,4 +94,4 @@ class Perception:
 
     def remember(self) -> PointMemory | None:
         """A fresh memory of where things were, for one set of worlds."""
-        return PointMemory(self._smoothing) if self.form == "points" else None
+        return PointMemory() if self.form == "points" else None

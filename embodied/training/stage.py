@@ -83,8 +83,7 @@ class Stage:
         if self.perception is None or self.perception.layout != layout:
             things = things_of(self._config, self._encoder) if self.form == "points" else ()
             try:
-                smoothing = float(self._config.env.get("smoothing") or 0.0)
-                self.perception = Perception(self._encoder, layout, self.form, things, smoothing)
+                self.perception = Perception(self._encoder, layout, self.form, things)
             except ValueError as error:
                 raise UserError(str(error)) from error
         return self.perception

@@ -212,23 +212,6 @@ def test_memory_goes_on_from_its_state():
     torch.testing.assert_close(other.update(hidden, LATER), row((0.0, 0.0, 0.0)))
 
 
-def test_places_are_smoothed_over_an_episode():
-    memory, faint = PointMemory(smoothing=0.75), FAINT / 2
-    memory.update(row((0.4, 0.0, 0.9), (0.9, 0.9, faint)), FIRST)
-    told = memory.update(row((0.8, 0.0, 0.9), (0.2, 0.0, 0.9)), LATER)  # the second for the first time: no mean yet
-    torch.testing.assert_close(told, row((0.5, 0.0, 0.9), (0.2, 0.0, 0.9)))
-    told = memory.update(row((0.9, 0.0, faint), (0.2, 0.0, 0.9)), LATER)  # what is too faint does not enter
-    torch.testing.assert_close(told, row((0.5, 0.0, faint), (0.2, 0.0, 0.9)))
-    other = PointMemory(smoothing=0.75)
-    other.set_state(memory.get_state())
-    for each in (memory, other):
-        told = each.update(row((0.9, 0.0, 0.9), (-0.2, 0.0, 0.9)), torch.tensor([True, False]))
-        torch.testing.assert_close(told[0], torch.tensor([[0.9, 0.0, 0.9], [-0.2, 0.0, 0.9]]))  # a new episode
-        torch.testing.assert_close(told[1], torch.tensor([[0.6, 0.0, 0.9], [0.1, 0.0, 0.9]]))
-    with pytest.raises(ValueError, match=r"smoothing must be at least 0 and below 1; got 1.0"):
-        PointMemory(1.0)
-
-
 def test_memory_is_of_one_set_of_worlds():
     memory = PointMemory()
     memory.update(row((0.3, -0.2, 0.9)), FIRST)
