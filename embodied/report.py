@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from embodied.charts import Series, interval_bar, line_chart, number, sparkline
 from embodied.files import whole, write_text
+from embodied.goals import parts_of
 from embodied.training.divergence import ALARM
 
 STRIP = 112  # height of the reward strip below a video frame, px
@@ -200,8 +201,8 @@ def read_progress(path: Path) -> dict[str, tuple[list[float], list[float]]]:
 def _goal(config: Mapping[str, Any]) -> str:
     """The run in one sentence: the goal text, else the world's name."""
     reward = config.get("reward") or {}
-    parts = (reward.get("parts") or {"": reward}).values()  # of several rewards, the first that has a goal
-    goal = next((goal for part in parts if (goal := part.get("goal") or part.get("goals"))), None)
+    # Of several rewards, the first that has a goal.
+    goal = next((goal for part in parts_of(reward).values() if (goal := part.get("goal") or part.get("goals"))), None)
     if isinstance(goal, Mapping):
         goal = list(goal.values())
     if isinstance(goal, list):

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
+from embodied.goals import parts_of
 from rewards.core import Encoder
 from rewards.points import things
 
@@ -65,8 +66,7 @@ def things_of(config: DictConfig, encoder: Encoder) -> list[str]:
             )
         return list(given)
     reward = config.get("reward") or {}
-    parts = list((reward.get("parts") or {"": reward}).values())
-    goal = next((str(part.get("goal")) for part in parts if part.get("goal")), "")
+    goal = next((str(part.get("goal")) for part in parts_of(reward).values() if part.get("goal")), "")
     if not goal:
         env = env_maker(config)()
         goal = str(getattr(env.unwrapped, "instruction", ""))

@@ -32,6 +32,7 @@ from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.files import whole
+from embodied.goals import parts_of
 from embodied.scorers import make_scorer, reward_name
 from embodied.scoring import Layout, Track
 from embodied.settings import check_least
@@ -257,6 +258,6 @@ def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
 
 def _title(config: DictConfig) -> str:
     told = {}
-    for part in (config.reward.get("parts") or {"": config.reward}).values():
+    for part in parts_of(config.reward).values():
         told[str(part.get("goal") or part.get("goals") or "")] = None  # each text once
     return f"{config.env.id}   {reward_name(config.reward)}   {', '.join(told)}"

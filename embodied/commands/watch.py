@@ -34,7 +34,7 @@ from embodied import paths, scorers
 from embodied.cameras import CameraError, open_source
 from embodied.envs import WORLDS, is_world, world_cameras
 from embodied.errors import UserError, nearest
-from embodied.goals import any_open, told_goals, with_goal
+from embodied.goals import any_open, parts_of, told_goals, with_goal
 from embodied.opening import open_dataset
 from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
@@ -216,8 +216,8 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
 
 
 def _threshold(config: DictConfig) -> float | None:
-    parts = (config.reward.get("parts") or {"": config.reward}).values()
-    has_success = any(str(part.get("_target_")).endswith("success_scorer") for part in parts)
+    targets = [str(part.get("_target_")) for part in parts_of(config.reward).values()]
+    has_success = any(target.endswith("success_scorer") for target in targets)
     if config.threshold is not None:
         return float(config.threshold)
     return SUCCESS_THRESHOLD if has_success else None
