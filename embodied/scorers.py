@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from embodied import hub
 from embodied.build import build, locate
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
 from embodied.errors import UserError
-from embodied.goals import check_goal_given, is_open, with_goal
+from embodied.goals import check_goal_given, fitted_model, is_open, with_goal
 from embodied.literal import literal_config
 from embodied.worlds import env_maker, reward_cameras
 from rewards.compose import Part
@@ -203,12 +204,15 @@ class _Filler:
 
     def scorer(self, reward: Mapping[str, Any], name: str = "") -> Scorer:
         reward = with_goal(reward, self._goal)
+        if hub.is_hub(reward.get("model")):
+            setting = f"reward.{name}.model" if name else "reward.model"
+            reward["model"] = str(hub.fetched(str(reward["model"]), hub.MODEL, setting))
         parameters = inspect.signature(locate(reward.get("_target_"))).parameters
         if is_open(reward) and self.world:
             reward = with_goal(reward, self.world.instruction)
         check_goal_given(reward, name)
         call_time: dict[str, Any] = {}
-        if isinstance(reward.get("goal_images"), int) and reward.get("model") is None and self.world:
+        if isinstance(reward.get("goal_images"), int) and fitted_model(reward) is None and self.world:
             size = int(self.encoder.image_size[0])
             from embodied.goal_images import simulated
 
@@ -219,7 +223,7 @@ class _Filler:
             call_time["calibration"] = self._calibration(self.world)
         for each in EPISODES:
             wanted = reward.pop(each, None)
-            if wanted is not None and (each != "demos" or reward.get("model") is None):  # a fitted model needs none
+            if wanted is not None and (each != "demos" or fitted_model(reward) is None):  # a fitted model needs none
                 goal = reward.get("goal", "")  # None: each episode's own
                 call_time[each] = self._episodes(each, wanted, episode_frames(reward | call_time), goal)
         return build(reward, encoder=self.encoder, **call_time)

@@ -110,6 +110,22 @@ def test_files_are_split_by_size_and_row_groups_are_episodes(tmp_path):
     assert sum(pq.ParquetFile(file).num_row_groups for file in files) == 4
 
 
+def test_a_files_head_is_read_once_and_again_when_it_has_changed(made, tmp_path, monkeypatch):
+    """With a row group an episode, it is most of the work."""
+    heads, read = [], pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda file: heads.append(file) or read(file))
+    shutil.copytree(made, tmp_path / "copy")
+    dataset = Dataset(tmp_path / "copy")
+    first = [dataset.columns(i, ["action"])["action"] for i in (3, 0, 2, 1)]
+    assert len(heads) == len(set(heads))
+    (file,) = (tmp_path / "copy").glob("data/*/*.parquet")
+    table = pq.read_table(file)
+    order = pa.array(np.random.default_rng(0).permutation(len(table)))  # no episode's rows are together any more
+    pq.write_table(table.take(order), file)
+    for before, i in zip(first, (3, 0, 2, 1), strict=True):
+        np.testing.assert_array_equal(dataset.columns(i, ["action"])["action"], before)
+
+
 def test_the_letter_of_the_format(made):
     info = json.loads((made / "meta" / "info.json").read_text())
     assert (info["codebase_version"], info["total_episodes"], info["total_frames"]) == ("v3.0", 4, 25)
