@@ -16,7 +16,8 @@ from embodied.counterfactual import Path as Shown
 from embodied.counterfactual import Starts, kinds_of, put
 from embodied.datasets import Dataset, Writer
 from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.drive import Drive
+from embodied.envs.experts import expert, has_expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
@@ -27,6 +28,7 @@ from rewards.progress import tqdm
 
 KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
+BRAKE = np.array([0.0, -1.0], np.float32)  # of the car
 Act = Callable[[Any], Any]  # observation -> action
 Player = Callable[[gymnasium.Env], Act]  # what acts in a world, made anew for each episode
 
@@ -46,7 +48,7 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
     try:
         world = env.unwrapped
         scripted = config.policy in ("expert", "mixed", COUNTERFACTUAL)
-        if scripted and not isinstance(world, Desk):
+        if scripted and not (isinstance(world, Desk) or (has_expert(world) and config.policy != COUNTERFACTUAL)):
             raise UserError(f"policy={config.policy} needs a scripted expert, which {config.env.id} lacks. Use random.")
         cameras = _cameras(env, config.cameras)
         kinds = kinds_of(world.task) if isinstance(world, Desk) and config.policy == COUNTERFACTUAL else ()
@@ -259,9 +261,10 @@ class _Replay:
 class _Expert:
     """The scripted expert as a policy, made at the first observation after a reset."""
 
-    def __init__(self, world: Desk, noise: float, rng: np.random.Generator) -> None:
+    def __init__(self, world: Desk | Drive, noise: float, rng: np.random.Generator) -> None:
         self._make = lambda: expert(world, noise=noise, rng=rng)
-        self._world, self._expert = world, None
+        self._world: Any = world
+        self._expert: Any = None
 
     def __call__(self, obs: Any) -> np.ndarray:
         if self._expert is None:
@@ -278,7 +281,7 @@ def _rehearse(
 ) -> tuple[list[np.ndarray], list[int]] | None:
     """Actions of one kind of episode, and the expert's phases; None where this start does not give one."""
     world = env.unwrapped
-    assert isinstance(world, Desk)
+    assert has_expert(world)
     take = _play(env, seed, _Expert(world, noise if kind == "noisy" else 0.0, rng))
     solved = take.success[-1]
     if kind == "noisy":
@@ -292,6 +295,12 @@ def _rehearse(
         leave = int(rng.integers(1, max(int(0.7 * first), 2)))
         actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
         return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
+    if isinstance(world, Drive):  # it stops before the end
+        for cut in range(first, max(first - 30, 0), -1):
+            actions = [*take.actions[:cut], *[BRAKE] * (length - cut)]
+            if not any(_play(env, seed, _Replay(actions)).success):
+                return actions, []
+        return None
     undoes = rng.random() < 0.5
     for cut in range(first, max(first - 8, 0), -1):  # as late as it may be without ever being solved
         for share in (0.75, 0.5, 0.25, 0.0):  # of one more action

@@ -16,8 +16,7 @@ import numpy as np
 from embodied.cameras.live import Grab
 from embodied.cameras.recorded import Shot, Shots
 from embodied.envs.bridge import make
-from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.experts import expert, has_expert
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 
@@ -59,7 +58,7 @@ class Show:
         env = make(self.world)
         try:
             world: Any = env.unwrapped
-            if self.policy == "expert" and not isinstance(world, Desk):
+            if self.policy == "expert" and not has_expert(world):
                 raise UserError(f"{self.world}: has no scripted expert. Use policy=random.")
             known = env.get_wrapper_attr("cameras") if env.has_wrapper_attr("cameras") else ()
             if self.camera is not None and self.camera not in known:
@@ -69,7 +68,7 @@ class Show:
             episode = 0
             while episodes is None or episode < episodes:
                 env.reset(seed=self.seed + episode)
-                act = expert(world) if isinstance(world, Desk) and self.policy != "random" else None
+                act: Any = expert(world) if has_expert(world) and self.policy != "random" else None
                 ended = False
                 yield look(camera=self.camera, image_size=self.image_size), step_s
                 while not ended:

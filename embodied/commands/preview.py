@@ -25,8 +25,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
 from embodied import far_texts, scoring
-from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.experts import expert, has_expert
 from embodied.envs.pictures import view
 from embodied.envs.spaces import told_success
 from embodied.envs.worker import own_view, view_names
@@ -84,7 +83,7 @@ def run(config: DictConfig) -> None:
         cameras = list(view_names(env, together)) if together else _cameras(env)
         rows = [_starts(env, cameras, size, config.columns, config.seed)]
         rows.append(_episode(env, cameras, size, config, "random", lambda: lambda: env.action_space.sample()))
-        if isinstance(world, Desk):
+        if has_expert(world):
             rows.append(_episode(env, cameras, size, config, "expert", lambda: _expert(world)))
         own = own_view(env)
     finally:
@@ -160,7 +159,7 @@ def _episode(
     return strips
 
 
-def _expert(world: Desk) -> Callable[[], np.ndarray]:
+def _expert(world: Any) -> Callable[[], np.ndarray]:
     act = expert(world)
     return lambda: act(world)
 

@@ -1,13 +1,16 @@
-"""Scripted experts for the desk's tasks: they read privileged state, for demonstrations and judging."""
+"""Scripted experts for the desk's tasks, and whose expert is whose: they read privileged state, for demonstrations and
+judging."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final, TypeGuard, overload
 
 import numpy as np
 
 from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
+from embodied.envs.drive import Drive
+from embodied.envs.drivers import Driver
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -65,7 +68,20 @@ class Expert:
                 yield _action(world, place, opening)
 
 
-expert = Expert  # it is made to be called, and reads like a function where it is
+@overload
+def expert(
+    world: Desk, *, noise: float = ..., rng: np.random.Generator | None = ..., leave: bool = ...
+) -> Expert: ...
+@overload
+def expert(world: Drive, *, noise: float = ..., rng: np.random.Generator | None = ...) -> Driver: ...
+def expert(world: Desk | Drive, **how: Any) -> Expert | Driver:
+    """The expert of a world that has one, just reset; `how` as its class takes it."""
+    return Driver(world, **how) if isinstance(world, Drive) else Expert(world, **how)
+
+
+def has_expert(world: object) -> TypeGuard[Desk | Drive]:
+    """Whether a world has a scripted expert."""
+    return isinstance(world, Desk | Drive)
 
 
 def _action(world: Desk, goal: np.ndarray, opening: float) -> np.ndarray:

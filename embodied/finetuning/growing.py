@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from embodied.datasets import Writer
-from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.experts import expert, has_expert
 from embodied.errors import UserError
 from embodied.finetuning.judging import PLANNED, Arena
 from embodied.finetuning.labels import SOLVED, Teacher
@@ -35,7 +34,7 @@ class Handover:
 
     Args:
         actor: acts first.
-        stage: the worlds, of the desk.
+        stage: the worlds, each with an expert.
         after: steps until the expert takes over, by the order in which episodes begin.
 
     Raises:
@@ -44,9 +43,9 @@ class Handover:
 
     def __init__(self, actor: Any, stage: Stage, after: Sequence[int]) -> None:
         self._worlds: list[Any] = [env.unwrapped for env in stage.envs]
-        if not all(isinstance(world, Desk) for world in self._worlds):
+        if not all(has_expert(world) for world in self._worlds):
             raise UserError(
-                "stages=[corrections] needs a world with a scripted expert, one of the desk's. A person's corrections "
+                "stages=[corrections] needs a world with a scripted expert, the desk's or the town's. A person's corrections "
                 "enter as a dataset: data=[demos,corrections]."
             )
         self._actor, self._after = actor, list(after)[::-1]
