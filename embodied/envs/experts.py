@@ -1,6 +1,6 @@
 """Scripted experts: they read privileged state, for demonstrations and judging.
 
-Those of the desk's tasks are ours; Meta-World's are its own, which its package ships.
+Those of the desk's tasks and of the town (`drivers`) are ours; Meta-World's are its own, which its package ships.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import numpy as np
 
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
+from embodied.envs.drive import Drive
+from embodied.envs.drivers import Driver
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -24,7 +26,7 @@ OVER = 0.09 * UP
 
 def has_expert(world: object) -> bool:
     """Whether `expert` knows a world, unwrapped."""
-    return isinstance(world, Desk) or (isinstance(world, Bridged) and world.script is not None)
+    return isinstance(world, Desk | Drive) or (isinstance(world, Bridged) and world.script is not None)
 
 
 def expert(
@@ -32,15 +34,18 @@ def expert(
 ) -> Callable[[Any], np.ndarray]:
     """The scripted expert of a world, unwrapped and just reset: a function from that world to an action.
 
-    Arguments are `Expert`'s, which it is on the desk; elsewhere a `SuiteExpert`.
+    Arguments are `Expert`'s, which it is on the desk; a `Driver` in the town, elsewhere a `SuiteExpert`.
 
     Raises:
-        ValueError: a world without one, or a suite's that is asked to leave.
+        ValueError: a world without one, or one that is asked to leave and cannot.
     """
     if isinstance(world, Desk):
         return Expert(world, noise=noise, rng=rng, leave=leave)
-    if not isinstance(world, Bridged) or leave:
-        raise ValueError(f"expert: world must be one of the desk's, or a suite's (and leave false); got {world}.")
+    if not has_expert(world) or leave:
+        raise ValueError(f"expert: world must have one, and be of the desk where leave is asked for; got {world}.")
+    if isinstance(world, Drive):
+        return Driver(world, noise=noise, rng=rng)
+    assert isinstance(world, Bridged)
     return SuiteExpert(world, noise=noise, rng=rng)
 
 
