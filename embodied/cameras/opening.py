@@ -63,6 +63,20 @@ def open_source(spec: Any, **settings: Any) -> Source:
     return Source(cameras, changed=changed)
 
 
+def open_camera(spec: Any, **settings: Any) -> LiveCamera | RecordedCamera:
+    """One camera or record by `open_source`'s names and settings, with LeRobot's methods; `connect` is left to you.
+
+    Raises:
+        UserError: several, nothing of that kind, a wrong setting, or a missing extra.
+        CameraError: a record that is not there.
+    """
+    views = _views(spec)
+    if len(views) != 1:
+        raise UserError(f"source must be one camera; got {', '.join(views) or 'nothing'}.")
+    ((name, (each, own)),) = views.items()
+    return _camera(each, name, threading.Condition(), 1, {**settings, **own})
+
+
 def _views(spec: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
     """View name -> what was written for it, and its own settings."""
     if isinstance(spec, Mapping):

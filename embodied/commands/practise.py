@@ -12,7 +12,7 @@ the last checkpoint: resume=true goes on from it.
     embodied practise
     embodied practise env=desk-drawer observe=state steps=20000
     embodied practise robot=simulated steps=2000
-    embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open …
+    embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open
     embodied practise run=runs/practise/20260101-120000-desk-drawer-success-s0 resume=true
 """
 
