@@ -1,10 +1,9 @@
-"""LeRobot's base classes as its version 0.6 documents them, for machines where it is not installed (it wants Python 3.12).
+"""LeRobot's base classes as its version 0.6 documents them, for where it is not installed (it wants Python 3.12).
 
     with monkeypatch.context() as patch:
         stand_in(patch)      # `import lerobot.cameras.camera` and the others then give these
 
-Only what our plugins meet is here: names, signatures, abstract methods and the registry of kinds; no behaviour of cameras
-or models.
+Only what our plugins meet is here: names, signatures, abstract methods and the registry of kinds; no camera, no model.
 """
 
 from __future__ import annotations

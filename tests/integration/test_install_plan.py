@@ -61,7 +61,12 @@ def test_the_core_is_light():
 
 def about(name: str, version: str, requires: list[str]) -> dict[str, str]:
     """The files of a distribution's dist-info folder."""
-    lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {r}" for r in requires)]
+    lines = [
+        "Metadata-Version: 2.1",
+        f"Name: {name}",
+        f"Version: {version}",
+        *(f"Requires-Dist: {r}" for r in requires),
+    ]
     wheel = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     return {"METADATA": "\n".join(lines) + "\n", "WHEEL": wheel, "RECORD": "", "INSTALLER": "pip\n"}
 
@@ -106,7 +111,16 @@ def planned(index: Path, place: Path, here: dict[str, str], *options: str) -> di
         for part, text in about(name, number, wants).items():
             (site / folder_of(name, number) / part).write_text(text)
     report = place / "plan.json"
-    command = [sys.executable, "-m", "pip", "--python", str(place / "bin" / "python"), "install", "--dry-run", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(place / "bin" / "python"),
+        "install",
+        "--dry-run",
+        "--quiet",
+    ]
     command += ["--report", str(report), "--no-index", "--find-links", str(index), "embodied-rewards", *options]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
     done = subprocess.run(

@@ -39,7 +39,12 @@ HELP = [
 LINES = sorted({*(line for page in PAGES for line in lines(page)), *HELP})
 COMMANDS = [line for line in LINES if line.startswith("embodied ")]
 OTHERS = [line for line in LINES if not line.startswith("embodied ")]
-ELSEWHERE = ("lerobot-record ", ". .venv/bin/activate", "curl ", "pip freeze ")  # other people's programs, and a shell's own
+ELSEWHERE = (
+    "lerobot-record ",
+    ". .venv/bin/activate",
+    "curl ",
+    "pip freeze ",
+)  # other people's programs, and a shell's own
 CODE = [(str(page.relative_to(ROOT)), text) for page in PAGES for text in blocks(page, "python")]
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 
