@@ -21,7 +21,7 @@ from torch import Tensor
 from embodied.serving import protocol
 from embodied.serving.app import application, serve
 from embodied.serving.gate import Gate
-from embodied.serving.limits import RequestLimits
+from embodied.serving.limits import Limits
 from embodied.serving.protocol import RefusedError, decode_array, encode_array, mapping
 from embodied.serving.sessions import read_moments
 from policies.vla.actor import Deciding
@@ -51,7 +51,7 @@ class PolicyService(Gate):
         *,
         execute: int,
         model_id: str,
-        limits: RequestLimits,
+        limits: Limits,
         token: str | None = None,
     ) -> None:
         super().__init__(model_id=model_id, limits=limits, token=token)

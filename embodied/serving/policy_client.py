@@ -26,8 +26,8 @@ from policies.vla.queue import ChunkQueue
 class RemotePolicy:
     """`act` gives the action of this moment at once; chunks are asked for behind its back, by one thread.
 
-    Rules for answers that are late, lost, doubled or in another order: `policies.vla.queue.ChunkQueue`. Limits of
-    speed and place are the robot's own (`RobotEnv`), whatever a server says.
+    Rules for answers that are late, lost, doubled or in another order: `policies.vla.queue.ChunkQueue`. Limits of speed
+    and place are the robot's own (`RobotEnv`), whatever a server says.
 
     Args:
         url: of `embodied serve policy=…`.

@@ -12,7 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from embodied.serving import protocol
-from embodied.serving.limits import RequestLimits
+from embodied.serving.limits import Limits
 from tests.fakes import FakeEncoder
 from tests.serving_client import (
     DEADLINE_S,
@@ -47,7 +47,7 @@ HEADER = b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: applicati
 
 
 def test_half_sent_requests_are_cut_off_in_time():
-    with serving(limits=RequestLimits(header_s=0.3, body_s=0.3)) as server:
+    with serving(limits=Limits(header_s=0.3, body_s=0.3)) as server:
         started = time.monotonic()
         assert raw(server, b"") == b""  # opened and silent
         assert raw(server, HEADER) == b""  # half a header
@@ -66,13 +66,13 @@ def test_half_sent_requests_are_cut_off_in_time():
 
 
 def test_a_session_outlives_the_patience_for_headers():
-    with serving(limits=RequestLimits(header_s=0.2)) as server, session(server) as say:
+    with serving(limits=Limits(header_s=0.2)) as server, session(server) as say:
         until(lambda: all(each.idle_s() > 0.3 for each in server.service.sessions))
         assert say(frames(FRAMES[0]))["type"] == "reading"
 
 
 def test_silent_connections_make_room_for_those_that_ask():
-    with serving(limits=RequestLimits(connections=8, header_s=30.0)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=Limits(connections=8, header_s=30.0)) as server, contextlib.ExitStack() as stack:
         say = stack.enter_context(session(server))
         for _ in range(30):
             wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -83,7 +83,7 @@ def test_silent_connections_make_room_for_those_that_ask():
 
 
 def test_bodies_have_a_size():
-    with serving(limits=RequestLimits(body_bytes=10_000, json_bytes=2_000)) as server:
+    with serving(limits=Limits(body_bytes=10_000, json_bytes=2_000)) as server:
         for media, size in ((protocol.MSGPACK, 15_000), (protocol.JSON, 2_500)):
             status, _, answer = ask(server, protocol.SCORE, body=bytes(size), media=media)
             assert (status, answer["code"], answer["got"]) == (413, "too_large", str(size))
@@ -99,7 +99,7 @@ def test_bodies_have_a_size():
 
 def test_an_answer_nobody_reads_does_not_hold_the_server():
     wide = FakeEncoder(dim=4096)
-    with serving(scorer(wide), limits=RequestLimits(answer_s=1.0)) as server:
+    with serving(scorer(wide), limits=Limits(answer_s=1.0)) as server:
         body = protocol.pack({"images": protocol.encode_images(np.zeros((1000, 8, 8, 3), np.uint8))})
         with socket.socket() as wire:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -112,7 +112,7 @@ def test_an_answer_nobody_reads_does_not_hold_the_server():
 
 
 def test_rates_are_held():
-    with serving(limits=RequestLimits(requests_per_s=0.5, burst=3)) as server:
+    with serving(limits=Limits(requests_per_s=0.5, burst=3)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as wire:
             got = b""
             wire.sendall(b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 6)
@@ -125,7 +125,7 @@ def test_rates_are_held():
 
 
 def test_a_session_that_only_sends_rubbish_is_closed():
-    with serving(limits=RequestLimits(requests_per_s=5.0, burst=10)) as server:
+    with serving(limits=Limits(requests_per_s=5.0, burst=10)) as server:
         with session(server) as bad, session(server) as good:
             assert bad(b"rubbish")["type"] == "error"
             assert close_code(bad) == protocol.POLICY
@@ -134,12 +134,12 @@ def test_a_session_that_only_sends_rubbish_is_closed():
 
 
 def test_sessions_are_counted_and_idle_ones_go():
-    with serving(limits=RequestLimits(sessions=2, spare_s=600.0)) as server, session(server), session(server):
+    with serving(limits=Limits(sessions=2, spare_s=600.0)) as server, session(server), session(server):
         with pytest.raises(InvalidStatus) as refused, session(server):
             pass
         assert refused.value.response.status_code == 503
         assert refused.value.response.headers["retry-after"]
-    with serving(limits=RequestLimits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
+    with serving(limits=Limits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
         with session(server) as one, session(server) as two:
             assert {close_code(one), close_code(two)} == {protocol.IDLE}
         with session(server, opening=False) as never:
@@ -148,7 +148,7 @@ def test_sessions_are_counted_and_idle_ones_go():
 
 
 def test_the_session_idle_longest_makes_room():
-    with serving(limits=RequestLimits(sessions=2, spare_s=0.05)) as server, session(server) as idle:
+    with serving(limits=Limits(sessions=2, spare_s=0.05)) as server, session(server) as idle:
         until(lambda: all(each.idle_s() > 0.05 for each in server.service.sessions))
         with session(server) as busy:
             busy(frames(FRAMES[0]))
@@ -158,7 +158,7 @@ def test_the_session_idle_longest_makes_room():
 
 
 def test_an_episode_that_keeps_images_is_bounded():
-    limits = RequestLimits(episode_pixels=200)
+    limits = Limits(episode_pixels=200)
     opening = {"views": ["side"], "signals": ["force"]}
     with serving(total_scorer(), limits=limits) as server, session(server, opening=opening) as say:
         message = frames(FRAMES[0], view="side", signals={"force": 1.0})

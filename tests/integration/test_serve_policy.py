@@ -12,7 +12,7 @@ import torch
 from embodied.serving import protocol
 from embodied.serving.connections import Server
 from embodied.serving.http_client import Client
-from embodied.serving.limits import RequestLimits
+from embodied.serving.limits import Limits
 from embodied.serving.peer import ServerRefusedError
 from embodied.serving.policy_app import PolicyService, make_policy_app
 from embodied.serving.policy_client import RemotePolicy
@@ -49,7 +49,7 @@ def at_home(policy, text="push", going_on=None):
 @contextlib.contextmanager
 def serving(policy, *, token=None):
     service = PolicyService(policy, {name: see(name) for name in CAMERAS}, say, execute=2, model_id="policy-1",
-                            limits=RequestLimits(), token=token)  # fmt: skip
+                            limits=Limits(), token=token)  # fmt: skip
     server = Server(make_policy_app(service), port=0)
     thread = threading.Thread(target=server.run)
     thread.start()

