@@ -1,12 +1,12 @@
 """RoboFuME's loop: does practice without resets make a policy better, with a vision model's word as its only reward?
 
 `embodied practise` with its defaults (open the drawer and close it again by turns; success models fitted to labelled
-episodes; SAC and imitation of 40 demonstrations of each task) but for the number of steps. Before is the policy that
+episodes; RLPD and 40 demonstrations of each task) but for the number of steps. Before is the policy that
 was trained on the demonstrations alone. Judged by the simulator's truth, which nothing learns from: 20 resets of seeds
 that practice does not use, the forward task from each, the backward one from where that led. During practice a person
 comes when attempts fail in a row, now and then by plan, and after stops; how often is recorded.
 
-    python -m benchmarks.practise                    # three seeds, two at a time; goes on where it was interrupted
+    python -m benchmarks.practise                    # five seeds, two at a time; goes on where it was interrupted
     python -m benchmarks.practise steps=500 seeds=[0] record=false
 """
 
@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks.common import read_options, record, train
 
-OPTIONS: dict[str, Any] = {"steps": 4000, "seeds": [10, 11, 12], "jobs": 2, "record": True}
+OPTIONS: dict[str, Any] = {"steps": 4000, "seeds": [10, 11, 12, 13, 14], "jobs": 2, "record": True}
+BAR = 0.95  # success after practice, on average
 ROOT = Path("runs", "benchmarks", "practise")
 
 
@@ -53,8 +54,8 @@ def rows(done: Sequence[dict[str, Any]], steps: int) -> list[dict[str, Any]]:
                     else f"{name} from where forward led, success after {steps:,} steps of practice",
                     "value": float(after),
                     "unit": "share",
-                    "bar": f"> {before:.2f}, before practice",
-                    "met": bool(after > before),
+                    "bar": f">= {BAR}, no seed below its start ({before:.2f} on average)",
+                    "met": bool(after >= BAR and all(later >= first for first, later in known)),
                     "n": sum(each["after"][name]["episodes"] for each in done),
                     "seeds": seeds,
                     "by_seed": rates,

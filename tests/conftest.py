@@ -85,6 +85,15 @@ def size_limit():
     return limit
 
 
+@pytest.fixture(autouse=True)
+def no_hurry():
+    """A test that leaves its process real-time would starve all that run beside it, and later ones' servers."""
+    policy = getattr(os, "sched_getscheduler", lambda _: None)
+    before = policy(0)
+    yield
+    assert policy(0) == before, "the thread's scheduling must be as it was"
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """A camera's losses are noticed and mended sooner."""

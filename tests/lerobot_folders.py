@@ -8,8 +8,11 @@ Every picture carries a number of its own: `number_of(picture(n)) == n`, after a
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -50,6 +53,19 @@ TASKS = (
     "<b>'\"&\\",
     "é\u0301",
 )
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """The thread's scheduling as it was, afterwards: run by root, SVT-AV1 makes its thread real-time."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def picture(number: int) -> np.ndarray:
@@ -256,7 +272,7 @@ class _Maker:
 
     def film(self, file: Path, group: list[int], short: str, codec: str, pix_fmt: str, options: Any) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(file), "w") as out:
+        with unhurried(), av.open(str(file), "w") as out:
             stream: Any = out.add_stream(codec, rate=self.rate, options=options)
             stream.width = stream.height = SIZE
             stream.pix_fmt = pix_fmt
