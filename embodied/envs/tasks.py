@@ -43,7 +43,7 @@ DESK = {
     "stack": WorldTask("put the red cube on the {target} cube", "red_on_{target}", 150, "green"),
 }
 
-DRIVE = {"town": Task("drive along the route through the town without an accident", "road_clear", 400)}
+DRIVE = {"town": WorldTask("drive along the route through the town without an accident", "road_clear", 400)}
 
 _SCENES = {"cartpole": {"": CARTPOLE}, "reacher": REACHER, "humanoid": HUMANOID, "desk": DESK, "drive": DRIVE}
 WORLDS = {
