@@ -31,7 +31,7 @@ class Headline(NamedTuple):
 HEADLINES = (
     Headline("demo", "fresh clone"),
     Headline("demo", "`make demo`: success"),
-    Headline("text_goals", "desk-drawer: "),
+    Headline("learners", "desk-drawer: the sentence"),
     Headline("text_goals", "desk-reach: "),
     Headline("judging", "Desk tasks whose best family"),
     Headline("vlmrm_scheme", "Humanoid, ViT-B-32, ours in int8, 2 cores: speed"),
