@@ -49,6 +49,7 @@ TARGETS: tuple[str, ...] = (
     "rewards.keypoint.keypoint_scorer",
     "rewards.goal_image.goal_image_scorer",
     "rewards.preference.preference_scorer",
+    "rewards.pretrained.pretrained_scorer",
     "rewards.process.process_scorer",
     "rewards.success.success_scorer",
     "rewards.vpl.vpl_scorer",

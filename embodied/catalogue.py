@@ -14,6 +14,7 @@ from embodied import paths
 KINDS = {  # kind -> how it is written
     "worlds": "env=NAME",
     "rewards": "reward=NAME, or several: reward=[a,b]",
+    "models": "reward=pretrained reward.model=NAME",
     "combinations": "reward.combine=NAME",
     "encoders": "encoder=NAME",
     "learners": "policy=NAME",
@@ -40,8 +41,9 @@ _NEEDS = {
     "preference": "comparisons, a chat model or a sentence to compare by, and episodes (reward.demos)",
     "vpl": "comparisons of several people (reward.labels) and episodes (reward.demos)",
     "grm_vlm": _CHAT,
-    "topreward": _CHAT,
-    "gvl": _CHAT,
+    "topreward_chat": _CHAT,
+    "gvl_chat": _CHAT,
+    "pretrained": "an instruction (goal) and a model's name (reward.model), with its weights here or on a server",
     "remote": "a server (embodied serve) at reward.url",
     "true": "",
 }
@@ -79,6 +81,10 @@ def entries(kind: str) -> list[Entry]:
         return [*_worlds(), Entry("gym", _first_line("env", "gym"), "an environment's id (env.id)")]
     if kind == "sources":
         return [Entry(name, text, "") for name, text in _SOURCES.items()]
+    if kind == "models":
+        from rewards.pretrained import MODELS
+
+        return [Entry(name, each.about, f"the weights {each.weights}") for name, each in sorted(MODELS.items())]
     group = _GROUPS[kind]
     files = sorted((paths.configs() / group).glob("*.yaml"))
     names = [file.stem for file in files if not file.stem.startswith("_")]

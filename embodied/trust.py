@@ -1,4 +1,4 @@
-"""What the config of somebody else's run may not do unasked: talk to an address, read a key, import a module.
+"""What the config of somebody else's run may not do unasked: reach an address, a key, a file or a module.
 
 A run folder can come from anyone, and `evaluate`, `train resume=true` and others build what its config describes. Such
 a config reaches out only to what the person who runs the command names on the command line, by trust=[…], or named
@@ -22,6 +22,7 @@ KEPT = 200  # the newest so many sets of addresses and names that this person us
 
 ADDRESSES = ("url", "server", "address", "host")
 SECRETS = ("token_env", "token_file", "api_key_env")
+WRITTEN = ("cache", "trace")  # files and folders that a reward writes
 TEXTS = ("goal", "goals", "baseline", "negative", "negatives", "instruction", "prompt")  # words, whatever is in them
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -86,7 +87,7 @@ def _reaches(values: Any, above: str = "") -> Iterator[tuple[str, str]]:
             continue
         if isinstance(value, str) and value:
             module = dotted == "env.id" and ":" in value
-            if name in (*ADDRESSES, *SECRETS) or module or SCHEME.match(value):
+            if name in (*ADDRESSES, *SECRETS, *WRITTEN) or module or SCHEME.match(value):
                 yield dotted, value
         else:
             yield from _reaches(value, dotted)

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
@@ -19,15 +20,20 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 import numpy as np
 from PIL import Image
 
-from rewards.chat import Message, VLMError, excerpt
+from rewards.chat import Message, Video, VLMError, digest, excerpt
 from rewards.tokens import TOP, answer_logprobs
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # worth another try
+CRF = 8  # of a film's H.264: pixels within a few grey levels
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0  # first wait, doubled each time; never longer, whatever a server asks for
 
 
 class ChatEndpoint:
-    """Asks over HTTP: POST {url}/chat/completions, images inside as data URLs.
+    """Asks over HTTP: POST {url}/chat/completions, images and films inside as data URLs.
+
+    A film is an H.264 file in a part `video_url`, which vLLM, SGLang and Qwen's own API take; its frame rate tells the
+    times. A turn left open asks for `continue_final_message`, which vLLM and SGLang know. Where answers are sampled,
+    the seed is the question's: of a server that keeps to seeds, the same question has the same answer.
 
     Args:
         url: where the API starts, such as http://localhost:8000/v1 (vLLM), http://localhost:11434/v1 (Ollama).
@@ -41,7 +47,8 @@ class ChatEndpoint:
         temperature: of sampling; 0 is greedy.
         image_format: "png" (exact) or "jpeg" (smaller).
         max_body_mb: a larger request is refused here, a larger answer not read.
-        extra: further fields of the request, such as {"seed": 0}; null leaves one of ours out.
+        extra: further fields of the request, such as {"seed": 0}, or `mm_processor_kwargs` for vLLM's bounds on pixels;
+            null leaves one of ours out.
 
     Raises:
         ValueError: an address that is not http(s), a number out of range, or an unknown format.
@@ -74,6 +81,7 @@ class ChatEndpoint:
         if retries < 0 or temperature < 0:
             raise ValueError(f"{where}: retries and temperature must be ≥ 0; got {retries} and {temperature}.")
         self.name = model
+        self._extra = dict(extra or {})
         self._url = url.rstrip("/") + "/chat/completions"
         self._api_key_env, self._timeout, self._retries = api_key_env, timeout_s, retries
         self._format, self._max_body = image_format, int(max_body_mb * 2**20)
@@ -109,12 +117,24 @@ class ChatEndpoint:
         return answer_logprobs(self._asked, top, answers)
 
     @property
+    def asked_by(self) -> str:
+        """What an answer depends on beside the model and the question; "" where nothing was set."""
+        told = {**self._extra, "temperature": self._fields.get("temperature")}
+        told = {name: value for name, value in told.items() if value}
+        return json.dumps(told, sort_keys=True, default=str) if told else ""
+
+    @property
     def _asked(self) -> str:
         return f"ChatEndpoint: {self.name} at {self._url}"
 
     def _choice(self, messages: Sequence[Message], fields: Mapping[str, Any]) -> dict[str, Any]:
         """The first choice of an answer, with a message in it that is no refusal."""
-        fields = {key: value for key, value in {**self._fields, **fields}.items() if value is not None}
+        own: dict[str, Any] = {}
+        if self._fields.get("temperature"):
+            own["seed"] = int.from_bytes(digest(messages)[:4], "big") >> 1
+        if messages[-1].open:
+            own |= {"add_generation_prompt": False, "continue_final_message": True}
+        fields = {key: value for key, value in {**own, **self._fields, **fields}.items() if value is not None}
         said = [{"role": message.role, "content": self._content(message)} for message in messages]
         body = json.dumps({**fields, "messages": said}).encode()
         if len(body) > self._max_body:
@@ -139,14 +159,16 @@ class ChatEndpoint:
         return choice
 
     def _content(self, message: Message) -> str | list[dict[str, Any]]:
-        if not message.images:
+        if not message.images and not message.videos:
             return message.text  # some servers take parts from users alone
-        return [
-            {"type": "text", "text": part}
-            if isinstance(part, str)
-            else {"type": "image_url", "image_url": {"url": _data_url(part, self._format)}}
-            for part in message.parts
-        ]
+        return [self._part(part) for part in message.parts]
+
+    def _part(self, part: str | np.ndarray | Video) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        if isinstance(part, Video):
+            return {"type": "video_url", "video_url": {"url": _film_url(part)}}
+        return {"type": "image_url", "image_url": {"url": _data_url(part, self._format)}}
 
     def _post(self, body: bytes) -> str:
         """Send, again after transient failures; the answer's text."""
@@ -224,6 +246,23 @@ def _data_url(image: np.ndarray, kind: str) -> str:
     options = {"quality": 90} if kind == "jpeg" else {"compress_level": 1}
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, kind, **options)
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _film_url(film: Video) -> str:
+    """An mp4 whose frame k is shown at k / fps seconds; odd sides repeat their last row or column."""
+    import av  # half a second, which those who show no film save
+
+    frames = np.stack(film.frames)
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"crf": str(CRF), "bf": "0", "preset": "fast"}
+        stream = container.add_stream("libx264", rate=Fraction(film.fps).limit_denominator(10_000), options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return f"data:video/mp4;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _words(error: HTTPError) -> str:

@@ -7,6 +7,8 @@ H, W: height and width of a picture, pixels.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
 
@@ -26,3 +28,21 @@ def rgb(image: Image.Image) -> np.ndarray:
     if lack := lack_of_colours(image):
         raise ValueError(lack)
     return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def fitting(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:
+    """(H, W) in multiples of `side`, of `least` to `most` pixels and nearly the same ratio: Qwen-VL's `smart_resize`.
+
+    Args:
+        height, width: of a picture.
+        side: of the squares that a model sees it in, pixels.
+        least, most: pixels.
+    """
+    rows, columns = (max(side, round(each / side) * side) for each in (height, width))
+    if rows * columns > most:
+        shrink = math.sqrt(height * width / most)
+        rows, columns = (math.floor(each / shrink / side) * side for each in (height, width))
+    elif rows * columns < least:
+        grow = math.sqrt(least / (height * width))
+        rows, columns = (math.ceil(each * grow / side) * side for each in (height, width))
+    return max(rows, side), max(columns, side)

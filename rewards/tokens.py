@@ -50,13 +50,15 @@ def answer_logprobs(asked: str, top: Sequence[tuple[str, float]], answers: Seque
     return [min(0.0, float(np.logaddexp.reduce(values))) if values else min(0.0, rest) for values in found]
 
 
-def check_mass(asked: str, mass: float, answers: Sequence[str], said: Sequence[str] = ()) -> None:
+def check_mass(
+    asked: str, mass: float, answers: Sequence[str], said: Sequence[str] = (), *, least: float = LEAST_MASS
+) -> None:
     """Refuse probabilities of answers that the model would hardly give.
 
     Raises:
         VLMError: says how much of the probability is missing.
     """
-    if mass < LEAST_MASS:
+    if mass < least:
         tokens = f", before {', '.join(repr(token) for token in said[:5])}" if said else ""
         raise VLMError(
             asked,

@@ -9,7 +9,6 @@ endpoint (`ChatEndpoint`), or a transformers image-text model on this machine (`
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,7 +18,19 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from rewards.chat import IMAGE, ChatModel, LogprobModel, Message, VLMError, answered, excerpt
+from rewards.chat import (
+    IMAGE,
+    VIDEO,
+    ChatModel,
+    LogprobModel,
+    Message,
+    Video,
+    VLMError,
+    answered,
+    digest,
+    excerpt,
+    unmarked,
+)
 from rewards.chat_endpoint import ChatEndpoint
 from rewards.chat_local import LocalChat
 
@@ -31,6 +42,7 @@ __all__ = [
     "LogprobModel",
     "Message",
     "VLMError",
+    "Video",
     "ask_json",
     "chat_model",
     "token_logprob",
@@ -125,8 +137,8 @@ def ask_json(
                     _asked(model, messages), f"JSON of {schema.__name__}", f"a refusal: {excerpt(text)}", refused=True
                 ) from error
             # a fake mark in what it said would count as an image
-            said = text.replace(IMAGE, "[image]") or "(nothing)"
-            again = f"That does not fit: {problem.replace(IMAGE, '[image]')}\nAnswer again, with one JSON object."
+            said = unmarked(text) or "(nothing)"
+            again = f"That does not fit: {unmarked(problem)}\nAnswer again, with one JSON object."
             asked += [Message("assistant", said), Message("user", again)]
             continue
         write_cache(cache, key, answer.model_dump(mode="json", by_alias=True))
@@ -172,21 +184,9 @@ def token_logprob(
 
 
 def content_key(model: ChatModel, messages: Sequence[Message], purpose: str) -> str:
-    """A hash of all that an answer depends on; images by their pixels."""
-    digest = hashlib.sha256()
-
-    def add(*values: str) -> None:
-        for value in values:
-            data = value.encode()
-            digest.update(len(data).to_bytes(8, "big") + data)  # lengths keep neighbours apart
-
-    add(model.name, purpose)
-    for message in messages:
-        add(message.role, message.text, str(len(message.images)))
-        for image in message.images:
-            add(str(image.shape))
-            digest.update(image.tobytes())
-    return digest.hexdigest()
+    """A hash of all that an answer depends on, how the model is asked included (`asked_by`, where it has one)."""
+    asked_by = str(getattr(model, "asked_by", ""))
+    return digest(messages, model.name, purpose, *([asked_by] if asked_by else [])).hex()
 
 
 def read_cache(folder: Path | None, key: str) -> Any:
@@ -256,8 +256,12 @@ def _merged(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         if merged and merged[-1].role == message.role:
             before = merged.pop()
-            texts = [IMAGE * len(m.images) + m.text if IMAGE not in m.text else m.text for m in (before, message)]
-            message = Message(message.role, "\n\n".join(texts), [*before.images, *message.images])
+            texts = [
+                m.text if m.marked else VIDEO * len(m.videos) + IMAGE * len(m.images) + m.text
+                for m in (before, message)
+            ]
+            images, videos = [*before.images, *message.images], [*before.videos, *message.videos]
+            message = Message(message.role, "\n\n".join(texts), images, videos, open=message.open)
         merged.append(message)
     return merged
 

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import Message, filled
+from rewards.chat import IMAGE, Message, filled
 from rewards.core import Features
 from rewards.hops import EPSILON, STRENGTH, fuse
 from rewards.vlm_numbers import parse_score
@@ -32,6 +32,7 @@ how much the robot moved.
 Answer with one signed integer from -100 to 100 in this form: <score>+0</score>"""
 GRM_GOAL = "The finished task: {goal}\n"
 PLACES = ("{start}", "{before}", "{after}")  # of images, that every prompt must have
+VIEWS = 3  # that a prompt with marks of its own shows, twice, after start and goal
 
 
 class GenerativeGRM:
@@ -52,14 +53,16 @@ class GenerativeGRM:
         stride, between: which rows are asked, and how the others are filled; "linear" is for offline use alone.
         fusion, strength, epsilon: see `rewards.hops.fuse`.
         prompt: in place of `GRM_PROMPT`, for a model that was trained on its own: text with {instruction} or {task},
-            {start}, {goal}, {before}, {after} and, if wanted, {views}; other braces stay as they are.
+            {start}, {goal}, {before}, {after} and, if wanted, {views}; other braces stay as they are. Or with eight
+            `<image>` marks, each after its own label: start and goal, three views BEFORE, three AFTER; then there must
+            be a goal, which stands for every view that has none of its own, as the first view does for missing ones.
 
     Raises:
         ValueError: no instruction, a goal image of another form, or a setting out of range; (score) frames missing.
     Source: arXiv 2512.23703 and FlagOpen/Robo-Dopamine, whose eight images are V = 3. Departs from that code: an
         unreadable answer is missing and no hop of 0 (there, success in backward mode); the goal is given and never the
         episode's own last frame; the hop from the goal shows each camera its own goal image, or leaves it out; any V.
-        The wording is ours.
+        The wording is ours; theirs is `rewards.published.GRM_PUBLISHED`.
     """
 
     name = "grm_vlm"
@@ -82,9 +85,17 @@ class GenerativeGRM:
         check_reading("GenerativeGRM", instruction, stride, between)
         self.ask, self.views, self.stride, self.between = ask, views, stride, between
         self._instruction, self._prompt = instruction, prompt or GRM_PROMPT
-        if missing := [place for place in PLACES if place not in self._prompt]:
-            raise ValueError(f"GenerativeGRM: prompt must have a place {', '.join(missing)}; it has none.")
         self._goal = dict(goal or {})
+        marks = self._prompt.count(IMAGE)
+        missing = [place for place in PLACES if place not in self._prompt]
+        if missing and not marks:
+            raise ValueError(f"GenerativeGRM: prompt must have a place {', '.join(missing)}; it has none.")
+        if marks and (marks != 2 + 2 * VIEWS or not self._goal):
+            raise ValueError(
+                f"GenerativeGRM: prompt must mark {2 + 2 * VIEWS} images by {IMAGE}, with a goal to show; got {marks} "
+                f"marks and {'a' if self._goal else 'no'} goal."
+            )
+        self._marked = bool(marks)
         Message("user", "", list(self._goal.values()))  # refuses images of another form, before the first episode
         self._fusion: dict[str, Any] = {"fusion": fusion, "strength": strength, "epsilon": epsilon}
         nothing = torch.zeros(1, 1)
@@ -109,6 +120,8 @@ class GenerativeGRM:
         moments = [{name: film[row] for name, film in frames.items()} for row in at]
         start = moments[0]
         goal = {name: image for name, image in self._goal.items() if name in frames}
+        if self._marked:
+            goal = dict.fromkeys(frames, next(iter(self._goal.values()))) | goal
         inc, fwd, bwd = [math.nan], [0.0], [-1.0]  # at the reset nothing is done
         for before, now in pairwise(moments):
             inc.append(self._hop(start, before, now) if "i" in need else math.nan)
@@ -134,5 +147,12 @@ class GenerativeGRM:
             before=len(before),
             after=len(after),
         )
-        given = [start[reference], *([] if goal is None else [goal]), *before.values(), *after.values()]
+        sides = [_three(before), _three(after)] if self._marked else [list(before.values()), list(after.values())]
+        given = [start[reference], *([] if goal is None else [goal]), *sides[0], *sides[1]]
         return self.ask.numbers([Message("user", text, given)], parse_score, "grm")[0]
+
+
+def _three(views: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The first three views; the first again for each that is missing."""
+    shown = list(views.values())[:VIEWS]
+    return shown + shown[:1] * (VIEWS - len(shown))

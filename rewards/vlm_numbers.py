@@ -1,4 +1,4 @@
-"""The numbers in a chat model's answer: one score, or a percentage a frame; whatever cannot be meant is missing.
+"""The numbers in a chat model's answer: a score, a grade, a percentage; whatever cannot be meant is missing.
 
 Models wrap what they were asked for: in bold, in LaTeX, after their reasoning, with a typographic minus, or bare. Every
 form here has one meaning; where an answer could mean two numbers, it has none.
@@ -23,6 +23,12 @@ FRAME = re.compile(
     rf"({NUMBER}){ALONE}{UNIT}{ALONE}",
     re.IGNORECASE,
 )
+GRADE = re.compile(rf"\banswer\s*(?:[:=]|is\b)\s*({NUMBER})(?:\s*/\s*5(?!\d))?{ALONE}(?![\w%])", re.IGNORECASE)
+BARE_GRADE = re.compile(
+    r"\(?([1-5])\)?(?:\s*/\s*5)?\s*\.?|([1-5])\s*[-\u2012-\u2015:.]\s*[a-z][a-z ]*\.?", re.IGNORECASE
+)
+ANSWER = re.compile(rf"<\s*answer\s*>\s*({NUMBER}){UNIT}\s*\.?\s*(?:<\s*/\s*answer\s*>?|$)", re.IGNORECASE)
+ANY_ANSWER = re.compile(r"<\s*/?\s*answer\b", re.IGNORECASE)
 NUMBERED = re.compile(rf"\(?(\d+)\s*[.):]\s+({NUMBER}){UNIT}")
 LISTED = re.compile(rf"[\[(]?\s*((?:{NUMBER}){UNIT}(?:\s*[,;\n]\s*(?:{NUMBER}){UNIT})*)\s*[\])]?\.?")
 
@@ -41,6 +47,43 @@ def parse_score(text: str) -> list[float]:
     values = {_number(each) for each in found}
     if len(values) != 1:
         raise ValueError(f"there must be one number in a score tag; got {len(values)}")
+    return [min(max(values.pop(), -100.0), 100.0) / 100]
+
+
+def parse_grade(text: str) -> list[float]:
+    """[progress] of a grade from 1 to 5, as `ANSWER: 4`, or of an answer that is a grade alone: (grade − 1) / 4.
+
+    RoboReward's form. Its repository's adapter takes any digit where this form is missing, and 1 where there is none;
+    here both are missing.
+
+    Raises:
+        ValueError: no grade, several that differ, or one that is not a whole number from 1 to 5.
+    """
+    said = plain(answered(text)).strip()
+    found = GRADE.findall(said)
+    if not found and (whole := BARE_GRADE.fullmatch(said)):
+        found = [whole[1] or whole[2]]
+    values = {_number(each) for each in found}
+    if len(values) != 1 or (grade := values.pop()) not in (1, 2, 3, 4, 5):
+        raise ValueError(f"there must be one ANSWER: from 1 to 5; got {', '.join(found) or 'none'}")
+    return [(grade - 1) / 4]
+
+
+def parse_answer_percent(text: str) -> list[float]:
+    """[progress] of a percentage in `answer` tags, or of an answer that is a number alone; clipped to ±100, in [-1, 1].
+
+    SOLE-R1's form, `<think>…</think><answer>28%</answer>`, whose last tag may be cut short.
+
+    Raises:
+        ValueError: no number that must be the answer, or several that differ.
+    """
+    said = plain(answered(text)).strip()
+    found = ANSWER.findall(said)
+    if not found and not ANY_ANSWER.search(said) and (whole := BARE.fullmatch(said)):
+        found = [whole[1]]
+    values = {_number(each) for each in found}
+    if len(values) != 1:
+        raise ValueError(f"there must be one number in an answer tag; got {len(values)}")
     return [min(max(values.pop(), -100.0), 100.0) / 100]
 
 

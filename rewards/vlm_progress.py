@@ -39,7 +39,7 @@ Answer with one line an image and nothing else, in this form: Frame 1: 0%"""
 
 
 class TOPReward:
-    """How likely a VLM holds that the instruction is done, from the probability of its answer "True".
+    """Like TOPReward, in our words: how likely a VLM holds that the instruction is done, by its answer "True".
 
         ℓ_t = log P("True" | frames to t, question),   φ_t = clip((ℓ_t − low) / (high − low), 0, 1)
 
@@ -58,11 +58,11 @@ class TOPReward:
 
     Raises:
         ValueError: no instruction, or a setting out of range; (score) frames missing.
-    Source: arXiv 2602.19313 (TOPReward). Departs: a chat template is used, as endpoints impose one (its code has it off
-        by default); the calibration; the wording.
+    Source: arXiv 2602.19313 (TOPReward), as published in `rewards.published`. Departs: a chat template is used; images
+        in place of a film; the calibration; the wording.
     """
 
-    name = "topreward"
+    name = "topreward_chat"
     frames_read = "all"
 
     def __init__(
@@ -134,7 +134,7 @@ def calibrated(first: Sequence[float], last: Sequence[float]) -> tuple[float, fl
 
 
 class GVL:
-    """In-context value ordering: a VLM says how much of the task is done in each of several shuffled frames.
+    """Like GVL, in our words: a VLM says how much of the task is done in each of several shuffled frames.
 
     The first frame is shown as 0 %, the others in a seeded random order, so that order alone tells nothing. Causal: for
     each row asked, a question on the prefix to it, of which that row's own percentage is kept.
@@ -155,7 +155,7 @@ class GVL:
         things of one, is missing. Causal prefixes and the wording are ours.
     """
 
-    name = "gvl"
+    name = "gvl_chat"
     frames_read = "all"
 
     def __init__(
@@ -239,7 +239,7 @@ def grm_vlm_scorer(
         if not views:
             raise ValueError("grm_vlm_scorer: goal_image must be {camera: file} where views is null; got one file.")
         goal_image = {views[0]: goal_image}
-    pictures = {name: _picture(path) for name, path in (goal_image or {}).items()}
+    pictures = {name: picture(path) for name, path in (goal_image or {}).items()}
     made = GenerativeGRM(goal, ask=questions(vlm, asking), goal=pictures, views=views, **head)
     return _scorer(encoder, made, shaping)
 
@@ -279,7 +279,8 @@ def _one_view(features: Features, head: str, view: str | None) -> list[list[np.n
     return next(iter(found.values()))
 
 
-def _picture(path: str) -> np.ndarray:
+def picture(path: str) -> np.ndarray:
+    """A goal's picture, (H, W, 3) uint8; FileNotFoundError where there is none."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"grm_vlm_scorer: goal_image must be a picture; got {path}, which is not there.")
     with Image.open(path) as picture:

@@ -7,6 +7,7 @@ T rows, K rows asked.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections import OrderedDict
@@ -19,9 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import IMAGE, ChatModel, Message, VLMError
+from rewards.chat import IMAGE, VIDEO, ChatModel, Message, VLMError
 from rewards.core import Features
-from rewards.tokens import check_mass
+from rewards.tokens import LEAST_MASS, check_mass
 from rewards.vlm import chat_model, content_key, read_cache, token_logprob, write_cache
 
 BETWEEN = ("hold", "linear")
@@ -40,6 +41,8 @@ class Questions:
         max_missing: share of answers that may be missing, once ten were asked for: a model that cannot do the task
             must not become a flat reward in silence.
         cache: a folder where readable answers are kept; None keeps them in memory alone.
+        trace: a file to which every answer is added as it came, reasoning included, one JSON object a line: `call`,
+            `said` and `read`, the numbers in it, null where there are none.
 
     Raises:
         ValueError: a number out of range.
@@ -57,6 +60,7 @@ class Questions:
         max_calls: int | None = 20_000,
         max_missing: float = 0.5,
         cache: str | Path | None = None,
+        trace: str | Path | None = None,
     ) -> None:
         if (max_calls is not None and max_calls < 1) or not 0 <= max_missing <= 1:
             raise ValueError(
@@ -64,6 +68,7 @@ class Questions:
             )
         self.model, self.max_calls, self.max_missing = model, max_calls, max_missing
         self._folder = None if cache is None else Path(cache)
+        self._trace = None if trace is None else Path(trace)
         self._memory: OrderedDict[str, list[float]] = OrderedDict()
         self.calls = self.remembered = self.missing = 0
 
@@ -78,18 +83,32 @@ class Questions:
         Raises:
             VLMError: the model was not reached, max_calls is spent, or too many answers are missing.
         """
-        return self._once(messages, form, lambda: parse(self.model.ask(messages)))
+        return self._once(messages, form, lambda: self._read(self.model.ask(messages), parse))
 
-    def logprob(self, messages: Sequence[Message], answer: str, others: Sequence[str]) -> list[float]:
-        """[log P(answer)]; [NaN] where neither it nor the others are likely. Raises: as `numbers`."""
+    def logprob(
+        self, messages: Sequence[Message], answer: str, others: Sequence[str], *, least_mass: float = LEAST_MASS
+    ) -> list[float]:
+        """[log P(answer)]; [NaN] where it and the others have less than `least_mass` in all. Raises: as `numbers`."""
         answers = [answer, *others]
 
         def ask() -> list[float]:
             values = token_logprob(self.model, messages, answers)
-            check_mass(self.model.name, sum(math.exp(value) for value in values), answers)
+            check_mass(self.model.name, sum(math.exp(value) for value in values), answers, least=least_mass)
             return values[:1]
 
         return self._once(messages, f"logprob {answers}", ask)
+
+    def _read(self, text: str, parse: Callable[[str], list[float]]) -> list[float]:
+        """The numbers in an answer, which is kept in the trace whether it has any or not."""
+        values: list[float] | None = None
+        try:
+            values = parse(text)
+        finally:
+            if self._trace is not None:
+                self._trace.parent.mkdir(parents=True, exist_ok=True)
+                with self._trace.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"call": self.calls, "said": text, "read": values}) + "\n")
+        return values
 
     def report(self) -> str:
         """One line on what was asked so far."""
@@ -146,7 +165,7 @@ def _numbers(value: Any) -> bool:
 
 
 def images(features: Features, head: str, views: Sequence[str] | None = None) -> dict[str, list[list[np.ndarray]]]:
-    """Camera name -> each episode's frames, from `Features.frames`.
+    """Camera name -> each episode's frames, from `Features.frames`, in the order of `views`.
 
     Args:
         features: with all frames.
@@ -156,7 +175,8 @@ def images(features: Features, head: str, views: Sequence[str] | None = None) ->
     Raises:
         ValueError: no frames, none of these views, or not a frame a row.
     """
-    chosen = {name: each for name, each in features.frames.items() if views is None or name in views}
+    wanted_views = features.frames if views is None else views
+    chosen = {name: features.frames[name] for name in wanted_views if name in features.frames}
     rows = features.main.shape[1]
     if not chosen or any(each.shape[1] != rows for each in chosen.values()):
         got = {name: tuple(each.shape) for name, each in features.frames.items()} or "none"
@@ -203,8 +223,8 @@ def check_reading(head: str, instruction: str, stride: int, between: str, max_fr
     Raises:
         ValueError: names it.
     """
-    if not instruction.strip() or IMAGE in instruction:
-        raise ValueError(f"{head}: instruction must be a text without {IMAGE}; got {instruction!r}.")
+    if not instruction.strip() or IMAGE in instruction or VIDEO in instruction:
+        raise ValueError(f"{head}: instruction must be a text without {IMAGE} or {VIDEO}; got {instruction!r}.")
     if stride < 1:
         raise ValueError(f"{head}: stride must be ≥ 1; got {stride}.")
     if between not in BETWEEN:

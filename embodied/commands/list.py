@@ -1,4 +1,4 @@
-"""List what there is to choose: worlds and their tasks, rewards, combinations, encoders, learners, sources.
+"""List what there is to choose: worlds, rewards, published models, combinations, encoders, learners, sources.
 
 One line each: the name to write, what it is, and what it needs. format=json is the same for programs.
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 
 # Heads whose potential is a probability or a progress.
-KNOWN_RANGES = dict.fromkeys(("success", "process", "softmax", "keypoint", "topreward", "gvl", "grm_vlm"), (0.0, 1.0))
+_BOUNDED = ("success", "process", "softmax", "keypoint", "topreward_chat", "gvl_chat", "grm_vlm")
+_PUBLISHED = ("robometer", "rewind", "roboreward", "topreward", "sole_r1")
+KNOWN_RANGES = dict.fromkeys((*_BOUNDED, *_PUBLISHED), (0.0, 1.0))
 
 
 class Normaliser:

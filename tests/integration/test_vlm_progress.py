@@ -308,7 +308,7 @@ def test_scorers_from_plain_values(tmp_path):
         (lambda ask: Questions(ask.model, max_calls=0), "max_calls must be ≥ 1"),
         (
             lambda ask: GVL("close it", ask=ask).score(Features(views={"front": torch.zeros(1, 3, 4)})),
-            "gvl: frames must be all 3 of at least one view; got none",
+            "gvl_chat: frames must be all 3 of at least one view; got none",
         ),
     ],
 )

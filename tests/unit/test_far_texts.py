@@ -91,7 +91,7 @@ def test_words_are_those_of_every_sentence():
         ),
         (["reward=true"], ""),
         (["reward=clip", "goal=a cat", "encoder=open_clip", "encoder.model=ViT-B-32"], ""),
-        (["reward=gvl", "goal=a cat", "reward.vlm={url: http://x, model: m}"], ""),
+        (["reward=gvl_chat", "goal=a cat", "reward.vlm={url: http://x, model: m}"], ""),
     ],
 )
 def test_preview_and_train_warn(settings, told, capsys):

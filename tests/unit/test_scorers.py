@@ -237,7 +237,7 @@ def test_a_lone_camera_may_have_another_name(kind, tiny_clip, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "topreward", "gvl", "grm_vlm", "contrast", "softmax", "calibrated", "success"]
+    "name", ["clip", "topreward_chat", "gvl_chat", "grm_vlm", "contrast", "softmax", "calibrated", "success"]
 )
 def test_every_open_goal_is_filled_in_one_place(name, tiny_clip):
     """By the data's task text, else by the world's instruction; without either a person is told what to add."""

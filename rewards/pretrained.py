@@ -1,0 +1,196 @@
+"""Published robot reward models by name: where their weights are, and how they are asked.
+
+    scorer = pretrained_scorer(encoder=encoder, goal="the cup is upright", model="robometer-4b")
+
+Each is asked as its repository asks it (`rewards.published`, `rewards.robometer`, `rewards.rewind`); the docs say what
+was held to what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rewards.chat import ChatModel
+from rewards.combine import WeightedSum
+from rewards.core import Encoder, Head, Scorer
+from rewards.published import BLANK_GOAL, GRM_PUBLISHED, PublishedTOPReward, RoboReward, SoleR1
+from rewards.rewind import Rewind
+from rewards.robometer import VLMWithHeads, WindowHead
+from rewards.shaping import PotentialShaping
+from rewards.vlm_grm import GenerativeGRM
+from rewards.vlm_progress import picture
+from rewards.vlm_reading import questions
+
+SAMPLED = {"temperature": 0.1, "top_p": 0.9, "top_k": 50}  # GRM: FlagOpen/Robo-Dopamine, examples/inference.py
+SOLE_SAMPLED = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}  # SOLE-R1: reward_server/config/default.yaml
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model that somebody published.
+
+    Attributes:
+        weights: hub id.
+        about: what it is, in a few words.
+        kind: how it is asked: "robometer", "rewind", "roboreward", "topreward", "grm" or "sole_r1".
+        max_tokens: of an answer.
+        sampling: with which its answers were published to be drawn; none: greedy.
+        pixels: (least, most) of an image, where it was trained with bounds of its own.
+    """
+
+    weights: str
+    about: str
+    kind: str
+    max_tokens: int = 64
+    sampling: Mapping[str, float] = field(default_factory=dict)
+    pixels: tuple[int, int] | None = None
+
+
+GRM_PIXELS = (12544, 76800)  # Robo-Dopamine, train/scripts/finetune_grm.sh and examples/inference.py
+MODELS: Mapping[str, Published] = {
+    "robometer-4b": Published("robometer/Robometer-4B", "progress and success heads on Qwen3-VL", "robometer"),
+    "roboreward-4b": Published("teetone/RoboReward-4B", "a grade from 1 to 5 of a film", "roboreward", 128),
+    "roboreward-8b": Published("teetone/RoboReward-8B", "a grade from 1 to 5 of a film", "roboreward", 128),
+    "topreward": Published("Qwen/Qwen3-VL-8B-Instruct", "how likely 'True' is after a film; zero-shot", "topreward"),
+    "grm-2.0-8b": Published(
+        "tanhuajie2001/Robo-Dopamine-GRM-2.0-8B-Preview", "hops between two moments of three views", "grm",
+        1024, SAMPLED, GRM_PIXELS,
+    ),
+    "grm-3b": Published(
+        "tanhuajie2001/Robo-Dopamine-GRM-3B", "hops between two moments of three views", "grm",
+        1024, SAMPLED, GRM_PIXELS,
+    ),
+    "rewind": Published(
+        "rewardfm/rewind-scale-rfm1M-32layers-8frame-20260118-180522", "a transformer over DINOv2 and MiniLM", "rewind"
+    ),
+    "sole-r1-8b": Published(
+        "Philip-MIT/SOLE-R1-8B", "reasons over a montage of moments, says a percentage", "sole_r1", 200, SOLE_SAMPLED
+    ),
+}  # fmt: skip
+
+
+SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head that a person may set
+    "robometer": ("stride", "output", "max_frames"),
+    "rewind": ("stride", "output", "max_frames"),
+    "roboreward": ("stride", "max_frames", "fps"),
+    "topreward": ("stride", "max_frames", "fps", "calibration", "normalize", "between"),
+    "grm": ("stride", "fusion", "strength", "epsilon", "between"),
+    "sole_r1": ("stride",),
+}
+
+
+LOADED: Mapping[str, tuple[str, ...]] = {  # kind -> what `vlm` may hold, of those that are read by their heads
+    "robometer": ("device", "precision", "processor"),
+    "rewind": ("device", "images", "texts"),
+}
+
+
+def pretrained_scorer(
+    *,
+    encoder: Encoder,
+    goal: str,
+    model: str,
+    weights: str | None = None,
+    vlm: Mapping[str, Any] | ChatModel | None = None,
+    asking: Mapping[str, Any] | None = None,
+    views: Sequence[str] | None = None,
+    goal_image: str | None = None,
+    shaping: Mapping[str, Any] | None = None,
+    **head: Any,
+) -> Scorer:
+    """A published model as a scorer; other arguments are its head's, those that are None left out.
+
+    Args:
+        encoder: for the other heads of a composition; these read images.
+        goal: the instruction.
+        model: its name, one of `MODELS`.
+        weights: a folder or hub id in place of the published one.
+        vlm: further arguments of who is asked: with a `url`, of `rewards.vlm.ChatEndpoint`; without, of
+            `rewards.vlm.LocalChat`, `rewards.robometer.VLMWithHeads` or `rewards.rewind.Rewind` (device, precision, …).
+            Those that were published for the model (sampling, bounds on pixels, length of answers) are filled in.
+        asking: arguments of `rewards.vlm_reading.Questions`, for models that are asked in words.
+        views: cameras in the model's order: outside first, then wrists.
+        goal_image: GRM's: a picture of the finished task, of another episode; None: a grey one, as published.
+        shaping: arguments of `PotentialShaping`.
+
+    Raises:
+        ValueError: an unknown name, or a setting that this model does not have.
+        FileNotFoundError: weights or a picture that are not here; says what to put where.
+    """
+    if model not in MODELS:
+        raise ValueError(f"pretrained_scorer: model must be one of {', '.join(MODELS)}; got {model!r}.")
+    about = MODELS[model]
+    if goal_image is not None and about.kind != "grm":
+        raise ValueError(f"pretrained_scorer: goal_image must be null for {model}; only GRM measures from a goal.")
+    given = {name: value for name, value in head.items() if value is not None}
+    if unknown := set(given) - set(SETTINGS[about.kind]):
+        known = ", ".join(SETTINGS[about.kind])
+        raise ValueError(f"pretrained_scorer: {', '.join(sorted(unknown))} must be null for {model}; it has {known}.")
+    made = _head(about, goal, weights or about.weights, vlm, asking, views, goal_image, given)
+    return Scorer(encoder, {made.name: made}, WeightedSum(), PotentialShaping(**(shaping or {})))
+
+
+def _head(
+    about: Published,
+    goal: str,
+    weights: str,
+    vlm: Mapping[str, Any] | ChatModel | None,
+    asking: Mapping[str, Any] | None,
+    views: Sequence[str] | None,
+    goal_image: str | None,
+    given: Mapping[str, Any],
+) -> Head:
+    if about.kind in LOADED:
+        return WindowHead(goal, model=_loaded(about.kind, weights, vlm), views=views, **given)
+    ask = questions(vlm if isinstance(vlm, ChatModel) else chat_settings(about, weights, vlm or {}), asking)
+    if about.kind == "topreward":
+        return PublishedTOPReward(goal, ask=ask, view=views[0] if views else None, **given)
+    if about.kind == "grm":
+        return _grm(goal, ask, views, goal_image, given)
+    return {"roboreward": RoboReward, "sole_r1": SoleR1}[about.kind](goal, ask=ask, views=views, **given)
+
+
+def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> VLMWithHeads | Rewind:
+    """A network that is read by its heads, and so is on this machine."""
+    given = (
+        {} if isinstance(vlm, ChatModel) else {name: value for name, value in (vlm or {}).items() if value is not None}
+    )
+    if isinstance(vlm, ChatModel) or (unknown := set(given) - set(LOADED[kind])):
+        got = "a chat model" if isinstance(vlm, ChatModel) else ", ".join(sorted(unknown))
+        known = ", ".join(f"vlm.{name}" for name in LOADED[kind])
+        raise ValueError(
+            f"pretrained_scorer: {kind} is read by its heads, on this machine alone, so it takes {known}; got {got}."
+        )
+    return VLMWithHeads(weights, **given) if kind == "robometer" else Rewind(weights, **given)
+
+
+def _grm(goal: str, ask: Any, views: Sequence[str] | None, goal_image: str | None, given: Mapping[str, Any]) -> Head:
+    fusion = given.get("fusion", "forward")
+    if goal_image is None and fusion not in ("forward", "incremental"):
+        raise ValueError(
+            f"pretrained_scorer: fusion must be forward or incremental without a goal_image; got {fusion!r}: a grey "
+            "picture is no goal to measure from."
+        )
+    shown: np.ndarray = BLANK_GOAL if goal_image is None else picture(goal_image)
+    settings = {**given, "fusion": fusion}
+    return GenerativeGRM(goal, ask=ask, goal={"goal": shown}, views=views, prompt=GRM_PUBLISHED, **settings)
+
+
+def chat_settings(about: Published, weights: str, vlm: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `rewards.vlm.chat_model`: a person's, then what was published for the model."""
+    given = {name: value for name, value in vlm.items() if value is not None}
+    made: dict[str, Any] = {"model": weights, "max_tokens": about.max_tokens}
+    if "url" not in given:
+        return {**made, "sampling": dict(about.sampling) or None, "pixels": about.pixels, **given}
+    extra: dict[str, Any] = {name: value for name, value in about.sampling.items() if name != "temperature"}
+    if about.pixels:
+        extra["mm_processor_kwargs"] = dict(zip(("min_pixels", "max_pixels"), about.pixels, strict=True))
+    own = {
+        "temperature": about.sampling.get("temperature", 0.0),
+        "extra": {**extra, **(given.pop("extra", None) or {})},
+    }
+    return {**made, **own, **given}
