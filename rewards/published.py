@@ -6,6 +6,7 @@ Names, weights and settings are in `rewards.pretrained`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -241,7 +242,8 @@ class SoleR1(FilmHead):
         task = broken(unmarked(self.instruction), SOLE_MARKS)
         text = IMAGE + filled(template, task=task, progress=str(round(100 * film.value)))
         messages = [Message("system", SOLE_SYSTEM, marks=SOLE_MARKS), Message("user", text, [montage(columns)])]
-        return max(0.0, self.ask.numbers(messages, parse_answer_percent, "answer")[0])
+        (value,) = self.ask.numbers(messages, parse_answer_percent, "answer")
+        return value if math.isnan(value) else max(0.0, value)
 
 
 def montage(columns: Sequence[Moment]) -> np.ndarray:
@@ -263,28 +265,44 @@ def _tile(image: np.ndarray) -> np.ndarray:
     height, width = int(image.shape[0] * scale), int(image.shape[1] * scale)
     square = np.zeros((SOLE_SIDE, SOLE_SIDE, 3), np.uint8)
     top, left = (SOLE_SIDE - height) // 2, (SOLE_SIDE - width) // 2
-    down, across = _areas(image.shape[0], height), _areas(image.shape[1], width)
-    fitted = np.einsum("jkc,lk->jlc", np.tensordot(down, image.astype(np.float64), 1), across, optimize=True)
-    square[top : top + height, left : left + width] = np.rint(fitted).clip(0, 255).astype(np.uint8)
+    resized = _enlarged(image, height, width) if scale > 1 else _shrunk(image, height, width)
+    square[top : top + height, left : left + width] = resized
     return square
 
 
+def _shrunk(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """OpenCV's `INTER_AREA`: the mean over the area that a pixel covers."""
+    down, across = _areas(image.shape[0], height), _areas(image.shape[1], width)
+    mean = np.einsum("jkc,lk->jlc", np.tensordot(down, image.astype(np.float64), 1), across, optimize=True)
+    return np.rint(mean).clip(0, 255).astype(np.uint8)
+
+
 def _areas(of: int, to: int) -> np.ndarray:
-    """(to, of) weights of OpenCV's `INTER_AREA`: shares of the area covered; enlarging, linear within a pixel."""
-    weights = np.zeros((to, of))
-    step = of / to
-    for row in range(to):
-        if step >= 1:
-            begin, end = row * step, (row + 1) * step
-            for pixel in range(int(begin), min(of, int(np.ceil(end - 1e-9)))):
-                weights[row, pixel] = (min(end, pixel + 1) - max(begin, pixel)) / step
-        else:
-            pixel = int(row * step)
-            share = max(0.0, (row + 1) - (pixel + 1) / step)
-            share -= int(share)
-            weights[row, pixel] += 1 - share
-            weights[row, min(pixel + 1, of - 1)] += share
-    return weights
+    """(to, of) shares of the area that each of `to` pixels covers of `of`."""
+    edges = np.arange(to + 1)[:, None] * of / to
+    pixels = np.arange(of)[None]
+    covered = np.minimum(edges[1:], pixels + 1) - np.maximum(edges[:-1], pixels)
+    return covered.clip(0) * to / of
+
+
+def _enlarged(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """OpenCV's `INTER_AREA` of a small picture: linear between neighbours, in its whole numbers of 11 bits."""
+    (above, below, rows), (left, right, columns) = _taps(image.shape[0], height), _taps(image.shape[1], width)
+    pixels = image.astype(np.int64)
+    across = pixels[:, left] * columns[0][:, None] + pixels[:, right] * columns[1][:, None]
+    upper, lower = (
+        (across[at] >> 4) * share[:, None, None] >> 16 for at, share in ((above, rows[0]), (below, rows[1]))
+    )
+    return ((upper + lower + 2) >> 2).clip(0, 255).astype(np.uint8)
+
+
+def _taps(of: int, to: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(to,) indices of two neighbours each, and (2, to) their shares of 2048."""
+    number = np.arange(to)
+    first = np.minimum(number * of // to, of - 1)
+    share = ((number + 1) - (first + 1) * (to / of)).clip(0) % 1
+    share = np.where(first == of - 1, 0.0, share).astype(np.float32)
+    return first, np.minimum(first + 1, of - 1), np.rint(np.stack([1 - share, share]) * 2048).astype(np.int64)
 
 
 def paired(frames: Sequence[np.ndarray]) -> list[np.ndarray]:

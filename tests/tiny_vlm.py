@@ -202,7 +202,7 @@ def save_tiny_robometer(folder: Path, *, layout: str, bins: int = 10, tokens: bo
     prefix = "model.model." if layout == "lerobot" else "model."
     state = {prefix + name: value for name, value in network.state_dict().items()}
     for name, head in heads.items():
-        state |= {f"{name}.{key}": 3 * value for key, value in head.state_dict().items()}
+        state |= {f"{name}.{key}": value for key, value in head.state_dict().items()}
     state["frame_pool_attn.weight"] = torch.zeros(1, 32)
     kind = "discrete" if bins > 1 else "l2"
     said: dict[str, Any] = {"use_per_frame_progress_token": tokens, "base_model_id": "nobody/nothing"}

@@ -114,7 +114,7 @@ def test_robometer_reads_and_says_what_its_code_does(layout, recorded, tmp_path)
     said = model.judge(list(film(3)), TASK)
     for name in ("progress", "success"):
         assert_allclose(said[name], recorded[f"robometer/{name}"], atol=1e-5)
-        assert np.ptp(said[name].numpy()) > 1e-3  # it looks at its frames
+        assert np.ptp(said[name].numpy()) > 1e-5  # it looks at its frames
 
 
 def test_topreward_reads_and_says_what_its_code_does(recorded, tiny_qwen3, read):
@@ -164,11 +164,8 @@ def test_rewind_says_what_its_code_does(kind, recorded, tmp_path):
 
 @pytest.mark.parametrize("size", ["large", "same", "small"])
 def test_the_montage_is_that_of_sole_r1(size, recorded):
-    """OpenCV's rounding apart: a grey value of 1, in few places."""
     height, width = {"large": (480, 640), "same": (384, 384), "small": (100, 70)}[size]
     frames = film(6, height, width)
     made = montage([(frames[1], frames[0]), (frames[3], frames[2]), (frames[5], frames[4])])
-    apart = np.abs(made[::7, ::7].astype(int) - recorded[f"montage/{size}"].astype(int))
     assert made.shape == (784, 1176, 3)
-    assert apart.max() <= 1
-    assert (apart > 0).mean() < 0.01
+    assert np.array_equal(made[::7, ::7], recorded[f"montage/{size}"])
