@@ -22,6 +22,16 @@ GOALLESS = (
 )
 
 
+# Whose `model` is a published model's name, not a folder of something fitted.
+NAMED = ("rewards.pretrained.pretrained_scorer",)
+
+
+def fitted_model(part: Mapping[str, Any]) -> str | None:
+    """The folder of the fitted model that a reward's config takes; None where it takes none."""
+    model = part.get("model")
+    return None if model is None or part.get("_target_") in NAMED else str(model)
+
+
 def parts_of(reward: Mapping[str, Any]) -> dict[str, Any]:
     """The rewards of a composition by name, or the one there is, named "".
 

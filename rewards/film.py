@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.core import Features
-from rewards.vlm_reading import check_reading, images, thinned
+from rewards.vlm_reading import check_reading, images, thinned, toward
 
 Moment = tuple[np.ndarray, ...]  # one frame a view, (H, W, 3) uint8
 
@@ -57,7 +58,11 @@ class FilmHead(ABC):
 
     def __init__(self, instruction: str, *, views: Sequence[str] | None = None, stride: int = 5) -> None:
         check_reading(type(self).__name__, instruction, stride, "hold")
-        self.instruction, self.views, self.stride = instruction, views, stride
+        self._instruction, self.views, self.stride = instruction, views, stride
+
+    def toward(self, goal: str) -> Self:
+        """The same model, judging another task."""
+        return toward(self, goal)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Progress of each row."""

@@ -8,9 +8,11 @@ was held to what.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from rewards.vlm_grm import GenerativeGRM
 from rewards.vlm_progress import picture
 from rewards.vlm_reading import questions
 
+_here: WeakValueDictionary[str, VLMWithHeads | Rewind] = WeakValueDictionary()
 SAMPLED = {"temperature": 0.1, "top_p": 0.9, "top_k": 50}  # GRM: FlagOpen/Robo-Dopamine, examples/inference.py
 SOLE_SAMPLED = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}  # SOLE-R1: reward_server/config/default.yaml
 
@@ -155,7 +158,7 @@ def _head(
 
 
 def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> VLMWithHeads | Rewind:
-    """A network that is read by its heads, and so is on this machine."""
+    """A network that is read by its heads, and so is on this machine; loaded once while anyone has it."""
     given = (
         {} if isinstance(vlm, ChatModel) else {name: value for name, value in (vlm or {}).items() if value is not None}
     )
@@ -165,7 +168,11 @@ def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) 
         raise ValueError(
             f"pretrained_scorer: {kind} is read by its heads, on this machine alone, so it takes {known}; got {got}."
         )
-    return VLMWithHeads(weights, **given) if kind == "robometer" else Rewind(weights, **given)
+    key = json.dumps([kind, weights, given], sort_keys=True)
+    model = _here.get(key)
+    if model is None:
+        model = _here[key] = VLMWithHeads(weights, **given) if kind == "robometer" else Rewind(weights, **given)
+    return model
 
 
 def _grm(goal: str, ask: Any, views: Sequence[str] | None, goal_image: str | None, given: Mapping[str, Any]) -> Head:

@@ -168,7 +168,7 @@ class RoboReward(FilmHead):
 
     def judge(self, film: Film) -> float:
         """See `FilmHead`."""
-        text = filled(ROBOREWARD_PROMPT, task=self.instruction)
+        text = filled(ROBOREWARD_PROMPT, task=self._instruction)
         shown = Video(paired(first_view(film, self.max_frames)), self.fps)
         return self.ask.numbers([Message("user", text, videos=[shown])], parse_grade, "grade")[0]
 
@@ -239,7 +239,7 @@ class SoleR1(FilmHead):
             return 0.0
         columns = [film.moments[0], film.moments[-2], film.moments[-1]]
         template = SOLE_BOTH if len(columns[0]) > 1 else SOLE_EXTERNAL
-        task = broken(unmarked(self.instruction), SOLE_MARKS)
+        task = broken(unmarked(self._instruction), SOLE_MARKS)
         text = IMAGE + filled(template, task=task, progress=str(round(100 * film.value)))
         messages = [Message("system", SOLE_SYSTEM, marks=SOLE_MARKS), Message("user", text, [montage(columns)])]
         (value,) = self.ask.numbers(messages, parse_answer_percent, "answer")

@@ -8,6 +8,7 @@ LeRobot's (one `config.json` with `vlm_config`); both are read as data. Shape le
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from rewards.chat import Message, digest
 from rewards.chat_local import defused, put_model
 from rewards.encoders import _explain_missing, import_transformers
 from rewards.film import Film, FilmHead, first_view
@@ -33,6 +35,7 @@ from rewards.foreign_weights import (
 )
 from rewards.frozen import PRECISIONS, _device, _fast_precision
 from rewards.pictures import fitting
+from rewards.vlm_reading import REMEMBERED
 
 PROMPT = (
     "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at each frame, how far "
@@ -194,12 +197,19 @@ class WindowHead(FilmHead):
             raise ValueError(f"WindowHead: output must be {' or '.join(OUTPUTS)}; got {output!r}.")
         self.model, self.output, self.max_frames = model, output, max_frames or model.frames
         self.name = model.kind
+        self._judged: OrderedDict[bytes, float] = OrderedDict()
         if not 2 <= self.max_frames <= model.frames:
             raise ValueError(f"WindowHead: max_frames must be 2 to {model.frames}; got {self.max_frames}.")
 
     def judge(self, film: Film) -> float:
-        """See `FilmHead`."""
-        return float(self.model.judge(first_view(film, self.max_frames), self.instruction)[self.output][-1])
+        """See `FilmHead`; a window that was judged before is not judged again."""
+        shown = first_view(film, self.max_frames)
+        key = digest([Message("user", self._instruction, shown)], self.output)
+        if key not in self._judged:
+            self._judged[key] = float(self.model.judge(shown, self._instruction)[self.output][-1])
+            if len(self._judged) > REMEMBERED:
+                self._judged.popitem(last=False)
+        return self._judged[key]
 
 
 # A checkpoint, as data ------------------------------------------------------------------------------------------

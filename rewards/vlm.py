@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ValidationError
 
@@ -48,6 +49,7 @@ __all__ = [
     "token_logprob",
 ]
 
+_here: WeakValueDictionary[str, LocalChat] = WeakValueDictionary()
 LONGEST = 100_000  # characters of an answer that are searched: looking at every brace of more takes too long
 Answer = TypeVar("Answer", bound=BaseModel)
 REFUSAL = re.compile(  # how models decline in words
@@ -58,7 +60,7 @@ REFUSAL = re.compile(  # how models decline in words
 
 
 def chat_model(config: Mapping[str, Any] | ChatModel) -> ChatModel:
-    """A model from plain values: with a `url`, `ChatEndpoint`; without, `LocalChat`.
+    """A model from plain values: with a `url`, `ChatEndpoint`; without, `LocalChat`, loaded once while anyone has it.
 
     Args:
         config: arguments of one of the two; or a model, which is given back.
@@ -74,7 +76,13 @@ def chat_model(config: Mapping[str, Any] | ChatModel) -> ChatModel:
             "chat_model: vlm.model must name a model; got none. Give vlm.url and vlm.model of an OpenAI-compatible "
             "endpoint, or vlm.model alone: a hub id or folder of a transformers image-text model."
         )
-    return ChatEndpoint(**given) if "url" in given else LocalChat(**given)
+    if "url" in given:
+        return ChatEndpoint(**given)
+    key = json.dumps(given, sort_keys=True, default=str)
+    model = _here.get(key)
+    if model is None:
+        model = _here[key] = LocalChat(**given)
+    return model
 
 
 def ask_json(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rewards.chat import IMAGE, Message, filled
 from rewards.core import Features
 from rewards.hops import EPSILON, STRENGTH, fuse
 from rewards.vlm_numbers import parse_score
-from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images
+from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, toward
 
 GRM_PROMPT = """You judge how far a robot has come with a task, by comparing two moments.
 Task: {instruction}
@@ -100,6 +100,10 @@ class GenerativeGRM:
         self._fusion: dict[str, Any] = {"fusion": fusion, "strength": strength, "epsilon": epsilon}
         nothing = torch.zeros(1, 1)
         fuse(nothing, nothing, nothing if self._goal else None, **self._fusion)  # refuses a wrong fusion, likewise
+
+    def toward(self, goal: str) -> Self:
+        """The same model, judging another task."""
+        return toward(self, goal)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Progress of each row, in [0, 1]; 0 at the reset, as in the source."""

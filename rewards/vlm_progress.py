@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from rewards.pictures import rgb
 from rewards.shaping import PotentialShaping
 from rewards.vlm_grm import GenerativeGRM
 from rewards.vlm_numbers import parse_percentages
-from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, questions, thinned
+from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, questions, thinned, toward
 
 TOP_PROMPT = """These images, in order of time, show a robot that was told: {instruction}
 {frames}
@@ -85,6 +85,10 @@ class TOPReward:
         self.ask, self.view, self.stride, self.between = ask, view, stride, between
         self.calibration, self.normalize, self.max_frames = tuple(calibration), normalize, max_frames
         self._instruction = instruction
+
+    def toward(self, goal: str) -> Self:
+        """The same model, judging another task."""
+        return toward(self, goal)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """φ of each row, in [0, 1]."""
@@ -174,6 +178,10 @@ class GVL:
         self.ask, self.view, self.stride, self.between = ask, view, stride, between
         self.causal, self.max_frames, self.seed = causal, max_frames, seed
         self._instruction = instruction
+
+    def toward(self, goal: str) -> Self:
+        """The same model, judging another task."""
+        return toward(self, goal)
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """Progress of each row, in [0, 1]; 0 at the reset."""

@@ -7,13 +7,14 @@ T rows, K rows asked.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ REMEMBERED = 100_000  # answers in memory; the oldest go first
 JUDGED_AFTER = 10  # answers, before a share of missing ones means anything
 
 log = logging.getLogger(__name__)
+Reader = TypeVar("Reader")
 
 
 class Questions:
@@ -231,6 +233,18 @@ def check_reading(head: str, instruction: str, stride: int, between: str, max_fr
         raise ValueError(f"{head}: between must be hold or linear (offline only); got {between!r}.")
     if max_frames < 2:
         raise ValueError(f"{head}: max_frames must be ≥ 2; got {max_frames}.")
+
+
+def toward(head: Reader, goal: str) -> Reader:
+    """A head that reads progress, with another task; model and settings are shared.
+
+    Raises:
+        ValueError: no task.
+    """
+    check_reading(type(head).__name__, goal, 1, "hold")
+    other: Any = copy.copy(head)
+    other._instruction = goal
+    return other
 
 
 def questions(vlm: Mapping[str, Any] | ChatModel, asking: Mapping[str, Any] | None) -> Questions:

@@ -45,6 +45,23 @@ def images(body: dict[str, Any]) -> list[np.ndarray]:
     return [np.array(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))) for url in urls]
 
 
+def films(body: dict[str, Any]) -> list[tuple[list[np.ndarray], list[float]]]:
+    """The films of a request: their frames, decoded, and the seconds at which each is shown."""
+    import av
+
+    parts = [part for m in body["messages"] if isinstance(m["content"], list) for part in m["content"]]
+    found = []
+    for part in parts:
+        if part["type"] == "video_url":
+            data = base64.b64decode(part["video_url"]["url"].removeprefix("data:video/mp4;base64,"))
+            with av.open(io.BytesIO(data)) as container:
+                frames = list(container.decode(video=0))
+            found.append(
+                ([each.to_ndarray(format="rgb24") for each in frames], [float(each.time or 0) for each in frames])
+            )
+    return found
+
+
 def text(body: dict[str, Any]) -> str:
     """The texts of a request, images left out."""
     contents = [m["content"] for m in body["messages"]]

@@ -33,7 +33,7 @@ from embodied.datasets.encoding import encode
 from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.goals import is_open, parts_of, takes_goal, with_goal
+from embodied.goals import fitted_model, is_open, parts_of, takes_goal, with_goal
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
 from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
@@ -292,7 +292,7 @@ def _with_goal(parts: Mapping[str, dict[str, Any]], goal: str) -> dict[str, dict
     return {
         name: part | {"goal": goal}
         for name, part in parts.items()
-        if part.get("goal") is not None and part.get("demos") is None and part.get("model") is None
+        if part.get("goal") is not None and part.get("demos") is None and fitted_model(part) is None
     }
 
 
@@ -311,8 +311,8 @@ def _split(
     told["counterfactual"] = f"{len(division.counterfactual)} episodes"
     one_task = len(by_instruction(cases)) == 1
     for name, part in parts.items():
-        if part.get("model") is not None:
-            told[f"{name} fitted"] = f"before, in {part['model']}"
+        if (fitted := fitted_model(part)) is not None:
+            told[f"{name} fitted"] = f"before, in {fitted}"
         elif isinstance(part.get("demos"), str):
             told[f"{name} fitted"] = f"to {part['demos']}"
         elif number := _demos(part):

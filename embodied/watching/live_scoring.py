@@ -17,7 +17,7 @@ from embodied import scoring
 from embodied.build import build
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
-from embodied.goals import told_goals
+from embodied.goals import fitted_model, told_goals
 from embodied.scoring import Layout
 from embodied.serving.peer import ServerLostError
 from embodied.streaming import EpisodeStream, Reading
@@ -234,7 +234,7 @@ def _toward(scorer: Scorer, reward: Mapping[str, Any], goal: str) -> tuple[Score
     if all(hasattr(head, "toward") for head in scorer.heads.values()):
         heads: dict[str, Any] = {name: head.toward(goal) for name, head in scorer.heads.items()}  # pyright: ignore[reportAttributeAccessIssue]
         return replace(scorer, heads=heads), config
-    fitted = reward.get("model") is not None or reward.get("demos") is not None
+    fitted = fitted_model(reward) is not None or reward.get("demos") is not None
     if "goal" not in reward or fitted:
         why = "was fitted to demonstrations" if fitted else "has none"
         name = str(reward.get("_target_") or "reward").rpartition(".")[2].removesuffix("_scorer")

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from rewards import chat_endpoint
-from rewards.vlm import ChatEndpoint, Message, VLMError, ask_json, chat_model, token_logprob
-from tests.chat_server import chat_server, completion, images, probabilities, text
+from rewards.vlm import ChatEndpoint, Message, Video, VLMError, ask_json, chat_model, token_logprob
+from tests.chat_server import chat_server, completion, films, images, probabilities, text
 
 RNG = np.random.default_rng(0)
 FRAMES = [RNG.integers(0, 256, (6, 9, 3), np.uint8), RNG.integers(0, 256, (5, 4, 3), np.uint8)]
@@ -59,6 +59,42 @@ def test_jpeg_is_smaller_and_close():
     assert "max_tokens" not in body
     assert body["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;base64,")
     assert np.abs(images(body)[0].astype(int) - smooth).max() < 8
+
+
+def test_a_film_arrives_with_its_times_and_labels_in_their_places():
+    y, x = np.mgrid[:37, :53]
+    frames = [np.stack([x * 2 + 9 * t, y * 3, np.full_like(x, 40 * t)], -1).astype(np.uint8) for t in range(5)]
+    asked = [Message("user", "BEFORE: <image>\nAFTER: <video>\nDone?", [FRAMES[0]], [Video(frames, 2.0)])]
+    with chat_server(lambda _: "Yes.") as served:
+        endpoint(served).ask(asked)
+    (body,) = served.bodies
+    kinds = [part["type"] for part in body["messages"][0]["content"]]
+    assert kinds == ["text", "image_url", "text", "video_url", "text"]
+    assert text(body) == "BEFORE: \n\nAFTER: \n\nDone?"
+    ((shown, times),) = films(body)
+    assert times == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert shown[0].shape == (38, 54, 3)  # even, as H.264 wants: the last row and column twice
+    assert np.abs(np.stack(shown)[:, :37, :53].astype(int) - np.stack(frames)).mean() < 4
+
+
+def test_an_open_turn_is_asked_to_be_continued_and_no_other():
+    with chat_server(lambda _: "True") as served:
+        endpoint(served).ask([Message("user", "It is", open=True)])
+        endpoint(served).ask(ASKED)
+    first, second = served.bodies
+    assert (first["continue_final_message"], first["add_generation_prompt"]) == (True, False)
+    assert "continue_final_message" not in second
+
+
+def test_drawn_answers_have_the_question_s_seed():
+    with chat_server(lambda _: "Yes.") as served:
+        for options in ({"temperature": 0.5}, {"temperature": 0.5}, {"temperature": 0.5, "extra": {"seed": None}}, {}):
+            endpoint(served, **options).ask(ASKED)
+        endpoint(served, temperature=0.5).ask([Message("user", "Else?")])
+    seeds = [body.get("seed") for body in served.bodies]
+    assert seeds[0] == seeds[1] != seeds[4]
+    assert isinstance(seeds[0], int)
+    assert seeds[2:4] == [None, None]
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
