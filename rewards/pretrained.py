@@ -21,8 +21,9 @@ from rewards.combine import WeightedSum
 from rewards.core import Encoder, Head, Scorer
 from rewards.published import BLANK_GOAL, GRM_PUBLISHED, PublishedTOPReward, RoboReward, SoleR1
 from rewards.rewind import Rewind
-from rewards.robometer import VLMWithHeads, WindowHead
+from rewards.robometer import VLMWithHeads, WindowHead, WindowModel
 from rewards.shaping import PotentialShaping
+from rewards.value_server import ValueServer
 from rewards.vlm_grm import GenerativeGRM
 from rewards.vlm_progress import picture
 from rewards.vlm_reading import questions
@@ -39,7 +40,8 @@ class Published:
     Attributes:
         weights: hub id.
         about: what it is, in a few words.
-        kind: how it is asked: "robometer", "rewind", "roboreward", "topreward", "grm" or "sole_r1".
+        kind: how it is asked: "robometer", "rewind", "rynnvalue", "roboreward", "topreward", "grm" or
+            "sole_r1".
         max_tokens: of an answer.
         sampling: with which its answers were published to be drawn; none: greedy.
         pixels: (least, most) of an image, where it was trained with bounds of its own.
@@ -70,6 +72,9 @@ MODELS: Mapping[str, Published] = {
     "rewind": Published(
         "rewardfm/rewind-scale-rfm1M-32layers-8frame-20260118-180522", "a transformer over DINOv2 and MiniLM", "rewind"
     ),
+    "rynnvalue": Published(
+        "Alibaba-DAMO-Academy/RynnValue-8B", "minus the seconds that remain, from its own server", "rynnvalue"
+    ),
     "sole-r1-8b": Published(
         "Philip-MIT/SOLE-R1-8B", "reasons over a montage of moments, says a percentage", "sole_r1", 200, SOLE_SAMPLED
     ),
@@ -79,6 +84,7 @@ MODELS: Mapping[str, Published] = {
 SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head that a person may set
     "robometer": ("stride", "output", "max_frames"),
     "rewind": ("stride", "output", "max_frames"),
+    "rynnvalue": ("stride", "max_frames"),
     "roboreward": ("stride", "max_frames", "fps"),
     "topreward": ("stride", "max_frames", "fps", "calibration", "normalize", "between"),
     "grm": ("stride", "fusion", "strength", "epsilon", "between"),
@@ -89,7 +95,9 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head tha
 LOADED: Mapping[str, tuple[str, ...]] = {  # kind -> what `vlm` may hold, of those that are read by their heads
     "robometer": ("device", "precision", "processor"),
     "rewind": ("device", "images", "texts"),
+    "rynnvalue": (),
 }
+SERVED = ("robometer", "rynnvalue")  # kinds that have a server of their own
 
 
 def pretrained_scorer(
@@ -112,7 +120,8 @@ def pretrained_scorer(
         goal: the instruction.
         model: its name, one of `MODELS`.
         weights: a folder or hub id in place of the published one.
-        vlm: further arguments of who is asked: with a `url`, of `rewards.vlm.ChatEndpoint`; without, of
+        vlm: further arguments of who is asked: with a `url`, of `rewards.vlm.ChatEndpoint`, or
+            `rewards.value_server.ValueServer` for robometer and rynnvalue; without, of
             `rewards.vlm.LocalChat`, `rewards.robometer.VLMWithHeads` or `rewards.rewind.Rewind` (device, precision, …).
             Those that were published for the model (sampling, bounds on pixels, length of answers) are filled in.
         asking: arguments of `rewards.vlm_reading.Questions`, for models that are asked in words.
@@ -157,17 +166,17 @@ def _head(
     return {"roboreward": RoboReward, "sole_r1": SoleR1}[about.kind](goal, ask=ask, views=views, **given)
 
 
-def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> VLMWithHeads | Rewind:
-    """A network that is read by its heads, and so is on this machine; loaded once while anyone has it."""
-    given = (
-        {} if isinstance(vlm, ChatModel) else {name: value for name, value in (vlm or {}).items() if value is not None}
-    )
-    if isinstance(vlm, ChatModel) or (unknown := set(given) - set(LOADED[kind])):
-        got = "a chat model" if isinstance(vlm, ChatModel) else ", ".join(sorted(unknown))
+def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> WindowModel:
+    """A network that is read by its heads: on this machine, loaded once while anyone has it, or on its own server."""
+    given = {} if isinstance(vlm, ChatModel) else {name: each for name, each in (vlm or {}).items() if each is not None}
+    if kind in SERVED and "url" in given and set(given) <= {"url", "timeout_s"}:
+        return ValueServer(kind=kind, **given)
+    if isinstance(vlm, ChatModel) or (unknown := set(given) - set(LOADED[kind])) or kind == "rynnvalue":
+        got = "a chat model" if isinstance(vlm, ChatModel) else ", ".join(sorted(unknown)) or "no vlm.url"
         known = ", ".join(f"vlm.{name}" for name in LOADED[kind])
-        raise ValueError(
-            f"pretrained_scorer: {kind} is read by its heads, on this machine alone, so it takes {known}; got {got}."
-        )
+        server = "vlm.url of its own server (and vlm.timeout_s)" if kind in SERVED else ""
+        taken = " or ".join(filter(None, (known, server)))
+        raise ValueError(f"pretrained_scorer: {kind} is read by its heads, so it takes {taken}; got {got}.")
     key = json.dumps([kind, weights, given], sort_keys=True)
     model = _here.get(key)
     if model is None:
