@@ -108,7 +108,7 @@ def pretrained_scorer(
     weights: str | None = None,
     vlm: Mapping[str, Any] | ChatModel | None = None,
     asking: Mapping[str, Any] | None = None,
-    views: Sequence[str] | None = None,
+    views: str | Sequence[str] | None = None,
     goal_image: str | None = None,
     shaping: Mapping[str, Any] | None = None,
     **head: Any,
@@ -135,7 +135,7 @@ def pretrained_scorer(
     """
     if model not in MODELS:
         raise ValueError(f"pretrained_scorer: model must be one of {', '.join(MODELS)}; got {model!r}.")
-    about = MODELS[model]
+    about, views = MODELS[model], [views] if isinstance(views, str) else views
     if goal_image is not None and about.kind != "grm":
         raise ValueError(f"pretrained_scorer: goal_image must be null for {model}; only GRM measures from a goal.")
     given = {name: value for name, value in head.items() if value is not None}
@@ -171,8 +171,9 @@ def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) 
     given = {} if isinstance(vlm, ChatModel) else {name: each for name, each in (vlm or {}).items() if each is not None}
     if kind in SERVED and "url" in given and set(given) <= {"url", "timeout_s"}:
         return ValueServer(kind=kind, **given)
-    if isinstance(vlm, ChatModel) or (unknown := set(given) - set(LOADED[kind])) or kind == "rynnvalue":
-        got = "a chat model" if isinstance(vlm, ChatModel) else ", ".join(sorted(unknown)) or "no vlm.url"
+    unknown = sorted(set(given) - set(LOADED[kind]))
+    if isinstance(vlm, ChatModel) or unknown or kind == "rynnvalue":
+        got = "a chat model" if isinstance(vlm, ChatModel) else ", ".join(unknown) or "no vlm.url"
         known = ", ".join(f"vlm.{name}" for name in LOADED[kind])
         server = "vlm.url of its own server (and vlm.timeout_s)" if kind in SERVED else ""
         taken = " or ".join(filter(None, (known, server)))

@@ -44,7 +44,7 @@ PROMPT = (
 )
 TOKENS = ("<|split_token|>", "<|reward_token|>", "<|pref_token|>", "<|sim_token|>", "<|prog_token|>")  # in this order
 BASE = "Qwen/Qwen3-VL-4B-Instruct"
-BACKBONES = {"qwen3_vl": "Qwen3VLModel", "qwen2_5_vl": "Qwen2_5_VLModel"}
+BACKBONE = "qwen3_vl"
 LEAST_TOKENS, MOST_TOKENS = 4, 16384  # of an image, each a square of merged patches: qwen-vl-utils' bounds
 OUTPUTS = ("progress", "success")
 
@@ -224,9 +224,8 @@ def read_settings(folder: Path) -> Settings:
     config, said = read_configs(folder)
     backbone = config["vlm_config"] if isinstance(config.get("vlm_config"), dict) else config
     model = {**config, **mapping(said.get("model"))}
-    kind = backbone.get("model_type")
-    if kind not in BACKBONES:
-        raise ValueError(f"Robometer: {folder} must hold a backbone of {' or '.join(BACKBONES)}; got {kind!r}.")
+    if (kind := backbone.get("model_type")) != BACKBONE:
+        raise ValueError(f"Robometer: {folder} must hold a backbone of {BACKBONE}; got {kind!r}.")
     if not model.get("use_per_frame_progress_token", bool(config.get("vlm_config"))):
         raise ValueError(
             f"Robometer: {folder} must read progress at its tokens; it pools frames, which is not done here."
@@ -238,15 +237,15 @@ def read_settings(folder: Path) -> Settings:
 def _backbone(
     transformers: Any, settings: Settings, tensors: Mapping[str, Tensor], dtype: torch.dtype, weights: str
 ) -> Any:
-    config = {k: v for k, v in settings.backbone.items() if k not in ("auto_map", "quantization_config", "vlm_config")}
-    kind = config.pop("model_type")
+    left = ("model_type", "auto_map", "quantization_config", "vlm_config")
+    config = {name: value for name, value in settings.backbone.items() if name not in left}
     state = dict(_backbone_state(tensors))
     rows = state.get("language_model.embed_tokens.weight")
     if rows is None:
         raise ValueError(f"Robometer: {weights} must hold language_model.embed_tokens.weight; it does not.")
     config["text_config"] = {**mapping(config.get("text_config")), "vocab_size": rows.shape[0]}
-    made = transformers.AutoConfig.for_model(kind, **config)
-    network, info = getattr(transformers, BACKBONES[kind]).from_pretrained(
+    made = transformers.AutoConfig.for_model(BACKBONE, **config)
+    network, info = transformers.Qwen3VLModel.from_pretrained(
         None, config=made, state_dict=state, dtype=dtype, output_loading_info=True
     )
     wrong = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})

@@ -67,7 +67,7 @@ LAYER = "model.language_model.layers.0.mlp.up_proj.weight"
         (broken_tokens, "must read progress at its tokens"),
         (broken_config, "must hold a readable config"),
         (broken_yaml, "must hold a readable config"),
-        (other_backbone, "must hold a backbone of qwen3_vl or qwen2_5_vl; got 'llama'"),
+        (other_backbone, "must hold a backbone of qwen3_vl; got 'llama'"),
         (damaged, "must be a safetensors file; it is damaged"),
         (changed("progress_head.0.weight", None), "must hold a progress head of two layers"),
         (changed("success_head.4.bias", torch.zeros(3)), "must hold a success head of two layers"),
