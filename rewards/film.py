@@ -10,7 +10,6 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
 
 import numpy as np
 import torch
@@ -60,7 +59,7 @@ class FilmHead(ABC):
         check_reading(type(self).__name__, instruction, stride, "hold")
         self._instruction, self.views, self.stride = instruction, views, stride
 
-    def toward(self, goal: str) -> Self:
+    def toward(self, goal: str) -> FilmHead:
         """The same model, judging another task."""
         return toward(self, goal)
 

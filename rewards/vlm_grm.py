@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,7 +101,7 @@ class GenerativeGRM:
         nothing = torch.zeros(1, 1)
         fuse(nothing, nothing, nothing if self._goal else None, **self._fusion)  # refuses a wrong fusion, likewise
 
-    def toward(self, goal: str) -> Self:
+    def toward(self, goal: str) -> GenerativeGRM:
         """The same model, judging another task."""
         return toward(self, goal)
 

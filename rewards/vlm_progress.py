@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class TOPReward:
         self.calibration, self.normalize, self.max_frames = tuple(calibration), normalize, max_frames
         self._instruction = instruction
 
-    def toward(self, goal: str) -> Self:
+    def toward(self, goal: str) -> TOPReward:
         """The same model, judging another task."""
         return toward(self, goal)
 
@@ -179,7 +179,7 @@ class GVL:
         self.causal, self.max_frames, self.seed = causal, max_frames, seed
         self._instruction = instruction
 
-    def toward(self, goal: str) -> Self:
+    def toward(self, goal: str) -> GVL:
         """The same model, judging another task."""
         return toward(self, goal)
 

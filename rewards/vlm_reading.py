@@ -102,14 +102,14 @@ class Questions:
 
     def _read(self, text: str, parse: Callable[[str], list[float]]) -> list[float]:
         """The numbers in an answer, which is kept in the trace whether it has any or not."""
-        values: list[float] | None = None
+        values: list[float] = []
         try:
             values = parse(text)
         finally:
             if self._trace is not None:
                 self._trace.parent.mkdir(parents=True, exist_ok=True)
                 with self._trace.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"call": self.calls, "said": text, "read": values}) + "\n")
+                    file.write(json.dumps({"call": self.calls, "said": text, "read": values or None}) + "\n")
         return values
 
     def report(self) -> str:
