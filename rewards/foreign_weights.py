@@ -99,11 +99,13 @@ def prediction_head(tensors: Mapping[str, Tensor], name: str, source: str) -> tu
     prefix = f"{name}_head."
     found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     (half, width), (outputs, _) = (_sides(found.get(key)) for key in ("0.weight", "4.weight"))
+    if 0 in (half, width, outputs):
+        raise ValueError(f"weights: {source} must hold a {name} head of two layers; got {sorted(found) or 'none'}.")
     head = nn.Sequential(nn.Linear(width, half), nn.LayerNorm(half), nn.GELU(), nn.Identity(), nn.Linear(half, outputs))
     wanted = {key: tuple(value.shape) for key, value in head.state_dict().items()}
     got = {key: tuple(value.shape) for key, value in found.items()}
-    if 0 in (half, outputs) or wanted != got:
-        raise ValueError(f"weights: {source} must hold a {name} head of two layers; got {got or 'none'}.")
+    if wanted != got:
+        raise ValueError(f"weights: {source} must hold a {name} head of two layers; got {got}.")
     head.load_state_dict(found)
     return head.eval().requires_grad_(False), outputs
 

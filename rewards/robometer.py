@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -152,6 +152,7 @@ class VLMWithHeads:
         return {"progress": from_logits(logits["progress"]).clamp(0, 1), "success": logits["success"][:, 0].sigmoid()}
 
 
+@runtime_checkable
 class WindowModel(Protocol):
     """A network that judges every frame of a window.
 
@@ -246,9 +247,9 @@ def _backbone(
     config["text_config"] = {**mapping(config.get("text_config")), "vocab_size": rows.shape[0]}
     made = transformers.AutoConfig.for_model(BACKBONE, **config)
     network, info = transformers.Qwen3VLModel.from_pretrained(
-        None, config=made, state_dict=state, dtype=dtype, output_loading_info=True
+        None, config=made, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
-    wrong = sorted({*map(str, info["missing_keys"]), *map(str, info["mismatched_keys"])})
+    wrong = sorted({*info["missing_keys"], *(name for name, *_ in info["mismatched_keys"])})
     if wrong:
         raise ValueError(
             f"Robometer: {weights} must hold every weight of its backbone; {len(wrong)} are missing or of another "

@@ -25,6 +25,7 @@ def test_films_are_told_their_times(tiny_qwen3):
     chat = LocalChat(tiny_qwen3, **CPU)
     text = read(chat, Message("user", "Look: <video> then <image>?", [FRAMES[0]], [Video(list(FRAMES[:4]), 2.0)]))
     assert text.startswith("<|im_start|>user\nLook: <0.2 seconds><|vision_start|><|video_pad|>")
+    assert text.count("<|vision_start|>") == text.count("<|vision_end|>") == 3  # two moments and an image
     assert "<1.2 seconds><|vision_start|><|video_pad|>" in text
     assert text.endswith("<|vision_end|> then <|vision_start|><|image_pad|>" + text.rpartition("<|image_pad|>")[2])
 
@@ -85,7 +86,7 @@ def test_bad_ways_of_asking(change, match, tiny_qwen3):
     [
         (lambda: Video([]), "frames must be one or more of one size .*got none"),
         (lambda: Video([FRAMES[0], FRAMES[0][:9]]), "frames must be one or more of one size"),
-        (lambda: Video([FRAMES[0]], fps=0), "fps must be > 0; got 0"),
+        (lambda: Video([FRAMES[0]], fps=0.0), "fps must be > 0; got 0.0"),
         (lambda: Video([FRAMES[0].astype(float)]), r"frames must be uint8 \(H, W, 3\)"),
         (lambda: Message("user", "<video>"), "must mark 0 films by <video>, or none; got 1"),
         (
