@@ -133,11 +133,11 @@ class LocalChat:
         if is_open:
             prompt = self._opened(prompt)
         shown = [part for message in messages for part in message.parts]
-        if hasattr(self._processor, "_calculate_timestamps"):  # Qwen3-VL's: it marks each moment of a film itself
+        if hasattr(self._processor, "_calculate_timestamps"):  # Qwen3-VL's: it marks each moment of a film itself,
+            # and transformers 5, unlike 4.57 with which those models were made, leaves the template's marks around all
+            begin, end = self._processor.vision_start_token, self._processor.vision_end_token
             film = self._processor.video_token
-            prompt = prompt.replace(
-                f"{self._processor.vision_start_token}{film}{self._processor.vision_end_token}", film
-            )
+            prompt = prompt.replace(f"{begin}{film}{end}", film)
         images = [Image.fromarray(part) for part in shown if isinstance(part, np.ndarray)]
         films = [part for part in shown if isinstance(part, Video)]
         options: dict[str, Any] = film_options(self._processor, films)

@@ -5,6 +5,7 @@
     robometer   huggingface/lerobot 7427f31, rewards/robometer: RobometerEncoderProcessorStep, RobometerRewardModel
     topreward   huggingface/lerobot 7427f31, rewards/topreward: TOPRewardEncoderProcessorStep, TOPRewardModel
     roboreward  robometer/robometer c7f38e2, evals/baselines/roboreward.py: its message, through the model's processor
+    (both on a processor that marks films as transformers 4.57 did)
     grm         FlagOpen/Robo-Dopamine 7d4415f, examples/inference.py: its message and bounds on pixels
     rewind      robometer/robometer c7f38e2, models/rewind_transformer.py: ReWiNDTransformer
     montage     philipmit/sole-r1-model 71a61c5, reward_server: create_composite_frame, and the resize after it

@@ -27,7 +27,7 @@ def test_films_are_told_their_times(tiny_qwen3):
     assert text.startswith("<|im_start|>user\nLook: <0.2 seconds><|vision_start|><|video_pad|>")
     assert text.count("<|vision_start|>") == text.count("<|vision_end|>") == 3  # two moments and an image
     assert "<1.2 seconds><|vision_start|><|video_pad|>" in text
-    assert text.endswith("<|vision_end|> then <|vision_start|><|image_pad|>" + text.rpartition("<|image_pad|>")[2])
+    assert "<|vision_end|> then <|vision_start|><|image_pad|>" in text
 
 
 def test_an_open_turn_goes_on_where_it_stops(tiny_qwen3):
