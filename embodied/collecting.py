@@ -17,6 +17,8 @@ from embodied.counterfactual import Starts, kinds_of, put
 from embodied.datasets import Dataset, Writer
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
+from embodied.envs.drive import Drive
+from embodied.envs.drivers import Driver
 from embodied.envs.experts import Expert, expert, has_expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
@@ -28,6 +30,7 @@ from rewards.progress import tqdm
 
 KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
+BRAKE = np.array([0.0, -1.0], np.float32)  # of the car
 Act = Callable[[Any], Any]  # observation -> action
 Player = Callable[[gymnasium.Env], Act]  # what acts in a world, made anew for each episode
 
@@ -273,7 +276,7 @@ class _Expert:
         if self._expert is None:
             self._expert = self._make()
         action = self._expert(self._world)
-        if isinstance(self._expert, Expert):
+        if isinstance(self._expert, Expert | Driver):
             self.phases.append(self._expert.phase)
         return action
 
@@ -296,6 +299,12 @@ def _rehearse(
         leave = int(rng.integers(1, max(int(0.7 * first), 2)))
         actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
         return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
+    if isinstance(env.unwrapped, Drive):  # it stops before the end
+        for cut in range(first - 2, max(first - 30, 0), -1):
+            actions = [*take.actions[:cut], *[BRAKE] * (length - cut)]
+            if not any(_play(env, seed, _Replay(actions)).success):
+                return actions, []
+        return None
     undoes = rng.random() < 0.5
     for cut in range(first, max(first - 8, 0), -1):  # as late as it may be without ever being solved
         for share in (0.75, 0.5, 0.25, 0.0):  # of one more action

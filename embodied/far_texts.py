@@ -11,8 +11,10 @@ import re
 import sys
 from functools import cache
 
+import yaml
 from omegaconf import DictConfig
 
+from embodied import paths
 from embodied.captions import Captions, words
 from embodied.envs import WORLDS, is_world, world_scene
 from embodied.goals import parts_of, takes_goal, told_goals
@@ -36,8 +38,18 @@ def warn(config: DictConfig) -> None:
     read = [part for part in parts_of(reward).values() if takes_goal(part)]
     goals = [goal for part in read if not str(part["_target_"]).startswith(ASKED) for goal in told_goals(part)]
     env_id, ours = str(config.env.id), is_world(config.env.id)
+    if not goals:
+        return
     names = [env_id.removeprefix("embodied/").removesuffix("-v0")] if ours else WORLDS
-    known = known_words(tuple(sorted({world_scene(name) for name in names}))) if goals else frozenset()
+    scenes = {world_scene(name) for name in names}
+    if not scenes & set(taught()):
+        print(
+            f"encoder: the embedded encoder was never taught pictures of {env_id}, so its scores there say nothing. Teach "
+            f"one (embodied pretrain use=[{', '.join(sorted(scenes))}]), or take a larger one: encoder=open_clip.",
+            file=sys.stderr,
+        )
+        return
+    known = known_words(tuple(sorted(scenes & set(taught()))))
     for goal in dict.fromkeys(goals):
         if unknown := unknown_words(goal, known):
             named = ", ".join(repr(word) for word in unknown)
@@ -65,6 +77,12 @@ def unknown_words(text: str, known: frozenset[str]) -> list[str]:
         if known.isdisjoint(_endings(thing)):
             found[thing] = None
     return list(found)
+
+
+@cache
+def taught() -> tuple[str, ...]:
+    """The scenes that the shipped encoder learned: those that `embodied pretrain` uses by default."""
+    return tuple(yaml.safe_load((paths.configs() / "pretrain.yaml").read_text("utf-8"))["use"])
 
 
 @cache

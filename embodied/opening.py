@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
-from embodied.envs import SCRIPTED, WORLDS
+from embodied.envs import DESK, SCRIPTED, WORLDS
 from embodied.errors import UserError, nearest
 
 COLLECTED = Path("runs", "collect")
@@ -41,7 +41,8 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
             return found
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
-        known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
+        played = {name: [kind for kind in POLICIES if name in DESK or kind != COUNTERFACTUAL] for name in SCRIPTED}
+        known = [f"{each}-{kind}" for each in WORLDS for kind in played.get(each, ("random",))]
         raise UserError(
             f"{setting} must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. "
             f"{nearest(name, known)}"

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from embodied.envs import SCRIPTED, world_id
+from embodied.envs import DESK, world_id
 from embodied.renders import render
 from rewards.grounding import Grounder
 from rewards.pointer import SPREAD, Pointer
@@ -31,7 +31,7 @@ def point(grounder: Grounder, words: Sequence[str], *, frames: int, seed: Sequen
         seed: same seed, same pointer.
     """
     made = render(
-        [world_id(name) for name in SCRIPTED],
+        [world_id(name) for name in DESK],
         frames,
         seed=(*seed,),
         image_size=grounder.encoder.image_size[0],

@@ -13,8 +13,7 @@ import gymnasium
 import numpy as np
 
 import embodied.envs  # noqa: F401  (registers the worlds)
-from embodied.envs.desk import Desk
-from embodied.envs.experts import expert
+from embodied.envs.experts import expert, has_expert
 from embodied.envs.world import World
 from embodied.training.acting import load_policy
 from embodied.training.perception import Perception
@@ -156,14 +155,14 @@ def _episode(
     act: Callable[[Any], np.ndarray] | None = None
     if models and rng.random() < POLICY_SHARE:
         act = _acting(models[int(rng.integers(len(models)))], world, rng)
-    elif isinstance(world, Desk) and rng.random() < 0.75:
+    elif has_expert(world) and rng.random() < 0.75:
         act = expert(world, noise=float(rng.choice([0.0, 0.3, 0.8])), rng=rng)
     limit = gymnasium.spec(env_id).max_episode_steps or 100
     held = np.zeros(world.action_space.shape or ())
     leaves = rng.integers(5, limit) if rng.random() < NEAR_MISS else limit
     for step in range(limit):
         if act is not None and step < leaves:
-            action = act(world)  # pyright: ignore[reportArgumentType]  (an expert wants a Desk, and has one)
+            action = act(world)
         else:
             if step % 5 == 0:  # held actions travel further than white noise
                 held = rng.uniform(-1, 1, held.shape) * rng.choice([0.3, 1.0])

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 COMPOSED = "rewards.compose.composed_scorer"
 REMOTE = "embodied.serving.remote.remote_scorer"
 FITTED = "fitted"  # folder of a run
+NO_TERMS = {"speed": None, "speed_max": 1.0, "limits": {}, "penalty": None}  # of a synthesis that nobody filled in
 EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
 
@@ -46,7 +47,8 @@ def make_scorer(
     """The reward model; None where the task's own reward is learned from.
 
     What a factory can take and its config leaves null is filled in: `goal`, by the one given here, else the world's
-    instruction (see `embodied.goals`); `calibration`, by that of the reward's cameras that stand still. Recorded
+    instruction (see `embodied.goals`); `calibration`, by that of the reward's cameras that stand still; `synthesis`, by
+    the world's own terms, where none of it was given. Recorded
     episodes (`demos`, `adapt`) given as a number are so many expert episodes of the world, given as a name or folder a
     whole dataset; encoded here, once.
 
@@ -207,6 +209,8 @@ class _Filler:
         if is_open(reward) and self.world:
             reward = with_goal(reward, self.world.instruction)
         check_goal_given(reward, name)
+        if "synthesis" in parameters and self.world and reward.get("synthesis") == NO_TERMS:
+            reward["synthesis"] = dict(self.world.synthesis) or reward["synthesis"]
         call_time: dict[str, Any] = {}
         if isinstance(reward.get("goal_images"), int) and reward.get("model") is None and self.world:
             size = int(self.encoder.image_size[0])

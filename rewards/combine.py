@@ -89,6 +89,22 @@ class Synthesis:
                 raise ValueError(f"Synthesis: the limit of {name} must be > 0; got {limit}.")
 
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
+        parts = self.parts(potentials, features)
+        penalty = None if self.penalty is None else parts.pop(self.penalty)
+        reward = self._goal(potentials) if self.speed is None else parts.pop(self.speed)
+        for factor in parts.values():
+            reward = reward * factor
+        return reward if penalty is None else torch.where(penalty < 0, penalty.to(reward), reward)
+
+    def parts(
+        self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features
+    ) -> dict[str, Float[Tensor, "B T"]]:
+        """r_speed, each factor and the penalty where it is negative (0 elsewhere), by the names of their signals.
+
+        Raises:
+            KeyError: a signal that the features lack.
+        """
+
         def signal(name: str) -> Tensor:
             if name not in features.signals:
                 raise KeyError(
@@ -97,15 +113,14 @@ class Synthesis:
                 )
             return features.signals[name]
 
-        reward = torch.stack(list(potentials.values())).mean(0)
+        parts = {name: (1 - signal(name).abs() / limit).clamp(min=0) for name, limit in self.limits.items()}
         if self.speed is not None:
-            reward = 1 - (signal(self.speed) - reward * self.speed_max).abs() / self.speed_max
-        for name, limit in self.limits.items():
-            reward = reward * (1 - signal(name).abs() / limit).clamp(min=0)
-        if self.penalty is not None:
-            penalty = signal(self.penalty)
-            reward = torch.where(penalty < 0, penalty.to(reward), reward)
-        return reward
+            wanted = self._goal(potentials) * self.speed_max
+            parts = {self.speed: 1 - (signal(self.speed) - wanted).abs() / self.speed_max} | parts
+        return parts if self.penalty is None else parts | {self.penalty: signal(self.penalty).clamp(max=0)}
+
+    def _goal(self, potentials: Mapping[str, Float[Tensor, "B T"]]) -> Float[Tensor, "B T"]:
+        return torch.stack(list(potentials.values())).mean(0)
 
 
 @dataclass(frozen=True, kw_only=True)

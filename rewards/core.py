@@ -201,6 +201,13 @@ class Scorer:
         _check_finite(total, f"combination {type(self.combine).__name__}")
         return total
 
+    def parts(
+        self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features
+    ) -> dict[str, Float[Tensor, "B T"]]:
+        """What the combination is made of beside the heads, by name, for the log; {} where it tells nothing."""
+        tell = getattr(self.combine, "parts", None)
+        return {} if tell is None else tell(potentials, features)
+
     def rewards(self, features: Features, terminated: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
         """The rewards of B windows of T transitions.
 

@@ -13,10 +13,12 @@ _SCENES = {  # entry points
     "reacher": "embodied.envs.reacher:Reacher",
     "humanoid": "embodied.envs.humanoid:Humanoid",
     "desk": "embodied.envs.desk:Desk",
+    "drive": "embodied.envs.drive:Drive",
 }
 
 WORLDS = tuple(tasks.WORLDS)  # short names; the Gymnasium id is embodied/<name>-v0
-SCRIPTED = tuple(name for name in WORLDS if name.startswith("desk-"))  # those with an expert
+DESK = tuple(name for name in WORLDS if name.startswith("desk-"))
+SCRIPTED = (*DESK, "drive-town")  # those with an expert
 
 
 def world_id(name: str) -> str:

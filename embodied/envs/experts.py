@@ -1,6 +1,7 @@
 """Scripted experts: they read privileged state, for demonstrations and judging.
 
-Those of the desk's tasks are ours; Meta-World's are its own, which its package ships.
+Those of the desk's tasks and the town's driver (`embodied.envs.drivers`) are ours; Meta-World's are its own, which its
+package ships.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
+from embodied.envs.drive import Drive
+from embodied.envs.drivers import Driver
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -24,7 +27,7 @@ OVER = 0.09 * UP
 
 def has_expert(world: object) -> bool:
     """Whether `expert` knows a world, unwrapped."""
-    return isinstance(world, Desk) or (isinstance(world, Bridged) and world.script is not None)
+    return isinstance(world, Desk | Drive) or (isinstance(world, Bridged) and world.script is not None)
 
 
 def expert(
@@ -32,15 +35,19 @@ def expert(
 ) -> Callable[[Any], np.ndarray]:
     """The scripted expert of a world, unwrapped and just reset: a function from that world to an action.
 
-    Arguments are `Expert`'s, which it is on the desk; elsewhere a `SuiteExpert`.
+    Arguments are `Expert`'s, which it is on the desk; in the town it is a `Driver`, elsewhere a `SuiteExpert`.
 
     Raises:
-        ValueError: a world without one, or a suite's that is asked to leave.
+        ValueError: a world without one, or another than the desk's that is asked to leave.
     """
     if isinstance(world, Desk):
         return Expert(world, noise=noise, rng=rng, leave=leave)
+    if isinstance(world, Drive) and not leave:
+        return Driver(world, noise=noise, rng=rng)
     if not isinstance(world, Bridged) or leave:
-        raise ValueError(f"expert: world must be one of the desk's, or a suite's (and leave false); got {world}.")
+        raise ValueError(
+            f"expert: world must be one of the desk's, or the town or a suite's (and leave false); got {world}."
+        )
     return SuiteExpert(world, noise=noise, rng=rng)
 
 

@@ -10,7 +10,8 @@ class Task(NamedTuple):
 
     Attributes:
         instruction: what a person would say; `{target}` stands for the colour of a cube.
-        fact: what is true once it is solved, as named in the scene's `captions.yaml`; `{target}` as above.
+        fact: what is true once it is solved, or all the way where that is the task, as named in the scene's
+            `captions.yaml`; `{target}` as above.
         steps: of an episode.
         target: the colour that a cube has where none is asked for.
     """
@@ -42,7 +43,9 @@ DESK = {
     "stack": Task("put the red cube on the {target} cube", "red_on_{target}", 150, "green"),
 }
 
-_SCENES = {"cartpole": {"": CARTPOLE}, "reacher": REACHER, "humanoid": HUMANOID, "desk": DESK}
+DRIVE = {"town": Task("drive along the route through the town without an accident", "road_clear", 400)}
+
+_SCENES = {"cartpole": {"": CARTPOLE}, "reacher": REACHER, "humanoid": HUMANOID, "desk": DESK, "drive": DRIVE}
 WORLDS = {
     "-".join(filter(None, (scene, name))): task for scene, tasks in _SCENES.items() for name, task in tasks.items()
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,7 +29,8 @@ class World(gymnasium.Env, ABC):
     reward wrappers replace, and `info["is_success"]`, which only judges read.
 
     A subclass gives `scene`, `cameras`, `facts`, `instruction`, `ctrl_dt`, `sim_dt` and the abstract methods below; one
-    whose robot has readings that a reward may use also a `signals()`, name -> number.
+    whose robot has readings that a reward may use also a `signals()`, name -> number, and where they suit VLM-RL's
+    hierarchical synthesis, a `synthesis`. What a world counts for judging alone is in `info` as `judge/NAME`.
 
     Args:
         obs: "state" (S,) float32; "pixels" (H, W, 3) uint8; or "mixed", a dict of `pixels` and `agent_pos`.
@@ -44,6 +45,7 @@ class World(gymnasium.Env, ABC):
     cameras: ClassVar[tuple[str, ...]]
     facts: ClassVar[tuple[str, ...]]  # what `degrees` tells
     instruction: str  # the task in words, for policies and for rewards that want one
+    synthesis: ClassVar[Mapping[str, Any]] = {}  # arguments of `rewards.combine.Synthesis`, by the names of `signals`
     ctrl_dt: ClassVar[float] = 0.05  # seconds per action
     sim_dt: ClassVar[float] = 0.005  # seconds per physics step
 

@@ -10,7 +10,7 @@ import numpy as np
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.datasets.kinds import COUNTERFACTUAL
-from embodied.envs import SCRIPTED
+from embodied.envs import DESK
 from embodied.errors import UserError
 from embodied.judging.charts import FILM_FRAMES
 from embodied.judging.figures import Case, Division
@@ -74,7 +74,7 @@ def counterfactuals_for(
         return found
     world = str(dataset.env_id).removeprefix("embodied/").removesuffix("-v0")
     marked = any(case.kind in COUNTERFACTUAL for case in cases)
-    if marked or world not in SCRIPTED or dataset.env.get("kwargs"):
+    if marked or world not in DESK or dataset.env.get("kwargs"):
         return None
     from embodied.counterfactual import kinds_of  # MuJoCo, which whoever judges recorded data does without
 

@@ -27,7 +27,8 @@ from rewards.core import Scorer
 
 POTENTIALS = 1000  # of a head, behind the logged statistics
 EPISODES = 100  # ended ones behind a firing rate, as many as behind the mean return
-LIMIT = "_limit_passed"  # ends the names of what a world counts in an episode's infos
+LIMIT = "_limit_passed"  # ends the names of what a world counts of the robot's limits in an episode's infos
+JUDGED = "judge/"  # begins the names of what else it tells of an episode so far, for judging alone
 RELABEL_BATCH = 256  # episodes scored at once when relabelling
 
 
@@ -40,14 +41,15 @@ class Ended:
         rewards: (T,) float32 of its actions, as learned from.
         env_return: its return under the task's own reward.
         success: at its last step; None where the world does not tell.
-        limits: actions that passed a limit of the robot, by the world's names for them, which end in `LIMIT`.
+        limits: actions that passed a limit of the robot, by the world's names for them, which end in `LIMIT`; and what
+            else the world tells for judging alone, by its names without `JUDGED`.
     """
 
     world: int
     rewards: np.ndarray
     env_return: float
     success: bool | None
-    limits: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict)
 
 
 class Labels(NamedTuple):
@@ -123,6 +125,7 @@ class Labeller:
         self._steps = 0
         self._episodes: list[_Episode | None] = [None] * num_worlds
         self._potentials: dict[str, deque[float]] = {}
+        self._parts: dict[str, deque[float]] = {}
         self._firing: dict[str, deque[float]] = {}
         self._divergence: float | None = None
         self._forget(scorer)
@@ -130,6 +133,7 @@ class Labeller:
     def _forget(self, scorer: Scorer) -> None:
         """Begin the statistics of a scorer's heads."""
         self._potentials = {name: deque(maxlen=POTENTIALS) for name in scorer.heads}
+        self._parts = {}
         self._firing = {name: deque(maxlen=EPISODES) for name in scorer.heads}
 
     @property
@@ -221,6 +225,8 @@ class Labeller:
             for name in self.scorer.heads
         }
         combined = self.scorer.combined(potentials, features)
+        for name, values in self.scorer.parts(potentials, features).items():
+            self._parts.setdefault(name, deque(maxlen=POTENTIALS)).extend(values[:, 1:].flatten().tolist())
         terminated = torch.tensor([track.terminated[-(count - 1) :] for track in tracks], dtype=torch.bool)
         rewards = self.scorer.shaping(combined[:, :-1], combined[:, 1:], terminated)
         if not torch.isfinite(rewards).all():
@@ -289,7 +295,8 @@ class Labeller:
     # What is logged -------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """`reward/<head>_{mean,std}` (potentials), `reward/<head>_firing_rate` (of heads that say only 0 and 1: the
+        """`reward/<head>_{mean,std}` (potentials), `reward/part_<name>_mean` (of what the combination is made of, such as
+        the synthesis's speed term), `reward/<head>_firing_rate` (of heads that say only 0 and 1: the
         share of an episode's steps with 1, mean of the last 100), `reward/lambda_<head>` (μ of a constrained one) and
         `reward/divergence` (see `DivergenceWatch`)."""
         found: dict[str, float] = {}
@@ -299,6 +306,8 @@ class Labeller:
                 found[f"reward/{log_key(name)}_std"] = float(np.std(values))
             if self._firing[name] and set(values) <= {0.0, 1.0}:
                 found[f"reward/{log_key(name)}_firing_rate"] = float(np.mean(self._firing[name]))
+        for name, values in self._parts.items():
+            found[f"reward/part_{log_key(name)}_mean"] = float(np.mean(values))
         for name, multiplier in (self._constraints.multipliers if self._constraints else {}).items():
             found[f"reward/lambda_{log_key(name)}"] = multiplier
         return found | ({} if self._divergence is None else {"reward/divergence": self._divergence})
@@ -308,6 +317,7 @@ class Labeller:
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and JSON values, between rollouts."""
         arrays = {f"potentials/{name}": np.array(values) for name, values in self._potentials.items()}
+        arrays |= {f"parts/{name}": np.array(values) for name, values in self._parts.items()}
         episodes = []
         for e, episode in enumerate(self._episodes):
             episodes.append(None if episode is None else {"rewards": episode.rewards, "cuts": episode.cuts})
@@ -326,6 +336,8 @@ class Labeller:
         for name in self._potentials:
             self._potentials[name].extend(arrays[f"potentials/{name}"].tolist())
             self._firing[name].extend(values["firing"].get(name, ()))
+        for name, kept in below(dict(arrays), "parts").items():
+            self._parts[name] = deque(kept.tolist(), maxlen=POTENTIALS)
         restore_constraints(self.scorer, values)
         for e, told in enumerate(values["episodes"] if episodes else ()):
             if told is not None:
@@ -382,7 +394,8 @@ class _Piece:
 
 
 def _ended(world: int, rewards: Sequence[float], info: Mapping[str, Any]) -> Ended:
-    limits = {name: int(value) for name, value in info.items() if name.endswith(LIMIT)}
+    limits: dict[str, float] = {name: int(value) for name, value in info.items() if name.endswith(LIMIT)}
+    limits |= {name.removeprefix(JUDGED): float(told) for name, told in info.items() if name.startswith(JUDGED)}
     return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)), limits)
 
 

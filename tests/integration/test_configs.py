@@ -179,7 +179,7 @@ def test_every_world_has_a_config_and_the_other_way_round():
         assert compose("train", f"env={name}").env.id == f"embodied/{name}-v0"
 
 
-@pytest.mark.parametrize("scene", ["cartpole", "reacher-red", "desk-drawer", "humanoid-stand"])
+@pytest.mark.parametrize("scene", ["cartpole", "reacher-red", "desk-drawer", "humanoid-stand", "drive-town"])
 def test_a_world_is_made_from_its_config(scene):
     env = env_maker(compose("train", f"env={scene}"))()
     env.reset(seed=0)

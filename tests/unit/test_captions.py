@@ -6,7 +6,7 @@ import pytest
 from embodied.captions import SPLITS, Captions, vary
 from embodied.paths import asset
 
-SCENES = ("desk", "reacher", "cartpole", "humanoid")
+SCENES = ("desk", "reacher", "cartpole", "humanoid", "drive")
 
 
 def write(path, facts, macros=""):
@@ -68,6 +68,7 @@ def test_our_captions_cover_every_fact_of_their_world(scene):
     import embodied.envs  # noqa: F401
 
     worlds = {"desk": "desk-drawer", "reacher": "reacher-red", "cartpole": "cartpole", "humanoid": "humanoid-stand"}
+    worlds |= {"drive": "drive-town"}
     world = gymnasium.make(f"embodied/{worlds[scene]}-v0").unwrapped
     captions = Captions.load(asset(scene) / "captions.yaml")
     assert set(world.facts) <= set(captions.facts)

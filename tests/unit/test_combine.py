@@ -45,6 +45,20 @@ def test_a_negative_penalty_replaces_the_reward_and_others_do_not():
     assert_close(synthesis({"a": A}, features(contact=[-10.0, 3.0])), torch.tensor([[-10.0, 0.2]]))
 
 
+def test_synthesis_tells_what_it_is_made_of():
+    vlm_rl = Synthesis(speed="speed", speed_max=25.0, limits={"center": 3.0, "angle": 90.0}, penalty="penalty")
+    read = features(speed=[10.0, 20.0], center=[0.6, -4.0], angle=[9.0, -45.0], penalty=[0.0, -10.0])
+    parts = vlm_rl.parts({"contrast": A}, read)
+    assert {name: part[0].tolist() for name, part in parts.items()} == {
+        "speed": pytest.approx([1 - 2.5 / 25, 1 - 15 / 25]),
+        "center": pytest.approx([0.8, 0.0]),
+        "angle": pytest.approx([0.9, 0.5]),
+        "penalty": pytest.approx([0.0, -10.0]),
+    }
+    product = parts["speed"] * parts["center"] * parts["angle"]
+    assert_close(vlm_rl({"contrast": A}, read), torch.tensor([[product[0, 0], -10.0]]))
+
+
 def test_missing_signals_and_bad_limits_are_named():
     with pytest.raises(KeyError, match="signal 'speed' must be among the features' signals; got angle"):
         Synthesis(speed="speed", limits={})({"a": A}, features(angle=[0.0, 0.0]))

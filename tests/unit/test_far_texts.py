@@ -10,7 +10,7 @@ from embodied.captions import Captions, words
 from embodied.far_texts import known_words, unknown_words
 from embodied.paths import asset
 
-SCENES = ("desk", "reacher", "cartpole", "humanoid")
+SCENES = ("desk", "reacher", "cartpole", "humanoid", "drive")
 FAR = """a cat on a sofa|a dog standing up|purple ball|red cup|the kettle is boiling|a bowl of soup|the door is open
 the banana is in the bowl|the book is on the shelf|fold the towel|a car on a road|the lamp is switched on
 pour the water into the glass|the plane has landed|open the refrigerator|a bird in a tree|the screw is tightened
@@ -33,6 +33,8 @@ the tip has reached the yellow ball|touch the red ball with the tip of the arm""
 the cart is at the left""",
     "humanoid": """stand up tall|the robot is on its knees|the humanoid has got up|lie down on the floor|raise both arms
 the humanoid is sitting on the ground""",
+    "drive": """the red car crashed into another car|the street is free|somebody crosses the road on the stripes
+the car drives over the grass|the car is in the wrong lane|two cars touch each other at the junction""",
 }
 
 
@@ -98,6 +100,18 @@ def test_preview_and_train_warn(settings, told, capsys):
     far_texts.warn(cli.compose("preview", ["env=desk-drawer", *settings]))
     err = capsys.readouterr().err
     assert (told in err) if told else not err
+
+
+def test_a_scene_that_the_encoder_was_never_taught_is_told(capsys):
+    assert set(far_texts.taught()) == set(SCENES) - {"drive"}
+    goal = "goal=the road is clear with no car accidents"
+    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=clip", goal]))
+    err = capsys.readouterr().err
+    assert "never taught pictures of embodied/drive-town-v0" in err
+    assert "use=[drive]" in err
+    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=clip", goal, "encoder=open_clip"]))
+    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=true"]))
+    assert not capsys.readouterr().err
 
 
 def test_a_world_of_another_package_may_be_of_any(capsys):

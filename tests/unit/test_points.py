@@ -234,6 +234,7 @@ OF_TASKS = {
     "cartpole": ["the pole", HAND],
     **{f"reacher-{colour}": [f"the {colour} ball", HAND] for colour in ("red", "green", "blue", "yellow")},
     **{f"humanoid-{posture}": [HAND] for posture in ("stand", "kneel")},
+    "drive-town": ["the route", "the town", "the accident", HAND],
 }
 
 

@@ -19,7 +19,7 @@ from embodied.errors import UserError
 LIMITS = {
     "desk-reach": 50, "desk-push": 80, "desk-press": 50, "desk-drawer": 50, "desk-close": 50, "desk-lift": 80,
     "desk-place": 120, "desk-stack": 150, "cartpole": 100, "reacher-red": 50, "reacher-green": 50, "reacher-blue": 50,
-    "reacher-yellow": 50, "humanoid-stand": 100, "humanoid-kneel": 100,
+    "reacher-yellow": 50, "humanoid-stand": 100, "humanoid-kneel": 100, "drive-town": 400,
 }  # fmt: skip
 OURS = ("cartpole", "reacher-red", "humanoid-stand")
 
@@ -49,7 +49,7 @@ def test_importing_the_worlds_does_not_load_mujoco():
 @pytest.mark.filterwarnings("ignore:.*infinity. This is probably too")
 @pytest.mark.parametrize(
     ("name", "obs"),
-    [*((name, "state") for name in WORLDS), *((s, o) for s in (*OURS, "desk-drawer") for o in ("pixels", "mixed"))],
+    [*((name, "state") for name in WORLDS), *((s, o) for s in (*OURS, "desk-drawer", "drive-town") for o in ("pixels", "mixed"))],
 )
 def test_check_env(make, name, obs):
     check_env(make(name, obs=obs, image_size=24), skip_render_check=True)

@@ -1,0 +1,86 @@
+"""What can be seen to be true of the town from above: the facts that encoders are taught and judged on."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embodied.envs.roads import BLOCK, BOX, GRID, LANE, STREETS, ZEBRA, crossing, outside
+from embodied.envs.traffic import HALF, WIDTH, discs, free, gaps, turned
+from embodied.envs.world import graded
+
+if TYPE_CHECKING:
+    from embodied.envs.drive import Drive
+
+FACTS = (
+    "collision", "road_clear", "car_ahead", "in_lane", "wrong_lane", "off_road", "askew", "walker_on_road",
+    "at_crossing", "in_junction",
+)  # fmt: skip
+TOUCH, CLEAR, CLOSE, SIGHT = 0.05, 14.0, 6.0, 18.0  # metres
+CENTRED, STRAIGHT, ASKEW = 0.6, 15.0, 40.0  # metres; degrees
+SEEN = np.array([[-7.5, 21.0], [-14.5, 14.5]])  # metres ahead and to the left that the bird's-eye camera shows well
+
+
+def degrees(world: Drive) -> dict[str, float]:
+    """See `World.degrees`."""
+    others = np.concatenate([world.others.poses, world.others.parked])
+    pose, walker = world.pose, world.others.walker
+    shown = others[seen(pose, others[:, :2])]
+    touch = _touch(pose, shown)
+    car = free(world.way, world.at, discs(shown).reshape(-1, 2), sight=SIGHT)
+    person = SIGHT if walker is None else free(world.way, world.at, walker[None], WIDTH - 0.3, SIGHT)
+    beside, tilt = abs(world.center), abs(world.angle)
+    clear = graded(max(CLEAR - min(car, person), 0.0), 0.0, scale=7.0)
+    left = world.center - LANE / 2  # beyond the street's middle line
+    junction = _beside_junction(pose[:2])
+    oncoming = graded(max(abs(left - LANE / 2) - 1.2, -junction, 0.0), 0.0, scale=2.0) if tilt < 90 else 0.0
+    return {
+        "collision": graded(touch, TOUCH, scale=1.0),
+        "road_clear": clear if touch > TOUCH else min(clear, 0.3),
+        "car_ahead": graded(max(car - CLOSE, 0.0), 0.0, scale=6.0),
+        "in_lane": graded(max(beside - CENTRED, (tilt - STRAIGHT) / 30, 0.0), 0.0, scale=1.0),
+        "wrong_lane": oncoming,
+        "off_road": graded(max(-float(outside(pose[:2])), 0.0), 0.0, scale=2.5),
+        "askew": graded(max(ASKEW - min(tilt, 180 - tilt), 0.0), 0.0, scale=20.0),
+        "walker_on_road": _walker_on_road(world, walker),
+        "at_crossing": graded(_to_crossing(pose), 0.0, scale=5.0),
+        "in_junction": graded(max(junction, 0.0), 0.0, scale=5.0),
+    }
+
+
+def seen(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(K,) bool: which points (K, 2) the bird's-eye camera over a car shows well."""
+    local = turned(points - pose[:2], -pose[2])
+    return ((local > SEEN[:, 0]) & (local < SEEN[:, 1])).all(-1)
+
+
+def _touch(pose: np.ndarray, others: np.ndarray) -> float:
+    """Metres between the two that are nearest to each other, of the car and the other cars that are seen."""
+    everyone = np.concatenate([pose[None], others])
+    nearest = [gaps(each, everyone[k + 1 :]).min(initial=math.inf) for k, each in enumerate(everyone[:-1])]
+    return float(min(nearest, default=math.inf))
+
+
+def _beside_junction(point: np.ndarray) -> float:
+    """Metres from a point (2,) to the nearest junction; below 0 inside it."""
+    middles = (np.arange(GRID) - (GRID - 1) / 2) * BLOCK
+    return float(np.abs(point[:, None] - middles).min(-1).max() - BOX + 1.0)
+
+
+def _walker_on_road(world: Drive, walker: np.ndarray | None) -> float:
+    if walker is None or not seen(world.pose, walker[None])[0]:
+        return 0.0
+    return graded(max(abs(world.others.across) - LANE, 0.0), 0.0, scale=2.0)
+
+
+def _to_crossing(pose: np.ndarray) -> float:
+    """Metres between the car and the nearest zebra crossing, along its street; 0 where it stands on it."""
+    best = math.inf
+    for street in range(len(STREETS)):
+        middle, along, left = crossing(street)
+        off = pose[:2] - middle
+        if abs(off @ left) < LANE:
+            best = min(best, max(abs(float(off @ along)) - ZEBRA - HALF[0] + 0.4, 0.0))
+    return best

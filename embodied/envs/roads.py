@@ -1,0 +1,176 @@
+"""The streets of a small town: lanes, junctions, crossings and the ways along them, as plain geometry.
+
+Nine junctions lie on a square grid, a block apart; every street between two of them has one lane in each direction, on
+the right-hand side, and a zebra crossing in its middle. Metres and radians, x to the east, y to the north; a heading is
+counted from east to north. A lane is (junction it leaves, direction), with directions 0 to 3 for east, north, west, south.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+GRID, BLOCK = 3, 48.0  # junctions a side, and how far apart they lie
+LANE = 3.5  # width of a lane
+PARKING = 2.3  # width of the parking strip beside each lane
+BOX = 8.0  # half the side of a junction
+STREET = BLOCK - 2 * BOX  # length of a street between its junctions
+ZEBRA = 1.6  # half the width of a crossing, along the street
+DIRECTIONS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
+
+
+class Junction(NamedTuple):
+    """Where a way goes through a junction: metres along the way, and which one."""
+
+    enter: float
+    leave: float
+    node: int
+
+
+class Crossing(NamedTuple):
+    """Where a way goes over a zebra crossing: metres along the way, the street, and on which side of its middle line
+    (metres to the left of east or north) the way runs."""
+
+    at: float
+    street: int
+    side: float
+
+
+def place(node: int) -> np.ndarray:
+    """(2,) the middle of a junction."""
+    return (np.array(divmod(node, GRID)) - (GRID - 1) / 2) * BLOCK
+
+
+def neighbour(node: int, direction: int) -> int | None:
+    """The junction that a street leads to from another; None where the town ends."""
+    i, j = np.array(divmod(node, GRID)) + DIRECTIONS[direction].astype(int)
+    return int(i * GRID + j) if 0 <= min(i, j) and max(i, j) < GRID else None
+
+
+LANES = tuple((n, k) for n in range(GRID**2) for k in range(4) if neighbour(n, k) is not None)
+STREETS = tuple((n, k) for n, k in LANES if k < 2)  # each once, towards the east or the north
+
+
+def ways(node: int, direction: int) -> list[int]:
+    """The directions in which one may leave the junction at the end of a lane: all but back."""
+    end = neighbour(node, direction)
+    assert end is not None
+    return [k for k in range(4) if k != (direction + 2) % 4 and neighbour(end, k) is not None]
+
+
+def street_of(node: int, direction: int) -> int:
+    """The street in `STREETS` that a lane belongs to."""
+    if direction >= 2:
+        end = neighbour(node, direction)
+        assert end is not None
+        node, direction = end, direction - 2
+    return STREETS.index((node, direction))
+
+
+def crossing(street: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Middle (2,) of a street's zebra crossing, the street's direction (2,) and, to the left of it, the way across (2,)."""
+    node, direction = STREETS[street]
+    along = DIRECTIONS[direction]
+    return place(node) + BLOCK / 2 * along, along, np.array([-along[1], along[0]])
+
+
+def outside(points: np.ndarray) -> np.ndarray:
+    """(...) how far points (..., 2) lie beside the asphalt; negative: how far inside."""
+    middles = (np.arange(GRID) - (GRID - 1) / 2) * BLOCK
+    reach = middles[-1] + LANE + PARKING
+    away = np.abs(points[..., None] - middles).min(-1)  # (..., 2) from the nearest street's middle line, either way
+    beside = away.min(-1) - LANE - PARKING
+    beyond = np.abs(points).max(-1) - reach
+    at_box = away.max(-1) - BOX
+    return np.asarray(np.maximum(np.minimum(beside, at_box), beyond))
+
+
+class Way:
+    """A way along lanes and through junctions, as long as it is asked for.
+
+    Args:
+        lane: where it begins, an index of `LANES`.
+        begin: metres along that lane.
+        turns: at the k-th junction the way leaves by the turns[k]-th of `ways`, counted around; after the last turn
+            the first is taken again.
+    """
+
+    def __init__(self, lane: int, begin: float, turns: Sequence[int] | np.ndarray) -> None:
+        self.lane, self.begin, self.turns = lane, float(begin), np.asarray(turns)
+        self._lane = LANES[lane]
+        self._pieces: list[tuple[float, float, float, float, float]] = []  # start, x, y, heading, curvature
+        self._table = np.zeros((0, 5))
+        self.length = -self.begin
+        self.junctions: list[Junction] = []
+        self.crossings: list[Crossing] = []
+        self._street()
+
+    def _street(self) -> None:
+        node, direction = self._lane
+        along = DIRECTIONS[direction]
+        start = place(node) + BOX * along + LANE / 2 * np.array([along[1], -along[0]])
+        side = -LANE / 2 if direction < 2 else LANE / 2
+        self.crossings.append(Crossing(self.length + STREET / 2, street_of(node, direction), side))
+        self._add(start, direction * math.pi / 2, 0.0, STREET)
+
+    def _turn(self) -> None:
+        node, direction = self._lane
+        options = ways(node, direction)
+        out = options[int(self.turns[len(self.junctions) % len(self.turns)]) % len(options)]
+        end = neighbour(node, direction)
+        assert end is not None
+        along = DIRECTIONS[direction]
+        start = place(end) - BOX * along + LANE / 2 * np.array([along[1], -along[0]])
+        turn = (out - direction) % 4
+        radius = {1: BOX + LANE / 2, 3: LANE / 2 - BOX}.get(turn)  # of a left turn; of a right turn, negative
+        enter = self.length
+        length = 2 * BOX if radius is None else abs(radius) * math.pi / 2
+        self._add(start, direction * math.pi / 2, 0.0 if radius is None else 1 / radius, length)
+        self.junctions.append(Junction(enter, self.length, end))
+        self._lane = end, out
+
+    def _add(self, start: np.ndarray, heading: float, curvature: float, length: float) -> None:
+        self._pieces.append((self.length, float(start[0]), float(start[1]), heading, curvature))
+        self._table = np.array(self._pieces)
+        self.length += length
+
+    def reach(self, at: float) -> None:
+        """Make the way at least so long."""
+        while self.length < at:
+            self._turn()
+            self._street()
+
+    def _piece(self, at: np.ndarray) -> tuple[np.ndarray, ...]:
+        self.reach(float(at.max()) + 1.0)
+        rows = self._table[np.maximum(np.searchsorted(self._table[:, 0], at, side="right") - 1, 0)]
+        return np.asarray(at - rows[..., 0]), rows[..., 1:3], np.asarray(rows[..., 3]), np.asarray(rows[..., 4])
+
+    def at(self, at: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (..., 2) and headings (...) at so many metres along it; before its begin, along its first lane."""
+        run, start, heading, curvature = self._piece(np.asarray(at, np.float64))
+        turned = np.asarray(heading + curvature * run)
+        bend = np.where(curvature == 0, 1.0, curvature)
+        round_ = np.stack([np.sin(turned) - np.sin(heading), np.cos(heading) - np.cos(turned)], -1) / bend[..., None]
+        straight = run[..., None] * np.stack([np.cos(heading), np.sin(heading)], -1)
+        return start + np.where(curvature[..., None] == 0, straight, round_), turned
+
+    def curvature(self, at: np.ndarray) -> np.ndarray:
+        """(...) 1/m, positive to the left."""
+        return self._piece(np.asarray(at, np.float64))[3]
+
+    def nearest(self, point: np.ndarray, around: float, back: float = 4.0, ahead: float = 6.0) -> float:
+        """Metres along it of the place nearest to a point (2,), not farther from `around` than told."""
+        tried = np.arange(around - back, around + ahead, 0.5)
+        places, headings = self.at(tried)
+        best = int(np.linalg.norm(places - point, axis=-1).argmin())
+        off = point - places[best]
+        return float(tried[best] + np.clip(off @ [np.cos(headings[best]), np.sin(headings[best])], -0.5, 0.5))
+
+    def junction(self, at: float, tail: float = 0.0) -> Junction:
+        """The first junction that is not yet left by `tail` metres, seen from so many metres along it."""
+        while self.junctions == [] or self.junctions[-1].leave + tail <= at:
+            self.reach(self.length + 1.0)
+        return next(each for each in self.junctions if each.leave + tail > at)
