@@ -44,8 +44,8 @@ def warn(config: DictConfig) -> None:
     scenes = {world_scene(name) for name in names}
     if not scenes & set(taught()):
         print(
-            f"encoder: the embedded encoder was never taught pictures of {env_id}, so its scores there say nothing. Teach "
-            f"one (embodied pretrain use=[{', '.join(sorted(scenes))}]), or take a larger one: encoder=open_clip.",
+            f"encoder: the embedded encoder was never taught pictures of {env_id}, so its scores there say nothing. "
+            f"Teach one (embodied pretrain use=[{', '.join(sorted(scenes))}]), or take a larger: encoder=open_clip.",
             file=sys.stderr,
         )
         return

@@ -37,16 +37,16 @@ NEARBY = 4  # cars in the simulator's state
 class Drive(World):
     """Drive 120 m through the town along a route that changes with every episode, and on; the true reward is VLM-RL's.
 
-    Actions (2) in [-1, 1]: steering (1 left), and throttle above 0 or brake below. `state`: own readings, the other cars
-    that are nearest (4 × 5: position and heading in the car's own axes, speed) and the walker (3). `agent_pos`: own
-    readings alone.
+    Actions (2) in [-1, 1]: steering (1 left), and throttle above 0 or brake below. `state`: own readings, the other
+    cars that are nearest (4 × 5: position and heading in the car's own axes, speed) and the walker (3). `agent_pos`:
+    own readings alone.
 
-    The true reward is that of VLM-RL's code, `reward_fn5`: r_speed · f_center · f_angle · f_std, and -10 at a violation:
-    a collision, more than 3 m from the lane's middle, faster than 35 km/h, a stall. There a violation ends the episode.
-    Here, where episodes have one length, a car that collided or left its lane is put back in the middle of its lane, at
-    rest, with the next action. Success: the route was completed before any collision. `info` counts for judging alone:
-    `judge/collisions`, `judge/lane_departures`, `judge/stalls`, `judge/route` (share of the route done, in [0, 1]) and
-    `judge/routes` (VLM-RL's measure: how many lengths of 120 m).
+    The true reward is that of VLM-RL's code, `reward_fn5`: r_speed · f_center · f_angle · f_std, and -10 at a
+    violation: a collision, more than 3 m from the lane's middle, faster than 35 km/h, a stall. There a violation ends
+    the episode. Here, where episodes have one length, a car that collided or left its lane is put back in the middle of
+    its lane, at rest, with the next action. Success: the route was completed before any collision. `info` counts for
+    judging alone: `judge/collisions`, `judge/lane_departures`, `judge/stalls`, `judge/route` (share of the route done,
+    in [0, 1]) and `judge/routes` (VLM-RL's measure: how many lengths of 120 m).
 
     Args:
         task: town.
@@ -109,7 +109,7 @@ class Drive(World):
     ) -> None:
         """Begin anew: the car `at` m along a way, m to the left of it, turned to the left by so many rad, with m/s."""
         self.way, self.others = way, others
-        place, heading = way.at(at)
+        place, heading = way.spot(at)
         self.pose = np.array([*(place + turned(np.array([0.0, aside]), heading)), heading + tilt])
         self.speed, self.steer, self.pedal, self.at, self.farthest = speed, 0.0, 0.0, at, at
         self.history = np.full(HISTORY, abs(aside))
@@ -123,13 +123,14 @@ class Drive(World):
     @property
     def center(self) -> float:
         """Metres to the left of the lane's middle."""
-        place, heading = self.way.at(self.at)
-        return float(turned(self.pose[:2] - place, -heading)[1])
+        place, heading = self.way.spot(self.at)
+        x, y = self.pose[:2] - place
+        return float(y * math.cos(heading) - x * math.sin(heading))
 
     @property
     def angle(self) -> float:
         """Degrees, in (-180, 180], turned to the left of the lane."""
-        return math.degrees(math.remainder(float(self.pose[2] - self.way.at(self.at)[1]), 2 * math.pi))
+        return math.degrees(math.remainder(float(self.pose[2] - self.way.spot(self.at)[1]), 2 * math.pi))
 
     @property
     def kmh(self) -> float:
@@ -225,9 +226,11 @@ class Drive(World):
 
     def _touches(self) -> bool:
         cars = np.concatenate([self.others.poses, self.others.parked])
-        cars = cars[np.linalg.norm(cars[:, :2] - self.pose[:2], axis=-1) < 2 * HALF[0] + 1]
+        cars = cars[((cars[:, :2] - self.pose[:2]) ** 2).sum(-1) < (2 * HALF[0] + 1) ** 2]
         walker = self.others.walker
-        return bool((gaps(self.pose, cars) <= 0).any()) or (walker is not None and walker_gap(self.pose, walker) <= 0)
+        if len(cars) and (gaps(self.pose, cars) <= 0).any():
+            return True
+        return walker is not None and walker_gap(self.pose, walker) <= 0
 
     def _note(self) -> None:
         """What the last action led to."""
@@ -245,8 +248,8 @@ class Drive(World):
     def _put_back(self) -> None:
         """Into the middle of the lane, at rest, at the nearest place that is free, rather behind than ahead."""
         for away in sorted(np.arange(-40.0, 40.0), key=lambda each: (abs(each), each)):
-            place, heading = self.way.at(self.at + away)
-            self.pose = np.array([*place, float(heading)])
+            place, heading = self.way.spot(self.at + float(away))
+            self.pose = np.array([*place, heading])
             if self._has_room():
                 self.at += float(away)
                 break
@@ -256,8 +259,11 @@ class Drive(World):
     def _has_room(self) -> bool:
         """Whether nobody is near: those who move farther off than those who are parked."""
         others, walker = self.others, self.others.walker
-        cars = gaps(self.pose, others.poses).min(initial=math.inf), 5 * gaps(self.pose, others.parked).min(initial=math.inf)
-        return min(*cars, math.inf if walker is None else walker_gap(self.pose, walker)) > CLEAR
+        cars = (
+            gaps(self.pose, others.poses).min(initial=math.inf),
+            5 * gaps(self.pose, others.parked).min(initial=math.inf),
+        )
+        return bool(min(*cars, math.inf if walker is None else walker_gap(self.pose, walker)) > CLEAR)
 
     def _refresh(self) -> None:
         """Put the bodies where everybody is."""

@@ -94,7 +94,7 @@ def sample_state(world: Drive, rng: np.random.Generator) -> None:
 
 def _on_way(way: Way, at: float, aside: float, tilt: float) -> np.ndarray:
     """(3,) a pose beside a place of a way."""
-    place, heading = way.at(at)
+    place, heading = way.spot(at)
     return np.array([*(place + turned(np.array([0.0, aside]), heading)), heading + tilt])
 
 
@@ -103,7 +103,7 @@ def _stand(world: Drive, number: int, pose: np.ndarray) -> list[int]:
     others = world.others
     if number >= len(others.ways):
         return []
-    own, heading = others.ways[number].at(others.at[number])
+    own, heading = others.ways[number].spot(float(others.at[number]))
     others.aside[number] = [*turned(pose[:2] - own, -heading), pose[2] - heading]
     return [number]
 
@@ -129,7 +129,7 @@ def _collide(world: Drive, rng: np.random.Generator) -> list[int]:
 
 
 def _make_room(world: Drive, placed: list[int]) -> None:
-    """Take away whoever stands in the car, in one of those that were placed, or on the walker, without being meant to."""
+    """Take away whoever stands in the car, in one of those that were placed or on the walker by accident."""
     others = world.others
     poses = others.poses
     fine, clear = np.ones(len(poses), bool), np.ones(len(others.parked), bool)
@@ -174,4 +174,3 @@ def randomize_look(model: mujoco.MjModel, rng: np.random.Generator) -> None:
             spot = middle + rng.uniform(-14, 14) * along + rng.choice([-1, 1]) * rng.uniform(8.5, 9.5) * left
             model.body_pos[model.body(f"distractor_{k}").id] = [*spot, 0.8]
             model.geom_rgba[model.geom(f"distractor_{k}").id] = muted(rng)
-

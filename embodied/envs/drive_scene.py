@@ -46,7 +46,7 @@ def mjcf() -> str:
     <quality shadowsize="4096"/>
   </visual>
   <asset>
-    <texture name="sky" type="skybox" builtin="gradient" rgb1="0.8 0.88 0.95" rgb2="0.45 0.62 0.85" width="64" height="64"/>
+    <texture name="sky" type="skybox" builtin="gradient" rgb1=".8 .88 .95" rgb2=".45 .62 .85" width="64" height="64"/>
     <texture name="ground" type="2d" file="ground.png"/>
     <material name="ground" texture="ground" specular="0" shininess="0"/>
     <material name="house_a" rgba="0.74 0.6 0.48 1" specular="0"/>
@@ -113,7 +113,8 @@ def _houses() -> Iterator[str]:
                 yield _house(f"{i}_{j}_{k}", corner, size, (4.0, 6.0)[k], "ab"[(i + j + k) % 2])
             for k, (x, y) in enumerate(((-0.55, 0.6), (0.5, -0.45))):
                 spot = middle + np.array([x, y]) * inner
-                yield f'<geom name="tree_{i}_{j}_{k}" type="sphere" pos="{spot[0]} {spot[1]} 2.2" size="2.1" material="tree"/>'
+                at = f'pos="{spot[0]} {spot[1]} 2.2"'
+                yield f'<geom name="tree_{i}_{j}_{k}" type="sphere" {at} size="2.1" material="tree"/>'
 
 
 def _house(name: str, middle: np.ndarray, half: np.ndarray, height: float, kind: str) -> str:

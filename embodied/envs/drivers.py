@@ -18,8 +18,8 @@ NUMBER = 0  # of the driven car among the vehicles
 class Driver:
     """A function from the world, as it is now, to the next action; make a new one after every reset.
 
-    Steering by pure pursuit (R. C. Coulter, CMU-RI-TR-92-01): δ = atan(2 · wheelbase · left / distance²) to a place on the
-    route ahead. It reads the simulator's state, as the desk's experts do.
+    Steering by pure pursuit (R. C. Coulter, CMU-RI-TR-92-01): δ = atan(2 · wheelbase · left / distance²) to a place on
+    the route ahead. It reads the simulator's state, as the desk's experts do.
 
     Args:
         world: the world that will be driven in, just reset.
@@ -50,7 +50,7 @@ class Driver:
 
     def _steering(self, world: Drive) -> float:
         ahead = min(max(AHEAD_S * world.speed + 2.0, NEAREST), FARTHEST)
-        place, _ = world.way.at(world.at + ahead)
+        place, _ = world.way.spot(world.at + ahead)
         x, y = turned(place - world.pose[:2], -world.pose[2])
         wanted = math.atan2(2 * WHEELS * y, x * x + y * y) / MAX_STEER
         return (wanted - LAG * world.steer) / (1 - LAG)  # the wheels follow with a lag

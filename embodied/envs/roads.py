@@ -2,7 +2,7 @@
 
 Nine junctions lie on a square grid, a block apart; every street between two of them has one lane in each direction, on
 the right-hand side, and a zebra crossing in its middle. Metres and radians, x to the east, y to the north; a heading is
-counted from east to north. A lane is (junction it leaves, direction), with directions 0 to 3 for east, north, west, south.
+counted from east to north. A lane is (junction it leaves, direction), directions 0 to 3 being east, north, west, south.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ LANE = 3.5  # width of a lane
 PARKING = 2.3  # width of the parking strip beside each lane
 BOX = 8.0  # half the side of a junction
 STREET = BLOCK - 2 * BOX  # length of a street between its junctions
+STEP = 0.25  # between the places of a way that are worked out; between them it is straight
 ZEBRA = 1.6  # half the width of a crossing, along the street
 DIRECTIONS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 
@@ -47,7 +48,7 @@ def place(node: int) -> np.ndarray:
 def neighbour(node: int, direction: int) -> int | None:
     """The junction that a street leads to from another; None where the town ends."""
     i, j = np.array(divmod(node, GRID)) + DIRECTIONS[direction].astype(int)
-    return int(i * GRID + j) if 0 <= min(i, j) and max(i, j) < GRID else None
+    return int(i * GRID + j) if min(i, j) >= 0 and max(i, j) < GRID else None
 
 
 LANES = tuple((n, k) for n in range(GRID**2) for k in range(4) if neighbour(n, k) is not None)
@@ -71,7 +72,7 @@ def street_of(node: int, direction: int) -> int:
 
 
 def crossing(street: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Middle (2,) of a street's zebra crossing, the street's direction (2,) and, to the left of it, the way across (2,)."""
+    """Middle of a street's zebra crossing, the street's direction and, to the left of it, the way across; (2,) each."""
     node, direction = STREETS[street]
     along = DIRECTIONS[direction]
     return place(node) + BLOCK / 2 * along, along, np.array([-along[1], along[0]])
@@ -96,16 +97,21 @@ class Way:
         begin: metres along that lane.
         turns: at the k-th junction the way leaves by the turns[k]-th of `ways`, counted around; after the last turn
             the first is taken again.
+
+    Attributes:
+        length: metres that are laid out so far.
+        junctions, crossings: on them.
     """
 
     def __init__(self, lane: int, begin: float, turns: Sequence[int] | np.ndarray) -> None:
         self.lane, self.begin, self.turns = lane, float(begin), np.asarray(turns)
         self._lane = LANES[lane]
-        self._pieces: list[tuple[float, float, float, float, float]] = []  # start, x, y, heading, curvature
-        self._table = np.zeros((0, 5))
         self.length = -self.begin
         self.junctions: list[Junction] = []
         self.crossings: list[Crossing] = []
+        self._rows: list[np.ndarray] = []  # x, y, heading, curvature, every STEP metres from the lane's begin
+        self._table = np.zeros((0, 4))
+        self._heading = self._lane[1] * math.pi / 2  # at the end; it is not taken back to one turn
         self._street()
 
     def _street(self) -> None:
@@ -114,7 +120,7 @@ class Way:
         start = place(node) + BOX * along + LANE / 2 * np.array([along[1], -along[0]])
         side = -LANE / 2 if direction < 2 else LANE / 2
         self.crossings.append(Crossing(self.length + STREET / 2, street_of(node, direction), side))
-        self._add(start, direction * math.pi / 2, 0.0, STREET)
+        self._add(start, 0.0, STREET)
 
     def _turn(self) -> None:
         node, direction = self._lane
@@ -124,18 +130,29 @@ class Way:
         assert end is not None
         along = DIRECTIONS[direction]
         start = place(end) - BOX * along + LANE / 2 * np.array([along[1], -along[0]])
-        turn = (out - direction) % 4
-        radius = {1: BOX + LANE / 2, 3: LANE / 2 - BOX}.get(turn)  # of a left turn; of a right turn, negative
+        radius = {1: BOX + LANE / 2, 3: LANE / 2 - BOX}.get((out - direction) % 4)  # of a right turn, negative
         enter = self.length
-        length = 2 * BOX if radius is None else abs(radius) * math.pi / 2
-        self._add(start, direction * math.pi / 2, 0.0 if radius is None else 1 / radius, length)
+        self._add(
+            start, 0.0 if radius is None else 1 / radius, 2 * BOX if radius is None else abs(radius) * math.pi / 2
+        )
         self.junctions.append(Junction(enter, self.length, end))
         self._lane = end, out
 
-    def _add(self, start: np.ndarray, heading: float, curvature: float, length: float) -> None:
-        self._pieces.append((self.length, float(start[0]), float(start[1]), heading, curvature))
-        self._table = np.array(self._pieces)
+    def _add(self, start: np.ndarray, curvature: float, length: float) -> None:
+        """A piece of one curvature, from where the last one ended."""
+        first, last = (round((each + self.begin) / STEP + 0.5 - 1e-9) for each in (self.length, self.length + length))
+        run = np.arange(first, last) * STEP - self.begin - self.length
+        heading = self._heading + curvature * run
+        if curvature:
+            along = (
+                np.stack([np.sin(heading) - np.sin(self._heading), np.cos(self._heading) - np.cos(heading)]) / curvature
+            )
+        else:
+            along = run * np.array([[math.cos(self._heading)], [math.sin(self._heading)]])
+        self._rows.append(np.column_stack([start + along.T, heading, np.full(len(run), curvature)]))
+        self._table = np.concatenate(self._rows)
         self.length += length
+        self._heading += curvature * length
 
     def reach(self, at: float) -> None:
         """Make the way at least so long."""
@@ -143,29 +160,34 @@ class Way:
             self._turn()
             self._street()
 
-    def _piece(self, at: np.ndarray) -> tuple[np.ndarray, ...]:
-        self.reach(float(at.max()) + 1.0)
-        rows = self._table[np.maximum(np.searchsorted(self._table[:, 0], at, side="right") - 1, 0)]
-        return np.asarray(at - rows[..., 0]), rows[..., 1:3], np.asarray(rows[..., 3]), np.asarray(rows[..., 4])
+    def at(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions (N, 2) and headings (N,) at so many metres along it; before its begin, along its first lane."""
+        self.reach(float(at[-1] if len(at) else 0.0) + 1.0)
+        row = (at + self.begin) / STEP
+        below = np.maximum(row.astype(int), 0)
+        first = self._table[below, :3]
+        found = first + (row - below)[:, None] * (self._table[below + 1, :3] - first)
+        return found[:, :2], found[:, 2]
 
-    def at(self, at: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
-        """Positions (..., 2) and headings (...) at so many metres along it; before its begin, along its first lane."""
-        run, start, heading, curvature = self._piece(np.asarray(at, np.float64))
-        turned = np.asarray(heading + curvature * run)
-        bend = np.where(curvature == 0, 1.0, curvature)
-        round_ = np.stack([np.sin(turned) - np.sin(heading), np.cos(heading) - np.cos(turned)], -1) / bend[..., None]
-        straight = run[..., None] * np.stack([np.cos(heading), np.sin(heading)], -1)
-        return start + np.where(curvature[..., None] == 0, straight, round_), turned
+    def spot(self, at: float) -> tuple[np.ndarray, float]:
+        """Position (2,) and heading at one place."""
+        self.reach(at + 1.0)
+        row = (at + self.begin) / STEP
+        below = max(int(row), 0)
+        (x, y, heading, _), (end_x, end_y, end_heading, _) = self._table[below : below + 2].tolist()
+        share = row - below
+        return np.array([x + share * (end_x - x), y + share * (end_y - y)]), heading + share * (end_heading - heading)
 
     def curvature(self, at: np.ndarray) -> np.ndarray:
-        """(...) 1/m, positive to the left."""
-        return self._piece(np.asarray(at, np.float64))[3]
+        """(N,) 1/m, positive to the left."""
+        self.reach(float(at[-1]) + 1.0)
+        return self._table[np.maximum(((at + self.begin) / STEP).astype(int), 0), 3]
 
     def nearest(self, point: np.ndarray, around: float, back: float = 4.0, ahead: float = 6.0) -> float:
         """Metres along it of the place nearest to a point (2,), not farther from `around` than told."""
         tried = np.arange(around - back, around + ahead, 0.5)
         places, headings = self.at(tried)
-        best = int(np.linalg.norm(places - point, axis=-1).argmin())
+        best = int(((places - point) ** 2).sum(-1).argmin())
         off = point - places[best]
         return float(tried[best] + np.clip(off @ [np.cos(headings[best]), np.sin(headings[best])], -0.5, 0.5))
 

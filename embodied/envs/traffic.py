@@ -24,6 +24,7 @@ SIDEWAYS = 2.5  # m/s² in bends
 SIGHT = 26.0  # metres ahead that drivers look
 KERB = LANE + PARKING + 0.7  # metres from the street's middle, where the walker waits
 PACE = 1.4  # m/s, of the walker
+_AHEAD = np.arange(0.0, 12.0)  # metres in which bends are looked for
 _OUTLINE = np.array([(x, y) for x in (-1, -0.5, 0, 0.5, 1) for y in (-1, 1)] + [(-1, 0), (1, 0)]) * HALF
 
 
@@ -65,7 +66,7 @@ def free(way: Way, at: float, obstacles: np.ndarray, width: float = WIDTH, sight
     if not len(obstacles):
         return sight
     places, _ = way.at(at + ahead)
-    hit = np.linalg.norm(places[:, None] - obstacles, axis=-1).min(-1) < width
+    hit = (((places[:, None] - obstacles) ** 2).sum(-1) < width**2).any(-1)
     return float(ahead[hit.argmax()] - 1.0) if hit.any() else sight
 
 
@@ -76,9 +77,8 @@ def speed_for(distance: float) -> float:
 
 def bend_speed(way: Way, at: float) -> float:
     """m/s at which the bends ahead can be taken, as seen from here."""
-    ahead = np.arange(0.0, 12.0)
-    bends = np.abs(way.curvature(at + ahead))
-    return float(np.sqrt(SIDEWAYS / np.maximum(bends, 1e-3) + 2 * COMFORT * ahead).min())
+    bends = np.abs(way.curvature(at + _AHEAD))
+    return float(np.sqrt((SIDEWAYS / np.maximum(bends, 1e-3) + 2 * COMFORT * _AHEAD).min()))
 
 
 class Traffic:
@@ -116,7 +116,7 @@ class Traffic:
         if key != self._seen[0]:
             poses = np.zeros((len(self.ways), 3))
             for k, way in enumerate(self.ways):
-                place, heading = way.at(self.at[k])
+                place, heading = way.spot(float(self.at[k]))
                 poses[k, :2] = place + turned(self.aside[k, :2], heading)
                 poses[k, 2] = heading + self.aside[k, 2]
             self._seen = key, poses
@@ -133,11 +133,6 @@ class Traffic:
     @property
     def walker_on_road(self) -> bool:
         return self.street >= 0 and abs(self.across) < LANE + 0.8
-
-    def obstacles(self, pose: np.ndarray, number: int) -> np.ndarray:
-        """(K, 2) discs of all vehicles but one, the driven car's pose being given."""
-        everyone = np.concatenate([pose[None], self.poses])
-        return discs(np.delete(everyone, number, axis=0)).reshape(-1, 2)
 
     def limit(self, number: int, way: Way, at: float, obstacles: np.ndarray) -> float:
         """m/s that a careful driver goes no faster than: bends, whoever is ahead, junctions, the walker."""
@@ -167,9 +162,9 @@ class Traffic:
         every_disc = discs(everyone)
         target = np.empty(len(self.ways))
         for k, own in enumerate(self.ways):
-            obstacles = np.delete(every_disc, k + 1, axis=0).reshape(-1, 2)
-            near = np.linalg.norm(obstacles - everyone[k + 1, :2], axis=-1) < SIGHT + 4
-            target[k] = min(self.cruise[k], self.limit(k + 1, own, self.at[k], obstacles[near]))
+            near = ((everyone[:, :2] - everyone[k + 1, :2]) ** 2).sum(-1) < (SIGHT + 4) ** 2
+            near[k + 1] = False
+            target[k] = min(self.cruise[k], self.limit(k + 1, own, float(self.at[k]), every_disc[near].reshape(-1, 2)))
         change = np.clip((target - self.speed) / seconds, -BRAKE, GAIN)
         self.speed = np.maximum(self.speed + change * seconds, 0.0)
         self.at = self.at + self.speed * seconds
@@ -191,7 +186,7 @@ class Traffic:
             middle = (np.array(divmod(node, 3)) - 1) * BLOCK
             inside = np.abs(poses[:, :2] - middle).max(-1) < BOX + 1.0
             inside[number] = False
-            beyond, _ = ways[number].at(following[number].leave + 3.0)
+            beyond, _ = ways[number].spot(following[number].leave + 3.0)
             queue = (np.linalg.norm(poses[:, :2] - beyond, axis=-1) < 5.0) & (speeds < 2.0)
             queue[number] = False
             if not inside.any() and not queue.any():
@@ -209,7 +204,8 @@ class Traffic:
         self.across += self.sense * PACE * seconds
         here = self.walker
         assert here is not None
-        if min(walker_gap(each, here) for each in poses) < 0.4:  # nobody walks into a car
+        near = poses[((poses[:, :2] - here) ** 2).sum(-1) < 16]
+        if any(walker_gap(each, here) < 0.4 for each in near):  # nobody walks into a car
             self.across = across
         elif abs(self.across) >= KERB:
             self.across, self.wait = math.copysign(KERB, self.across), 6.0
@@ -247,7 +243,7 @@ _KEPT = ("lanes", "begins", "turns", "cruise", "at", "speed", "aside", "parked",
 
 
 def spread(rng: np.random.Generator, count: int, apart: float, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lanes (K,) and metres along them (K,) for up to `count` cars, each so far from the others and from `taken` (N, 2)."""
+    """Lanes (K,) and metres along them (K,) of up to `count` cars, so far from one another and from `taken` (N, 2)."""
     lanes: list[int] = []
     begins: list[float] = []
     places = [*taken]
@@ -255,7 +251,7 @@ def spread(rng: np.random.Generator, count: int, apart: float, taken: np.ndarray
         if len(lanes) == count:
             break
         lane, begin = int(rng.integers(len(LANES))), float(rng.uniform(2.5, STREET - 3.0))
-        place, _ = Way(lane, begin, [0]).at(0.0)
+        place, _ = Way(lane, begin, [0]).spot(0.0)
         if all(np.linalg.norm(place - other) > apart for other in places):
             lanes.append(lane)
             begins.append(begin)

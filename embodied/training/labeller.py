@@ -295,8 +295,8 @@ class Labeller:
     # What is logged -------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
-        """`reward/<head>_{mean,std}` (potentials), `reward/part_<name>_mean` (of what the combination is made of, such as
-        the synthesis's speed term), `reward/<head>_firing_rate` (of heads that say only 0 and 1: the
+        """`reward/<head>_{mean,std}` (potentials), `reward/part_<name>_mean` (of what the combination is made of, such
+        as the synthesis's speed term), `reward/<head>_firing_rate` (of heads that say only 0 and 1: the
         share of an episode's steps with 1, mean of the last 100), `reward/lambda_<head>` (μ of a constrained one) and
         `reward/divergence` (see `DivergenceWatch`)."""
         found: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """Draws `ground.png`, the town's ground as seen from above: asphalt, lane markings, crossings, pavement and grass.
 
-    python sim_assets/drive/paint_ground.py
+python sim_assets/drive/paint_ground.py
 """
 
 from __future__ import annotations
@@ -43,4 +43,6 @@ def paint() -> Image.Image:
 
 
 if __name__ == "__main__":
-    paint().convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(Path(__file__).parent / "ground.png", optimize=True)
+    paint().convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(
+        Path(__file__).parent / "ground.png", optimize=True
+    )

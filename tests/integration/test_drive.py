@@ -81,7 +81,13 @@ def test_the_reward_is_vlm_rl_s_at_every_step(encoder, tiny_clip):
 def test_it_is_trained_and_judged(reward, encoder, capsys):
     chosen = {"synthesis": SYNTHESIS, "own": ["reward=true"], "sparse": ["reward=true", "sparse=true"]}[reward]
     words = ["train", "env=drive-town", "policy=rlpd", *chosen, *encoder, "env.max_episode_steps=20", "run=run"]
-    small = ["num_worlds=2", "policy.learning_starts=40", "policy.batch_size=16", "policy.critic=[16]", "policy.actor=[16]"]
+    small = [
+        "num_worlds=2",
+        "policy.learning_starts=40",
+        "policy.batch_size=16",
+        "policy.critic=[16]",
+        "policy.actor=[16]",
+    ]
     assert cli.main([*words, *small, "steps=120", "log_every=40", "eval_every=0", "final_episodes=2", "videos=1"]) == 0
     assert "never taught" not in capsys.readouterr().err
     with Path("run/progress.csv").open() as stream:
@@ -98,8 +104,8 @@ def test_it_is_trained_and_judged(reward, encoder, capsys):
 
 
 def test_a_resumed_run_keeps_the_means_of_the_parts(encoder, capsys):
-    words = ["train", "env=drive-town", *SYNTHESIS, *encoder, "env.max_episode_steps=20", "num_worlds=2", "eval_every=0",
-             "final_episodes=1", "videos=0", "policy.learning_starts=1000", "log_every=40"]  # fmt: skip
+    small = ["env.max_episode_steps=20", "num_worlds=2", "eval_every=0", "final_episodes=1", "videos=0", "log_every=40"]
+    words = ["train", "env=drive-town", *SYNTHESIS, *encoder, *small, "policy.learning_starts=1000"]
     assert cli.main([*words, "run=straight", "steps=160"]) == 0
     assert cli.main([*words, "run=broken", "steps=80"]) == 0
     assert cli.main(["train", "run=broken", "resume=true", "steps=160"]) == 0

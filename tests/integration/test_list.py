@@ -41,7 +41,9 @@ def test_a_person_reads_the_same(capsys):
     assert len(lines) == 1 + len(cli.choices("reward"))
 
 
-@pytest.mark.parametrize("name", ["desk-reach", "desk-stack", "reacher-blue", "humanoid-kneel", "cartpole", "drive-town"])
+@pytest.mark.parametrize(
+    "name", ["desk-reach", "desk-stack", "reacher-blue", "humanoid-kneel", "cartpole", "drive-town"]
+)
 def test_a_worlds_task_is_the_one_it_has(name):
     (entry,) = [entry for entry in catalogue.entries("worlds") if entry.name == name]
     env = make(name)

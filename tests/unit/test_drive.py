@@ -70,14 +70,17 @@ def test_lanes_lead_the_right_way_on_the_right_hand_side(lane):
 @pytest.mark.parametrize("turns", [[0], [1], [2], [0, 1, 2, 2, 1]])
 def test_ways_are_smooth_stay_on_asphalt_and_know_where_a_point_is(turns):
     way = Way(2, 3.0, turns)
-    at = np.arange(0.0, 400.0, 0.25)
+    at = np.arange(0.0, 400.0, 0.25) + 0.1
     places, headings = way.at(at)
+    for k in (0, 3, 700):
+        np.testing.assert_allclose(way.spot(at[k])[0], places[k], atol=1e-9)
+        assert way.spot(at[k])[1] == pytest.approx(headings[k])
     np.testing.assert_allclose(np.linalg.norm(np.diff(places, axis=0), axis=-1), 0.25, atol=2e-3)
     steps = np.stack([np.cos(headings[:-1]), np.sin(headings[:-1])], -1)
     assert ((np.diff(places, axis=0) * steps).sum(-1) > 0.248).all()
     assert (outside(places) < -0.9).all()
     for where in (5.0, 40.3, 111.7):
-        middle, heading = way.at(where)
+        middle, heading = way.spot(where)
         aside = middle + 0.8 * np.array([-np.sin(heading), np.cos(heading)])
         assert way.nearest(aside, where + 1.5) == pytest.approx(where, abs=0.15)
 
@@ -99,7 +102,7 @@ def test_traffic_keeps_to_its_lanes_and_nobody_touches_anybody(shared):
             assert gaps(pose, poses[k + 1 :]).min() > 0.2
             assert gaps(pose, others.parked).min() > 0.5
         for own, at, pose in zip(others.ways, others.at, poses, strict=True):
-            assert np.linalg.norm(pose[:2] - own.at(at)[0]) < 1e-9
+            assert np.linalg.norm(pose[:2] - own.spot(float(at))[0]) < 1e-9
         assert min(walker_gap(pose, others.walker) for pose in poses) > 0.2
         assert (outside(poses[:, :2]) < -1.5).all()
     assert np.median(np.linalg.norm(others.poses[:, :2] - begun[:, :2], axis=-1)) > 20  # and it flows
@@ -230,14 +233,14 @@ def test_a_collision_is_counted_punished_and_costs_the_success(world):
 
 def test_the_walker_and_parked_cars_are_run_into_too(world):
     put(world, speed=6.0)
-    world.others.parked = np.array([[*world.way.at(9.0)[0], 0.0]])
+    world.others.parked = np.array([[*world.way.spot(9.0)[0], 0.0]])
     steps = [world.step(ROLL)[4]["judge/collisions"] for _ in range(15)]
     assert steps[-1] == 1
     put(world, speed=6.0)
     zebra = world.way.crossings[0]
     world.others.street, world.others.across, world.others.sense = zebra.street, zebra.side - 0.8, 1
     world.at = world.farthest = zebra.at - 4.0
-    world.pose[:2] = world.way.at(world.at)[0]
+    world.pose[:2] = world.way.spot(world.at)[0]
     steps = [world.step(GAS)[4]["judge/collisions"] for _ in range(6)]
     assert steps[-1] == 1
 
@@ -346,7 +349,7 @@ def test_a_saved_state_goes_on_exactly():
     mirror.unwrapped.set_state(saved)
     np.testing.assert_array_equal(mirror.unwrapped.frame(), world.frame())
     for k in range(120):
-        action = act(world) + [0.2 * math.sin(k), 0.1]
+        action = act(world) + np.array([0.2 * math.sin(k), 0.1])
         first, again = env.step(action), mirror.unwrapped.step(action)
         np.testing.assert_array_equal(first[0], again[0])
         assert first[1] == again[1]
@@ -427,7 +430,7 @@ def test_what_is_said_of_a_state_is_true_of_it(world):
 
 
 def test_frames_are_not_mirrored(world):
-    """Seen from above the car's way is up and its left is left; seen from its front, left is left and the road below."""
+    """Seen from above the car's way is up and its left is left; from its front, left is left and the road below."""
     world.model.geom_rgba[world.model.geom("other_0").id] = [0, 0, 1, 1]
     world.model.geom_rgba[world.model.geom("other_0_roof").id] = [0, 0, 1, 1]
 
@@ -457,7 +460,7 @@ def test_cameras_ride_on_the_car(world):
     assert (world.frame("bird", 48) != first).mean() > 0.1
     for camera in world.cameras:
         intrinsics, extrinsics = (np.array(world.calibration(camera, 96)[key]) for key in ("intrinsics", "extrinsics"))
-        u, v, z = intrinsics @ (extrinsics @ [*world.way.at(world.at + 8.0)[0], 0.0, 1.0])[:3]
+        u, v, z = intrinsics @ (extrinsics @ [*world.way.spot(world.at + 8.0)[0], 0.0, 1.0])[:3]
         assert 0 < u / z < 96
         assert 0 < v / z < 96
 

@@ -49,7 +49,10 @@ def test_importing_the_worlds_does_not_load_mujoco():
 @pytest.mark.filterwarnings("ignore:.*infinity. This is probably too")
 @pytest.mark.parametrize(
     ("name", "obs"),
-    [*((name, "state") for name in WORLDS), *((s, o) for s in (*OURS, "desk-drawer", "drive-town") for o in ("pixels", "mixed"))],
+    [
+        *((name, "state") for name in WORLDS),
+        *((s, o) for s in (*OURS, "desk-drawer", "drive-town") for o in ("pixels", "mixed")),
+    ],
 )
 def test_check_env(make, name, obs):
     check_env(make(name, obs=obs, image_size=24), skip_render_check=True)
