@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embodied.envs.roads import BLOCK, BOX, GRID, LANE, STREETS, ZEBRA, crossing, outside
-from embodied.envs.traffic import HALF, WIDTH, discs, free, gaps, turned
+from embodied.envs.traffic import HALF, discs, free, gaps, turned
 from embodied.envs.world import graded
 
 if TYPE_CHECKING:
@@ -29,22 +29,24 @@ def degrees(world: Drive) -> dict[str, float]:
     pose, walker = world.pose, world.others.walker
     shown = others[seen(pose, others[:, :2])]
     touch = _touch(pose, shown)
-    car = free(world.way, world.at, discs(shown).reshape(-1, 2), sight=SIGHT)
-    person = SIGHT if walker is None else free(world.way, world.at, walker[None], WIDTH - 0.3, SIGHT)
+    obstacles = discs(shown).reshape(-1, 2)
+    lanes = (0.0, float(np.clip(world.center, -LANE, LANE)))  # its own, and the one that it is in
+    car = min(free(world.way, world.at, obstacles, sight=SIGHT, aside=aside) for aside in lanes)
+    walking = _walker_on_road(world, walker)
     beside, tilt = abs(world.center), abs(world.angle)
-    clear = graded(max(CLEAR - min(car, person), 0.0), 0.0, scale=7.0)
+    clear = graded(max(CLEAR - car, 0.0), 0.0, scale=7.0)
     left = world.center - LANE / 2  # beyond the street's middle line
     junction = _beside_junction(pose[:2])
     oncoming = graded(max(abs(left - LANE / 2) - 1.2, -junction, 0.0), 0.0, scale=2.0) if tilt < 90 else 0.0
     return {
         "collision": graded(touch, TOUCH, scale=1.0),
-        "road_clear": clear if touch > TOUCH else min(clear, 0.3),
+        "road_clear": clear if touch > TOUCH and walking < 1 else min(clear, 0.3),
         "car_ahead": graded(max(car - CLOSE, 0.0), 0.0, scale=6.0),
         "in_lane": graded(max(beside - CENTRED, (tilt - STRAIGHT) / 30, 0.0), 0.0, scale=1.0),
         "wrong_lane": oncoming,
         "off_road": graded(max(-float(outside(pose[:2])), 0.0), 0.0, scale=2.5),
         "askew": graded(max(ASKEW - min(tilt, 180 - tilt), 0.0), 0.0, scale=20.0),
-        "walker_on_road": _walker_on_road(world, walker),
+        "walker_on_road": walking,
         "at_crossing": graded(_to_crossing(pose), 0.0, scale=5.0),
         "in_junction": graded(max(junction, 0.0), 0.0, scale=5.0),
     }

@@ -73,7 +73,7 @@ def sample_state(world: Drive, rng: np.random.Generator) -> None:
     at, aside, tilt = float(rng.uniform(0, 24)), float(rng.normal(0, 0.3)), float(rng.normal(0, 0.08))
     if kind == "off the road":
         at, tilt = float(rng.uniform(0, STREET - way.begin)), float(rng.normal(0, 0.5))
-        aside = -float(rng.uniform(0.2, 3.2)) - LANE / 2 - PARKING
+        aside = -float(rng.uniform(0.2, 2.6)) - LANE / 2 - PARKING
     elif kind == "wrong lane":
         at, aside, tilt = float(rng.uniform(0, STREET - way.begin)), LANE + aside, 1.5 * tilt
     elif kind == "askew":
@@ -155,7 +155,9 @@ def randomize_look(model: mujoco.MjModel, rng: np.random.Generator) -> None:
     model.cam_quat[bird] = [math.cos(turn), 0.0, 0.0, math.sin(turn)]
     model.cam_pos[front] += rng.uniform(-0.08, 0.08, 3)
     model.cam_fovy[front] += rng.uniform(-4, 4)
-    model.mat_rgba[model.material("ground").id, :3] = rng.uniform(0.75, 1.1) * rng.uniform(0.92, 1.06, 3)
+    day = rng.uniform(0.75, 1.1) * rng.uniform(0.92, 1.06, 3)
+    for name in ("ground", "meadow"):
+        model.mat_rgba[model.material(name).id, :3] *= day
     for name in ("house_a", "house_b", "roof"):
         model.mat_rgba[model.material(name).id] = muted(rng)
     for name in ("tree", "coat"):

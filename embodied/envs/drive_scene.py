@@ -49,6 +49,7 @@ def mjcf() -> str:
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".8 .88 .95" rgb2=".45 .62 .85" width="64" height="64"/>
     <texture name="ground" type="2d" file="ground.png"/>
     <material name="ground" texture="ground" specular="0" shininess="0"/>
+    <material name="meadow" rgba="0.408 0.541 0.329 1" specular="0"/>
     <material name="house_a" rgba="0.74 0.6 0.48 1" specular="0"/>
     <material name="house_b" rgba="0.62 0.62 0.64 1" specular="0"/>
     <material name="roof" rgba="0.45 0.3 0.26 1" specular="0"/>
@@ -64,11 +65,13 @@ def mjcf() -> str:
     <light pos="-20 -30 60" dir="0.3 0.4 -0.85" directional="true" diffuse="0.5 0.5 0.48" specular="0.1 0.1 0.1"/>
     <light pos="30 20 50" dir="-0.5 -0.3 -0.8" directional="true" diffuse="0.15 0.15 0.18" castshadow="false"/>
     <geom name="ground" type="plane" size="{GROUND} {GROUND} 1" material="ground"/>
+    <geom name="meadow" type="plane" pos="0 0 -0.1" size="200 200 1" material="meadow"/>
     {"".join(_houses())}
     {"".join(bodies)}
     <body name="walker" mocap="true" pos="0 0 {AWAY}">
       <geom name="coat" type="capsule" fromto="0 0 0.45 0 0 1.2" size="{GIRTH}" material="coat"/>
       <geom name="head" type="sphere" pos="0 0 1.75" size="0.2" material="skin"/>
+      <geom name="umbrella" type="ellipsoid" pos="0 0 2.15" size="0.8 0.8 0.2" material="coat"/>
     </body>
     {"".join(_distractors())}
   </worldbody>
@@ -101,7 +104,7 @@ def _houses() -> Iterator[str]:
         for j in range(-1, GRID):
             middle = np.array([i - 0.5, j - 0.5]) * BLOCK
             if np.abs(middle).max() > BLOCK:
-                middle = np.sign(middle) * np.minimum(np.abs(middle), 61.0)
+                middle = np.sign(middle) * np.minimum(np.abs(middle), 65.0)
                 if np.abs(middle).min() > BLOCK:
                     continue
                 size = np.where(np.abs(middle) > BLOCK, 4.0, inner - 1)
@@ -109,7 +112,7 @@ def _houses() -> Iterator[str]:
                 continue
             for k, (x, y) in enumerate(((-1, -1), (1, 1))):
                 corner = middle + np.array([x, y]) * inner * 0.48
-                size = np.array([inner * 0.4, inner * 0.46])
+                size = np.array([inner * 0.34, inner * 0.38])
                 yield _house(f"{i}_{j}_{k}", corner, size, (4.0, 6.0)[k], "ab"[(i + j + k) % 2])
             for k, (x, y) in enumerate(((-0.55, 0.6), (0.5, -0.45))):
                 spot = middle + np.array([x, y]) * inner

@@ -60,12 +60,17 @@ def discs(poses: np.ndarray) -> np.ndarray:
     return poses[:, None, :2] + turned(along, poses[:, None, 2])
 
 
-def free(way: Way, at: float, obstacles: np.ndarray, width: float = WIDTH, sight: float = SIGHT) -> float:
-    """Metres from a car's front, at a place of its way, to the first of some discs (K, 2) that stand in the way."""
+def free(
+    way: Way, at: float, obstacles: np.ndarray, *, width: float = WIDTH, sight: float = SIGHT, aside: float = 0.0
+) -> float:
+    """Metres from a car's front, at a place of its way, to the first of some discs (K, 2) that stand in the way, or so
+    many metres to the left of it."""
     ahead = np.arange(1.0, sight + 1.0)
     if not len(obstacles):
         return sight
-    places, _ = way.at(at + ahead)
+    places, headings = way.at(at + ahead)
+    if aside:
+        places = places + aside * np.stack([-np.sin(headings), np.cos(headings)], -1)
     hit = (((places[:, None] - obstacles) ** 2).sum(-1) < width**2).any(-1)
     return float(ahead[hit.argmax()] - 1.0) if hit.any() else sight
 
