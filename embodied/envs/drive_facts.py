@@ -55,7 +55,7 @@ def degrees(world: Drive) -> dict[str, float]:
 def seen(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
     """(K,) bool: which points (K, 2) the bird's-eye camera over a car shows well."""
     local = turned(points - pose[:2], -pose[2])
-    return ((local > SEEN[:, 0]) & (local < SEEN[:, 1])).all(-1)
+    return np.all((local > SEEN[:, 0]) & (local < SEEN[:, 1]), axis=-1)
 
 
 def _touch(pose: np.ndarray, others: np.ndarray) -> float:

@@ -37,7 +37,7 @@ def encoder(tiny_clip):
 def test_the_synthesis_takes_the_papers_terms_from_the_town(encoder):
     scorer = make_scorer(cli.compose("train", ["env=drive-town", *SYNTHESIS, *encoder]))
     assert scorer.combine == Synthesis(speed="speed", speed_max=25.0, limits=TERMS, penalty="penalty")
-    given = ["reward.synthesis.speed=speed", "reward.synthesis.speed_max=10"]
+    given = ["reward.synthesis.speed=speed", "reward.synthesis.speed_max=10.0"]
     scorer = make_scorer(cli.compose("train", ["env=drive-town", *SYNTHESIS, *encoder, *given]))
     assert scorer.combine == Synthesis(speed="speed", speed_max=10.0, limits={})  # what a person gives stands
     scorer = make_scorer(cli.compose("train", ["env=cartpole", *SYNTHESIS, *encoder]))
