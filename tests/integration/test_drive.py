@@ -136,7 +136,7 @@ def test_the_driver_is_recorded(kind):
 
 def test_there_is_no_counterfactual_of_a_drive(capsys):
     assert cli.main(["collect", "env=drive-town", "policy=counterfactual"]) == 2
-    assert "needs a scripted expert" in capsys.readouterr().err
+    assert "needs one of the desk's worlds" in capsys.readouterr().err
 
 
 def test_an_encoder_is_taught_the_town(tiny_clip, capsys):
