@@ -18,7 +18,8 @@ from embodied.datasets import Dataset, Writer
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
 from embodied.envs.drive import Drive
-from embodied.envs.experts import expert, has_expert
+from embodied.envs.drivers import Driver
+from embodied.envs.experts import Expert, expert, has_expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
@@ -275,7 +276,7 @@ class _Expert:
         if self._expert is None:
             self._expert = self._make()
         action = self._expert(self._world)
-        if hasattr(self._expert, "phase"):
+        if isinstance(self._expert, Expert | Driver):
             self.phases.append(self._expert.phase)
         return action
 
@@ -299,7 +300,7 @@ def _rehearse(
         actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
         return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
     if isinstance(env.unwrapped, Drive):  # it stops before the end
-        for cut in range(first, max(first - 30, 0), -1):
+        for cut in range(first - 2, max(first - 30, 0), -1):
             actions = [*take.actions[:cut], *[BRAKE] * (length - cut)]
             if not any(_play(env, seed, _Replay(actions)).success):
                 return actions, []

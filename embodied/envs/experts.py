@@ -1,6 +1,7 @@
 """Scripted experts: they read privileged state, for demonstrations and judging.
 
-Those of the desk's tasks and of the town (`drivers`) are ours; Meta-World's are its own, which its package ships.
+Those of the desk's tasks and the town's driver (`embodied.envs.drivers`) are ours; Meta-World's are its own, which its
+package ships.
 """
 
 from __future__ import annotations
@@ -34,18 +35,19 @@ def expert(
 ) -> Callable[[Any], np.ndarray]:
     """The scripted expert of a world, unwrapped and just reset: a function from that world to an action.
 
-    Arguments are `Expert`'s, which it is on the desk; a `Driver` in the town, elsewhere a `SuiteExpert`.
+    Arguments are `Expert`'s, which it is on the desk; in the town it is a `Driver`, elsewhere a `SuiteExpert`.
 
     Raises:
-        ValueError: a world without one, or one that is asked to leave and cannot.
+        ValueError: a world without one, or another than the desk's that is asked to leave.
     """
     if isinstance(world, Desk):
         return Expert(world, noise=noise, rng=rng, leave=leave)
-    if not has_expert(world) or leave:
-        raise ValueError(f"expert: world must have one, and be of the desk where leave is asked for; got {world}.")
-    if isinstance(world, Drive):
+    if isinstance(world, Drive) and not leave:
         return Driver(world, noise=noise, rng=rng)
-    assert isinstance(world, Bridged)
+    if not isinstance(world, Bridged) or leave:
+        raise ValueError(
+            f"expert: world must be one of the desk's, or the town or a suite's (and leave false); got {world}."
+        )
     return SuiteExpert(world, noise=noise, rng=rng)
 
 

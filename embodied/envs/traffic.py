@@ -25,6 +25,7 @@ SIGHT = 26.0  # metres ahead that drivers look
 KERB = LANE + PARKING + 0.7  # metres from the street's middle, where the walker waits
 PACE = 1.4  # m/s, of the walker
 _AHEAD = np.arange(0.0, 12.0)  # metres in which bends are looked for
+_EXIT = np.array([0.5, 3.0, 5.5])  # metres beyond a junction that must be free, in the lane alone, to go through
 _OUTLINE = np.array([(x, y) for x in (-1, -0.5, 0, 0.5, 1) for y in (-1, 1)] + [(-1, 0), (1, 0)]) * HALF
 
 
@@ -191,8 +192,9 @@ class Traffic:
             middle = (np.array(divmod(node, 3)) - 1) * BLOCK
             inside = np.abs(poses[:, :2] - middle).max(-1) < BOX + 1.0
             inside[number] = False
-            beyond, _ = ways[number].spot(following[number].leave + 3.0)
-            queue = (np.linalg.norm(poses[:, :2] - beyond, axis=-1) < 5.0) & (speeds < 2.0)
+            exits, _ = ways[number].at(following[number].leave + _EXIT)
+            blocks = (((poses[:, None, :2] - exits) ** 2).sum(-1) < LANE**2 / 2).any(-1)
+            queue = blocks & (speeds < 2.0)
             queue[number] = False
             if not inside.any() and not queue.any():
                 self.turn[node] = number
@@ -210,8 +212,8 @@ class Traffic:
         here = self.walker
         assert here is not None
         near = poses[((poses[:, :2] - here) ** 2).sum(-1) < 16]
-        if any(walker_gap(each, here) < 0.4 for each in near):  # nobody walks into a car
-            self.across = across
+        if any(walker_gap(each, here) < 0.4 for each in near):  # nobody walks into a car, or waits for one that waits
+            self.across, self.sense = across, -self.sense
         elif abs(self.across) >= KERB:
             self.across, self.wait = math.copysign(KERB, self.across), 6.0
 
