@@ -24,9 +24,9 @@ import torch
 from benchmarks.common import record
 from embodied.build import build
 from embodied.cli import compose
-from embodied.commands.judge import make_scorers, reward_parts
 from embodied.judging.cases import read_cases
 from embodied.judging.judgement import potential
+from embodied.judging.rewards import make_scorers, reward_parts
 from embodied.opening import open_dataset
 from rewards.metrics import bootstrap_interval
 from rewards.progress import tqdm

@@ -28,7 +28,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs.bridge import make
 from embodied.files import write_text
-from embodied.judging.cases import read_cases
+from embodied.judging.cases import in_memory, read_cases
 from embodied.judging.figures import Case
 from embodied.judging.judgement import potential, reversed_film
 from embodied.judging.outcome import outcome
@@ -67,7 +67,8 @@ def asked(task: str, encoder: Encoder, options: dict[str, Any]) -> dict[str, Any
     cases = read_cases(data(task, "counterfactual", options["starts"] * len(kinds_of(task)), options["seed"]), encoder,
                        [CAMERA], unlabelled="skip", frames_read="first")  # fmt: skip
     expert = data(task, "expert", DEMOS * options["fits"], options["seed"] + 1)
-    shown = [case.episode for case in read_cases(expert, encoder, [CAMERA], unlabelled="skip", frames_read="first")]
+    cases_shown = read_cases(expert, encoder, [CAMERA], unlabelled="skip", frames_read="first")
+    shown = [in_memory(case.episode) for case in cases_shown]
     text = shown[0].instruction
     found: dict[str, Any] = {"clip": {"after": [answered(clip_scorer(encoder=encoder, goal=text), cases)]}}
     for fit in range(options["fits"]):

@@ -276,7 +276,7 @@ class Decision:
             verdicts: of the frames that follow.
             before: the latch after those before, which stays as it is; None at the reset.
         """
-        latch = Latch(self.hold, len(verdicts)) if before is None else copy.deepcopy(before)
+        latch = Latch(self.hold, len(verdicts), verdicts.device) if before is None else copy.deepcopy(before)
         return torch.stack([latch.step(verdicts[:, t]) for t in range(verdicts.shape[1])], 1).float(), latch
 
 
@@ -284,30 +284,42 @@ class Latch:
     """Hysteresis for loops that act on success (end the episode, ask for the reset task), one frame at a time.
 
     Comes on at the `hold`-th yes in a row and goes off at the `hold`-th no in a row; an unsure frame breaks both
-    rows, changes nothing, and is itself never rewarded.
+    rows, changes nothing, and is itself never rewarded. Its answers are on `device`, the CPU unless given.
 
     Attributes:
-        counts: how many answers of each kind there were so far, over the whole batch.
+        on: (B,) whether success holds.
     """
 
-    def __init__(self, hold: int, batch: int = 1) -> None:
+    def __init__(self, hold: int, batch: int = 1, device: torch.device | None = None) -> None:
         if hold < 1:
             raise ValueError(f"Latch: hold must be ≥ 1 frame; got {hold}.")
         self.hold = hold
-        self.on = torch.zeros(batch, dtype=torch.bool)
-        self._run = torch.zeros(batch, dtype=torch.long)
-        self._last = torch.full((batch,), UNSURE, dtype=torch.int8)
-        self.counts: Counter[str] = Counter()
+        self.on = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._run = torch.zeros(batch, dtype=torch.long, device=device)
+        self._last = torch.full((batch,), UNSURE, dtype=torch.int8, device=device)
+        self._counts = torch.zeros(len(NAMES), dtype=torch.long, device=device)
+
+    @property
+    def counts(self) -> Counter[str]:
+        """How many answers of each kind there were so far, over the whole batch."""
+        told = zip(NAMES.values(), self._counts.tolist(), strict=True)
+        return Counter({name: count for name, count in told if count})
 
     def step(self, verdict: Int8[Tensor, " B"]) -> Bool[Tensor, " B"]:
         """Whether each world's success holds, now that this answer came."""
-        verdict = verdict.cpu()
         self._run = torch.where(verdict == self._last, self._run + 1, 1)
         self._last = verdict
         turn = self._run >= self.hold
         self.on = torch.where(turn & (verdict == YES), True, torch.where(turn & (verdict == NO), False, self.on))
-        self.counts.update(NAMES[value] for value in verdict.tolist())
+        self._counts = self._counts + torch.stack([(verdict == answer).sum() for answer in NAMES])
         return self.on & (verdict != UNSURE)
+
+    def merged(self, worlds: Bool[Tensor, " B"], old: Latch) -> Latch:
+        """A latch that is this one in some worlds and `old` in the rest."""
+        both = copy.copy(self)
+        for name in ("on", "_run", "_last"):
+            setattr(both, name, torch.where(worlds, getattr(self, name), getattr(old, name)))
+        return both
 
 
 def _share(part: np.ndarray, whole: np.ndarray, groups: np.ndarray) -> tuple[float, tuple[float, float]]:

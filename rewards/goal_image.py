@@ -122,7 +122,7 @@ class GoalDiscriminators:
     @torch.no_grad()
     def logits(self, features: Features) -> Float[Tensor, "K B T"]:
         """log D_k − log(1 − D_k) of each member, within ±6; a missing view counts as the least it said in fitting."""
-        views = flat(fitted_views(features, list(self.positives), KIND))
+        views = flat(fitted_views(features, list(self.positives), KIND), self.members)
         said = self.members(views).clamp(-LOGIT_BOUND, LOGIT_BOUND)
         return said.unflatten(1, features.main.shape[:2])
 

@@ -132,9 +132,10 @@ def descend(
     return taken
 
 
-def flat(views: Mapping[str, Float[Tensor, "B T D"]]) -> dict[str, Float[Tensor, "N D"]]:
-    """Every view with batch and time in one dimension, float32 on the CPU."""
-    return {camera: view.float().cpu().flatten(0, 1) for camera, view in views.items()}
+def flat(views: Mapping[str, Float[Tensor, "B T D"]], module: nn.Module) -> dict[str, Float[Tensor, "N D"]]:
+    """Every view with batch and time in one dimension, float32, where the module's weights are."""
+    device = next(module.parameters()).device
+    return {camera: view.float().to(device).flatten(0, 1) for camera, view in views.items()}
 
 
 def fitted_views(features: Features, cameras: Sequence[str], kind: str) -> dict[str, Float[Tensor, "B T D"]]:

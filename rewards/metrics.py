@@ -12,6 +12,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import ArrayLike
 
+FEW_LEVELS = 32  # of quality: up to so many, pairs are counted level by level, without a matrix of all of them
+
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
     """The chance that a random positive scores above a random negative, ties counting half; in [0, 1].
@@ -85,6 +87,20 @@ def value_order_correlation(scores: ArrayLike, *, rewound: bool = False) -> floa
     return 0.0 if math.isnan(correlation) else -correlation if rewound else correlation
 
 
+def value_order_pearson(scores: ArrayLike) -> float:
+    """Pearson's correlation of a success's scores with time; 0 if the scores are constant; in [-1, 1].
+
+    Published as "VOC r" or "reward alignment": there the target is a success's progress, which is linear in time.
+
+    Args:
+        scores: (T,) in the order of time.
+    Source: Robometer, arXiv 2603.02115; constant scores give 0 as in its code.
+    """
+    scores, time = paired(scores, np.arange(len(np.asarray(scores))), "value_order_pearson", "scores", "time")
+    correlation = _pearson(scores, time)
+    return 0.0 if math.isnan(correlation) else correlation
+
+
 def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
     """Kendall's τ-b: concordant less discordant pairs over the geometric mean of untied pairs; in [-1, 1].
 
@@ -122,13 +138,120 @@ def somers_d(scores: ArrayLike, quality: ArrayLike) -> float:
         quality: (N,) higher is better; NaN if all are equal.
     """
     scores, quality = paired(scores, quality, "somers_d", "scores", "quality")
-    pairs = np.abs(np.sign(np.subtract.outer(quality, quality))).sum()
-    return _agreement(scores, quality) / float(pairs) if pairs else math.nan
+    counts = np.unique(quality, return_counts=True)[1].astype(float)
+    pairs = len(quality) ** 2 - float((counts**2).sum())
+    return _agreement(scores, quality) / pairs if pairs else math.nan
+
+
+def policy_ranking_tau(scores: ArrayLike, quality: ArrayLike) -> float:
+    """The mean Kendall's τ_a over all ways to take one episode of each quality; in [-1, 1].
+
+    Published as "kendall": one failure, one suboptimal and one success at a time, so that every choice has a perfect
+    order with τ = 1, and levels with many episodes weigh no more than others. A mean over choices is a mean over pairs
+    of levels, of the share of concordant less that of discordant pairs between them, which is what is computed.
+
+    Args:
+        scores: (N,) one per episode, its last score in the published protocol.
+        quality: (N,) higher is better; NaN where all are equal.
+    Source: Robometer, arXiv 2603.02115, `robometer/evals/compile_results.py`.
+    """
+    scores, quality = paired(scores, quality, "policy_ranking_tau", "scores", "quality")
+    levels = [np.sort(scores[quality == level]) for level in np.unique(quality)]
+    shares = [
+        _ordered(levels[low], levels[high]) / (len(levels[low]) * len(levels[high]))
+        for high in range(len(levels))
+        for low in range(high)
+    ]
+    return float(np.mean(shares)) if shares else math.nan
+
+
+def ranking_accuracy(scores: ArrayLike, quality: ArrayLike) -> float:
+    """The share of pairs of different quality of which the better one has the higher score; in [0, 1].
+
+    A pair that the scores tie is wrong. (The published code counts it by the order in which the two are stored.)
+
+    Args:
+        scores: (N,) one per episode.
+        quality: (N,) higher is better; NaN where all are equal.
+    Source: `ranking_acc` of Robometer, arXiv 2603.02115, `robometer/evals/compile_results.py`.
+    """
+    scores, quality = paired(scores, quality, "ranking_accuracy", "scores", "quality")
+    levels = [np.sort(scores[quality == level]) for level in np.unique(quality)]
+    right = total = 0
+    for high in range(len(levels)):
+        for low in range(high):
+            right += int(np.searchsorted(levels[low], levels[high], "left").sum())
+            total += len(levels[low]) * len(levels[high])
+    return right / total if total else math.nan
+
+
+def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike) -> float:
+    """The share of pairs of states whose difference in score has the sign of the truth; in [0, 1].
+
+    A pair of equal scores is wrong.
+
+    Args:
+        before, after: (N,) scores of the two states.
+        truth: (N,) above 0 where the second is further, below 0 where the first is.
+    Source: RoboPulse, arXiv 2603.21669.
+    """
+    before, after = paired(before, after, "pairwise_accuracy", "before", "after")
+    after, truth = paired(after, truth, "pairwise_accuracy", "after", "truth")
+    if not truth.all():
+        raise ValueError("pairwise_accuracy: truth must be above or below 0 for every pair; got 0.")
+    return float(np.mean(np.sign(after - before) == np.sign(truth)))
+
+
+def ordinal(progress: ArrayLike, levels: int = 5) -> np.ndarray:
+    """Progress, (N,) in [0, 1], as whole levels from 1: the nearest of evenly spaced ones, a half to the even one."""
+    values = np.clip(np.asarray(progress, np.float64), 0, 1)
+    return (np.round(values * (levels - 1)) + 1).astype(np.int64)
+
+
+def ordinal_error(progress: ArrayLike, truth: ArrayLike, levels: int = 5) -> float:
+    """The mean distance, in levels, of progress as levels 1 to 5 from the level that a person gave.
+
+    Args:
+        progress: (N,) in [0, 1], at the end of each episode; what lies outside is clipped.
+        truth: (N,) whole numbers from 1 to `levels`.
+        levels: how many there are.
+    Source: RoboReward, arXiv 2601.00675; progress becomes a level as in Robometer's evaluation of it.
+    """
+    progress, truth = paired(progress, truth, "ordinal_error", "progress", "truth")
+    if not np.isin(truth, np.arange(1, levels + 1)).all():
+        raise ValueError(f"ordinal_error: truth must be whole numbers from 1 to {levels}; got {truth.tolist()[:8]}.")
+    return float(np.abs(ordinal(progress, levels) - truth).mean())
+
+
+def confusion_margin(scores: ArrayLike) -> float:
+    """The mean of the diagonal less that of the rest: what the right instruction earns above a wrong one.
+
+    Args:
+        scores: (K, K) mean last score of each task's episodes (columns) under each task's instruction (rows), in one
+            order; NaN with fewer than two tasks.
+    Source: `normalized_trace_minus_offdiag` of Robometer, arXiv 2603.02115.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 2 or scores.shape[0] != scores.shape[1] or not np.isfinite(scores).all():
+        raise ValueError(f"confusion_margin: scores must be finite and of a shape (K, K); got {scores.shape}.")
+    count, right = len(scores), float(np.trace(scores))
+    return right / count - (float(scores.sum()) - right) / (count * (count - 1)) if count > 1 else math.nan
 
 
 def _agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Concordant less discordant pairs, each counted twice."""
-    return float((np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))).sum())
+    order = np.unique(second)
+    if len(order) > FEW_LEVELS:
+        return float((np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))).sum())
+    levels = [np.sort(first[second == level]) for level in order]  # no N² numbers: N may be 50,000
+    return 2.0 * sum(_ordered(levels[low], levels[high]) for high in range(len(levels)) for low in range(high))
+
+
+def _ordered(low: np.ndarray, high: np.ndarray) -> int:
+    """Of all pairs, how often a number of `high` is above one of `low`, less how often below; both sorted."""
+    return int(
+        np.searchsorted(low, high, "left").sum() + np.searchsorted(low, high, "right").sum() - len(low) * len(high)
+    )
 
 
 def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:

@@ -109,7 +109,7 @@ class PreferenceReward:
     @torch.no_grad()
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """r of each frame: mean 0 and standard deviation 1 over the fixed set; a missing view never raises it."""
-        views = flat(fitted_views(features, list(self.reference), KIND))
+        views = flat(fitted_views(features, list(self.reference), KIND), self.members)
         raw = self.members(views).tanh().mean(0)
         return ((raw - self.offset) / self.scale).unflatten(0, features.main.shape[:2]).to(features.main)
 

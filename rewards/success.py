@@ -104,7 +104,11 @@ class SuccessClassifier:
         for camera, weight in self.weights.items():
             floor = self.floors[camera].view(-1, 1, 1)
             view = views.get(camera)
-            said = floor if view is None else torch.einsum("btd,kd->kbt", view.float().cpu(), weight).maximum(floor)
+            said = (
+                floor
+                if view is None
+                else torch.einsum("btd,kd->kbt", view.float().to(weight.device), weight).maximum(floor)
+            )
             total = total + said
         return total
 

@@ -184,7 +184,7 @@ class VPLReward:
         if latents is None:
             latents = [self._latent({c: v[b, 0] for c, v in views.items()}) for b in range(len(features.main))]
         if not self.resample:
-            scaled = self._scaled(flat(views), latents[0]).unflatten(0, features.main.shape[:2])
+            scaled = self._scaled(flat(views, self.networks), latents[0]).unflatten(0, features.main.shape[:2])
             return scaled.to(features.main), latents
         rows = [self._scaled({c: v[b].float().cpu() for c, v in views.items()}, z) for b, z in enumerate(latents)]
         return torch.stack(rows).to(features.main), latents

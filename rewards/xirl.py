@@ -46,6 +46,7 @@ class Embedder(nn.Module):
 
     def __init__(self, dim: int, lengths: Sequence[int]) -> None:
         super().__init__()
+        self.rows = [int(length) for length in lengths]  # the same as numbers: to read them off a GPU waits for it
         self.layer = nn.Linear(dim, WIDTH)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("scale", torch.ones(()))
@@ -155,14 +156,14 @@ class XIRL:
         embedded = embedder(state)
         if self.readout == "distance":
             return (1 + goal_reward(embedded, embedder.goal, embedder.start_distance)).clamp(0, 1)
-        return soft_time(embedded, embedder.path, embedder.times, embedder.lengths.tolist())
+        return soft_time(embedded, embedder.path, embedder.times, embedder.rows)
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
         tensors = {
             f"{view}/{key}": value for view, each in self.embedders.items() for key, value in each.state_dict().items()
         }
-        lengths = next(iter(self.embedders.values())).lengths.tolist()
+        lengths = next(iter(self.embedders.values())).rows
         config = {"views": list(self.embedders), "lengths": lengths, "readout": self.readout}
         save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 

@@ -18,7 +18,6 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +28,22 @@ from omegaconf import DictConfig
 from embodied import runs
 from embodied.build import build
 from embodied.datasets import Dataset
-from embodied.datasets.encoding import encode
 from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.goals import is_open, parts_of, takes_goal, with_goal
+from embodied.goals import is_open, parts_of, takes_goal
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
+from embodied.judging.confusion import confused
 from embodied.judging.figures import GROUPS, Case, Division
-from embodied.judging.judgement import Judged, controls, divide, films, judge, to_json
+from embodied.judging.judgement import Judged, to_json
 from embodied.judging.report import table, write_judgement
+from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
-from embodied.literal import literal_config, resolved, saved_text
+from embodied.literal import resolved, saved_text
 from embodied.opening import open_dataset, reading
-from embodied.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from embodied.settings import check_least
-from rewards.core import Encoder, Episode, Scorer
-from rewards.progress import tqdm
+from rewards.core import Encoder
 
 ROOT = Path("runs", "judge")
 TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings
@@ -59,12 +57,14 @@ def run(config: DictConfig) -> None:
     dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
     encoder: Encoder = build(config.encoder)
-    cases = read_cases(dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config))
+    cases = read_cases(
+        dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config), quality=config.quality
+    )
     if not cases:
         raise UserError(
             f"data must hold labelled episodes; {dataset.root} does not tell of any whether it succeeded "
-            f"({config.success or 'next.success'}). If another column tells it, name it, as success=next.reward; if "
-            "all are good demonstrations, add unlabelled=success."
+            f"({config.success or 'next.success'}). If another column tells it, name it, as success=next.reward, or "
+            "as quality=COLUMN; if all are good demonstrations, add unlabelled=success."
         )
     asking = counterfactuals_for(dataset, config.counterfactual, cameras, cases)
     asked = [] if asking is None else read_cases(asking, encoder, cameras, unlabelled="skip", goal=_given(config))
@@ -75,14 +75,21 @@ def run(config: DictConfig) -> None:
         _check_apart(reward_parts(config, instruction), dataset)
     parts = reward_parts(config, next(iter(tasks)))
     found: list[dict[str, Judged]] = []
-    divisions: list[Division] = []
+    asking_of: dict[str, TaskRewards] = {}
     for instruction, members in tasks.items():
         more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
-        one = _Task(config, dataset, encoder, cameras, instruction, members, env, asking, more)
+        one = TaskRewards(config, encoder, cameras, instruction, members, env, more)
         found.append({each.name: each for each in one.judged()})
-        divisions.append(one.division)
+        asking_of[instruction] = one
     judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
-    division = together(divisions)
+    judged = confused(
+        judged,
+        {task: each.scorers for task, each in asking_of.items()},
+        {task: each.probes for task, each in asking_of.items()},
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    division = together([each.division for each in asking_of.values()])
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
     folder = _folder(config, "-".join(parts))
@@ -109,76 +116,6 @@ def run(config: DictConfig) -> None:
     print(f"{table(judged, verdicts)}\n\nReport: {page}")
 
 
-class _Task:
-    """The episodes of one instruction, and the rewards that judge them.
-
-    Attributes:
-        division: which of them serves what.
-    """
-
-    def __init__(
-        self,
-        config: DictConfig,
-        dataset: Dataset,
-        encoder: Encoder,
-        cameras: Sequence[str],
-        instruction: str,
-        cases: Sequence[Case],
-        env: Mapping[str, Any] | None,
-        asking: Dataset | None,
-        asked: Sequence[Case],
-    ) -> None:
-        self._asking = asking
-        self._config, self._dataset, self._encoder, self._cameras = config, dataset, encoder, cameras
-        self._instruction, self._env = instruction, env
-        self._parts = reward_parts(config, instruction)
-        wanted = 0 if env is not None else max(map(_demos, self._parts.values()))
-        self.division = divide(cases, demos=wanted, share=config.fit, seed=config.seed)
-        if config.counterfactual is False:
-            self.division.counterfactual.clear()
-        self.division.counterfactual.extend(asked)
-        if wanted > len(self.division.demos):
-            told = f" of {instruction!r}" if instruction else ""
-            raise UserError(
-                f"reward.demos must be at most half of the data's successes{told}, {len(self.division.demos)}; got "
-                f"{wanted}. Give demonstrations of their own: reward.demos=FOLDER."
-            )
-
-    def judged(self) -> list[Judged]:
-        """Every reward on this task, then the controls."""
-        config, encoder = self._config, self._encoder
-        scorers = make_scorers(self._parts, encoder, self._env, self._demonstrations(), self._cameras)
-        others = [str(goal) for goal in config.wrong or [] if goal != self._instruction]
-        wrong = [make_scorers(_with_goal(self._parts, goal), encoder, self._env, (), self._cameras) for goal in others]
-        division = self.division
-        read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
-        if read != "none":
-            division = replace(
-                division,
-                fit=self._seen(division.fit, read),
-                judged=self._seen(division.judged, read),
-                counterfactual=self._seen(division.counterfactual, read, self._asking),
-            )
-        return judge_all(scorers, encoder, wrong, division, config)
-
-    def _demonstrations(self) -> list[Episode]:
-        """Successes that are not judged, for parts that ask for a number of them."""
-        demos = self.division.demos
-        if demos and any(_demos(part) and episode_frames(part) == "all" for part in self._parts.values()):
-            demos = self._seen(demos, "all")
-        return [case.episode for case in demos]
-
-    def _seen(self, cases: Sequence[Case], frames_read: str, dataset: Dataset | None = None) -> list[Case]:
-        """The same cases with their pictures."""
-        indices = [case.index for case in cases]
-        source = dataset or self._dataset
-        episodes = encode(source, self._encoder, cameras=self._cameras, indices=indices, frames_read=frames_read)
-        return [
-            replace(case, episode=replace(case.episode, features=each.features))
-            for case, each in zip(cases, episodes, strict=True)
-        ]
-
-
 def _given(config: DictConfig) -> str:
     """The goal that a person gives every reward; "" where one is left open or takes none."""
     rewards = parts_of(resolved(config.reward)).values()
@@ -195,43 +132,6 @@ def _tasks(config: DictConfig, cases: Sequence[Case]) -> dict[str, list[Case]]:
     return found
 
 
-def judge_all(
-    scorers: Mapping[str, Scorer],
-    encoder: Encoder,
-    wrong: Sequence[Mapping[str, Scorer]],
-    division: Division,
-    config: DictConfig,
-) -> list[Judged]:
-    """Every reward, then the controls.
-
-    Raises:
-        UserError: a reward that cannot score an episode, by its name.
-    """
-    control, result = controls(encoder), []
-    wrongs = {name: [each[name] for each in wrong if name in each] for name in (*scorers, *control)}
-    total = sum(films(division, wrong=len(each), canary_films=config.canaries) for each in wrongs.values())
-    with tqdm(total=total, desc="judging", unit="episode") as bar:
-        for name, scorer in {**scorers, **control}.items():
-            bar.set_postfix_str(name)
-            try:
-                result.append(
-                    judge(
-                        name,
-                        scorer,
-                        division,
-                        wrong=wrongs[name],
-                        control=name in control,
-                        canary_films=config.canaries,
-                        resamples=config.resamples,
-                        seed=config.seed,
-                        tick=bar.update,
-                    )
-                )
-            except (FloatingPointError, ValueError, KeyError) as error:
-                raise UserError(f"reward {name}: {error}") from error
-    return result
-
-
 def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
     """Milliseconds a frame, in one batch; the median of a few."""
     batch = torch.from_numpy(np.resize(frames, (TIMED, *frames.shape[1:])))
@@ -241,59 +141,6 @@ def encoding_ms(encoder: Encoder, frames: np.ndarray) -> float:
         encoder.encode_images(batch)
         seconds.append(time.perf_counter() - start)
     return 1000 * statistics.median(seconds) / TIMED
-
-
-# The rewards --------------------------------------------------------------------------------------------------
-
-
-def reward_parts(config: DictConfig, instruction: str) -> dict[str, dict[str, Any]]:
-    """Name -> config of each reward, judged one by one; a goal that is left open is the task's instruction."""
-    reward = with_goal(resolved(config.reward), instruction or None)
-    return dict(reward["parts"]) if reward["_target_"] == COMPOSED else {reward_name(reward): reward}
-
-
-def make_scorers(
-    parts: Mapping[str, dict[str, Any]],
-    encoder: Encoder,
-    env: Mapping[str, Any] | None,
-    demos: Sequence[Episode],
-    cameras: Sequence[str],
-) -> dict[str, Scorer]:
-    """Each part as a scorer of its own.
-
-    Args:
-        parts: plain configs; texts in them are taken as they stand.
-        encoder: whose features they read.
-        env: the world's config, plain, which gives demonstrations and calibration; None: `demos` gives them.
-        demos: successes that are not judged; for parts that ask for a number of them.
-        cameras: the views they are shown.
-    """
-    given, rest = {}, dict(parts)
-    if env is None:
-        given = {name: part for name, part in parts.items() if _demos(part)}
-        rest = {name: part for name, part in parts.items() if name not in given}
-    made = {
-        name: build({k: v for k, v in part.items() if k != "demos"}, encoder=encoder, demos=demos[: _demos(part)])
-        for name, part in given.items()
-    }
-    config = literal_config({} if env is None else {"env": dict(env)})
-    made |= {name: scorer_of(part, encoder, config, views=cameras) for name, part in rest.items()}
-    return {name: made[name] for name in parts}
-
-
-def _demos(part: Mapping[str, Any]) -> int:
-    """How many demonstrations a part asks for by number."""
-    wanted = part.get("demos")
-    return wanted if isinstance(wanted, int) and part.get("model") is None else 0
-
-
-def _with_goal(parts: Mapping[str, dict[str, Any]], goal: str) -> dict[str, dict[str, Any]]:
-    """The parts that take one goal and were not shown what to do, with another goal."""
-    return {
-        name: part | {"goal": goal}
-        for name, part in parts.items()
-        if part.get("goal") is not None and part.get("demos") is None and part.get("model") is None
-    }
 
 
 # What is told -------------------------------------------------------------------------------------------------
@@ -315,7 +162,7 @@ def _split(
             told[f"{name} fitted"] = f"before, in {part['model']}"
         elif isinstance(part.get("demos"), str):
             told[f"{name} fitted"] = f"to {part['demos']}"
-        elif number := _demos(part):
+        elif number := demos_wanted(part):
             fresh = f"to {number} fresh expert episodes of the world"
             taken = division.demos[:number] if one_task else division.demos
             told[f"{name} fitted"] = fresh if ours else f"to episodes {listed(taken)}"
@@ -368,7 +215,7 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a value out of its range, or a run folder that exists.
     """
-    check_least(config, canaries=1, resamples=10, worst=0, threads=1)
+    check_least(config, canaries=1, confusion=0, resamples=10, worst=0, threads=1)
     if config.reward.get("_target_") is None:
         raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
     if not 0 < config.fit < 1:

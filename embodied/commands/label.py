@@ -4,15 +4,16 @@ Writes LeRobot's sidecar (`<name>_progress.parquet`: what its reward-weighted tr
 reward), or a copy of the dataset with the features `progress.<name>` and `reward.<name>`; `next.reward` stays what it
 was. Row t's potential is that of its frame; its reward is that of action t, which leads to the next frame, and the last
 frame, whose successor no dataset holds, is taken to stay. Killed, it goes on where it was when it is run again. The
-source is never touched, unless in_place=true says so.
+source is never touched, unless in_place=true says so. On several machines or GPUs, each labels a shard of the episodes
+into the same folder, and one writes what all have made; the result has the same bits as one run's.
 
     embodied label data=path/to/lerobot reward=clip goal="put the cube in the tray"
     embodied label data=desk-drawer-mixed reward=process columns=columns out=data/labelled
+    embodied label data=path/to/lerobot reward=clip shard=3/16 && embodied label data=… reward=clip merge=true
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -26,25 +27,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from embodied import scorers
 from embodied.datasets import Dataset, copying, layout
-from embodied.datasets.encoding import encode
 from embodied.errors import UserError, nearest
 from embodied.files import whole
 from embodied.goals import any_open, told_goals
-from embodied.identity import dataset_identity, scorer_identity
+from embodied.labelling import KeptLabels, Shard
 from embodied.literal import resolved
 from embodied.opening import COLLECTED, open_dataset, reading
 from embodied.settings import check_least
-from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.core import Encoder, Scorer
 from rewards.progress import tqdm
 
 ROOT = Path("runs", "label")
 GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
-Labels = dict[str, np.ndarray]  # "potential" and "reward" of an episode, (T,) float32
+COUNTERS = ("index", "episode_index", "frame_index")  # of a sidecar
+NUMBERS = ("progress_sparse", "progress_dense", "potential", "reward")
+ROWS = 2**16  # of a sidecar that are held before they are written
 
 
 def run(config: DictConfig) -> None:
@@ -52,6 +52,9 @@ def run(config: DictConfig) -> None:
     if config.columns not in ("sidecar", "columns"):
         raise UserError(f"columns must be sidecar or columns; got {config.columns!r}.")
     check_least(config, batch=1, threads=1)
+    Shard.read(config.shard)
+    if config.merge and config.shard is not None:
+        raise UserError("merge=true must be without shard: it writes what all shards have made.")
     if config.reward.get("_target_") is None:
         raise UserError("reward=true labels nothing: it is the task's own. Choose a reward model.")
     name = config.name or scorers.reward_name(config.reward)
@@ -66,106 +69,54 @@ def run(config: DictConfig) -> None:
     goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
     if config.columns == "sidecar":
         _check_goals(out, goals)
-    labels = _label_all(config, dataset, cameras, out, groups)
-    progress, low, high = _progress([each["potential"] for each in labels])
+    labels = KeptLabels(dataset, _parts(out))
+    _make(config, labels, cameras, groups)
+    if config.shard is not None:
+        print(f"Shard {config.shard}: kept in {labels.root}. When all are done: the same with merge=true for shard=…")
+        return
+    low, high = _range(*labels.extremes())
     if config.columns == "sidecar":
         about = {"reward_model_path": name, "low": low, "high": high, GOALS: json.dumps(goals, ensure_ascii=False)}
         if len(goals) == 1:
             about["goal"] = goals[0]
-        _write_sidecar(out, dataset, labels, progress, about)
+        _write_sidecar(out, labels, about)
     else:
-        _write_copy(out, dataset, labels, name, goals, in_place=config.in_place)
+        _write_copy(out, labels, name, goals, in_place=config.in_place)
     if (low, high) != (0.0, 1.0):
         print(f"Potentials from {low:.4g} to {high:.4g} over this dataset; the sidecar's progress is 0 to 1 of that.")
-    rows = sum(len(each["reward"]) for each in labels)
-    print(f"Labels: {out} ({len(labels)} episodes, {rows} rows, {name})")
+    rows = sum(span.length for span in dataset.spans)
+    print(f"Labels: {out} ({len(dataset)} episodes, {rows} rows, {name})")
     shutil.rmtree(_parts(out), ignore_errors=True)
 
 
 # Scoring ------------------------------------------------------------------------------------------------
 
 
-def _label_all(
-    config: DictConfig,
-    dataset: Dataset,
-    cameras: Sequence[str],
-    out: Path,
-    groups: Mapping[str | None, Sequence[int]],
-) -> list[Labels]:
-    """The labels of every episode, those of a run that was killed not made again.
+def _make(
+    config: DictConfig, labels: KeptLabels, cameras: Sequence[str], groups: Mapping[str | None, Sequence[int]]
+) -> None:
+    """Label every episode, or those of a shard; of a merge, see that all are labelled.
 
-    Labels are kept under what they depend on, so that a changed reward, encoder or dataset never meets old ones.
+    Raises:
+        UserError: labels that a merge needs are not there.
     """
-    labels: dict[int, Labels] = {}
-    data, encoder = dataset_identity(dataset, cameras), None
-    with tqdm(total=len(dataset), desc="labelling", unit="episode") as bar:
+    dataset, encoder, shard = labels.dataset, None, Shard.read(config.shard)
+    total = len(dataset) if config.shard is None else None
+    with tqdm(total=total, desc="labelling", unit="episode", disable=config.merge) as bar:
         for goal, members in groups.items():
-            indices = list(members)
             scorer = _scorer(config, goal, dataset, cameras, encoder)
             encoder = scorer.encoder
-            made_of = f"{scorer_identity(scorer)} {data} {json.dumps(list(cameras))}"
-            folder = _parts(out) / hashlib.sha256(made_of.encode()).hexdigest()[:24]
-            for i in list(indices):
-                try:
-                    labels[i] = load_file(folder / f"{i:06d}.safetensors")
-                except (FileNotFoundError, SafetensorError):  # not made yet
-                    continue
-                indices.remove(i)
-                bar.update()
-            size = 1 if scorer.frames_read == "all" else config.batch  # frames of many do not fit into memory
-            for start in range(0, len(indices), size):
-                chosen = indices[start : start + size]
-                episodes = encode(
-                    dataset, scorer.encoder, cameras=cameras, indices=chosen, frames_read=scorer.frames_read,
-                    goal=goal or "",
-                )  # fmt: skip
-                endings = [dataset.recording(i, cameras=()).terminated for i in chosen]
-                for i, made in zip(chosen, score(scorer, episodes, endings), strict=True):
-                    labels[i] = made
-                    folder.mkdir(parents=True, exist_ok=True)
-                    with whole(folder / f"{i:06d}.safetensors") as part:
-                        save_file(made, part)
-                    bar.update()
-    return [labels[i] for i in range(len(dataset))]
-
-
-@torch.inference_mode()
-def score(scorer: Scorer, episodes: Sequence[Episode], terminated: Sequence[np.ndarray]) -> list[Labels]:
-    """Potentials and rewards of encoded episodes; those of one length are scored together.
-
-    Args:
-        scorer: encodes nothing here.
-        episodes: T rows each, row t before action t.
-        terminated: per episode (T,) bool, whether the task itself ended after action t.
-    """
-    by_length: dict[int, list[int]] = {}
-    for k, episode in enumerate(episodes):
-        by_length.setdefault(len(episode), []).append(k)
-    labels: dict[int, Labels] = {}
-    for members in by_length.values():
-        features = _stack([episodes[k].features for k in members])
-        potential = scorer.combined(scorer.potentials(features), features)
-        following = torch.cat([potential[:, 1:], potential[:, -1:]], 1)
-        ended = torch.from_numpy(np.stack([terminated[k] for k in members]))
-        rewards = scorer.shaping(potential, following, ended)
-        for row, k in enumerate(members):
-            labels[k] = {"potential": _numbers(potential[row]), "reward": _numbers(rewards[row])}
-    return [labels[k] for k in range(len(episodes))]
-
-
-def _numbers(values: torch.Tensor) -> np.ndarray:
-    return np.ascontiguousarray(values.float().cpu().numpy())
-
-
-def _stack(parts: Sequence[Features]) -> Features:
-    """Features of episodes of one length as a batch."""
-    if len(parts) == 1:
-        return parts[0]
-
-    def join(name: str) -> dict[str, torch.Tensor]:
-        return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
-
-    return Features(views=join("views"), signals=join("signals"), frames=join("frames"), depth=join("depth"))
+            if config.merge:
+                labels.expect(scorer, members, cameras, batch=config.batch)
+                continue
+            for done in labels.make(scorer, members, cameras, goal=goal or "", batch=config.batch, shard=shard):
+                bar.update(done)
+    if config.merge and (missing := [i for i in range(len(dataset)) if not labels.has(i)]):
+        told = ", ".join(str(dataset.span(i).index) for i in missing[:8]) + (", …" if len(missing) > 8 else "")
+        raise UserError(
+            f"merge: {labels.root} must hold labels of all {len(dataset)} episodes by this reward, encoder and batch; "
+            f"{len(missing)} lack: {told}. Run the shards that have them again."
+        )
 
 
 def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:
@@ -221,47 +172,41 @@ def _listed(goals: Sequence[str]) -> str:
     return told or "no goal"
 
 
-def _progress(potentials: Sequence[np.ndarray]) -> tuple[list[np.ndarray], float, float]:
-    """Potentials as progress in [0, 1]: as they are where they all lie there, else between the dataset's extremes."""
-    low = min(float(each.min()) for each in potentials)
-    high = max(float(each.max()) for each in potentials)
-    if low >= 0 and high <= 1:
-        return list(potentials), 0.0, 1.0
-    return [(each - low) / ((high - low) or 1.0) for each in potentials], low, high
+def _range(low: float, high: float) -> tuple[float, float]:
+    """What becomes progress 0 and 1: potentials that all lie in [0, 1] stay as they are."""
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 # Writing ------------------------------------------------------------------------------------------------
 
 
-def _write_sidecar(
-    out: Path, dataset: Dataset, labels: Sequence[Labels], progress: Sequence[np.ndarray], about: dict[str, Any]
-) -> None:
-    """LeRobot's columns, both of its progress modes alike, then ours."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("index", "episode_index", "frame_index")}
-    for i in range(len(dataset)):
-        for name, values in dataset.columns(i, columns).items():
-            columns[name].append(values)
-    table: dict[str, np.ndarray] = {name: np.concatenate(parts) for name, parts in columns.items()}
-    for mode in ("sparse", "dense"):
-        table[f"progress_{mode}"] = np.concatenate(progress).astype(np.float32)
-    for name in ("potential", "reward"):
-        table[name] = np.concatenate([each[name] for each in labels])
+def _write_sidecar(out: Path, labels: KeptLabels, about: Mapping[str, Any]) -> None:
+    """LeRobot's columns, both of its progress modes alike, then ours; `ROWS` of them in memory at a time."""
+    dataset, low, high = labels.dataset, about["low"], about["high"]
+    kinds = [*dict.fromkeys(COUNTERS, pa.int64()).items(), *dict.fromkeys(NUMBERS, pa.float32()).items()]
     metadata = {key.encode(): str(value).encode() for key, value in about.items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as part:
-        pq.write_table(pa.table(table).replace_schema_metadata(metadata), part)
+    held: list[pa.Table] = []
+    schema = pa.schema(kinds, metadata=metadata)
+    with whole(out) as part, pq.ParquetWriter(part, schema) as writer:
+        for i, each in enumerate(labels):
+            progress = (each["potential"] - low) / ((high - low) or 1.0)
+            columns = dict(dataset.columns(i, COUNTERS)) | dict.fromkeys(NUMBERS[:2], progress) | each
+            arrays = [pa.array(columns[name]).cast(kind) for name, kind in kinds]
+            held.append(pa.Table.from_arrays(arrays, schema=schema))
+            if sum(map(len, held)) >= ROWS or i == len(dataset) - 1:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+                held.clear()
 
 
-def _write_copy(
-    out: Path, dataset: Dataset, labels: Sequence[Labels], name: str, goals: Sequence[str], *, in_place: bool
-) -> None:
+def _write_copy(out: Path, labels: KeptLabels, name: str, goals: Sequence[str], *, in_place: bool) -> None:
     """The dataset with two more features, as a whole: made beside its place and moved there."""
+    dataset = labels.dataset
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     features = _features(name)
     place = {span.index: i for i, span in enumerate(dataset.spans)}
-    values = {key: [each[value] for each in labels] for key, value in features.items()}
-    copying.copy(dataset.root, part, lambda source, target: _add_columns(source, target, values, place))
+    copying.copy(dataset.root, part, lambda source, target: _add_columns(source, target, labels, features, place))
     info = layout.read_json(part / "meta" / layout.INFO)
     info["features"] |= {key: {"dtype": "float32", "shape": [1], "names": None} for key in features}
     (part / "meta" / layout.INFO).write_text(json.dumps(info, indent=2) + "\n", "utf-8")
@@ -271,8 +216,8 @@ def _write_copy(
     own.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
     stats = part / "meta" / layout.STATS
     if stats.is_file():
-        whole = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
-        stats.write_text(json.dumps(layout.read_json(stats) | whole, indent=2) + "\n", "utf-8")
+        found = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
+        stats.write_text(json.dumps(layout.read_json(stats) | found, indent=2) + "\n", "utf-8")
     if in_place:
         old = _former(out)
         out.rename(old)
@@ -306,9 +251,9 @@ def _recover(data: str, *, in_place: bool) -> None:
 
 
 def _add_columns(
-    source: Path, target: Path, values: Mapping[str, Sequence[np.ndarray]], place: Mapping[int, int]
+    source: Path, target: Path, labels: KeptLabels, features: Mapping[str, str], place: Mapping[int, int]
 ) -> None:
-    """A data file again, row group by row group, with one more column per entry, looked up by episode and frame.
+    """A data file again, row group by row group, with one more column per feature, looked up by episode and frame.
 
     Rows of an episode that the meta data do not name have no label: NaN.
     """
@@ -316,15 +261,20 @@ def _add_columns(
         schema = file.schema_arrow
         # The Hugging Face notes name every column; without them they are read off the file itself.
         notes = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-        schema = pa.schema([*schema, *(pa.field(key, pa.float32()) for key in values)], metadata=notes)
+        schema = pa.schema([*schema, *(pa.field(key, pa.float32()) for key in features)], metadata=notes)
         with pq.ParquetWriter(target, schema, compression="snappy") as writer:
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group)
-                where = [pc.cast(table[name], pa.int64()).to_pylist() for name in ("episode_index", "frame_index")]
-                columns = list(table.columns)
-                for each in values.values():
-                    found = [each[place[i]][t] if i in place else np.nan for i, t in zip(*where, strict=True)]
-                    columns.append(pa.chunked_array([pa.array(np.array(found, np.float32))]))
+                counters = (pc.cast(table[name], pa.int64()) for name in ("episode_index", "frame_index"))
+                where = [pc.fill_null(column, -1).to_numpy() for column in counters]
+                found = {key: np.full(len(table), np.nan, np.float32) for key in features}
+                for index in np.unique(where[0]).tolist():
+                    if index in place:
+                        rows = np.flatnonzero(where[0] == index)
+                        each = labels[place[index]]
+                        for key, value in features.items():
+                            found[key][rows] = each[value][where[1][rows]]
+                columns = [*table.columns, *(pa.chunked_array([pa.array(values)]) for values in found.values())]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
 
 

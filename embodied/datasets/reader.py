@@ -224,9 +224,15 @@ class Dataset:
             steps=self.steps(i),
         )
 
-    def columns(self, i: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """Any numeric features or texts of episode i: name -> (T, *shape), (T,) for shape [1]."""
-        return self._rows.columns(self.span(i), list(names))
+    def columns(self, i: int, names: Iterable[str], *, nulls: bool = False) -> dict[str, np.ndarray]:
+        """Any numeric features or texts of episode i: name -> (T, *shape), (T,) for shape [1].
+
+        Args:
+            i: from 0.
+            names: of the features.
+            nulls: give numbers with missing values as floats, NaN where one is missing; else they are refused.
+        """
+        return self._rows.columns(self.span(i), list(names), nulls=nulls)
 
     def frames(self, i: int, camera: str, rows: Sequence[int] | None = None) -> np.ndarray:
         """Frames of one camera: (T, H, W, 3) uint8 RGB, or those of some rows, in their order.

@@ -8,45 +8,81 @@ from dataclasses import replace
 import numpy as np
 
 from embodied.datasets import Dataset
-from embodied.datasets.encoding import encode
+from embodied.datasets.encoding import Encoded, LaterEpisode
 from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs import SCRIPTED
 from embodied.errors import UserError
 from embodied.judging.charts import FILM_FRAMES
 from embodied.judging.figures import Case, Division
+from embodied.judging.quality import grades
 from embodied.opening import COUNTERFACTUAL as POLICY
 from embodied.opening import open_dataset
-from rewards.core import Encoder
+from rewards.core import Encoder, Episode
+from rewards.progress import tqdm
 
 STARTS = 8  # of counterfactual episodes that are collected
 
 
 def read_cases(
     dataset: Dataset, encoder: Encoder, cameras: Sequence[str], *, unlabelled: str, frames_read: str = "none",
-    goal: str = "",
+    goal: str = "", quality: str | None = None,
 ) -> list[Case]:  # fmt: skip
-    """The labelled episodes.
+    """The labelled episodes, whose features are read when they are scored: a large dataset is not held in memory.
 
     LeRobot's row t holds what was seen before action t and what followed it; a case's row holds what is true of what is
     seen there, so labels and rewards move one row on.
 
     Args:
         unlabelled: "skip" episodes without a label, or count them as a "success".
-        frames_read: which pictures to keep; see `embodied.datasets.encoding.encode`.
+        frames_read: which pictures to keep; see `embodied.datasets.encoding.Encoded`.
         goal: what the task is, where the person says it; "": each episode's own text.
+        quality: a column that grades episodes (`embodied.judging.quality`); it labels those that nothing
+            else labels, and those that it does not grade are left out.
+
+    Raises:
+        UserError: no such column, or one that cannot be read as grades.
     """
     cases = []
-    episodes = encode(dataset, encoder, cameras=cameras, frames_read=frames_read, goal=goal)
-    for i, episode in enumerate(episodes):
+    graded = grades(dataset, quality) if quality else None
+    encoded = Encoded(dataset, encoder, cameras=cameras, frames_read=frames_read, goal=goal)
+    for i in tqdm(range(len(dataset)), desc="encoding", unit="episode", leave=False, delay=2):
+        encoded.make(i)
         recording = dataset.recording(i, cameras=())
+        episode = encoded.later(i, recording)
+        grade = graded[i] if graded else None
+        if graded and grade is None:
+            continue
+        if episode.success is None and grade is not None:
+            episode = replace(episode, success=grade.success)
         if episode.success is None and unlabelled == "success":
             episode = replace(episode, success=True)
         if episode.success is None or len(episode) < 2:
             continue
         solved = None if recording.success is None else np.append(False, recording.success[:-1])
         rewards = None if recording.env_rewards is None else np.append(np.nan, recording.env_rewards[:-1])
-        cases.append(Case(episode=episode, index=i, kind=recording.kind, solved=solved, env_rewards=rewards))
+        cases.append(
+            Case(episode=episode, index=i, kind=recording.kind, solved=solved, env_rewards=rewards, grade=grade)
+        )
     return cases
+
+
+def in_memory(episode: Episode | LaterEpisode) -> Episode:
+    """An episode whose features stay, for whoever fits to them."""
+    return episode.now() if isinstance(episode, LaterEpisode) else episode
+
+
+def showing(cases: Sequence[Case], frames_read: str) -> list[Case]:
+    """The same cases with other pictures beside their features; see `embodied.datasets.encoding.Encoded`."""
+    made: dict[int, Encoded] = {}
+    found = []
+    for case in cases:
+        episode = case.episode
+        if isinstance(episode, LaterEpisode):
+            encoded = made.get(id(episode.encoded)) or episode.encoded.reading(frames_read)
+            made[id(episode.encoded)] = encoded
+            episode = replace(episode, encoded=encoded)
+        found.append(replace(case, episode=episode))
+    return found
 
 
 def counterfactuals_for(

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from embodied.datasets.encoding import LaterEpisode
+from embodied.judging.quality import SUBOPTIMAL, Grade
 from rewards.audit import Reliability, canonical_reward, choose_threshold, detect, platt_scaling, reliability, roc_curve
 from rewards.core import Episode, Scorer
 from rewards.metrics import (
@@ -17,8 +19,13 @@ from rewards.metrics import (
     bootstrap_interval,
     epic_distance,
     kendall_tau_a,
+    ordinal_error,
+    pairwise_accuracy,
+    policy_ranking_tau,
+    ranking_accuracy,
     somers_d,
     value_order_correlation,
+    value_order_pearson,
     wilson_interval,
 )
 
@@ -26,6 +33,7 @@ GROUPS = ("success", "near miss", "failure", "random")
 QUALITY = {"success": 2, "near miss": 1, "failure": 0, "random": 0}
 CANARIES = ("frozen", "reversed", "wrong instruction", "near miss", "random")
 SAMPLES = 256  # states that EPIC's canonical shaping averages over
+PREFIXES = 15  # moments of an episode that are compared in pairs, as many as TOPReward asks about
 STILL = 1e-9  # a difference in mean reward below this is none
 
 
@@ -34,19 +42,21 @@ class Case:
     """One labelled episode.
 
     Attributes:
-        episode: encoded, T rows.
+        episode: encoded, T rows; or one whose features are read when they are asked for.
         index: of the episode in its data set.
         kind: what made it: "expert", "noisy", "near_miss", "random"; one of `embodied.datasets.kinds`; or "" where
             nobody says.
         solved: (T,) bool, whether the task is solved in each row; None where only the episode is labelled.
         env_rewards: (T,) the task's own reward that came with each row, NaN in row 0; None where there is none.
+        grade: what a column of the data says that the episode is worth; None where no column was named, or it is empty.
     """
 
-    episode: Episode
+    episode: Episode | LaterEpisode
     index: int
     kind: str = ""
     solved: np.ndarray | None = None
     env_rewards: np.ndarray | None = None
+    grade: Grade | None = None
 
     @property
     def group(self) -> str:
@@ -54,7 +64,14 @@ class Case:
         if self.episode.success:
             return "success"
         kind = self.kind.replace("_", " ")
-        return kind if kind in ("near miss", "random") else "failure"
+        if kind in ("near miss", "random"):
+            return kind
+        return "near miss" if self.grade == SUBOPTIMAL else "failure"
+
+    @property
+    def quality(self) -> float:
+        """Higher is better: the grade that the data give, else one by the group."""
+        return float(QUALITY[self.group]) if self.grade is None else self.grade.quality
 
     @property
     def rows_solved(self) -> np.ndarray:
@@ -131,6 +148,7 @@ class Sheet:
         self.fit, self.fitted = division.fit, fitted
         self.groups = np.array([case.group for case in self.cases])
         self.success = self.groups == "success"
+        self.quality = np.array([case.quality for case in self.cases])
         self.ends = np.array([each[case.end] for case, each in zip(self.cases, said, strict=True)])
         gains = [each[case.end] - each[0] for case, each in zip(self.cases, said, strict=True)]
         self.gain = float(np.mean(np.array(gains)[self.success])) if self.success.any() else math.nan
@@ -147,8 +165,40 @@ class Sheet:
         backward = [value_order_correlation(each, rewound=True) for each in self.films["rewound"]]
         return {"voc": self._mean(forward), "voc_reversed": self._mean(backward)}
 
+    def published(self) -> dict[str, Figure]:
+        """The figures that public benchmarks tell, under their names; undefined ones are left out."""
+        clips = [
+            each[: case.clip]
+            for case, each in zip(self.cases, self.said, strict=True)
+            if case.group == "success" and case.clip > 1
+        ]
+        figures = {
+            "voc_spearman": self._mean([value_order_correlation(each) for each in clips]),
+            "voc_pearson": self._mean([value_order_pearson(each) for each in clips]),
+            "pairwise_acc": self._mean([_later_higher(each) for each in clips]),
+        }
+        if len(np.unique(self.quality)) > 1:
+            ends, quality = self.ends, self.quality
+            figures["kendall_tau"] = self._episodes(lambda i: policy_ranking_tau(ends[i], quality[i]), quality)
+            figures["ranking_acc"] = self._episodes(lambda i: ranking_accuracy(ends[i], quality[i]), quality)
+        worst = ~self.success & (self.quality == self.quality.min(initial=math.inf, where=~self.success))
+        if self.success.any() and worst.any():
+            kinds = np.where(self.success, 2, np.where(worst, 1, 0))
+
+            def gap(i: np.ndarray) -> float:
+                return float(self.ends[i][kinds[i] == 2].mean() - self.ends[i][kinds[i] == 1].mean())
+
+            figures["succ_fail_diff"] = self._episodes(gap, kinds)
+        levels = np.array([math.nan if c.grade is None else c.grade.ordinal or math.nan for c in self.cases])
+        if len(levels) and not np.isnan(levels).any() and self.ends.min() >= 0 and self.ends.max() <= 1:
+            figures["mae_ordinal"] = self._episodes(lambda i: ordinal_error(self.ends[i], levels[i]))
+        if self.success.any() and not self.success.all() and all(case.solved is not None for case in self.cases):
+            rows = [(each, case.rows_solved) for case, each in zip(self.cases, self.said, strict=True)]
+            figures["success_auprc"] = self._rows(rows, average_precision)
+        return figures
+
     def outcome(self) -> dict[str, Figure]:
-        quality = np.array([QUALITY[group] for group in self.groups])
+        quality = self.quality
         figures: dict[str, Figure] = {}
         if self.success.any() and not self.success.all():
             figures = {
@@ -251,8 +301,9 @@ class Sheet:
     def _mean(self, values: Sequence[float]) -> Figure:
         return self._figure(lambda rows: float(np.mean(rows)), np.array(values)) if len(values) else Figure()
 
-    def _episodes(self, statistic: Callable[[np.ndarray], float]) -> Figure:
-        return self._figure(statistic, np.arange(len(self.cases)), self.success)
+    def _episodes(self, statistic: Callable[[np.ndarray], float], strata: np.ndarray | None = None) -> Figure:
+        """Of a statistic of episodes; draws keep the size of each stratum: successes and the rest, unless given."""
+        return self._figure(statistic, np.arange(len(self.cases)), self.success if strata is None else strata)
 
     def _rows(
         self, rows: Sequence[tuple[np.ndarray, ...]], statistic: Callable[[np.ndarray, np.ndarray], float]
@@ -273,6 +324,13 @@ class Sheet:
         return Figure(
             value, *bootstrap_interval(rows, statistic, resamples=self.resamples, seed=self.seed, strata=strata)
         )
+
+
+def _later_higher(said: np.ndarray) -> float:
+    """Of all pairs of `PREFIXES` moments of a success, the share of which the later one scores higher."""
+    rows = np.unique(np.linspace(0, len(said) - 1, PREFIXES).round().astype(int))
+    before, after = np.triu_indices(len(rows), 1)
+    return pairwise_accuracy(said[rows[before]], said[rows[after]], np.ones(len(before)))
 
 
 def _mean_reward(scorer: Scorer, said: np.ndarray) -> float:

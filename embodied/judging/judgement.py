@@ -20,6 +20,18 @@ The figures (`FIGURES`), each with a 95 % interval, bootstrap over episodes unle
     motionless          (still − random) / (success − random) in mean reward per step: 0 means that doing nothing pays
                         like random behaviour, 1 like success. It does not change with a reward's scale and offset.
 
+Beside them stand the figures of public benchmarks, under their names (`PUBLISHED`; formulas in `rewards.metrics`):
+
+    voc_spearman        the same as voc
+    voc_pearson         Pearson's correlation with time along successes: Robometer's reward alignment
+    pairwise_acc        of pairs of 15 moments of a success, the share of which the later one scores higher
+    kendall_tau         τ over n(n − 1)/2 of one episode of each quality, over all choices: Robometer's policy ranking
+    ranking_acc         pairs of episodes of different quality whose better one ends higher
+    succ_fail_diff      mean end of successes less that of the worst quality
+    mae_ordinal         mean distance of the end, as a level from 1 to 5, from the level that the data give
+    success_auprc       average precision of solved rows
+    confusion_margin    what episodes end with under their own instruction less under those of the other tasks
+
 Canaries are films that must not pay. Their gain, φ(last) − φ(first), is in units of the mean gain of a success, from
 its reset to its end:
 
@@ -54,10 +66,15 @@ from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Scorer
 from rewards.shaping import PotentialShaping
 
-FIGURES = (
+OURS = (
     "voc", "voc_reversed", "margin", "tau_a", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc", "epic",
     "ece", "motionless",
 )  # fmt: skip
+PUBLISHED = (
+    "voc_spearman", "voc_pearson", "pairwise_acc", "kendall_tau", "ranking_acc", "succ_fail_diff", "mae_ordinal",
+    "success_auprc", "confusion_margin",
+)  # fmt: skip
+FIGURES = (*OURS, *PUBLISHED)
 FLAT = 1e-9  # a spread of potentials below this, relative to their size, is none
 
 
@@ -81,6 +98,7 @@ class Judged:
         successes, others: how many episodes of each the figures stand on.
         tasks: instruction -> the same of its episodes alone, where there are several; the figures above are then their
             means, and what belongs to one task (threshold, roc, calibration) is missing.
+        confusion: instruction -> task -> where that task's episodes end under it, on the mean; of several tasks.
     """
 
     name: str
@@ -98,6 +116,7 @@ class Judged:
     successes: int = 0
     others: int = 0
     tasks: Mapping[str, Judged] = field(default_factory=dict)
+    confusion: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: int = 0) -> Division:
@@ -165,8 +184,9 @@ def judge(
     fitted = [say(scorer, case.episode.features) for case in division.fit]
     said, seconds = [], []
     for case in division.judged:
+        features = case.episode.features
         start = time.perf_counter()
-        said.append(say(scorer, case.episode.features))
+        said.append(say(scorer, features))
         seconds.append((time.perf_counter() - start) / len(case.episode))
     successes = [i for i, case in enumerate(division.judged) if case.group == "success"]
     films: dict[str, list[np.ndarray]] = {"rewound": [], "frozen": [], "reversed": [], "wrong instruction": []}
@@ -188,7 +208,7 @@ def judge(
     every = np.concatenate(said) if said else np.zeros(1)
     spread = float(every.std())
     calibration, ece = sheet.calibration()
-    figures = sheet.outcome() | sheet.order()
+    figures = sheet.outcome() | sheet.order() | sheet.published()
     figures |= {"ece": ece, "epic": sheet.epic(discount), "motionless": sheet.motionless(scorer), "margin": paid.margin}
     return Judged(
         name=name,

@@ -12,6 +12,8 @@ import numpy as np
 
 from embodied.charts import number
 from embodied.datasets.kinds import RIGHT, WRONG
+from embodied.judging import published
+from embodied.judging.cells import UNDEFINED, cell, lines, row_class, shown
 from embodied.judging.charts import Curve, dot_rows, film, legend, panel, strip
 from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, Figure
 from embodied.judging.judgement import Judged
@@ -23,7 +25,6 @@ Frames = Callable[[int], np.ndarray]  # episode -> (T, H, W, 3) uint8
 COLOURS = {"success": 3, "near miss": 2, "failure": 4, "random": 6}
 MARKS = {"trust": "trust", "care": "with care", "avoid": "do not use", "unknown": "unknown"}
 RARE = 0.005  # share of all predictions below which a bin is not drawn
-UNDEFINED = "\N{EN DASH}"
 GRID = np.linspace(0, 1, 25)
 COLUMNS: dict[str, tuple[str, str, int, str]] = {  # figure -> title, short title, which way is better, what it is
     "voc": ("order", "order", 1, "Spearman's correlation with time along successes (VOC); 1 is best"),
@@ -84,6 +85,7 @@ def write_judgement(
     sections = [
         _verdicts(rewards, verdicts),
         _figures(judged),
+        published.section(judged),
         _tasks(rewards),
         _outcome(judged, kinds or {}),
         _canaries(judged),
@@ -128,15 +130,10 @@ def table(judged: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> str:
     names = list(COLUMNS)
     rows = [["reward", *(COLUMNS[name][1] for name in names), "ms"]]
     for each in judged:
-        values = [_number(each.figures[name].value) for name in names]
+        values = [shown(each.figures[name].value) for name in names]
         rows.append([each.name + (" (control)" if each.control else ""), *values, number(each.head_ms)])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-        for row in rows
-    ]
     said = [f"{each.name}: {verdicts[each.name].text}" for each in judged if not each.control]
-    return "\n".join([*lines, "", *said])
+    return "\n".join([*lines(rows), "", *published.table(judged), "", *said])
 
 
 # Sections -----------------------------------------------------------------------------------------------------
@@ -153,7 +150,7 @@ def _result(rewards: Sequence[Judged], verdicts: Mapping[str, Verdict]) -> str:
     first = best(rewards, verdicts)
     if first is None:
         return '<p class="note">no reward to recommend</p>'
-    f = {key: _number(figure.value) for key, figure in first.figures.items()}
+    f = {key: shown(figure.value) for key, figure in first.figures.items()}
     note = f"order {f['voc']}, reversed {f['voc_reversed']}<br>AUROC {f['auroc']}, τ_a {f['tau_a']}"
     size = "" if len(first.name) < 9 else ' style="font-size: 34px"'
     return f'<p class="note">first choice</p><strong{size}>{escape(first.name)}</strong><p class="note">{note}</p>'
@@ -179,8 +176,8 @@ def _figures(judged: Sequence[Judged]) -> str:
             figure, rivals = each.figures[name], [sign * j.figures[name].value for j in judged if not j.control]
             top = max((value for value in rivals if not math.isnan(value)), default=math.nan)
             chosen = not each.control and len(rivals) > 1 and sign * figure.value >= top - 1e-9
-            cells += f'<td class="n{" best" if chosen else ""}">{_cell(figure)}</td>'
-        body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}</tr>"
+            cells += f'<td class="n{" best" if chosen else ""}">{cell(figure)}</td>'
+        body += f"<tr{row_class(each)}><th>{escape(each.name)}</th>{cells}</tr>"
     note = (
         "With 95 % intervals below. Green: the best of a column. A dash: undefined on these data. The controls must "
         "fail: one says the same of every frame, the other counts time."
@@ -196,7 +193,7 @@ def _tasks(rewards: Sequence[Judged]) -> str:
     body = ""
     for each in rewards:
         for task, one in each.tasks.items():
-            cells = "".join(f'<td class="n">{_cell(one.figures[name])}</td>' for name in names)
+            cells = "".join(f'<td class="n">{cell(one.figures[name])}</td>' for name in names)
             count = f"{one.successes} successes, {one.others} others"
             told = f"{each.name}: {task or 'no instruction'}"
             body += f"<tr><th>{escape(told)}<small>{count}</small></th>{cells}</tr>"
@@ -217,9 +214,9 @@ def _outcome(judged: Sequence[Judged], kinds: Mapping[str, np.ndarray]) -> str:
         for kind in named:
             figure = each.credit.get(kind, Figure())
             bad = figure.value >= rules.pose if kind in WRONG else figure.value < 1 - rules.pose
-            cells += f'<td class="n{" bad" if bad else ""}">{_cell(figure)}</td>'
+            cells += f'<td class="n{" bad" if bad else ""}">{cell(figure)}</td>'
         cells += f'<td class="n{" bad" if each.figures["margin"].value < rules.margin else ""}">'
-        body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}{_cell(each.figures['margin'])}</td></tr>"
+        body += f"<tr{row_class(each)}><th>{escape(each.name)}</th>{cells}{cell(each.figures['margin'])}</td></tr>"
     ideal = "".join(f'<td class="n"><i>{0 if kind in WRONG else 1}</i></td>' for kind in named)
     body += f'<tr class="control"><th>ideal</th>{ideal}<td class="n"><i>1</i></td></tr>'
     page = (
@@ -245,7 +242,7 @@ def _canaries(judged: Sequence[Judged]) -> str:
         for name in CANARIES:
             canary = each.canaries[name]
             cells += f'<td class="n{" bad" if name in broken else ""}">{_canary(canary)}</td>'
-        body += f"<tr{_control(each)}><th>{escape(each.name)}</th>{cells}</tr>"
+        body += f"<tr{row_class(each)}><th>{escape(each.name)}</th>{cells}</tr>"
     ideal = "".join(f'<td class="n"><i>{text}</i></td>' for text in ("0", "-1", "0", "below 1", "0"))
     body += f'<tr class="control"><th>ideal</th>{ideal}</tr>'
     note = (
@@ -260,7 +257,7 @@ def _canary(canary: Canary) -> str:
     if not canary.films:
         return UNDEFINED
     fires = "" if math.isnan(canary.fires.value) else f"<small>{canary.fires.value:.0%} of {canary.films} fire</small>"
-    return f"{_cell(canary.gain)}{fires}"
+    return f"{cell(canary.gain)}{fires}"
 
 
 def _grid(title: str, note: str, above: str, panels: Sequence[tuple[str, str]]) -> str:
@@ -385,19 +382,3 @@ def _level(judged: Judged) -> float | None:
 
 def _spaced(kind: str) -> str:
     return kind.replace("_", " ")
-
-
-def _control(judged: Judged) -> str:
-    return ' class="control"' if judged.control else ""
-
-
-def _cell(figure: Figure) -> str:
-    if math.isnan(figure.value):
-        return UNDEFINED
-    if math.isnan(figure.low):
-        return _number(figure.value)
-    return f"{_number(figure.value)}<small>{_number(figure.low)} … {_number(figure.high)}</small>"
-
-
-def _number(value: float) -> str:
-    return UNDEFINED if math.isnan(value) else f"{value:.2f}".replace("-0.00", "0.00")

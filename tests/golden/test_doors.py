@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+from embodied import labelling
 from embodied.cameras import open_source
-from embodied.commands import label
 from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.client import RemoteStream
@@ -88,7 +88,7 @@ def test_recorded_frames_get_one_number_at_every_door(tiny_clip, name, precision
         potential = scorer.combined(scorer.potentials(features), features)[0].numpy()
         rewards = scorer.rewards(features, torch.zeros(1, STEPS - 1, dtype=torch.bool))[0].numpy()
 
-    (labels,) = label.score(scorer, [Episode(features=features)], [np.zeros(STEPS, bool)])
+    (labels,) = labelling.score(scorer, [Episode(features=features)], [np.zeros(STEPS, bool)])
     np.testing.assert_allclose(labels["potential"], potential, **tolerance)
     np.testing.assert_allclose(labels["reward"][:-1], rewards, **tolerance)
 

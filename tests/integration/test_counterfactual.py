@@ -14,7 +14,7 @@ from embodied.counterfactual import KINDS, kinds_of
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import RIGHT, WRONG
 from embodied.errors import UserError
-from embodied.judging.cases import counterfactuals_for, read_cases
+from embodied.judging.cases import counterfactuals_for, in_memory, read_cases
 from embodied.judging.judgement import divide, judge
 from embodied.judging.verdicts import verdict
 from rewards.combine import WeightedSum
@@ -90,7 +90,7 @@ def test_the_gripper_alone_gets_the_worst_verdict_and_the_drawer_the_best(drawer
         away = sum((signals[f"gripper_{axis}"] - at) ** 2 for axis, at in zip("xyz", target, strict=True)) ** 0.5
         more = {"pose": -away, "drawer": torch.from_numpy(state(drawer, case.index)[:, DRAWER])[None]}
         features = replace(case.episode.features, signals={**signals, **more})
-        cases.append(replace(case, episode=replace(case.episode, features=features)))
+        cases.append(replace(case, episode=replace(in_memory(case.episode), features=features)))
     experts = [case for case in cases if case.kind == "expert"]
     start = [
         replace(case, kind="", episode=replace(case.episode, success=False)) for case in cases if case.kind == "still"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -31,13 +34,13 @@ def pictures(progress: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return frames
 
 
-def write(root, kinds, *, leave: tuple[str, ...] = ()):
-    """Experts, near misses and random episodes of a task that is solved at full progress."""
-    rng = np.random.default_rng(0)
+def write(root, kinds, *, leave: tuple[str, ...] = (), tasks: tuple[str, ...] = ("fill the bar",)):
+    """Experts, near misses and random episodes of tasks, one after another, that are solved at full progress."""
+    rngs = {task: np.random.default_rng(number) for number, task in enumerate(tasks)}
     features = {name: feature for name, feature in FEATURES.items() if name not in leave}
     ends = {"expert": 1.0, "near_miss": 0.7, "random": 0.05}
     with Writer(root, fps=10, features=features, cameras={"front": (SIZE, SIZE)}) as writer:
-        for kind in kinds:
+        for kind, task in itertools.product(kinds, tasks):
             progress = ends[kind] * np.clip(np.arange(T + 1) / 7, 0, 1)
             columns = {
                 "observation.state": progress[:-1, None].astype(np.float32),
@@ -45,9 +48,19 @@ def write(root, kinds, *, leave: tuple[str, ...] = ()):
                 "next.reward": progress[1:, None].astype(np.float32),
                 "next.success": (progress[1:, None] >= 1),
             }
-            frames = {"front": pictures(progress[:-1], rng)}
-            writer.add({k: columns[k] for k in features}, frames, instruction="fill the bar", kind=kind)
+            frames = {"front": pictures(progress[:-1], rngs[task])}
+            writer.add({k: columns[k] for k in features}, frames, instruction=task, kind=kind)
     return root
+
+
+def add_column(data, name: str, dtype: str, values: list) -> None:
+    """A column of one value an episode."""
+    file, info = data / "data/chunk-000/file-000.parquet", data / "meta/info.json"
+    rows = pq.read_table(file)
+    pq.write_table(rows.append_column(name, [[values[i] for i in rows["episode_index"].to_pylist()]]), file)
+    about = json.loads(info.read_text())
+    about["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
+    info.write_text(json.dumps(about))
 
 
 @pytest.fixture
@@ -122,12 +135,7 @@ def test_episodes_that_a_person_marks_ask_for_the_outcome(judge, tmp_path, capsy
     kinds = ["expert", "near_miss", "random"] * 4
     notes = ("", "mimed", "", "", "mimed", "") + ("",) * 6
     data = write(tmp_path / "data", kinds)
-    file, info = data / "data/chunk-000/file-000.parquet", data / "meta/info.json"
-    rows = pq.read_table(file)
-    pq.write_table(rows.append_column("note", [[notes[i] for i in rows["episode_index"].to_pylist()]]), file)
-    about = json.loads(info.read_text())
-    about["features"]["note"] = {"dtype": "string", "shape": [1], "names": None}
-    info.write_text(json.dumps(about))
+    add_column(data, "note", "string", notes)
     assert judge(data, "reward=clip", "kind=note") == 0
     clip = next(iter(json.loads((tmp_path / "out" / "judgement.json").read_text())["rewards"].values()))
     assert set(clip["credit"]) == {"mimed"}
@@ -199,12 +207,95 @@ def test_a_reward_is_not_judged_on_what_it_is_fitted_to(judge, tmp_path, capsys)
 
 
 def test_without_a_world_demonstrations_are_successes_that_are_not_judged():
-    from embodied.commands.judge import _demos, _with_goal
+    from embodied.judging.rewards import demos_wanted, with_other_goal
 
     parts = {
         "clip": {"goal": "a"},
         "process": {"goal": "a", "demos": 3},
         "stored": {"goal": "a", "model": "m", "demos": 3},
     }
-    assert {name: _demos(part) for name, part in parts.items()} == {"clip": 0, "process": 3, "stored": 0}
-    assert _with_goal(parts, "b") == {"clip": {"goal": "b"}}  # the others were shown what to do
+    assert {name: demos_wanted(part) for name, part in parts.items()} == {"clip": 0, "process": 3, "stored": 0}
+    assert with_other_goal(parts, "b") == {"clip": {"goal": "b"}}  # the others were shown what to do
+
+
+def judgement(tmp_path, run: str = "out"):
+    return json.loads((tmp_path / run / "judgement.json").read_text())["rewards"]["clip"]
+
+
+def test_tasks_in_one_dataset_are_judged_as_if_they_were_apart(judge, tmp_path):
+    """Two tasks merged: each one's figures are those of its own dataset, and the mean is told."""
+    kinds, tasks = ["expert", "near_miss", "random"] * 3, ("fill the bar", "paint it red")
+    merged = write(tmp_path / "merged", kinds, tasks=tasks)
+    assert judge(merged, "reward=clip", "run=both", "confusion=2") == 0
+    both = judgement(tmp_path, "both")
+    alone = {}
+    for number, task in enumerate(tasks):
+        data = only(merged, tmp_path / f"task-{number}", number, len(tasks))
+        assert judge(data, "reward=clip", f"run=one-{number}") == 0
+        alone[task] = judgement(tmp_path, f"one-{number}")
+        assert np.isnan(float(alone[task]["figures"]["confusion_margin"]["value"] or "nan"))
+    for name in (
+        "auroc",
+        "ap",
+        "tau_a",
+        "voc_pearson",
+        "kendall_tau",
+        "ranking_acc",
+        "succ_fail_diff",
+        "success_auprc",
+    ):
+        each = [alone[task]["figures"][name]["value"] for task in tasks]
+        assert [both["tasks"][task]["figures"][name]["value"] for task in tasks] == pytest.approx(each, abs=1e-6), name
+        assert both["figures"][name]["value"] == pytest.approx(np.mean(each), abs=2e-6), name
+    matrix = np.array([[both["confusion"][asked][task] for task in tasks] for asked in tasks])
+    expected = (matrix[0, 0] + matrix[1, 1] - matrix[0, 1] - matrix[1, 0]) / 2
+    assert both["figures"]["confusion_margin"]["value"] == pytest.approx(expected, abs=2e-6)
+    page = (tmp_path / "both" / "report.html").read_text("utf-8")
+    assert "confusion_margin" in page
+    assert "mean over the tasks in which it is defined" in page
+
+
+def only(merged, root, number: int, tasks: int):
+    """A copy of a dataset whose other tasks' episodes have no label and are left out."""
+    shutil.copytree(merged, root)
+    file, info = root / "data/chunk-000/file-000.parquet", root / "meta/info.json"
+    rows = pq.read_table(file)
+    mine = [i % tasks == number for i in rows["episode_index"].to_pylist()]
+    told = [value if own else None for value, own in zip(rows["next.success"].to_pylist(), mine, strict=True)]
+    place = rows.column_names.index("next.success")
+    pq.write_table(rows.set_column(place, "next.success", pa.array(told, pa.bool_())), file)
+    assert json.loads(info.read_text())["features"]["next.success"]["dtype"] == "bool"
+    return root
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "defined"),
+    [
+        ("string", ["successful", "suboptimal", "failure"], {"kendall_tau", "ranking_acc", "succ_fail_diff"}),
+        ("int64", [5, 4, 1], {"kendall_tau", "ranking_acc", "succ_fail_diff", "mae_ordinal"}),
+        ("float32", [1.0, 0.7, 0.05], {"kendall_tau", "ranking_acc", "succ_fail_diff"}),
+    ],
+)
+def test_foreign_data_are_graded_by_a_column(judge, tmp_path, dtype, values, defined):
+    """Without next.success, the column says what succeeded as well."""
+    data = write(tmp_path / "data", ["expert", "near_miss", "random"] * 4, leave=("next.success",))
+    add_column(data, "level", dtype, values * 4)
+    assert judge(data, "reward=clip", "quality=level") == 0
+    figures = judgement(tmp_path)["figures"]
+    asked = {"kendall_tau", "ranking_acc", "succ_fail_diff", "mae_ordinal"}
+    assert {name for name in asked if figures[name]["value"] is not None} == defined
+    assert judgement(tmp_path)["successes"] == 3  # one of the four is for the threshold
+    if dtype == "string":
+        assert judgement(tmp_path)["canaries"]["near miss"]["films"] == 3
+
+
+def test_a_quality_column_that_cannot_be_read_is_named(judge, tmp_path, capsys):
+    data = write(tmp_path / "data", ["expert", "random"] * 2)
+    add_column(data, "level", "string", ["good", "bad"] * 2)
+    assert judge(data, "reward=clip", "quality=level") == 2
+    assert "level" in (told := capsys.readouterr().err)
+    assert "must hold failure, suboptimal, successful; got 'good'" in told
+    assert judge(data, "reward=clip", "quality=levels") == 2
+    assert "did you mean level?" in capsys.readouterr().err
+    assert judge(data, "reward=clip", "quality=observation.images.front") == 2
+    assert "a column of texts or numbers" in capsys.readouterr().err

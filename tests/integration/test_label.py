@@ -14,14 +14,15 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from embodied import cli
+from embodied import cli, labelling
 from embodied.commands import label
-from embodied.datasets import Dataset
-from embodied.datasets.encoding import encode
+from embodied.datasets import Dataset, Writer
+from embodied.datasets.encoding import Encoded, encode
 from embodied.identity import dataset_identity
 from embodied.scorers import make_scorer
 from rewards.encoders import OpenCLIPEncoder
 from rewards.xirl import XIRL
+from tests.fakes import FakeEncoder
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_data_of_a_world_that_is_not_here(data, tiny_clip, tmp_path, monkeypatch
 
 def test_a_killed_run_goes_on(data, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    made, score = [], label.score
+    made, score = [], labelling.score
 
     def killed_after_two(scorer, episodes, terminated):
         if len(made) == 2:
@@ -129,7 +130,7 @@ def test_a_killed_run_goes_on(data, tiny_clip, tmp_path, monkeypatch):
         made.append(len(episodes))
         return score(scorer, episodes, terminated)
 
-    monkeypatch.setattr(label, "score", killed_after_two)
+    monkeypatch.setattr(labelling, "score", killed_after_two)
     assert cli.main(words(data, tiny_clip, "goal=a red ball", "batch=1")) == 130
     assert not (tmp_path / "runs/label/reacher/clip_progress.parquet").exists()
     made.clear()
@@ -189,7 +190,7 @@ def test_termination_and_length_decide_rewards():
     scorer = Scorer(FakeEncoder(dim=2), {"ones": Ones()}, WeightedSum(), shaping)
     episodes = [Episode(features=Features(views={"a": torch.zeros(1, n, 2)})) for n in (2, 3, 2)]
     endings = [np.array([False, True]), np.zeros(3, bool), np.zeros(2, bool)]
-    rewards = [made["reward"].tolist() for made in label.score(scorer, episodes, endings)]
+    rewards = [made["reward"].tolist() for made in labelling.score(scorer, episodes, endings)]
     assert rewards == [[-0.5, -1.0], [-0.5, -0.5, -0.5], [-0.5, -0.5]]
 
 
@@ -202,6 +203,9 @@ def test_termination_and_length_decide_rewards():
         (["name=a/b"], "name must be letters"),
         (["in_place=true", "out=a.parquet"], "out must be left out"),
         (["batch=0"], "batch must be at least 1"),
+        (["shard=3"], "shard must be i/n, as 3/16; got 3"),
+        (["shard=0/2"], "shard must be i/n with i from 1 to n; got 0/2"),
+        (["shard=1/2", "merge=true"], "merge=true must be without shard"),
     ],
 )
 def test_bad_settings_write_nothing(more, message, data, tiny_clip, tmp_path, monkeypatch, capsys):
@@ -294,7 +298,107 @@ def test_a_full_disk_is_one_line(data, tiny_clip, tmp_path, monkeypatch, capsys)
     def full(*_, **__):
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(label, "save_file", full)
+    monkeypatch.setattr(labelling, "save_file", full)
     assert cli.main(words(data, tiny_clip, "goal=a", "columns=columns", "out=made")) == 2
     assert "embodied label: the disk is full" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "made").exists()
+
+
+# Shards and long episodes -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """Eight episodes of two tasks and of several lengths."""
+    root, rng = tmp_path_factory.mktemp("many") / "many", np.random.default_rng(0)
+    features = {"observation.state": {"dtype": "float32", "shape": (1,), "names": ["x"]}}
+    with Writer(root, fps=10, features=features, cameras={"front": (32, 32)}) as writer:
+        for i in range(8):
+            count = (5, 5, 9, 5, 7, 5, 9, 5)[i]
+            frames = rng.integers(0, 255, (count, 32, 32, 3), np.uint8)
+            state = np.linspace(0, 1, count, dtype=np.float32)[:, None]
+            writer.add({"observation.state": state}, {"front": frames}, instruction=("a red ball", "a cup")[i % 3 == 0])
+    return root
+
+
+@pytest.mark.parametrize("shards", [3, 16])
+@pytest.mark.parametrize("columns", ["sidecar", "columns"])
+def test_shards_merged_have_the_bits_of_one_run(many, tiny_clip, tmp_path, monkeypatch, capsys, shards, columns):
+    monkeypatch.chdir(tmp_path)
+    given = words(many, tiny_clip, "batch=2", f"columns={columns}")
+    name = "labels.parquet" if columns == "sidecar" else "labels"
+    assert cli.main([*given, f"out=one/{name}"]) == 0
+    for number in reversed(range(1, shards + 1)):
+        assert cli.main([*given, f"out=parts/{name}", f"shard={number}/{shards}"]) == 0
+        assert not (tmp_path / "parts" / name).exists()
+    assert "When all are done: the same with merge=true" in capsys.readouterr().out
+    assert cli.main([*given, f"out=parts/{name}", "merge=true"]) == 0
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [name]
+    if columns == "sidecar":
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    else:
+        assert digest(tmp_path / "one" / name) == digest(tmp_path / "parts" / name)
+
+
+def test_a_merge_names_what_is_missing_and_a_killed_shard_repeats_alone(many, tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = words(many, tiny_clip, "batch=2", "out=parts/labels.parquet")
+    assert cli.main([*given, "shard=1/2"]) == 0
+    made, save = [], labelling.save_file
+
+    def killed_in_a_batch(labels, part):
+        if len(made) == 1:
+            raise KeyboardInterrupt
+        made.append(part)
+        save(labels, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labelling, "save_file", killed_in_a_batch)
+        assert cli.main([*given, "shard=2/2"]) == 130
+    capsys.readouterr()
+    assert cli.main([*given, "merge=true"]) == 2
+    told = capsys.readouterr().err
+    assert "must hold labels of all 8 episodes" in told
+    assert "Run the shards that have them again" in told
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").rglob("*.safetensors")}
+    assert cli.main([*given, "shard=2/2"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was there is not made again
+    assert cli.main([*given, "merge=true"]) == 0
+    assert cli.main(words(many, tiny_clip, "batch=2", "out=one.parquet")) == 0
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "parts/labels.parquet").read_bytes()
+
+
+def test_a_long_episode_is_scored_in_pieces(many, tiny_clip, tmp_path, monkeypatch):
+    """The same numbers, and never more of its features in memory than a piece."""
+    monkeypatch.chdir(tmp_path)
+    given = words(many, tiny_clip)
+    assert cli.main([*given, "out=whole.parquet"]) == 0
+    read, windows = [], Encoded.windows
+
+    def counted(self, i, rows):
+        for features in windows(self, i, rows):
+            read.append(features.main.shape[1])
+            yield features
+
+    monkeypatch.setattr(labelling, "LONG", 4)
+    monkeypatch.setattr(Encoded, "windows", counted)
+    assert cli.main([*given, "out=pieces.parquet"]) == 0
+    assert max(read) == 4
+    assert sum(read) == 50
+    whole, pieces = (pq.read_table(f"{name}.parquet") for name in ("whole", "pieces"))
+    for name in whole.column_names:
+        np.testing.assert_allclose(whole[name], pieces[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("frames_read", ["none", "first", "all"])
+def test_windows_are_the_episode_cut_up(many, tmp_path, frames_read):
+    encoded = Encoded(Dataset(many), FakeEncoder(size=32), frames_read=frames_read, cache=tmp_path)
+    whole, parts = encoded[2].features, list(encoded.windows(2, 4))
+    assert [part.main.shape[1] for part in parts] == [4, 4, 1]
+    torch.testing.assert_close(torch.cat([part.main for part in parts], 1), whole.main, rtol=0, atol=0)
+    torch.testing.assert_close(torch.cat([part.signals["x"] for part in parts], 1), whole.signals["x"])
+    if frames_read == "all":
+        seen = torch.cat([part.frames["front"] for part in parts], 1)
+        torch.testing.assert_close(seen, whole.frames["front"], rtol=0, atol=0)
+    else:
+        assert all(part.frames.keys() == whole.frames.keys() for part in parts)

@@ -25,6 +25,7 @@ from embodied.judging.judgement import (
     to_json,
 )
 from embodied.judging.outcome import outcome
+from embodied.judging.quality import Grade
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
 from rewards.combine import WeightedSum
@@ -129,6 +130,33 @@ def test_a_perfect_reward_has_perfect_figures(judged):
     assert canaries["near miss"].gain.value == pytest.approx(0.7, abs=0.05)
     assert [canaries[name].fires.value for name in ("frozen", "reversed", "near miss", "random")] == [0, 0, 0, 0]
     assert canaries["wrong instruction"].films == 0
+
+
+def test_published_names_tell_of_the_perfect_and_the_constant(judged):
+    perfect, constant = ({k: v.value for k, v in judged[name].figures.items()} for name in ("perfect", "constant"))
+    best = dict.fromkeys(("voc_spearman", "kendall_tau", "ranking_acc", "pairwise_acc", "success_auprc"), 1.0)
+    assert {key: perfect[key] for key in best} == pytest.approx(best)
+    assert perfect["voc_spearman"] == perfect["voc"]
+    assert perfect["voc_pearson"] == pytest.approx(1, abs=1e-6)
+    assert perfect["succ_fail_diff"] == pytest.approx(0.9, abs=0.05)
+    assert [constant[key] for key in best][:4] == [0, 0, 0, 0]
+    assert constant["succ_fail_diff"] == 0
+    assert math.isnan(perfect["mae_ordinal"])  # nobody gave levels
+    assert math.isnan(perfect["confusion_margin"])  # there is one task
+
+
+def test_given_levels_are_held_against_the_end():
+    grades = {"expert": Grade(5.0, True, 5), "near_miss": Grade(4.0, False, 4), "random": Grade(2.0, False, 2)}
+    graded = [replace(each, grade=grades[each.kind]) for each in cases()]
+    division = divide(graded)
+    ends = [float(case.episode.features.main[0, case.end, 0]) for case in division.judged]
+    levels = [1 + round(4 * end) for end in ends]
+    away = [abs(level - case.grade.ordinal) for level, case in zip(levels, division.judged, strict=True)]
+    figures = judge("perfect", scorer(REWARDS["perfect"]), division, resamples=10).figures
+    assert 0.1 < np.mean(away) < 0.5
+    assert figures["mae_ordinal"].value == pytest.approx(np.mean(away))
+    beyond = judge("more", scorer(lambda truth, noise: 2 * truth), divide(graded), resamples=10).figures
+    assert math.isnan(beyond["mae_ordinal"].value)  # no progress in [0, 1]
 
 
 def test_controls_score_nothing(judged):
