@@ -6,9 +6,11 @@ pay for what was achieved, or for the pose that comes with it? Writes report.htm
 and prints the table. The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is
 not there. Thresholds are chosen on a part of the episodes and reported on the rest; a reward that is fitted to
 demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
+benchmark= reads a public benchmark from its folder, data=, and tells its own figures.
 
     embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
     embodied judge reward=clip goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]
+    embodied judge benchmark=rbm-ood data=path/to/rbm-1m-ood reward=clip
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.goals import is_open, parts_of, takes_goal
+from embodied.judging.benchmarking import benchmark_of, run_benchmark
+from embodied.judging.benchmarking import table as table_of_benchmark
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
 from embodied.judging.confusion import confused
 from embodied.judging.figures import GROUPS, Case, Division
@@ -54,6 +58,8 @@ def run(config: DictConfig) -> None:
     """Encode, score, report."""
     _check(config)
     torch.set_num_threads(config.threads)
+    if config.benchmark:
+        return _benchmark(config)
     dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
     encoder: Encoder = build(config.encoder)
@@ -114,6 +120,20 @@ def run(config: DictConfig) -> None:
         kinds=first_of_kinds(asking or dataset, division, cameras[0]),
     )
     print(f"{table(judged, verdicts)}\n\nReport: {page}")
+
+
+def _benchmark(config: DictConfig) -> None:
+    """Score a public benchmark, and tell its own figures."""
+    results, judged = run_benchmark(config, build(config.encoder))
+    folder = _folder(config, "-".join(reward_parts(config, "")))
+    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    about = {"verb": "judge", "benchmark": config.benchmark, "data": config.data, "judged on": judged}
+    runs.write_run(folder, **about, command=sys.argv, **runs.facts())
+    published = benchmark_of(config.benchmark).published
+    result = {"benchmark": config.benchmark, **judged, "rewards": results, "published": published}
+    write_text(folder / "benchmark.json", json.dumps(to_json(result), indent=1) + "\n")
+    told = f"{judged['episodes']} episodes, {judged['tasks']} tasks, {len(judged['sources'])} sources"
+    print(f"{table_of_benchmark(config.benchmark, results)}\n\n{told}: {folder / 'benchmark.json'}")
 
 
 def _given(config: DictConfig) -> str:

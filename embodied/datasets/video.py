@@ -137,6 +137,41 @@ def frames_at(path: Path, times: np.ndarray, tolerance_s: float | None = None) -
     raise VideoError(f"{path}: no frame at {times[0]:.4f} s. The file does not belong to this dataset, or was cut.")
 
 
+def sampled(path: Path, most: int) -> np.ndarray:
+    """Evenly spaced frames of a whole film, its first and last among them; one frame at a time is decoded.
+
+    Args:
+        path: a video file.
+        most: how many, at most; fewer of a shorter film.
+
+    Returns:
+        (N, H, W, 3) uint8 RGB.
+
+    Raises:
+        VideoError: the file is broken, holds no frame, or has no colours.
+        FileNotFoundError: there is no such file.
+    """
+    count = film(path).frames or _counted(path)
+    while True:
+        wanted = set(np.linspace(0, count - 1, min(most, count)).round().astype(int).tolist())
+        frames = []
+        with _opened(path) as (container, stream):
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            for n, frame in enumerate(_decoded(container, stream, path)):
+                if n in wanted:
+                    frames.append(_image(frame, path))
+        if len(frames) == len(wanted) and frames:
+            return np.stack(frames)
+        if (found := _counted(path)) == count or not found:
+            raise VideoError(f"{path}: must hold frames; got {found}. The file is damaged or cut short.")
+        count = found  # the file's head told another number
+
+
+def _counted(path: Path) -> int:
+    with _opened(path) as (container, stream):
+        return sum(1 for _ in _decoded(container, stream, path))
+
+
 def _walk(
     container: Any, stream: VideoStream, path: Path, times: np.ndarray, back: float, tolerance_s: float
 ) -> Iterator[np.ndarray | None]:

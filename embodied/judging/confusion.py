@@ -59,24 +59,28 @@ def _with_margin(
             said.append([potential(scorers[asked][judged.name], features)[case.end] for asked in tasks])
             owner.append(number)
             tick()
-    owners, ends = np.array(owner), np.array(said)
+    figure, matrix = margin_of(np.array(said), np.array(owner), resamples=resamples, seed=seed)
+    confusion = {task: dict(zip(tasks, row, strict=True)) for task, row in zip(tasks, matrix, strict=True)}
+    return replace(judged, figures={**judged.figures, "confusion_margin": figure}, confusion=confusion)
+
+
+def margin_of(ends: np.ndarray, owners: np.ndarray, *, resamples: int, seed: int) -> tuple[Figure, np.ndarray]:
+    """The confusion margin of N episodes of K tasks, and their means, (K, K): instructions by tasks.
+
+    Args:
+        ends: (N, K), where each ends under every instruction.
+        owners: (N,), which task each is of, 0 to K - 1; every task has one.
+        resamples, seed: of the bootstrap, which draws each task's episodes with replacement.
+    """
 
     def matrix(chosen: np.ndarray) -> np.ndarray:
-        """(K, K): instructions by episodes."""
-        return np.stack([ends[chosen[owners[chosen] == k]].mean(0) for k in range(len(tasks))], 1)
+        return np.stack([ends[chosen[owners[chosen] == k]].mean(0) for k in range(ends.shape[1])], 1)
 
     def margin(chosen: np.ndarray) -> float:
         return confusion_margin(matrix(chosen))
 
     everything = np.arange(len(owners))
     low, high = math.nan, math.nan
-    if len(owners) > len(tasks):
+    if len(owners) > ends.shape[1]:
         low, high = bootstrap_interval(everything, margin, resamples=resamples, seed=seed, strata=owners)
-    figure = Figure(margin(everything), low, high)
-    return replace(
-        judged,
-        figures={**judged.figures, "confusion_margin": figure},
-        confusion={
-            task: dict(zip(tasks, row, strict=True)) for task, row in zip(tasks, matrix(everything), strict=True)
-        },
-    )
+    return Figure(margin(everything), low, high), matrix(everything)

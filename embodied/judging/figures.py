@@ -175,7 +175,7 @@ class Sheet:
         figures = {
             "voc_spearman": self._mean([value_order_correlation(each) for each in clips]),
             "voc_pearson": self._mean([value_order_pearson(each) for each in clips]),
-            "pairwise_acc": self._mean([_later_higher(each) for each in clips]),
+            "pairwise_acc": self._mean([later_higher(each) for each in clips]),
         }
         if len(np.unique(self.quality)) > 1:
             ends, quality = self.ends, self.quality
@@ -326,7 +326,7 @@ class Sheet:
         )
 
 
-def _later_higher(said: np.ndarray) -> float:
+def later_higher(said: np.ndarray) -> float:
     """Of all pairs of `PREFIXES` moments of a success, the share of which the later one scores higher."""
     rows = np.unique(np.linspace(0, len(said) - 1, PREFIXES).round().astype(int))
     before, after = np.triu_indices(len(rows), 1)

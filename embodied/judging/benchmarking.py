@@ -1,0 +1,255 @@
+"""Rewards on a public benchmark, by its own protocol: every episode is judged, nothing is chosen or fitted on it.
+
+One episode is in memory at a time: its frames are encoded once, and every reward scores them under the episode's own
+instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over sources; errors of
+levels over all episodes. Intervals draw episodes with replacement, those of one task and quality among themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from embodied.errors import UserError, nearest
+from embodied.judging.benchmarks import BENCHMARKS, Benchmark, Film
+from embodied.judging.cells import lines, shown
+from embodied.judging.confusion import MOST, margin_of
+from embodied.judging.figures import Figure, later_higher
+from embodied.judging.judgement import controls, potential, reversed_film
+from embodied.judging.rewards import make_scorers, reward_parts
+from rewards.core import Encoder, Features, Scorer
+from rewards.metrics import (
+    bootstrap_interval,
+    ordinal_error,
+    policy_ranking_tau,
+    ranking_accuracy,
+    value_order_correlation,
+    value_order_pearson,
+)
+from rewards.progress import tqdm
+
+MAIN = "main"  # what the one view is called
+Rows = np.ndarray  # indices of episodes
+
+
+@dataclass
+class Said:
+    """What one reward said of the episodes, in their order; NaN where a number has no meaning.
+
+    Attributes:
+        ends: its potential in the last frame.
+        voc_spearman, voc_pearson, voc_reversed, pairwise_acc: of each success.
+        elsewhere: (episode, its task, its end under each task's instruction), of the first tasks.
+    """
+
+    ends: list[float] = field(default_factory=list)
+    voc_spearman: list[float] = field(default_factory=list)
+    voc_pearson: list[float] = field(default_factory=list)
+    voc_reversed: list[float] = field(default_factory=list)
+    pairwise_acc: list[float] = field(default_factory=list)
+    elsewhere: list[tuple[int, list[float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one reward.
+
+    Attributes:
+        figures: name -> over the whole benchmark.
+        sources: source -> name -> of its episodes alone.
+    """
+
+    figures: Mapping[str, Figure]
+    sources: Mapping[str, Mapping[str, float]]
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """The benchmark of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in BENCHMARKS:
+        raise UserError(f"benchmark must be one of ours; got {name!r}. {nearest(name, BENCHMARKS)}")
+    return BENCHMARKS[name]
+
+
+def run_benchmark(config: DictConfig, encoder: Encoder) -> tuple[dict[str, Result], dict[str, Any]]:
+    """Every reward on a benchmark, then the controls.
+
+    Returns:
+        Reward -> result, and what was judged: episodes, tasks, sources.
+
+    Raises:
+        UserError: no such benchmark, a folder that is not one, or a reward that cannot score it.
+    """
+    benchmark = benchmark_of(config.benchmark)
+    root = Path(config.data)
+    if not root.is_dir():
+        raise UserError(f"data must be the folder of {config.benchmark}; {root} is not there.")
+    films = list(benchmark.films(root))
+    if not films:
+        raise UserError(f"{root}: must hold episodes of {config.benchmark}; it holds none.")
+    tasks: dict[tuple[str, str], list[int]] = {}
+    for i, film in enumerate(films):
+        tasks.setdefault((film.source, film.task), []).append(i)
+    said = _score(config, encoder, benchmark, films, tasks)
+    results = {name: _figures(benchmark, films, each, config.resamples, config.seed) for name, each in said.items()}
+    sources = list(dict.fromkeys(film.source for film in films))
+    return results, {"episodes": len(films), "tasks": len(tasks), "sources": sources}
+
+
+def _score(
+    config: DictConfig,
+    encoder: Encoder,
+    benchmark: Benchmark,
+    films: Sequence[Film],
+    tasks: Mapping[tuple[str, str], Sequence[int]],
+) -> dict[str, Said]:
+    said: dict[str, Said] = {}
+    kept: dict[str, Mapping[str, Scorer]] = {}  # of the first tasks' instructions
+    probes: dict[str, list[Features]] = {}
+    wanted = "confusion_margin" in benchmark.figures and config.confusion
+    order: list[int] = []
+    with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
+        for (_, task), members in tasks.items():
+            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN])
+            if looking := [name for name, scorer in scorers.items() if scorer.frames_read == "first"]:
+                raise UserError(f"reward {looking[0]}: needs a camera's calibration, which benchmarks have not.")
+            scorers |= controls(encoder)
+            if wanted and task not in kept and len(kept) < MOST:
+                kept[task], probes[task] = scorers, []
+            for i in members:
+                features = _features(encoder, films[i], scorers)
+                for name, scorer in scorers.items():
+                    _note(said.setdefault(name, Said()), name, scorer, films[i], features)
+                if task in probes and len(probes[task]) < config.confusion:
+                    probes[task].append(features)
+                order.append(i)
+                bar.update()
+    place = np.argsort(order)
+    for each in said.values():
+        for name, values in vars(each).items():
+            if name != "elsewhere":
+                setattr(each, name, [values[k] for k in place])
+    for number, task in enumerate(kept if len(kept) > 1 else ()):
+        for features in probes[task]:
+            for name, each in said.items():
+                ends = [float(potential(kept[asked][name], features)[-1]) for asked in kept]
+                each.elsewhere.append((number, ends))
+    return said
+
+
+@torch.inference_mode()
+def _features(encoder: Encoder, film: Film, scorers: Mapping[str, Scorer]) -> Features:
+    frames = torch.from_numpy(film.frames())
+    view = torch.cat([encoder.encode_images(part).float().cpu() for part in frames.split(64)])[None]
+    looks = any(scorer.frames_read == "all" for scorer in scorers.values())
+    return Features(views={MAIN: view}, frames={MAIN: frames[None]} if looks else {})
+
+
+def _note(said: Said, name: str, scorer: Scorer, film: Film, features: Features) -> None:
+    try:
+        values = potential(scorer, features)
+        good = bool(film.success) and len(values) > 1
+        backward = potential(scorer, reversed_film(features, len(values))) if good else None
+    except (FloatingPointError, ValueError, KeyError) as error:
+        raise UserError(f"reward {name}: {error}") from error
+    said.ends.append(float(values[-1]))
+    said.voc_spearman.append(value_order_correlation(values) if good else math.nan)
+    said.voc_pearson.append(value_order_pearson(values) if good else math.nan)
+    said.pairwise_acc.append(later_higher(values) if good else math.nan)
+    said.voc_reversed.append(math.nan if backward is None else value_order_correlation(backward, rewound=True))
+
+
+# Figures ------------------------------------------------------------------------------------------------------
+
+
+def _figures(benchmark: Benchmark, films: Sequence[Film], said: Said, resamples: int, seed: int) -> Result:
+    sources = np.array([film.source for film in films])
+    tasks = np.array([f"{film.source}\n{film.task}" for film in films])
+    quality = np.array([math.nan if film.quality is None else film.quality for film in films])
+    levels = np.array([film.level or 0 for film in films])
+    _, groups = np.unique([f"{t}\n{q}" for t, q in zip(tasks, quality, strict=True)], return_inverse=True)
+    ends, everything = np.array(said.ends), np.arange(len(films))
+
+    def of_tasks(statistic: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[Rows], float]:
+        def value(rows: Rows) -> float:
+            each = [rows[tasks[rows] == task] for task in np.unique(tasks[rows])]
+            return _mean([statistic(ends[members], quality[members]) for members in each])
+
+        return value
+
+    def of_successes(name: str) -> Callable[[Rows], float]:
+        values = np.array(getattr(said, name))
+        return lambda rows: _mean(values[rows])
+
+    def gap(ends: np.ndarray, quality: np.ndarray) -> float:
+        worst, best = quality == 0, quality == 2
+        return float(ends[best].mean() - ends[worst].mean()) if worst.any() and best.any() else math.nan
+
+    statistics: dict[str, Callable[[Rows], float]] = {
+        "kendall_tau": of_tasks(policy_ranking_tau),
+        "ranking_acc": of_tasks(ranking_accuracy),
+        "succ_fail_diff": of_tasks(gap),
+        **{name: of_successes(name) for name in ("voc_spearman", "voc_pearson", "voc_reversed", "pairwise_acc")},
+    }
+    figures: dict[str, Figure] = {}
+    per_source: dict[str, dict[str, float]] = {str(name): {} for name in dict.fromkeys(sources)}
+    for name in benchmark.figures:
+        if name == "confusion_margin":
+            if said.elsewhere:
+                owners, elsewhere = (np.array(part) for part in zip(*said.elsewhere, strict=True))
+                figures[name] = margin_of(elsewhere, owners, resamples=resamples, seed=seed)[0]
+            continue
+        if name == "mae_ordinal":
+            if not 0 <= ends.min() <= ends.max() <= 1:  # a potential in another unit has no level
+                continue
+            whole: Callable[[Rows], float] = lambda rows: ordinal_error(ends[rows], levels[rows])  # noqa: E731
+            statistic = whole
+        else:
+            whole = statistics[name]
+            statistic = _over_sources(whole, sources)
+        value = statistic(everything)
+        interval = (math.nan, math.nan)
+        if not math.isnan(value) and len(films) > 1:
+            interval = bootstrap_interval(everything, statistic, resamples=resamples, seed=seed, strata=groups)
+        figures[name] = Figure(value, *interval)
+        for source, told in per_source.items():
+            told[name] = whole(np.flatnonzero(sources == source))
+    return Result(figures, per_source)
+
+
+def _over_sources(statistic: Callable[[Rows], float], sources: np.ndarray) -> Callable[[Rows], float]:
+    names = np.unique(sources)
+    return lambda rows: _mean([statistic(rows[sources[rows] == name]) for name in names])
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> float:
+    known = np.array(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def table(name: str, results: Mapping[str, Result]) -> str:
+    """For the terminal: a row a reward with 95 % intervals, and what was published."""
+    benchmark = benchmark_of(name)
+    rows = [["reward", *benchmark.figures]]
+    for reward, result in results.items():
+        cells = []
+        for figure in benchmark.figures:
+            told = result.figures.get(figure, Figure())
+            interval = "" if math.isnan(told.low) else f" ({shown(told.low)} … {shown(told.high)})"
+            cells.append(f"{shown(told.value)}{interval}")
+        rows.append([reward, *cells])
+    for model in dict.fromkeys(model for each in benchmark.published.values() for model in each):
+        said = [shown(benchmark.published.get(figure, {}).get(model, math.nan)) for figure in benchmark.figures]
+        rows.append([f"{model}, published", *said])
+    return "\n".join(lines(rows))
