@@ -11,21 +11,27 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import Encoded
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
 from embodied.files import whole
+from embodied.goals import any_open
 from embodied.identity import dataset_identity, scorer_identity
-from rewards.core import Episode, Features, Scorer
+from embodied.literal import resolved
+from embodied.scorers import make_scorer
+from rewards.core import Encoder, Episode, Features, Scorer
+from rewards.progress import tqdm
 
 LONG = 1024  # rows from which an episode is scored in pieces, of so many, where the heads can
 Labels = dict[str, np.ndarray]  # "potential" and "reward" of an episode, (T,) float32
@@ -59,6 +65,95 @@ class Shard:
     def has(self, batch: int) -> bool:
         """Whether a batch, from 0, is its."""
         return batch % self.count == self.number - 1
+
+
+def chosen_cameras(dataset: Dataset, wanted: Any) -> list[str]:
+    """The views that a config names, or all.
+
+    Raises:
+        UserError: the dataset has not one of them.
+    """
+    names = list(dataset.cameras) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        if name not in dataset.cameras:
+            raise UserError(f"cameras: {dataset.root} has no {name!r}. {nearest(str(name), dataset.cameras)}")
+    return names
+
+
+def by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:
+    """Which episodes are scored with which goal; None: as the reward's own config says.
+
+    Raises:
+        UserError: a goal is open, and an episode has no instruction.
+    """
+    everything = list(range(len(dataset)))
+    if not any_open(resolved(config)["reward"]):
+        return {None: everything}
+    groups: dict[str | None, list[int]] = {}
+    for i in everything:
+        instruction = dataset.instruction(i)
+        if not instruction:
+            number = dataset.span(i).index
+            raise UserError(f"goal must be given: episode {number} of {dataset.root} has no instruction. Add goal=…")
+        groups.setdefault(instruction, []).append(i)
+    return groups
+
+
+def scorer_for(
+    config: DictConfig,
+    goal: str | None,
+    dataset: Dataset,
+    cameras: Sequence[str] | None = None,
+    encoder: Encoder | None = None,
+) -> Scorer:
+    """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
+    scorer = make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
+    assert scorer is not None
+    return scorer
+
+
+def label_all(
+    config: DictConfig,
+    labels: KeptLabels,
+    cameras: Sequence[str],
+    groups: Mapping[str | None, Sequence[int]],
+    *,
+    shard: Shard | None = None,
+    only_see: bool = False,
+    told: Callable[[Scorer, Sequence[int]], None] = lambda scorer, members: None,
+) -> None:
+    """Label every episode of a verb's config, or those of a shard.
+
+    Args:
+        config: with `reward`, `encoder` and `batch`.
+        labels: where they go.
+        cameras: the views that the reward reads.
+        groups: see `by_goal`.
+        shard: what is labelled here; None: everything.
+        only_see: label nothing, but see that all are labelled.
+        told: is given each goal's reward and its episodes, once they are labelled.
+
+    Raises:
+        UserError: labels are not there that should be.
+    """
+    dataset, encoder = labels.dataset, None
+    total = len(dataset) if shard is None or shard.count == 1 else None
+    with tqdm(total=total, desc="labelling", unit="episode", disable=only_see) as bar:
+        for goal, members in groups.items():
+            scorer = scorer_for(config, goal, dataset, cameras, encoder)
+            encoder = scorer.encoder
+            if only_see:
+                labels.expect(scorer, members, cameras, batch=config.batch)
+                continue
+            for done in labels.make(scorer, members, cameras, goal=goal or "", batch=config.batch, shard=shard):
+                bar.update(done)
+            told(scorer, members)
+    if only_see and (missing := [i for i in range(len(dataset)) if not labels.has(i)]):
+        some = ", ".join(str(dataset.span(i).index) for i in missing[:8]) + (", …" if len(missing) > 8 else "")
+        raise UserError(
+            f"merge: {labels.root} must hold labels of all {len(dataset)} episodes by this reward, encoder and batch; "
+            f"{len(missing)} lack: {some}. Run the shards that have them again."
+        )
 
 
 class KeptLabels:
@@ -149,6 +244,11 @@ class KeptLabels:
 
     def _file(self, i: int) -> Path:
         return self._folders[i] / f"{i:06d}.safetensors"
+
+
+def progress_range(low: float, high: float) -> tuple[float, float]:
+    """What becomes progress 0 and 1: potentials that all lie in [0, 1] stay as they are."""
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 def batches(dataset: Dataset, scorer: Scorer, indices: Sequence[int], size: int) -> Iterator[list[int]]:

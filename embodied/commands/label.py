@@ -30,15 +30,13 @@ from omegaconf import DictConfig
 
 from embodied import scorers
 from embodied.datasets import Dataset, copying, layout
-from embodied.errors import UserError, nearest
+from embodied.errors import UserError
 from embodied.files import whole
-from embodied.goals import any_open, told_goals
-from embodied.labelling import KeptLabels, Shard
+from embodied.goals import told_goals
+from embodied.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
 from embodied.literal import resolved
 from embodied.opening import COLLECTED, open_dataset, reading
 from embodied.settings import check_least
-from rewards.core import Encoder, Scorer
-from rewards.progress import tqdm
 
 ROOT = Path("runs", "label")
 GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
@@ -52,7 +50,7 @@ def run(config: DictConfig) -> None:
     if config.columns not in ("sidecar", "columns"):
         raise UserError(f"columns must be sidecar or columns; got {config.columns!r}.")
     check_least(config, batch=1, threads=1)
-    Shard.read(config.shard)
+    shard = Shard.read(config.shard)
     if config.merge and config.shard is not None:
         raise UserError("merge=true must be without shard: it writes what all shards have made.")
     if config.reward.get("_target_") is None:
@@ -63,18 +61,18 @@ def run(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     _recover(config.data, in_place=config.in_place)
     dataset = open_dataset(config.data, **reading(config))
-    cameras = _cameras(dataset, config.cameras)
+    cameras = chosen_cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
-    groups = _by_goal(config, dataset)
+    groups = by_goal(config, dataset)
     goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
     if config.columns == "sidecar":
         _check_goals(out, goals)
     labels = KeptLabels(dataset, _parts(out))
-    _make(config, labels, cameras, groups)
+    label_all(config, labels, cameras, groups, shard=shard, only_see=config.merge)
     if config.shard is not None:
         print(f"Shard {config.shard}: kept in {labels.root}. When all are done: the same with merge=true for shard=…")
         return
-    low, high = _range(*labels.extremes())
+    low, high = progress_range(*labels.extremes())
     if config.columns == "sidecar":
         about = {"reward_model_path": name, "low": low, "high": high, GOALS: json.dumps(goals, ensure_ascii=False)}
         if len(goals) == 1:
@@ -89,62 +87,7 @@ def run(config: DictConfig) -> None:
     shutil.rmtree(_parts(out), ignore_errors=True)
 
 
-# Scoring ------------------------------------------------------------------------------------------------
-
-
-def _make(
-    config: DictConfig, labels: KeptLabels, cameras: Sequence[str], groups: Mapping[str | None, Sequence[int]]
-) -> None:
-    """Label every episode, or those of a shard; of a merge, see that all are labelled.
-
-    Raises:
-        UserError: labels that a merge needs are not there.
-    """
-    dataset, encoder, shard = labels.dataset, None, Shard.read(config.shard)
-    total = len(dataset) if config.shard is None else None
-    with tqdm(total=total, desc="labelling", unit="episode", disable=config.merge) as bar:
-        for goal, members in groups.items():
-            scorer = _scorer(config, goal, dataset, cameras, encoder)
-            encoder = scorer.encoder
-            if config.merge:
-                labels.expect(scorer, members, cameras, batch=config.batch)
-                continue
-            for done in labels.make(scorer, members, cameras, goal=goal or "", batch=config.batch, shard=shard):
-                bar.update(done)
-    if config.merge and (missing := [i for i in range(len(dataset)) if not labels.has(i)]):
-        told = ", ".join(str(dataset.span(i).index) for i in missing[:8]) + (", …" if len(missing) > 8 else "")
-        raise UserError(
-            f"merge: {labels.root} must hold labels of all {len(dataset)} episodes by this reward, encoder and batch; "
-            f"{len(missing)} lack: {told}. Run the shards that have them again."
-        )
-
-
-def _by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:
-    """Which episodes are scored with which goal; None: as the reward's own config says."""
-    everything = list(range(len(dataset)))
-    if not any_open(resolved(config)["reward"]):
-        return {None: everything}
-    groups: dict[str | None, list[int]] = {}
-    for i in everything:
-        instruction = dataset.instruction(i)
-        if not instruction:
-            number = dataset.span(i).index
-            raise UserError(f"goal must be given: episode {number} of {dataset.root} has no instruction. Add goal=…")
-        groups.setdefault(instruction, []).append(i)
-    return groups
-
-
-def _scorer(
-    config: DictConfig,
-    goal: str | None,
-    dataset: Dataset,
-    cameras: Sequence[str] | None = None,
-    encoder: Encoder | None = None,
-) -> Scorer:
-    """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
-    scorer = scorers.make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
-    assert scorer is not None
-    return scorer
+# Checking -----------------------------------------------------------------------------------------------
 
 
 def _check_goals(out: Path, goals: Sequence[str]) -> None:
@@ -170,11 +113,6 @@ def _check_goals(out: Path, goals: Sequence[str]) -> None:
 def _listed(goals: Sequence[str]) -> str:
     told = ", ".join(repr(goal) for goal in goals[:3]) + (f" and {len(goals) - 3} more" if len(goals) > 3 else "")
     return told or "no goal"
-
-
-def _range(low: float, high: float) -> tuple[float, float]:
-    """What becomes progress 0 and 1: potentials that all lie in [0, 1] stay as they are."""
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
 
 
 # Writing ------------------------------------------------------------------------------------------------
@@ -276,14 +214,6 @@ def _add_columns(
                             found[key][rows] = each[value][where[1][rows]]
                 columns = [*table.columns, *(pa.chunked_array([pa.array(values)]) for values in found.values())]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
-
-
-def _cameras(dataset: Dataset, wanted: Any) -> list[str]:
-    names = list(dataset.cameras) if wanted is None else [wanted] if isinstance(wanted, str) else list(wanted)
-    for name in names:
-        if name not in dataset.cameras:
-            raise UserError(f"cameras: {dataset.root} has no {name!r}. {nearest(str(name), dataset.cameras)}")
-    return names
 
 
 def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:

@@ -15,7 +15,6 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from embodied import cli, labelling
-from embodied.commands import label
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.encoding import Encoded, encode
 from embodied.identity import dataset_identity
@@ -116,7 +115,7 @@ def test_data_of_a_world_that_is_not_here(data, tiny_clip, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     given = words(foreign, tiny_clip, "goal=pick up the red ball")
     config = cli.compose("label", ["reward=keypoint" if word == "reward=clip" else word for word in given][1:])
-    scorer = label._scorer(config, "pick up the red ball", Dataset(foreign))
+    scorer = labelling.scorer_for(config, "pick up the red ball", Dataset(foreign))
     assert scorer.frames_read == "all"  # no calibration, no demonstrations
 
 
@@ -259,7 +258,7 @@ def test_a_model_that_changed_in_its_folder_makes_all_labels_anew(data, tiny_cli
         XIRL.fit(demos, updates=2, seed=seed).save(Path("head"), encoder)
 
     fit(0)
-    score, made = label.score, []
+    score, made = labelling.score, []
 
     def killed_after_two(scorer, episodes, terminated):
         if len(made) == 2:
@@ -268,7 +267,7 @@ def test_a_model_that_changed_in_its_folder_makes_all_labels_anew(data, tiny_cli
         return score(scorer, episodes, terminated)
 
     with monkeypatch.context() as patch:
-        patch.setattr(label, "score", killed_after_two)
+        patch.setattr(labelling, "score", killed_after_two)
         assert cli.main([*given, "out=a.parquet"]) == 130
     fit(1)
     assert cli.main([*given, "out=a.parquet"]) == 0

@@ -1,0 +1,145 @@
+"""`embodied audit`: what episodes' curves say, which are bad, and a dataset without those."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from embodied import cli
+from embodied.datasets import Dataset, Writer
+from embodied.datasets.dropping import drop
+from embodied.errors import UserError
+from rewards.trace import trace
+
+SIZE, T = 32, 12
+ENDS = (1.0, 0.1, 1.0, 0.2, 1.0, 0.9, 0.1, 1.0)
+FEATURES = {
+    "action": {"dtype": "float32", "shape": (1,), "names": ["a"]},
+    "next.success": {"dtype": "bool", "shape": (1,), "names": None},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A bar that grows to a share of the picture; from 0.9 it is a success."""
+    root, rng = tmp_path_factory.mktemp("audit") / "bars", np.random.default_rng(0)
+    with Writer(
+        root, fps=10, features=FEATURES, cameras={"front": (SIZE, SIZE)}, data_mb=1e-5, video_mb=1e-2
+    ) as writer:
+        for k, end in enumerate(ENDS):
+            count = T + k % 3
+            frames = rng.integers(100, 120, (count, SIZE, SIZE, 3), np.uint8)
+            for t, frame in enumerate(frames):
+                frame[:, : round(end * SIZE * t / (count - 1))] = (220, 20, 20)
+            solved = (np.arange(count) == count - 1) & (end >= 0.9)
+            columns = {"action": np.full((count, 1), k, np.float32), "next.success": solved[:, None]}
+            last = {"front": frames[-1]}
+            writer.add(columns, {"front": frames}, instruction=f"fill {k % 2}", kind=f"kind {k}", last=last)
+    return root
+
+
+@pytest.fixture
+def audit(tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}", "encoder.precision=fp32"]
+        status = cli.main(["audit", "run=out", *encoder, *words])
+        file = tmp_path / "out" / "audit.json"
+        told = capsys.readouterr()
+        return status, json.loads(file.read_text()) if file.is_file() else None, told.out + told.err
+
+    return run
+
+
+def test_a_success_model_finds_the_bad_episodes_and_they_are_dropped(audit, data, tmp_path):
+    words = ["reward=success", f"reward.demos={data}", f"data={data}"]
+    status, found, told = audit(*words, "drop=true", "out=clean")
+    assert status == 0, told
+    said = {each["episode"]: each["verdict"] for each in found["episodes"]}
+    assert found["bad"] == [k for k, word in said.items() if word == "bad"]
+    sure = {k: word for k, word in said.items() if word != "unsure"}
+    assert all((word == "good") == (ENDS[k] >= 0.9) for k, word in sure.items())
+    assert len(found["bad"]) >= 2
+    assert found["summary"]["agrees_with_recorded"] == 1
+    assert f"episodes {', '.join(map(str, found['bad']))}" in told
+    kept = [k for k in range(len(ENDS)) if k not in found["bad"]]
+    assert [float(Dataset("clean").recording(i).actions[0, 0]) for i in range(len(kept))] == kept
+    assert not list((tmp_path / "runs/audit").rglob("*.safetensors"))  # labels on the way are cleared up
+    assert len(Dataset(data)) == len(ENDS)  # the source is as it was
+
+
+def test_figures_are_those_of_the_curve_of_progress(audit, data, tiny_clip, tmp_path):
+    words = ["reward=clip", "goal=a red bar", f"data={data}"]
+    status, found, told = audit(*words, "least=0.6")
+    assert status == 0, told
+    encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}", "encoder.precision=fp32"]
+    assert cli.main(["label", *words, *encoder, "out=labels.parquet"]) == 0
+    table = pq.read_table("labels.parquet")
+    progress, owner = (np.asarray(table[name]) for name in ("progress_sparse", "episode_index"))
+    for each in found["episodes"]:
+        curve = np.clip(progress[owner == each["episode"]].astype(np.float64), 0, 1)
+        expected = trace(curve)
+        names = ("reached", "path_efficiency", "regression", "stalls", "recovery")
+        assert [each[name] for name in names] == pytest.approx([getattr(expected, name) for name in names], abs=1e-5)
+        assert (each["verdict"] == "good") == (curve[-1] >= 0.6)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["reward=true"], "reward=true audits nothing"),
+        (["least=1.5"], "least must be between 0 and 1; got 1.5"),
+        (["out=x"], "out must be left out without drop=true"),
+    ],
+)
+def test_bad_settings_write_nothing(audit, data, tmp_path, words, text):
+    status, found, told = audit("reward=clip", "goal=a", f"data={data}", *words)
+    assert (status, found) == (2, None)
+    assert text in told
+    assert list(tmp_path.iterdir()) == []
+
+
+# Dropping -----------------------------------------------------------------------------------------------------
+
+
+def test_what_stays_is_as_it_was(data, tmp_path):
+    dataset = Dataset(data)
+    made = drop(dataset, [0, 3, 4], tmp_path / "less")
+    assert len(made) == 5
+    for new, old in enumerate((1, 2, 5, 6, 7)):
+        before, after = dataset.recording(old), made.recording(new)
+        np.testing.assert_array_equal(before.frames["front"], after.frames["front"])
+        np.testing.assert_array_equal(before.actions, after.actions)
+        np.testing.assert_array_equal(before.success, after.success)
+        assert (before.instruction, before.kind) == (after.instruction, after.kind)
+        counters = made.columns(new, ["episode_index", "frame_index", "index"])
+        assert set(counters["episode_index"]) == {new}
+        start = sum(made.length(i) for i in range(new))
+        np.testing.assert_array_equal(counters["index"], start + np.arange(made.length(new)))
+        np.testing.assert_array_equal(dataset.last(old)[0]["front"], made.last(new)[0]["front"])
+    info = json.loads((tmp_path / "less/meta/info.json").read_text())
+    assert (info["total_episodes"], info["total_frames"]) == (5, sum(made.length(i) for i in range(5)))
+    stats = json.loads((tmp_path / "less/meta/stats.json").read_text())
+    assert stats["action"]["max"] == [7]
+    assert stats["action"]["min"] == [1]
+    assert stats["action"]["count"] == [info["total_frames"]]
+    again = drop(made, [0], tmp_path / "lesser")  # of what was made so
+    assert [float(again.recording(i).actions[0, 0]) for i in range(4)] == [2, 5, 6, 7]
+
+
+def test_what_cannot_be_dropped_is_told(data, tmp_path):
+    dataset = Dataset(data)
+    with pytest.raises(UserError, match="all 8 episodes would be left out"):
+        drop(dataset, range(8), tmp_path / "none")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(UserError, match="out must be a new folder"):
+        drop(dataset, [0], tmp_path / "there")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["there"]
+
+
+def test_the_curve_of_a_bar():
+    assert trace(np.linspace(0, 1, T)).path_efficiency == pytest.approx(1)
