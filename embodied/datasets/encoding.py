@@ -203,7 +203,7 @@ class Encoded:
         return file
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LaterEpisode:
     """An `Episode` whose features are read each time they are asked for.
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,16 +136,36 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from error
 
 
-def read_parquet(file: Path, about: str = "", **options: Any) -> pa.Table:
-    """A parquet file; errors name it, and `about` what was looked for in it."""
-    what = f"{file}{f' ({about})' if about else ''}"
-    if not file.is_file():
-        raise UserError(f"{what}: the file is missing{' (a link to nothing)' if file.is_symlink() else ''}.")
-    try:
+def read_parquet(file: Path, about: str = "", *, without: str = "", **options: Any) -> pa.Table:
+    """A parquet file; errors name it, and `about` what was looked for in it.
+
+    Args:
+        file: to be read.
+        about: for errors.
+        without: columns whose names begin so are not read; "": all are.
+        options: of `pyarrow.parquet.read_table`.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
+    with reading(file, about):
+        if without:
+            names = pq.read_schema(file).names
+            options["columns"] = [name for name in names if not name.startswith(without)]
         table = pq.read_table(file, partitioning=None, **options)  # pyright: ignore[reportArgumentType]
         if len(set(table.column_names)) != table.num_columns:  # names that are no text raise here
             raise ValueError("two columns have one name")
         return table
+
+
+@contextmanager
+def reading(file: Path, about: str = "") -> Iterator[None]:
+    """Errors of reading a parquet file within it, in a person's words."""
+    what = f"{file}{f' ({about})' if about else ''}"
+    if not file.is_file():
+        raise UserError(f"{what}: the file is missing{' (a link to nothing)' if file.is_symlink() else ''}.")
+    try:
+        yield
     except (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         if lacks := re.match(r"No match for FieldRef.Name\((.*?)\)", reason):

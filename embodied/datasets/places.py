@@ -20,6 +20,7 @@ from embodied.errors import UserError
 MAX_ROWS = 10**9  # of an episode: a year at 30 a second
 MAX_S = 1e8  # of a film
 MAX_FPS = 1e5
+AT_ONCE = 1024  # rows of meta/episodes that are Python's objects at a time
 MAX_WIDTH = 10**8  # numbers in a row of one feature
 
 
@@ -37,7 +38,7 @@ class Clip(NamedTuple):
     end_s: float | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Span:
     """Where an episode lies.
 
@@ -126,6 +127,7 @@ class Places:
 
     def __init__(self, root: Path, info: Mapping[str, Any]) -> None:
         self.root, self._info = root, info
+        self._paths: dict[str, Path] = {}  # episodes share files
         self._films = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
 
     def spans(self) -> list[Span]:
@@ -172,17 +174,20 @@ class Places:
         filled = re.sub(r"\{(\w+)(?::0?(\d{1,2})d)?\}", value, text)
         if "{" in filled.replace(str(values.get("video_key", "")), ""):
             raise UserError(f"{where} must be a path template of {', '.join(values)}; got {text[:200]!r}.")
-        return self.below(filled)
+        if filled not in self._paths:
+            self._paths[filled] = self.below(filled)
+        return self._paths[filled]
 
     def _rows_v3(self, folder: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         files = sorted(folder.glob("*/*.parquet"))
         if not files:
             raise UserError(f"{folder}: must hold the episodes' parquet files; there are none.")
         for file in files:
-            table = layout.read_parquet(file, "episodes")
-            names = [name for name in table.column_names if not name.startswith("stats/")]
-            for number, row in enumerate(layout.python(table.select(names), file)):
-                yield f"{file} (row {number})", row
+            table, number = layout.read_parquet(file, "episodes", without="stats/"), 0
+            for start in range(0, len(table), AT_ONCE):
+                for row in layout.python(table.slice(start, AT_ONCE), file):
+                    yield f"{file} (row {number})", row
+                    number += 1
 
     def _rows_v2(self, file: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         for number, row in enumerate(layout.read_lines(file)):

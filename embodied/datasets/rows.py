@@ -5,21 +5,39 @@ T: frames of an episode.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from embodied.datasets import layout
 from embodied.datasets.places import Span
 from embodied.errors import UserError, nearest
 
-FILES_KEPT = 8  # data files whose counters are kept: v3 has few of them, v2 one an episode
+FILES_KEPT = 8  # data files of which is kept where their episodes lie: v3 has few of them, v2 one an episode
+HEADS_KEPT = 2  # of them, whose heads are kept too: with a row group an episode they are large
 COUNTED = ("timestamp", "task_index")
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What is kept of a data file.
+
+    Attributes:
+        counters: its small columns, whole.
+        places: episode -> its first row and their number, where they lie together.
+        groups: (G + 1,) first row of each row group, and the number of all rows.
+    """
+
+    counters: pa.Table
+    places: Mapping[int, tuple[int, int]]
+    groups: np.ndarray
 
 
 class Rows:
@@ -32,7 +50,8 @@ class Rows:
 
     def __init__(self, root: Path, features: Mapping[str, Mapping[str, Any]]) -> None:
         self._root, self._features = root, features
-        self._kept: OrderedDict[Path, pa.Table] = OrderedDict()
+        self._kept: OrderedDict[tuple[Path, int, int], _Contents] = OrderedDict()
+        self._heads: OrderedDict[tuple[Path, int, int], pq.FileMetaData] = OrderedDict()
 
     def table(self, span: Span, names: Sequence[str]) -> pa.Table:
         """Columns of one episode, in the order of its frames.
@@ -45,11 +64,17 @@ class Rows:
                 raise UserError(f"{self._root}: no feature {name!r}. {nearest(name, self._features)}")
         wanted = list(dict.fromkeys([*names, "frame_index"]))
         about = f"episode {span.index}"
+        contents = self._contents(span, about)
+        place = contents.places.get(span.index)
         if set(wanted) <= {*COUNTED, "frame_index"}:
-            counters = self._counters(span, about)
-            table = counters.filter(pc.field("episode_index") == span.index)
-        else:
+            counters = contents.counters
+            table = (
+                counters.filter(pc.field("episode_index") == span.index) if place is None else counters.slice(*place)
+            )
+        elif place is None:
             table = layout.read_parquet(span.data, about, columns=wanted, filters=[("episode_index", "=", span.index)])
+        else:
+            table = self._slice(span, about, wanted, contents, *place)
         if missing := [name for name in wanted if name not in table.column_names]:
             raise UserError(f"{span.data} ({about}): column {missing[0]} is missing, which info.json declares.")
         if len(table) != span.length:
@@ -96,19 +121,44 @@ class Rows:
 
     # Inside ---------------------------------------------------------------------------------------------
 
-    def _counters(self, span: Span, about: str) -> pa.Table:
-        """The small columns of a whole data file, read once."""
-        if span.data in self._kept:
-            self._kept.move_to_end(span.data)
-            return self._kept[span.data]
+    def _contents(self, span: Span, about: str) -> _Contents:
+        """What is kept of a data file, read once as long as it stays as it is."""
+        mark = _mark(span.data)
+        if mark in self._kept:
+            self._kept.move_to_end(mark)
+            return self._kept[mark]
         names = ["episode_index", "frame_index", *(name for name in COUNTED if name in self._features)]
         table = layout.read_parquet(span.data, about, columns=names)
         if missing := [name for name in names[:2] if name not in table.column_names]:
             raise UserError(f"{span.data} ({about}): column {missing[0]} is missing, which info.json declares.")
-        self._kept[span.data] = table
+        head = self._head(span, about)
+        sizes = [head.row_group(group).num_rows for group in range(head.num_row_groups)]
+        contents = _Contents(table, _places(table["episode_index"]), np.concatenate([[0], np.cumsum(sizes)]))
+        self._kept[mark] = contents
         while len(self._kept) > FILES_KEPT:
             self._kept.popitem(last=False)
-        return table
+        return contents
+
+    def _head(self, span: Span, about: str) -> pq.FileMetaData:
+        """A data file's own description: with thousands of row groups, reading it takes longer than reading rows."""
+        mark = _mark(span.data)
+        if mark not in self._heads:
+            with layout.reading(span.data, about):
+                self._heads[mark] = pq.read_metadata(span.data)
+            while len(self._heads) > HEADS_KEPT:
+                self._heads.popitem(last=False)
+        self._heads.move_to_end(mark)
+        return self._heads[mark]
+
+    def _slice(
+        self, span: Span, about: str, wanted: list[str], contents: _Contents, first: int, count: int
+    ) -> pa.Table:
+        """Columns of `count` rows of a data file, from the row groups that they lie in."""
+        begin = int(np.searchsorted(contents.groups, first, "right")) - 1
+        end = int(np.searchsorted(contents.groups, first + count, "left"))
+        with layout.reading(span.data, about), pq.ParquetFile(span.data, metadata=self._head(span, about)) as file:
+            table = file.read_row_groups(list(range(begin, end)), columns=wanted)
+        return table.slice(first - int(contents.groups[begin]), count)
 
     def _kind(self, name: str, dtype: str) -> np.dtype:
         try:
@@ -149,6 +199,26 @@ class Rows:
             expected = f"{kind} of shape {(len(column), *shape)}"
             raise UserError(f"{where} must be {expected}, as info.json says; {error}.") from error
         return numbers
+
+
+def _mark(file: Path) -> tuple[Path, int, int]:
+    """A file as it is now; zeros where it is missing."""
+    try:
+        state = file.stat()
+    except OSError:
+        return file, 0, 0
+    return file, state.st_size, state.st_mtime_ns
+
+
+def _places(column: pa.ChunkedArray) -> dict[int, tuple[int, int]]:
+    """Episode -> its first row and their number; without those whose rows are not together, or where none is told."""
+    if not pa.types.is_integer(column.type) or column.null_count or not len(column):
+        return {}
+    episodes = column.to_numpy()
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1, [len(episodes)]])
+    runs = list(zip(episodes[starts[:-1]].tolist(), starts[:-1].tolist(), np.diff(starts).tolist(), strict=True))
+    times = Counter(index for index, _, _ in runs)
+    return {index: (first, count) for index, first, count in runs if times[index] == 1}
 
 
 def _cast(numbers: np.ndarray, kind: np.dtype) -> np.ndarray:

@@ -37,7 +37,7 @@ PREFIXES = 15  # moments of an episode that are compared in pairs, as many as TO
 STILL = 1e-9  # a difference in mean reward below this is none
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
     """One labelled episode.
 
