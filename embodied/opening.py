@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from embodied import hub
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
 from embodied.envs import SCRIPTED, WORLDS
@@ -21,8 +22,8 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
     """A dataset by folder or by name.
 
     Args:
-        source: a LeRobot folder; or `<world>-<policy>` (policy one of `POLICIES`), a dataset below `COLLECTED`, which
-            is collected first if it is not there.
+        source: a LeRobot folder; `hub:OWNER/NAME`, which is fetched; or `<world>-<policy>` (policy one of
+            `POLICIES`), a dataset below `COLLECTED`, which is collected first if it is not there.
         setting: what errors call it.
         episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
             `collect`'s own number, of one that is missing.
@@ -31,6 +32,8 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
     Raises:
         UserError: neither; or a damaged dataset.
     """
+    if hub.is_hub(source):
+        return Dataset(hub.fetched(str(source), hub.DATASET, setting), **how)
     root, name = Path(source), str(source)
     recorded(root)
     if root.exists() or len(root.parts) > 1:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from embodied import hub
 from embodied.build import build, locate
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
@@ -203,6 +204,9 @@ class _Filler:
 
     def scorer(self, reward: Mapping[str, Any], name: str = "") -> Scorer:
         reward = with_goal(reward, self._goal)
+        if hub.is_hub(reward.get("model")):
+            setting = f"reward.{name}.model" if name else "reward.model"
+            reward["model"] = str(hub.fetched(str(reward["model"]), hub.MODEL, setting))
         parameters = inspect.signature(locate(reward.get("_target_"))).parameters
         if is_open(reward) and self.world:
             reward = with_goal(reward, self.world.instruction)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 
+from embodied import hub
 from embodied.build import build, locate
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
@@ -43,6 +44,7 @@ def run(config: DictConfig) -> None:
     folder = Path(config.out)
     _check(reward, folder)
     check_least(config, episodes=0, threads=1)
+    hub.check_id(config.push)
     torch.set_num_threads(config.threads)
     sources = _sources(config)
     given = reward.get("goal")  # then nobody asks what the frames' own tasks are
@@ -62,6 +64,17 @@ def run(config: DictConfig) -> None:
         f"{head.name}: fitted to {len(demos)} episodes of {tasks} task{'s'[: tasks > 1]} in "
         f"{time.perf_counter() - start:.0f} s, {size / 1e3:.0f} kB. Use it: reward.model={folder}"
     )
+    if config.push:
+        facts = {"reward": reward_name(reward), "encoder": hub.encoder(config), "fitted_to": about}
+        facts |= {"demos": [dataset.root.name for dataset, _ in sources], "episodes": len(demos)}
+        told = [
+            "A reward's head, fitted to demonstrations by `embodied fit`. Take it with "
+            f"`reward={reward_name(reward)} reward.model=hub:{config.push}`, with the encoder that is named below.",
+            "How good it is was not measured by pushing it: `embodied judge` tells, on labelled episodes of yours.",
+        ]
+        readme = hub.card(f"A {head.name} reward", told, facts, ("robotics", "reward-model", "embodied"))
+        files = hub.folder_files(folder) | {"README.md": readme}
+        print(f"Pushed: {hub.push(files, config.push, hub.MODEL, private=config.private)}")
 
 
 def _check(reward: dict[str, Any], folder: Path) -> None:

@@ -32,14 +32,14 @@ from embodied.build import build
 from embodied.datasets import Dataset
 from embodied.envs import is_world
 from embodied.errors import UserError
-from embodied.files import write_text
+from embodied.files import whole
 from embodied.goals import is_open, parts_of, takes_goal
 from embodied.judging.benchmarking import benchmark_of, run_benchmark
 from embodied.judging.benchmarking import table as table_of_benchmark
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
 from embodied.judging.confusion import confused
 from embodied.judging.figures import GROUPS, Case, Division
-from embodied.judging.judgement import Judged, to_json
+from embodied.judging.judgement import Judged, json_parts
 from embodied.judging.report import table, write_judgement
 from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
@@ -104,7 +104,7 @@ def run(config: DictConfig) -> None:
     about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     result = {"encode_ms": encode_ms, "verdicts": verdicts, "rewards": {each.name: each for each in judged}}
-    write_text(folder / "judgement.json", json.dumps(to_json(result), indent=1) + "\n")
+    _write(folder / "judgement.json", result)
     page = write_judgement(
         folder,
         judged,
@@ -131,9 +131,15 @@ def _benchmark(config: DictConfig) -> None:
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     published = benchmark_of(config.benchmark).published
     result = {"benchmark": config.benchmark, **judged, "rewards": results, "published": published}
-    write_text(folder / "benchmark.json", json.dumps(to_json(result), indent=1) + "\n")
+    _write(folder / "benchmark.json", result)
     told = f"{judged['episodes']} episodes, {judged['tasks']} tasks, {len(judged['sources'])} sources"
     print(f"{table_of_benchmark(config.benchmark, results)}\n\n{told}: {folder / 'benchmark.json'}")
+
+
+def _write(file: Path, result: Mapping[str, Any]) -> None:
+    with whole(file) as part, part.open("w", encoding="utf-8") as out:
+        out.writelines(json_parts(result))
+        out.write("\n")
 
 
 def _given(config: DictConfig) -> str:

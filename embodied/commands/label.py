@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
 
-from embodied import scorers
+from embodied import hub, scorers
 from embodied.datasets import Dataset, copying, layout
 from embodied.errors import UserError
 from embodied.files import whole
@@ -51,6 +51,7 @@ def run(config: DictConfig) -> None:
         raise UserError(f"columns must be sidecar or columns; got {config.columns!r}.")
     check_least(config, batch=1, threads=1)
     shard = Shard.read(config.shard)
+    hub.check_id(config.push)
     if config.merge and config.shard is not None:
         raise UserError("merge=true must be without shard: it writes what all shards have made.")
     if config.reward.get("_target_") is None:
@@ -84,7 +85,31 @@ def run(config: DictConfig) -> None:
         print(f"Potentials from {low:.4g} to {high:.4g} over this dataset; the sidecar's progress is 0 to 1 of that.")
     rows = sum(span.length for span in dataset.spans)
     print(f"Labels: {out} ({len(dataset)} episodes, {rows} rows, {name})")
+    if config.push:
+        facts = {
+            "data": dataset.root.name,
+            "reward": scorers.reward_name(config.reward),
+            "encoder": hub.encoder(config),
+        }
+        facts |= {"cameras": cameras, "goals": goals, "episodes": len(dataset), "rows": rows, "range": [low, high]}
+        files = _to_push(out, name, facts, columns=config.columns)
+        print(f"Pushed: {hub.push(files, config.push, hub.DATASET, private=config.private)}")
     shutil.rmtree(_parts(out), ignore_errors=True)
+
+
+def _to_push(out: Path, name: str, facts: Mapping[str, Any], *, columns: str) -> dict[str, Path | bytes]:
+    """Path in the repository -> what goes there; a sidecar's card has a name of its own, beside the dataset's."""
+    told = [
+        "Rewards of every frame of a LeRobot dataset, by a reward model of `embodied`. Row t's potential is that of "
+        "its frame; its reward is that of action t, which leads to the next frame. They are a model's opinion: judge "
+        "the model on labelled episodes (`embodied judge`) before you train on them.",
+    ]
+    tags = ("LeRobot", "robotics", "reward-model", "embodied")
+    if columns == "sidecar":
+        about = hub.card(f"{name}: progress and reward", told, facts, tags)
+        return {f"{name}_progress.parquet": out, f"{name}_progress.md": about}
+    told.append(f"The features are `progress.{name}` and `reward.{name}`; `next.reward` is what it was.")
+    return hub.folder_files(out) | {"README.md": hub.card(f"A dataset with rewards: {name}", told, facts, tags)}
 
 
 # Checking -----------------------------------------------------------------------------------------------

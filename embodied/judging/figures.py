@@ -32,6 +32,7 @@ from rewards.metrics import (
 GROUPS = ("success", "near miss", "failure", "random")
 QUALITY = {"success": 2, "near miss": 1, "failure": 0, "random": 0}
 CANARIES = ("frozen", "reversed", "wrong instruction", "near miss", "random")
+ROWS = 200_000  # of all episodes, that figures of rows read at most
 SAMPLES = 256  # states that EPIC's canonical shaping averages over
 PREFIXES = 15  # moments of an episode that are compared in pairs, as many as TOPReward asks about
 STILL = 1e-9  # a difference in mean reward below this is none
@@ -310,10 +311,21 @@ class Sheet:
     ) -> Figure:
         """Of a statistic of rows; episodes are drawn, not rows."""
 
+        rows = self._thinned(rows)
+
         def of(chosen: np.ndarray) -> float:
             return statistic(*(np.concatenate([rows[i][k] for i in chosen]) for k in range(2)))
 
         return self._figure(of, np.arange(len(rows)), self.success)
+
+    def _thinned(self, rows: Sequence[tuple[np.ndarray, ...]]) -> Sequence[tuple[np.ndarray, ...]]:
+        """The same rows, or about `ROWS` of them where there are more, at random: the bootstrap reads them often."""
+        total = sum(len(each) for each, *_ in rows)
+        if total <= ROWS:
+            return rows
+        rng = np.random.default_rng(self.seed)
+        kept = (rng.random(len(each)) < ROWS / total for each, *_ in rows)
+        return [tuple(part[mask] for part in each) for each, mask in zip(rows, kept, strict=True)]
 
     def _figure(
         self, statistic: Callable[[np.ndarray], float], rows: np.ndarray, strata: np.ndarray | None = None

@@ -48,10 +48,11 @@ A head that plans from an episode's first image keeps that image in the canaries
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class Judged:
         spread: standard deviation of all potentials, in the same unit; 0 for a constant.
         threshold: in the same unit; NaN where it could not be chosen.
         head_ms: per frame, of the heads alone; median over episodes.
-        potentials: episode index -> its potentials, of the judged episodes.
+        potentials: episode index -> its potentials, of the judged episodes; empty of a control.
         roc: (false, true) positive rates, or None.
         calibration: predicted against observed, or None.
         successes, others: how many episodes of each the figures stand on.
@@ -219,7 +220,7 @@ def judge(
         spread=0.0 if spread <= FLAT * max(1.0, float(np.abs(every).max())) else spread,
         threshold=sheet.threshold,
         head_ms=1000 * float(np.median(seconds)) if seconds else math.nan,
-        potentials={case.index: each for case, each in zip(division.judged, said, strict=True)},
+        potentials={} if control else {c.index: each for c, each in zip(division.judged, said, strict=True)},
         roc=sheet.roc(),
         calibration=calibration,
         credit=paid.credit,
@@ -288,6 +289,26 @@ def controls(encoder: Encoder) -> dict[str, Scorer]:
     """A reward that says nothing and one that counts time: an instrument that trusts either is broken."""
     heads = (_Constant(), _Clock())
     return {head.name: Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping()) for head in heads}
+
+
+def json_parts(value: Any, level: int = 0) -> Iterator[str]:
+    """A result as JSON text, part by part: the potentials of many episodes are never one text, nor Python's numbers.
+
+    Args:
+        value: dataclasses and mappings become objects, an entry a line; all else what `to_json` makes of it.
+        level: of the object, for its indent.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {each.name: getattr(value, each.name) for each in fields(value)}
+    if isinstance(value, Reliability):
+        value = value._asdict()
+    if not isinstance(value, Mapping) or not value:
+        yield json.dumps(to_json(value))
+        return
+    for number, (key, item) in enumerate(value.items()):
+        yield f"{',' if number else '{'}\n{' ' * (level + 1)}{json.dumps(str(key))}: "
+        yield from json_parts(item, level + 1)
+    yield f"\n{' ' * level}}}"
 
 
 def to_json(value: Any) -> Any:

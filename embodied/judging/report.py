@@ -142,7 +142,11 @@ _PROGRESS = (
     "Mean potential from an episode's start (0) to its end (1; of a success, to where it is first solved), with the "
     "middle 80 % of episodes; the dashed line is the threshold. A good reward climbs with successes only."
 )
-_ENDS = "The potential at the end of each judged episode; right of the dashed line counts as success."
+DOTS = 300  # of a group, at most
+_ENDS = (
+    "The potential at the end of each judged episode; right of the dashed line counts as success. Of a group of more "
+    f"than {DOTS}, evenly spaced ones are drawn."
+)
 GROUP_LEGEND = legend([(group, COLOURS[group]) for group in GROUPS])
 
 
@@ -288,7 +292,7 @@ def _ends(judged: Judged, cases: Mapping[int, Case]) -> str:
             if cases[i].group == group
         ]
         if dots:
-            rows.append((group, COLOURS[group], dots))
+            rows.append((group, COLOURS[group], dots[:: -(-len(dots) // DOTS)]))
     return dot_rows(rows, _level(judged))
 
 
