@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from embodied.datasets.kinds import RIGHT, WRONG
+from embodied.judging import figures as figures_module
 from embodied.judging.figures import CANARIES, Canary, Case, Figure, Sheet
 from embodied.judging.judgement import (
     Division,
@@ -19,6 +20,7 @@ from embodied.judging.judgement import (
     divide,
     films,
     frozen,
+    json_parts,
     judge,
     potential,
     reversed_film,
@@ -448,3 +450,20 @@ def test_counterfactual_cases_serve_nothing_else():
     assert {case.kind for case in [*division.demos, *division.fit, *division.judged]} == {"expert"}
     found = judge("it", scorer(lambda done, pose: done), division, resamples=20)  # its own successes stand beside them
     assert found.figures["margin"].value == pytest.approx(1)
+
+
+def test_a_result_is_written_part_by_part(judged):
+    """The same as at once, and no part holds more than one episode's numbers."""
+    result = {"rewards": judged, "nothing": {}, "no number": math.nan}
+    parts = list(json_parts(result))
+    assert json.loads("".join(parts)) == json.loads(json.dumps(to_json(result)))
+    assert max(map(len, parts)) < 5000 < len("".join(parts))
+
+
+def test_of_very_many_rows_some_are_read(monkeypatch):
+    division = divide(cases(20))
+    every = judge("noisy", scorer(REWARDS["noisy"]), division, resamples=10).figures["frame_auroc"].value
+    monkeypatch.setattr(figures_module, "ROWS", 600)
+    some = judge("noisy", scorer(REWARDS["noisy"]), division, resamples=10).figures["frame_auroc"].value
+    assert some != every
+    assert some == pytest.approx(every, abs=0.1)
