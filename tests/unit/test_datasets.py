@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from embodied.datasets import Dataset, Writer, layout, rows
+from embodied.datasets import Dataset, Writer, layout
 from embodied.datasets.encoding import encode, fingerprint
 from embodied.datasets.video import VideoError, concatenate, read_frames, write_video
 from embodied.errors import UserError
@@ -113,7 +113,7 @@ def test_files_are_split_by_size_and_row_groups_are_episodes(tmp_path):
 def test_a_files_head_is_read_once_and_again_when_it_has_changed(made, tmp_path, monkeypatch):
     """With a row group an episode, it is most of the work."""
     heads, read = [], pq.read_metadata
-    monkeypatch.setattr(rows.pq, "read_metadata", lambda file: heads.append(file) or read(file))
+    monkeypatch.setattr(pq, "read_metadata", lambda file: heads.append(file) or read(file))
     shutil.copytree(made, tmp_path / "copy")
     dataset = Dataset(tmp_path / "copy")
     first = [dataset.columns(i, ["action"])["action"] for i in (3, 0, 2, 1)]
