@@ -133,12 +133,13 @@ def _endpoint() -> str | None:
 @contextmanager
 def _told(setting: str, source: str) -> Iterator[None]:
     """Errors of the hub in one line."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
+    # Its errors of HTTP are those of whichever client it has, as are those of a network that is not there.
+    refused = (*HfHubHTTPError.__bases__, EntryNotFoundError, OSError, ValueError)
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, HTTPError, OSError, ValueError) as error:
+    except refused as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
             f"{setting}: the hub must have {source!r}, and let you at it (hf auth login); got: {reason}"

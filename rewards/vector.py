@@ -244,8 +244,9 @@ def merged(worlds: Bool[Tensor, " E"], new: Any, old: Any, name: str) -> Any:
         return torch.where(worlds.view(-1, *[1] * (new.ndim - 1)), new, old)
     if new is None and old is None:
         return None
-    if hasattr(new, "merged"):
-        return new.merged(worlds, old)
+    own: Any = new
+    if hasattr(own, "merged"):
+        return own.merged(worlds, old)
     if isinstance(new, Mapping):
         return {key: merged(worlds, value, old[key], name) for key, value in cast("Mapping[str, Any]", new).items()}
     if isinstance(new, tuple | list) and len(cast("Sequence[Any]", new)) == len(old):

@@ -37,7 +37,7 @@ from embodied.goals import is_open, parts_of, takes_goal
 from embodied.judging.benchmarking import benchmark_of, run_benchmark
 from embodied.judging.benchmarking import table as table_of_benchmark
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
-from embodied.judging.confusion import confused
+from embodied.judging.confusion import MOST, confused
 from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, json_parts
 from embodied.judging.report import table, write_judgement
@@ -86,6 +86,8 @@ def run(config: DictConfig) -> None:
         more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
         one = TaskRewards(config, encoder, cameras, instruction, members, env, more)
         found.append({each.name: each for each in one.judged()})
+        if len(asking_of) >= MOST:  # no later task is asked about others: its rewards need not stay
+            one.scorers, one.probes = {}, []
         asking_of[instruction] = one
     judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
     judged = confused(

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from embodied.datasets import layout
@@ -97,12 +96,11 @@ def _write(dataset: Dataset, kept: Sequence[int], part: Path, info: dict[str, An
 
 def _rows(source: Path, target: Path, numbers: Mapping[int, int], starts: np.ndarray) -> None:
     """A data file's rows of episodes that stay, numbered anew, row group by row group; no file where there are none."""
-    wanted = pa.array(list(numbers), pa.int64())
     with pq.ParquetFile(source) as file:
         writer = None
         for group in range(file.num_row_groups):
             table = file.read_row_group(group)
-            table = table.filter(pc.is_in(pc.cast(table["episode_index"], pa.int64()), value_set=wanted))
+            table = _of(table, numbers)
             if not len(table):
                 continue
             episodes = np.array([numbers[index] for index in table["episode_index"].to_pylist()], np.int64)
@@ -127,8 +125,7 @@ def _episodes(
         for file in sorted((dataset.root / "meta" / layout.EPISODES).glob("*/*.parquet"))
     ]
     table = pa.concat_tables(tables, promote_options="default")
-    wanted = pa.array(list(numbers), pa.int64())
-    table = table.filter(pc.is_in(pc.cast(table["episode_index"], pa.int64()), value_set=wanted))
+    table = _of(table, numbers)
     new = np.array([numbers[index] for index in table["episode_index"].to_pylist()], np.int64)
     changed = {
         "episode_index": new, "dataset_from_index": starts[new], "dataset_to_index": starts[new + 1],
@@ -141,6 +138,11 @@ def _episodes(
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file, compression="snappy")
     return _pooled(table, file)
+
+
+def _of(table: pa.Table, numbers: Mapping[int, int]) -> pa.Table:
+    """The rows of episodes that stay."""
+    return table.filter(pa.array([index in numbers for index in table["episode_index"].to_pylist()], pa.bool_()))
 
 
 def _pooled(table: pa.Table, file: Path) -> dict[str, dict[str, Any]] | None:
