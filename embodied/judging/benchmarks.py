@@ -30,7 +30,7 @@ from embodied.errors import UserError
 from embodied.judging.quality import LEVELS
 
 PICTURES = (".png", ".jpg", ".jpeg")
-QUALITY = {"failure": 0, "suboptimal": 1, "success": 2, "successful": 2}  # as RBM-EVAL's files call them
+QUALITY = {"failure": 0.0, "suboptimal": 1.0, "success": 2.0, "successful": 2.0}  # as RBM-EVAL's files call them
 RBM_FRAMES = 64  # of a film, as Robometer's evaluation prepares them
 OXE_FRAMES, OXE_EPISODES = 15, 50
 DOPAMINE_STEP = 30  # pictures from one that is shown to the next
@@ -129,7 +129,7 @@ def _roboreward(root: Path) -> Iterator[Film]:
             name = _text(where, "file_name", row)
             yield Film(
                 task=task, source=name.split("/")[0], frames=_film(_inside(where, file.parent, name), RBM_FRAMES),
-                success=level == LEVELS, quality=level, level=level,
+                success=level == LEVELS, quality=float(level), level=level,
             )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def _dopamine(root: Path) -> Iterator[Film]:
             row = {"name": name, "task": task}
             folder = _inside(where, root / "images", _text(where, "name", row)) / MAIN
             yield Film(
-                task=_text(where, "task", row), source=file.stem, frames=_folder(folder), success=True, quality=2
+                task=_text(where, "task", row), source=file.stem, frames=_folder(folder), success=True, quality=2.0
             )
 
 
@@ -159,7 +159,7 @@ def _oxe(root: Path) -> Iterator[Film]:
         dataset = Dataset(each)
         for i in range(min(len(dataset), OXE_EPISODES)):
             yield Film(
-                task=dataset.instruction(i), source=each.name, frames=_recorded(dataset, i), success=True, quality=2
+                task=dataset.instruction(i), source=each.name, frames=_recorded(dataset, i), success=True, quality=2.0
             )
 
 
