@@ -9,7 +9,8 @@ into the same folder, and one writes what all have made; the result has the same
 
     embodied label data=path/to/lerobot reward=clip goal="put the cube in the tray"
     embodied label data=desk-drawer-mixed reward=process columns=columns out=data/labelled
-    embodied label data=path/to/lerobot reward=clip shard=3/16 && embodied label data=… reward=clip merge=true
+    embodied label data=path/to/lerobot reward=process shard=3/16
+    embodied label data=path/to/lerobot reward=process merge=true
 """
 
 from __future__ import annotations
