@@ -81,10 +81,10 @@ def _write(dataset: Dataset, kept: Sequence[int], part: Path, info: dict[str, An
     if stats is not None:
         _json(part / meta / layout.STATS, stats)
     own = dataset.root / meta / layout.OWN
-    if own.is_file():
-        told = layout.read_json(own)
-        notes = {str(numbers[int(k)]): v for k, v in told.get("episodes", {}).items() if int(k) in numbers}
-        _json(part / own.relative_to(dataset.root), told | {"episodes": notes})
+    told: dict[str, Any] = layout.read_json(own) if own.is_file() else {}
+    notes = {str(numbers[int(k)]): v for k, v in told.get("episodes", {}).items() if int(k) in numbers}
+    gone = int(told.get(layout.LEFT_OUT, 0)) + len(dataset) - count
+    _json(part / meta / layout.OWN, {"env": {}} | told | {"episodes": notes, layout.LEFT_OUT: gone})
     for camera in dataset.cameras:
         for new, i in enumerate(kept):
             source = layout.last_file(dataset.root, camera, i)

@@ -126,6 +126,8 @@ class Dataset:
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
         self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
         self.env_id: str | None = self.env.get("id")
+        if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone
+            self.surplus = "after"
         self._tasks: dict[int, str] | None = None
 
     def __len__(self) -> int:

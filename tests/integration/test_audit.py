@@ -127,6 +127,8 @@ def test_what_stays_is_as_it_was(data, tmp_path):
     assert stats["action"]["max"] == [7]
     assert stats["action"]["min"] == [1]
     assert stats["action"]["count"] == [info["total_frames"]]
+    ends = drop(dataset, [7], tmp_path / "ends")  # the last one of a film
+    np.testing.assert_array_equal(ends.frames(6, "front"), dataset.frames(6, "front"))
     again = drop(made, [0], tmp_path / "lesser")  # of what was made so
     assert [float(again.recording(i).actions[0, 0]) for i in range(4)] == [2, 5, 6, 7]
 
