@@ -5,6 +5,8 @@ A config's first line, a comment, says what it is. What a reward needs stands he
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import yaml
@@ -76,13 +78,13 @@ class Entry(NamedTuple):
 def entries(kind: str) -> list[Entry]:
     """The choices of one of `KINDS`, in the order of their names."""
     if kind == "worlds":
-        return [*_worlds(), Entry("gym", _first_line("env", "gym"), "an environment's id (env.id)")]
+        return [*_worlds(), Entry("gym", first_line("env", "gym"), "an environment's id (env.id)")]
     if kind == "sources":
         return [Entry(name, text, "") for name, text in _SOURCES.items()]
     group = _GROUPS[kind]
     files = sorted((paths.configs() / group).glob("*.yaml"))
     names = [file.stem for file in files if not file.stem.startswith("_")]
-    return [Entry(name, _first_line(group, name), _needs(kind, group, name)) for name in names]
+    return [Entry(name, first_line(group, name), _needs(kind, group, name)) for name in names]
 
 
 def _worlds() -> list[Entry]:
@@ -98,10 +100,10 @@ def _worlds() -> list[Entry]:
     return found
 
 
-def _first_line(group: str, name: str) -> str:
+def first_line(group: str, name: str) -> str:
     """What a config's first line says of it."""
     line = (paths.configs() / group / f"{name}.yaml").read_text("utf-8").partition("\n")[0]
-    return line.removeprefix("# ") if line.startswith("# ") else ""
+    return line.removeprefix("# ") if line.startswith("# ") and not line.startswith("# @") else ""
 
 
 def _needs(kind: str, group: str, name: str) -> str:
@@ -110,3 +112,38 @@ def _needs(kind: str, group: str, name: str) -> str:
     config: dict[str, Any] = yaml.safe_load((paths.configs() / group / f"{name}.yaml").read_text("utf-8"))
     prefix = group.replace("/combine", "").replace("/", ".")
     return ", ".join(f"{prefix}.{key}" for key, value in config.items() if value == "???")
+
+
+def comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """What the config files say of each dotted key, and in their first line of the group.
+
+    Args:
+        verb: whose config it is.
+        chosen: group -> the choice made in it.
+    """
+    said: dict[str, str] = {}
+    for group, name in {"": verb, **chosen}.items():
+        file = paths.configs() / group / f"{name}.yaml"
+        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+        if group and lines and lines[0].startswith("# "):
+            said[group] = lines[0][2:]
+        for key, line in _keyed(lines):
+            if comment := re.search(r"\s#\s+(.*)$", line):
+                said[f"{group}.{key}" if group else key] = comment[1]
+    return said
+
+
+def commented(lines: Sequence[str], said: Mapping[str, str]) -> list[str]:
+    """Lines of YAML with what is said of their keys."""
+    return [f"{line}  # {said[key]}" if key in said else line for key, line in _keyed(lines)]
+
+
+def _keyed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The dotted key of each line of YAML, empty where there is none, and the line."""
+    above: list[tuple[int, str]] = []
+    for line in lines:
+        found = re.match(r"( *)(\w+):", line)
+        if found:
+            indent = len(found[1])
+            above = [(depth, key) for depth, key in above if depth < indent] + [(indent, found[2])]
+        yield ".".join(key for _, key in above) if found else "", line

@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,6 +122,8 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
     """What `embodied VERB --help` prints: its text, the choices of each group, the settings of those chosen."""
     from omegaconf import OmegaConf
 
+    from embodied.catalogue import commented, comments
+
     config, chosen = _compose(verb, _choose(verb, overrides).groups)
     parts = [docstring(verb)]
     if chosen:
@@ -129,39 +131,9 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
         parts[-1] += "".join(f"\n  {group}={name}\n{_wrap(choices(group))}" for group, name in chosen.items())
     if "reward" in chosen:
         parts.append(COMPOSITION.format(combinations=" ".join(choices("reward/combine"))))
-    settings = "\n  ".join(_commented(OmegaConf.to_yaml(config).splitlines(), _comments(verb, chosen)))
+    settings = "\n  ".join(commented(OmegaConf.to_yaml(config).splitlines(), comments(verb, chosen)))
     parts.append(f"Settings and their defaults (key=value; a.b=value inside a group):\n  {settings}")
     return "\n\n".join(parts)
-
-
-def _comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
-    """What the config files say of each dotted key, and in their first line of the group."""
-    said: dict[str, str] = {}
-    for group, name in {"": verb, **chosen}.items():
-        file = paths.configs() / group / f"{name}.yaml"
-        lines = file.read_text("utf-8").splitlines() if file.is_file() else []
-        if group and lines and lines[0].startswith("# "):
-            said[group] = lines[0][2:]
-        for key, line in _keyed(lines):
-            if comment := re.search(r"\s#\s+(.*)$", line):
-                said[f"{group}.{key}" if group else key] = comment[1]
-    return said
-
-
-def _commented(lines: Sequence[str], said: Mapping[str, str]) -> list[str]:
-    """Lines of YAML with what is said of their keys."""
-    return [f"{line}  # {said[key]}" if key in said else line for key, line in _keyed(lines)]
-
-
-def _keyed(lines: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The dotted key of each line of YAML, empty where there is none, and the line."""
-    above: list[tuple[int, str]] = []
-    for line in lines:
-        found = re.match(r"( *)(\w+):", line)
-        if found:
-            indent = len(found[1])
-            above = [(depth, key) for depth, key in above if depth < indent] + [(indent, found[2])]
-        yield ".".join(key for _, key in above) if found else "", line
 
 
 def choices(group: str) -> list[str]:
@@ -194,7 +166,7 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         key = word.split("=", 1)[0]
         if word[0] not in "+~":
             _check_key(key, base)
-    config, _ = _compose(verb, groups + values)
+    config, _ = _compose(verb, groups + [_filling(word, base) for word in values])
     config.merge_with(plain)
     for word in groups:
         group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
@@ -327,6 +299,17 @@ def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str
         for part in (config.get("reward") or {}).get("parts", {}).values():
             part.pop("shaping", None)  # the whole is shaped, once
     return config, chosen
+
+
+def _filling(word: str, base: DictConfig) -> str:
+    """An override as Hydra wants it: a mapping that is empty by default may get any keys (`policy.names={a: b}`)."""
+    from omegaconf import DictConfig, OmegaConf
+
+    key, _, value = word.partition("=")
+    if word[0] in "+~" or not value.startswith("{"):
+        return word
+    default = OmegaConf.select(base, key)
+    return f"++{word}" if isinstance(default, DictConfig) and not default else word
 
 
 def _check_key(key: str, base: DictConfig) -> None:

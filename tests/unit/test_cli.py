@@ -116,6 +116,11 @@ def test_hydra_syntax_still_works(ran):
     assert (ran[0].env.kwargs.size, ran[0].seed) == (3, 4)
 
 
+def test_a_mapping_that_is_empty_by_default_takes_any_keys(ran):
+    assert cli.main(["go", "reward.goal=x", "env.kwargs={size: 3, left.arm: here}"]) == 0
+    assert ran[0].env.kwargs == {"size": 3, "left.arm": "here"}
+
+
 def test_an_experiment_is_a_group_and_the_command_line_wins(ran):
     assert cli.main(["go", "experiment=quick"]) == 0
     assert cli.main(["go", "steps=6", "experiment=quick"]) == 0
