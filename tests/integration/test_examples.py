@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from embodied.datasets.video import write_video
 from rewards.clip_goal import clip_scorer
@@ -75,6 +80,13 @@ def test_a_client_of_the_server(tmp_path):
     assert len(lines) == 7
 
 
+def test_a_policy_from_demonstrations(tmp_path):
+    *told, end = example("finetune_demonstrations.py", "made", cwd=tmp_path).splitlines()
+    assert any(line.startswith("data      4 episodes, 2 cameras (front, wrist), 80 rows") for line in told)
+    assert re.fullmatch(r"acted for 20 steps; the cube was (not )?reached", end)
+    assert (tmp_path / "made" / "tuned" / "report.html").is_file()
+
+
 def test_every_example_is_listed_and_run():
     listed = (EXAMPLES / "README.md").read_text("utf-8")
     source = Path(__file__).read_text("utf-8")
@@ -88,3 +100,58 @@ def test_every_example_is_listed_and_run():
 @pytest.mark.parametrize("name", [file.name for file in sorted(EXAMPLES.glob("*.py"))])
 def test_an_example_says_how_it_is_run(name):
     assert f"python examples/{name}" in (EXAMPLES / name).read_text("utf-8").split('"""')[1]
+
+
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+NUMBER = re.compile(r"-?\d+\.\d+")
+RUNNER = """
+import json, sys, importlib.util
+spec = importlib.util.spec_from_file_location("notebook", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+print(json.dumps(module.executed(json.loads(open(sys.argv[2], encoding="utf-8").read()))))
+"""
+
+
+def shown(cell: dict) -> tuple[str, list[float], list[tuple[int, int]]]:
+    """What a cell says, without its numbers; these; and the sizes of its pictures."""
+    text, sizes = "", []
+    for output in cell["outputs"]:
+        if output["output_type"] == "stream":
+            text += "".join(output["text"])
+        elif "image/png" in output["data"]:
+            picture = Image.open(io.BytesIO(base64.b64decode(output["data"]["image/png"])))
+            sizes.append(picture.size)
+        else:
+            text += "".join(output["data"]["text/plain"])
+    return NUMBER.sub("#", text), [float(each) for each in NUMBER.findall(text)], sizes
+
+
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=[file.name for file in NOTEBOOKS])
+def test_a_notebook_shows_what_it_says_it_shows(file, tmp_path):
+    """Every cell runs, and says and draws what is kept in the file; numbers may differ a little by machine."""
+    kept = json.loads(file.read_text("utf-8"))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", RUNNER, str(ROOT / "docs" / "making" / "notebook.py"), str(file)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(done.stdout)
+    cells = [(a, b) for a, b in zip(kept["cells"], made["cells"], strict=True) if a["cell_type"] == "code"]
+    assert cells
+    for before, after in cells:
+        (text, numbers, sizes), (text_now, numbers_now, sizes_now) = shown(before), shown(after)
+        assert (text_now, sizes_now) == (text, sizes)
+        np.testing.assert_allclose(numbers_now, numbers, atol=0.05)
+    assert any(shown(cell)[2] for cell, _ in cells)
+
+
+def test_a_notebook_is_listed_and_can_be_opened():
+    assert NOTEBOOKS
+    for file in NOTEBOOKS:
+        assert f"`{file.name}" in (EXAMPLES / "README.md").read_text("utf-8")
+        notebook = json.loads(file.read_text("utf-8"))
+        assert (notebook["nbformat"], notebook["metadata"]["kernelspec"]["language"]) == (4, "python")
+        assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+        for cell in notebook["cells"]:
+            for link in re.findall(r"\]\(([^)#\s]+)\)", "".join(cell["source"])):
+                assert (EXAMPLES / link).exists(), link
