@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from embodied.cameras.camera import BrokenImage, Camera, CameraError, CameraEvent, CameraTimeout, Frame
 from embodied.cameras.live import LiveCamera
-from embodied.cameras.opening import open_source
+from embodied.cameras.opening import open_camera, open_source
 from embodied.cameras.recorded import RecordedCamera
 from embodied.cameras.source import Source
 
@@ -23,5 +23,6 @@ __all__ = [
     "LiveCamera",
     "RecordedCamera",
     "Source",
+    "open_camera",
     "open_source",
 ]

@@ -39,7 +39,7 @@ class Grab(NamedTuple):
 
 
 @runtime_checkable
-class Driver(Protocol):
+class CameraDriver(Protocol):
     """One connection at a time to a live camera; only `LiveCamera`'s thread uses it.
 
     Attributes:
@@ -124,7 +124,7 @@ class LiveCamera:
 
     def __init__(
         self,
-        driver: Driver,
+        driver: CameraDriver,
         *,
         name: str = "main",
         transform: Transform | None = None,

@@ -15,7 +15,7 @@ from embodied.cameras import recorded
 from embodied.cameras.camera import CameraError
 from embodied.cameras.decoding import without_password
 from embodied.cameras.foreign import ForeignDriver, is_camera
-from embodied.cameras.live import Driver, LiveCamera
+from embodied.cameras.live import CameraDriver, LiveCamera
 from embodied.cameras.realsense import RealSenseDriver
 from embodied.cameras.recorded import RecordedCamera, Shots
 from embodied.cameras.ros2 import Ros2Driver
@@ -61,6 +61,20 @@ def open_source(spec: Any, **settings: Any) -> Source:
         name: _camera(each, name, changed, keep, {**settings, **own}) for name, (each, own) in views.items()
     }
     return Source(cameras, changed=changed)
+
+
+def open_camera(spec: Any, **settings: Any) -> LiveCamera | RecordedCamera:
+    """One camera or record by `open_source`'s names and settings, with LeRobot's methods; `connect` is left to you.
+
+    Raises:
+        UserError: several, nothing of that kind, a wrong setting, or a missing extra.
+        CameraError: a record that is not there.
+    """
+    views = _views(spec)
+    if len(views) != 1:
+        raise UserError(f"source must be one camera; got {', '.join(views) or 'nothing'}.")
+    ((name, (each, own)),) = views.items()
+    return _camera(each, name, threading.Condition(), 1, {**settings, **own})
 
 
 def _views(spec: Any) -> dict[str, tuple[Any, dict[str, Any]]]:
@@ -122,7 +136,7 @@ def _camera(
     )
 
 
-def _named(spec: Any, fps: float | None, options: dict[str, Any]) -> Driver | Record:
+def _named(spec: Any, fps: float | None, options: dict[str, Any]) -> CameraDriver | Record:
     """The driver of a live camera, or a record."""
     if isinstance(spec, bool) or not isinstance(spec, int | str | Path) or spec == "":
         raise UserError(f"source must be {FORMS}; got {spec!r}.")
@@ -132,7 +146,7 @@ def _named(spec: Any, fps: float | None, options: dict[str, Any]) -> Driver | Re
     if text.startswith("/dev/"):
         return _device(text, **_taken(_device, options, text))
     kind, separator, rest = text.partition(":")
-    openers: dict[str, Callable[..., Driver | Record]] = {
+    openers: dict[str, Callable[..., CameraDriver | Record]] = {
         "rtsp": _stream, "rtsps": _stream, "http": _http, "https": _http, "zmq": _zmq, "dataset": _dataset,
         "env": _world, "realsense": _realsense, "ros2": Ros2Driver,
     }  # fmt: skip
@@ -159,30 +173,30 @@ def _taken(opener: Callable[..., Any], options: dict[str, Any], text: str) -> di
 # Kinds; what follows * is what a person can set ---------------------------------------------------------
 
 
-def _device(path: str, *, size: Sequence[int] | None = None, trust_stamps: bool = True) -> Driver:
+def _device(path: str, *, size: Sequence[int] | None = None, trust_stamps: bool = True) -> CameraDriver:
     shape = _whole("size", size)
     options = {} if shape is None else {"video_size": f"{shape[1]}x{shape[0]}"}
     return StreamDriver(path, format="v4l2", options=options, trust_stamps=trust_stamps)
 
 
-def _stream(url: str, *, trust_stamps: bool = True) -> Driver:
+def _stream(url: str, *, trust_stamps: bool = True) -> CameraDriver:
     return StreamDriver(url, trust_stamps=trust_stamps)
 
 
-def _http(url: str, *, trust_stamps: bool = True) -> Driver | Record:
+def _http(url: str, *, trust_stamps: bool = True) -> CameraDriver | Record:
     if urlsplit(url).path.lower().endswith(FILMS):
         return partial(recorded.video, url), without_password(url), recorded.video_fps(url)
     return StreamDriver(url, trust_stamps=trust_stamps)
 
 
-def _zmq(url: str, *, swapped: bool = True, trust_stamps: bool = True) -> Driver:
+def _zmq(url: str, *, swapped: bool = True, trust_stamps: bool = True) -> CameraDriver:
     address, _, camera = url.partition("://")[2].partition("/")
     if not re.fullmatch(r".+:\d+", address):
         raise UserError(f"source: a ZeroMQ camera must be zmq://HOST:PORT[/CAMERA]; got {url!r}.")
     return ZmqDriver(address, camera=camera or None, swapped=swapped, trust_stamps=trust_stamps)
 
 
-def _realsense(serial: str, *, size: Sequence[int] | None = None) -> Driver:
+def _realsense(serial: str, *, size: Sequence[int] | None = None) -> CameraDriver:
     return RealSenseDriver(serial, size=_whole("size", size))
 
 
@@ -210,7 +224,7 @@ def _world(
     seed: int = 0,
     image_size: int = 224,
     episodes: int = 1,
-) -> Driver | Record:
+) -> CameraDriver | Record:
     world, _, camera = text.partition("/") if not text.startswith("embodied/") else (text, "", "")
     from embodied.cameras import worlds  # MuJoCo, for those who want a world
 
