@@ -10,7 +10,6 @@ Shape letters: T frames of an episode; H, W image.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +26,7 @@ from embodied.datasets.places import MAX_FPS
 from embodied.datasets.video import concatenate, write_video
 from embodied.errors import BusyError, UserError
 from embodied.files import sync, whole, write_text
+from embodied.locks import hold
 
 _ABOUT = "episode.json"
 
@@ -77,7 +77,7 @@ class Writer:
         self._staging.mkdir(parents=True, exist_ok=True)
         self._lock = (self._staging / "lock").open("w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(self._lock)
         except OSError as error:
             self._lock.close()
             raise BusyError(

@@ -6,7 +6,6 @@ A LeRobot robot has `observation_features` and `action_features` (flat: `float`,
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -18,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from embodied.cameras.camera import Frame
+from embodied.locks import hold
 from embodied.robots.checks import is_finite
 from embodied.robots.driver import Clock, DriverError, Observation
 from embodied.robots.guarded import told
@@ -195,13 +195,13 @@ def _locked(file: Path) -> int:
         BlockingIOError: another has.
         OSError: it can be neither made nor opened.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)  # Windows has neither
     try:
         handle = os.open(file, flags | os.O_CREAT, 0o644)
     except PermissionError:  # another user's, in a folder for all
         handle = os.open(file, flags)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(handle)
     except OSError:
         os.close(handle)
         raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from embodied.errors import UserError
+from embodied.locks import hold
 from embodied.sinks.background import Background
 from embodied.watching.watched import Sink, Watched
 
@@ -41,7 +41,7 @@ class Folder:
             raise UserError(f"record={root}: cannot be written ({error.strerror}). Choose another folder.") from error
         try:
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                hold(self._lock)
             except OSError as error:
                 raise UserError(f"record={root}: another process records there. Choose another folder.") from error
             try:
