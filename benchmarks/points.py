@@ -23,7 +23,7 @@ from embodied.envs.experts import Expert
 from embodied.envs.tasks import DESK
 from embodied.pointing import VISIBLE_PX, Parts
 from rewards.encoders import embedded_encoder
-from rewards.keypoint_path import Camera
+from rewards.keypoint_path import CalibratedCamera
 from rewards.metrics import auroc, bootstrap_interval
 from rewards.points import PointReader
 
@@ -96,7 +96,7 @@ def show(name: str, parts: Sequence[str], count: int, *, seed: Sequence[int], va
             ids, kinds = np.moveaxis(masks.render(), -1, 0)
             seen = numbers[np.where(kinds == mujoco.mjtObj.mjOBJ_GEOM, ids, -1)]
             visible = np.array([(seen == number).sum() for number in wanted])
-            places = Camera.read(camera, world.calibration(camera)).project(middles)
+            places = CalibratedCamera.read(camera, world.calibration(camera)).project(middles)
             rows[camera].append((world.frame(camera), places, visible))
     masks.close()
     world.close()

@@ -24,8 +24,8 @@ from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
 from rewards.keypoint_camera import TIP, Tracker, camera_from_demos
 from rewards.keypoint_chat import ChatAnswerer
-from rewards.keypoint_path import Camera, Way, flat_path, lift_path, path_progress
-from rewards.keypoint_plan import Answerer, GrammarAnswerer, Stop
+from rewards.keypoint_path import CalibratedCamera, Way, flat_path, lift_path, path_progress
+from rewards.keypoint_plan import Answerer, GrammarAnswerer, PathStop
 from rewards.keypoint_rule import KeypointRule, KeypointShaping
 from rewards.outcome import GoalDegree
 from rewards.vlm import ChatModel, chat_model
@@ -104,7 +104,7 @@ class KeypointProgress:
         for name, value in {"sigma": sigma, "reach": reach, "scene_m": scene_m}.items():
             if not value > 0:
                 raise ValueError(f"{where}: {name} must be > 0 metres; got {value}.")
-        cameras = {name: Camera.read(name, values) for name, values in (calibration or {}).items()}
+        cameras = {name: CalibratedCamera.read(name, values) for name, values in (calibration or {}).items()}
         camera = camera or next(iter(cameras), None)
         if cameras and camera not in cameras:
             raise ValueError(
@@ -171,7 +171,7 @@ class KeypointProgress:
                 self._plans.pop(next(iter(self._plans)))
         return [found[key] for key in keys]
 
-    def _lifted(self, stops: Sequence[Stop], height: int, width: int, depth: np.ndarray | None) -> Way:
+    def _lifted(self, stops: Sequence[PathStop], height: int, width: int, depth: np.ndarray | None) -> Way:
         if self._calibrated is None:
             return flat_path(stops, self._scene_m / height)
         camera = self._calibrated.at(height, width)

@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from rewards.core import Episode
-from rewards.keypoint_path import Camera
+from rewards.keypoint_path import CalibratedCamera
 
 TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's axes
 FRAMES = 250  # of all demonstrations that are looked at
@@ -44,7 +44,7 @@ class Found(NamedTuple):
         scene_m: metres that the image's height stands for, as far away as the gripper was on average.
     """
 
-    camera: Camera
+    camera: CalibratedCamera
     scene_m: float
 
 
@@ -96,7 +96,9 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
     return Found(found, height * away / float(found.intrinsics[1, 1]))
 
 
-def fit_camera(points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"], size: tuple[int, int]) -> Camera:
+def fit_camera(
+    points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"], size: tuple[int, int]
+) -> CalibratedCamera:
     """The pinhole camera with square pixels and a centred axis that sees world points at pixels.
 
     Least squares of the distances in the image over turn, place and focal length, with those far off weighing less
@@ -134,4 +136,4 @@ def fit_camera(points: Float[np.ndarray, "N 3"], pixels: Float[np.ndarray, "N 2"
     extrinsics[:3, :3] = turn.as_matrix()
     extrinsics[:3, 3] = place - turn.apply(centre)
     focal *= height
-    return Camera(np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]]), extrinsics, size)
+    return CalibratedCamera(np.array([[focal, 0, middle[0]], [0, focal, middle[1]], [0, 0, 1]]), extrinsics, size)

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import Tensor
 
 from rewards.chat import filled
-from rewards.keypoint_plan import HOVER, Finder, Stop, pixel
+from rewards.keypoint_plan import HOVER, Finder, PathStop, pixel
 from rewards.vlm import ChatModel, Message, VLMError, ask_json
 
 COLUMNS, ROWS = "abcde", "12345"  # MOKA's grid: columns left to right, rows bottom to top
@@ -134,10 +134,10 @@ class ChatAnswerer:
         self._goal, self._model, self._grounder = goal, model, grounder
         self._cache, self._attempts = cache, attempts
 
-    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]:
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[PathStop]]:
         return [self._stops(frame) for frame in frames]
 
-    def _stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[Stop]:
+    def _stops(self, frame: UInt8[Tensor, "H W 3"]) -> list[PathStop]:
         image = frame.numpy()
         objects = self._ask(filled(OBJECTS, goal=self._goal), image, Objects)
         marks = {
@@ -166,29 +166,29 @@ class ChatAnswerer:
 
 def selected_stops(
     chosen: Selection, marks: Mapping[str, Sequence[tuple[float, float]]], height: int, width: int
-) -> list[Stop]:
+) -> list[PathStop]:
     """The way that a selection describes: grasp, before the contact, the contact, after it."""
 
     def mark(name: str) -> tuple[float, float]:
         return marks[name[0]][int(name[1:]) - 1]
 
-    stops: list[Stop] = []
+    stops: list[PathStop] = []
     if chosen.grasp_keypoint:
         at = mark(chosen.grasp_keypoint)
-        stops += [Stop(at=at, up=HOVER), Stop(at=at, gate="grasp")]
+        stops += [PathStop(at=at, up=HOVER), PathStop(at=at, gate="grasp")]
     if chosen.pre_contact_tile:
         up = HOVER if chosen.pre_contact_height == "above" else 0.0
-        stops.append(Stop(at=tile_centre(chosen.pre_contact_tile, height, width), up=up))
+        stops.append(PathStop(at=tile_centre(chosen.pre_contact_tile, height, width), up=up))
     contact = mark(chosen.target_keypoint) if chosen.target_keypoint else None
     if contact is None and chosen.target_tile:
         contact = tile_centre(chosen.target_tile, height, width)
     if contact is None and chosen.function_keypoint and not chosen.grasp_keypoint:
         contact = mark(chosen.function_keypoint)  # touched where nothing is held
     if contact is not None:
-        stops.append(Stop(at=contact, gate="reach" if chosen.post_contact_tile else ""))
+        stops.append(PathStop(at=contact, gate="reach" if chosen.post_contact_tile else ""))
     if chosen.post_contact_tile:
         up = HOVER if chosen.post_contact_height == "above" else 0.0
-        stops.append(Stop(at=tile_centre(chosen.post_contact_tile, height, width), up=up))
+        stops.append(PathStop(at=tile_centre(chosen.post_contact_tile, height, width), up=up))
     return stops
 
 

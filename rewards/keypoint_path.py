@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rewards.keypoint_plan import Stop
+from rewards.keypoint_plan import PathStop
 
 CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
 EMPTY = 0.1  # a gripper narrower than this holds nothing
@@ -24,7 +24,7 @@ GATE_M = 0.04  # metres of path that grasping or releasing counts for
 
 
 @dataclass(frozen=True)
-class Camera:
+class CalibratedCamera:
     """A pinhole camera.
 
     Attributes:
@@ -38,7 +38,7 @@ class Camera:
     size: tuple[int, int]
 
     @classmethod
-    def read(cls, name: str, values: Mapping[str, Any]) -> Camera:
+    def read(cls, name: str, values: Mapping[str, Any]) -> CalibratedCamera:
         """From a config's `intrinsics`, `extrinsics` and `size`.
 
         Raises:
@@ -52,20 +52,21 @@ class Camera:
             )
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(
-                f"Camera.read: calibration of {name!r} must have intrinsics, extrinsics and size; got {values!r}."
+                f"CalibratedCamera.read: calibration of {name!r} must have intrinsics, extrinsics and size; "
+                f"got {values!r}."
             ) from error
         if made.intrinsics.shape != (3, 3) or made.extrinsics.shape != (4, 4):
             raise ValueError(
-                f"Camera.read: calibration of {name!r} must have intrinsics (3, 3) and extrinsics (4, 4); "
+                f"CalibratedCamera.read: calibration of {name!r} must have intrinsics (3, 3) and extrinsics (4, 4); "
                 f"got {made.intrinsics.shape} and {made.extrinsics.shape}."
             )
         return made
 
-    def at(self, height: int, width: int) -> Camera:
+    def at(self, height: int, width: int) -> CalibratedCamera:
         """The same camera for images of another size."""
         scale = np.diag([width / self.size[1], height / self.size[0], 1.0])
         half = np.array([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
-        return Camera(scale @ (self.intrinsics + half) - half, self.extrinsics, (height, width))
+        return CalibratedCamera(scale @ (self.intrinsics + half) - half, self.extrinsics, (height, width))
 
     def project(self, points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 2"]:
         """World points, metres -> px."""
@@ -88,8 +89,9 @@ class Camera:
         steps = (height - eye[2]) / ray[2] if ray[2] else -1.0
         if steps <= 0:
             raise ValueError(
-                f"Camera.on_plane: pixel must see the plane at z = {height} m; got ({pixel[0]:.0f}, {pixel[1]:.0f}), "
-                "which looks past it. Give depth, or path.plane=null to plan in the image."
+                f"CalibratedCamera.on_plane: pixel must see the plane at z = {height} m; "
+                f"got ({pixel[0]:.0f}, {pixel[1]:.0f}), which looks past it. "
+                "Give depth, or path.plane=null to plan in the image."
             )
         return eye + steps * ray
 
@@ -116,7 +118,7 @@ class Way:
     unit: float | None = None
 
 
-def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, plane: float) -> Way:
+def lift_path(stops: Sequence[PathStop], camera: CalibratedCamera, depth: np.ndarray | None, plane: float) -> Way:
     """Stops in the world, by measured depth, or else on the level plane z = `plane` metres.
 
     A stop's depth is the median of the 3 x 3 pixels about it. Of a thin thing it is that of what lies nearest within a
@@ -151,7 +153,7 @@ def lift_path(stops: Sequence[Stop], camera: Camera, depth: np.ndarray | None, p
     return Way(np.stack(points), tuple(stop.gate for stop in stops))
 
 
-def flat_path(stops: Sequence[Stop], unit: float, up: Sequence[float] = (0.0, -1.0)) -> Way:
+def flat_path(stops: Sequence[PathStop], unit: float, up: Sequence[float] = (0.0, -1.0)) -> Way:
     """Stops in the image plane, scaled to metres by `unit` a pixel; `up` is how far a metre up moves them, metres."""
     points = []
     for stop in stops:

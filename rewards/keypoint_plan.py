@@ -1,6 +1,6 @@
 """From an instruction and a first frame to the places a gripper must pass: a plan grammar over grounded phrases.
 
-It gives `Stop`s, in pixels of the first frame, as a VLM does that is asked (`rewards.keypoint_chat`);
+It gives `PathStop`s, in pixels of the first frame, as a VLM does that is asked (`rewards.keypoint_chat`);
 `rewards.keypoint` lifts them to metres and measures progress. Shape letters: B batch; H, W image.
 """
 
@@ -23,7 +23,7 @@ GATES = ("", "reach", "grasp", "release")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stop:
+class PathStop:
     """A place on the gripper's way.
 
     Attributes:
@@ -56,7 +56,7 @@ class Finder(Protocol):
 class Answerer(Protocol):
     """Who says where to go, in each of B scenes."""
 
-    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]: ...
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[PathStop]]: ...
 
 
 # The embedded answerer: a grammar and grounding ---------------------------------------------------------------
@@ -64,7 +64,7 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A step of a rule, in its own words: where `Stop` has pixels, it has "object" or "place"."""
+    """A step of a rule, in its own words: where `PathStop` has pixels, it has "object" or "place"."""
 
     at: str = "object"
     up: float = 0.0
@@ -80,7 +80,7 @@ class Rule:
         forms: sentences with `{object}` and perhaps `{place}`; `[a|b]` is a choice.
         moves: the way there.
         part: the part of the object that is touched, with `{}` for the object; "{}" is the object itself. A part is
-            taken to be thin (see `Stop`).
+            taken to be thin (see `PathStop`).
         body: what the object is set in, from whose middle "outwards" starts; "" where no move goes outwards.
     """
 
@@ -141,7 +141,7 @@ RULES: tuple[Rule, ...] = (  # the first that fits
 
 
 @dataclass(frozen=True)
-class Task:
+class KeypointTask:
     """An instruction, read: its rule, the object and the place ("" where it has none)."""
 
     rule: Rule
@@ -149,7 +149,7 @@ class Task:
     place: str
 
 
-def read_instruction(text: str, rules: Sequence[Rule] = RULES) -> Task:
+def read_instruction(text: str, rules: Sequence[Rule] = RULES) -> KeypointTask:
     """The rule that an instruction fits, with its object and place.
 
     Raises:
@@ -160,7 +160,7 @@ def read_instruction(text: str, rules: Sequence[Rule] = RULES) -> Task:
         fits = [found.groupdict() for form in rule.forms if (found := _pattern(form).fullmatch(plain))]
         if fits:  # the form that explains most words: "push the button down" has no object "the button down"
             parts = min(fits, key=lambda each: len(each["object"]))
-            return Task(rule, _article(parts["object"]), _article(parts.get("place") or ""))
+            return KeypointTask(rule, _article(parts["object"]), _article(parts.get("place") or ""))
     forms = "; ".join(rule.forms[0] for rule in rules)
     raise ValueError(
         f"read_instruction: goal must be an instruction that the plan grammar understands; got {text!r}. "
@@ -206,17 +206,17 @@ class GrammarAnswerer:
         found = {"object": part.format(task.object), "place": task.place, "body": task.rule.body}
         return {name: phrase for name, phrase in found.items() if phrase}
 
-    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[Stop]]:
+    def stops(self, frames: UInt8[Tensor, "B H W 3"]) -> list[list[PathStop]]:
         phrases = self.phrases()
         found = self._grounder.find(frames, list(phrases.values()))
         return [self._way(dict(zip(phrases, regions, strict=True))) for regions in found]
 
-    def _way(self, regions: Mapping[str, Region]) -> list[Stop]:
+    def _way(self, regions: Mapping[str, Region]) -> list[PathStop]:
         places = {name: pixel(region.centre) for name, region in regions.items()}
         body = places.get("body")
         thin = self.task.rule.part != "{}"
         return [
-            Stop(at=places[m.at], up=m.up, thin=thin, by=m.out, tail=body, head=places["object"], gate=m.gate)
+            PathStop(at=places[m.at], up=m.up, thin=thin, by=m.out, tail=body, head=places["object"], gate=m.gate)
             for m in self.task.rule.moves
         ]
 

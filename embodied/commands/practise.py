@@ -12,7 +12,7 @@ the last checkpoint: resume=true goes on from it.
     embodied practise
     embodied practise env=desk-drawer observe=state steps=20000
     embodied practise robot=simulated steps=2000
-    embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open …
+    embodied practise forward.model=models/open backward.model=models/closed forward.demos=data/open
     embodied practise run=runs/practise/20260101-120000-desk-drawer-success-s0 resume=true
 """
 
@@ -45,7 +45,7 @@ from embodied.opening import open_dataset
 from embodied.practice.demos import open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown
-from embodied.practice.loop import Practice, Task
+from embodied.practice.loop import Practice, PracticeTask
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
 from embodied.scorers import check_views
@@ -166,13 +166,13 @@ def _built(
         raise UserError(f"policy must learn from a replay; {config.policy.get('_target_')} does not. Use policy=rlpd.")
     capacity = min(learner.sampling.capacity, int(config.steps) + int(config.attempt_steps))
     replay = Replay(inputs, actions, capacity=capacity, **settings)
-    tasks = [Task(name, heads[name], config[name].fact) for name in TASKS]
+    tasks = [PracticeTask(name, heads[name], config[name].fact) for name in TASKS]
     return _practice(config, env, senses, tasks, learner, replay, memory, standard), heads
 
 
 def _practice(
-    config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[Task], learner: Learner, replay: Replay,
-    demos: Replay, standard: Standard,
+    config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[PracticeTask], learner: Learner,
+    replay: Replay, demos: Replay, standard: Standard,
 ) -> Practice:  # fmt: skip
     return Practice(
         env,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Task(NamedTuple):
+class WorldTask(NamedTuple):
     """One task of a scene.
 
     Attributes:
@@ -26,20 +26,20 @@ class Task(NamedTuple):
         return self.instruction.format(target=target), self.fact.format(target=target)
 
 
-CARTPOLE = Task("balance the pole upright", "pole_up", 100)
+CARTPOLE = WorldTask("balance the pole upright", "pole_up", 100)
 REACHER = {
-    colour: Task(f"touch the {colour} ball", f"tip_{colour}", 50) for colour in ("red", "green", "blue", "yellow")
+    colour: WorldTask(f"touch the {colour} ball", f"tip_{colour}", 50) for colour in ("red", "green", "blue", "yellow")
 }
-HUMANOID = {"stand": Task("stand upright", "standing", 100), "kneel": Task("kneel down", "kneeling", 100)}
+HUMANOID = {"stand": WorldTask("stand upright", "standing", 100), "kneel": WorldTask("kneel down", "kneeling", 100)}
 DESK = {
-    "reach": Task("touch the {target} cube", "touch_{target}", 50),
-    "push": Task("push the {target} cube onto the yellow mark", "{target}_on_mark", 80),
-    "press": Task("press the button", "button_pressed", 50),
-    "drawer": Task("open the drawer", "drawer_open", 50),
-    "close": Task("close the drawer", "drawer_closed", 50),
-    "lift": Task("lift the {target} cube", "{target}_lifted", 80),
-    "place": Task("put the {target} cube in the tray", "{target}_in_tray", 120),
-    "stack": Task("put the red cube on the {target} cube", "red_on_{target}", 150, "green"),
+    "reach": WorldTask("touch the {target} cube", "touch_{target}", 50),
+    "push": WorldTask("push the {target} cube onto the yellow mark", "{target}_on_mark", 80),
+    "press": WorldTask("press the button", "button_pressed", 50),
+    "drawer": WorldTask("open the drawer", "drawer_open", 50),
+    "close": WorldTask("close the drawer", "drawer_closed", 50),
+    "lift": WorldTask("lift the {target} cube", "{target}_lifted", 80),
+    "place": WorldTask("put the {target} cube in the tray", "{target}_in_tray", 120),
+    "stack": WorldTask("put the red cube on the {target} cube", "red_on_{target}", 150, "green"),
 }
 
 _SCENES = {"cartpole": {"": CARTPOLE}, "reacher": REACHER, "humanoid": HUMANOID, "desk": DESK}

@@ -35,7 +35,7 @@ from rewards.core import Features
 
 
 @dataclass(frozen=True)
-class Task:
+class PracticeTask:
     """One of the two.
 
     Attributes:
@@ -142,7 +142,7 @@ class Practice:
         self,
         env: gymnasium.Env,
         senses: Senses,
-        tasks: Sequence[Task],
+        tasks: Sequence[PracticeTask],
         learner: Learner,
         replay: Replay,
         demos: Replay,
@@ -216,10 +216,10 @@ class Practice:
         return turn
 
     @staticmethod
-    def _verdict(task: Task, features: Features) -> int:
+    def _verdict(task: PracticeTask, features: Features) -> int:
         return int(task.head.verdicts(features)[0, 0])
 
-    def truth(self, task: Task) -> bool | None:
+    def truth(self, task: PracticeTask) -> bool | None:
         """Whether a task is really done; for records."""
         if task.fact is None or self._facts is None:
             return None
@@ -277,7 +277,7 @@ class Practice:
         rollout = rollout._replace(env_reward=rollout.env_reward.astype(np.float32))
         return attempt, Practised(rollout, rollout.terminated.astype(np.float32))
 
-    def _judge(self, attempt: Attempt, task: Task, verdict: int) -> None:
+    def _judge(self, attempt: Attempt, task: PracticeTask, verdict: int) -> None:
         said, true = verdict == YES, self.truth(task)
         attempt.yes += said
         if true is not None:

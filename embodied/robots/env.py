@@ -21,7 +21,7 @@ from embodied.robots.checks import check_count, check_number
 from embodied.robots.control import Control, Moved
 from embodied.robots.driver import Driver
 from embodied.robots.eyes import OBS_FORMS, observed, observed_space
-from embodied.robots.judge import Judge, Task, Verdict
+from embodied.robots.judge import Judge, Task, TaskVerdict
 from embodied.robots.limits import Limits
 from embodied.robots.watchdog import ASKED, MaxAge, Stop
 
@@ -190,7 +190,7 @@ class RobotEnv(gymnasium.Env):
                 self._control.hold()
                 self._check_operator()  # who pressed it meanwhile meant it
             self._control.start()
-            self._steps, self._ended, verdict = 0, False, Verdict()
+            self._steps, self._ended, verdict = 0, False, TaskVerdict()
             if self._judge is not None:
                 self._judge.restart()
                 verdict = self._judge.look(self._control.eyes.pictures(self.views), self.signals(), stopped=False)
@@ -208,7 +208,7 @@ class RobotEnv(gymnasium.Env):
             moved = self._control.advance(action, self.views)
             self._steps += 1
             stopped = self._control.watchdog.stopped is not None
-            verdict = Verdict()
+            verdict = TaskVerdict()
             if self._judge is not None:
                 pictures = None if moved.stale else self._control.eyes.pictures(self.views)
                 verdict = self._judge.look(pictures, self.signals(), stopped=stopped)
@@ -314,7 +314,7 @@ class RobotEnv(gymnasium.Env):
         pixels = None if self.obs_form == "state" else self.frame()
         return observed(self.obs_form, self._control.observation.proprio.astype(np.float32), pixels)
 
-    def _info(self, verdict: Verdict, moved: Moved | None = None) -> dict[str, Any]:
+    def _info(self, verdict: TaskVerdict, moved: Moved | None = None) -> dict[str, Any]:
         control, now, stopped = self._control, self._clock.now(), self._control.watchdog.stopped
         ages = {"observation": now - control.observation.measured_s} | control.eyes.ages(now)
         potentials = {f"reward/{name}": value for name, value in verdict.potentials.items()}

@@ -66,7 +66,7 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class TaskVerdict:
     """What one moment is worth.
 
     Attributes:
@@ -105,7 +105,7 @@ class Judge:
         self._stream.restart()
         self._last, self._in_a_row = None, 0
 
-    def look(self, frames: np.ndarray | None, signals: Mapping[str, float], stopped: bool) -> Verdict:
+    def look(self, frames: np.ndarray | None, signals: Mapping[str, float], stopped: bool) -> TaskVerdict:
         """The verdict on one more moment.
 
         Args:
@@ -128,7 +128,7 @@ class Judge:
             reward = self._reward(before.combined, now.combined, terminated=stopped or bool(success))
         self._last = now
         potentials = {} if now is None else {**now.potentials, "combined": now.combined}
-        return Verdict(reward=reward, success=success, potentials=potentials, unscored=unscored)
+        return TaskVerdict(reward=reward, success=success, potentials=potentials, unscored=unscored)
 
     def _success(self, reading: Reading | None) -> bool | None:
         success = self.task.success

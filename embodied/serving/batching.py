@@ -24,11 +24,11 @@ from embodied.serving.limits import Limits
 from embodied.serving.protocol import RefusedError
 from rewards.core import Scorer
 
-Finish = Callable[[list["Job"]], list[Any]]
+Finish = Callable[[list["EncodingJob"]], list[Any]]
 
 
 @dataclass(eq=False)
-class Job:
+class EncodingJob:
     """One client's frames, waiting together.
 
     Attributes:
@@ -78,7 +78,7 @@ class Batcher:
             raise ValueError(f"Batcher: max_batch ≥ 1 and max_wait_ms ≥ 0; got {max_batch} and {max_wait_ms}.")
         self._scorer, self._limits, self._max_batch, self._wait_s = scorer, limits, max_batch, max_wait_ms / 1000
         self._clients, self._finish, self._encoded = clients, finish, encoded
-        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()  # in order of whose turn it is
+        self._queues: OrderedDict[Hashable, deque[EncodingJob]] = OrderedDict()  # in order of whose turn it is
         self._changed = threading.Condition()
         self._closed = False
         self.queued = 0  # frames
@@ -92,7 +92,7 @@ class Batcher:
         Raises:
             RefusedError: too many frames wait already.
         """
-        job = Job(client, frames, asyncio.get_running_loop().create_future(), stream)
+        job = EncodingJob(client, frames, asyncio.get_running_loop().create_future(), stream)
         with self._changed:
             if self._closed:
                 raise RefusedError("draining", "The server is stopping.", status=503, retry_after_s=5.0)
@@ -125,7 +125,7 @@ class Batcher:
             jobs = {id(job): job for job, _ in batch}.values()
             self._answer([job for job in jobs if len(job.features) == len(job.frames)])
 
-    def _next_batch(self) -> list[tuple[Job, np.ndarray]]:
+    def _next_batch(self) -> list[tuple[EncodingJob, np.ndarray]]:
         """Frames of one size and whose they are; none once the batcher is closed and empty."""
         with self._changed:
             while True:
@@ -142,8 +142,8 @@ class Batcher:
     def _enough(self) -> bool:
         return self._closed or self.queued >= self._max_batch or 2 * len(self._queues) >= self._clients()
 
-    def _select(self) -> list[tuple[Job, np.ndarray]]:
-        batch: list[tuple[Job, np.ndarray]] = []
+    def _select(self) -> list[tuple[EncodingJob, np.ndarray]]:
+        batch: list[tuple[EncodingJob, np.ndarray]] = []
         shape: tuple[int, ...] | None = None
         most = self._max_batch
         turns = deque(self._queues)
@@ -177,7 +177,7 @@ class Batcher:
                 del self._queues[client]
         return batch
 
-    def _encode(self, batch: list[tuple[Job, np.ndarray]]) -> None:
+    def _encode(self, batch: list[tuple[EncodingJob, np.ndarray]]) -> None:
         """Features to their jobs; where the batch fails, frame by frame, so that only the one at fault does."""
         try:
             features = scoring.encode(self._scorer, np.stack([frame for _, frame in batch]))
@@ -191,8 +191,8 @@ class Batcher:
         for (job, _), row in zip(batch, features, strict=True):
             job.features.append(row)
 
-    def _answer(self, jobs: list[Job]) -> None:
-        answers: list[tuple[Job, Any]] = [(job, np.stack(job.features)) for job in jobs if job.stream is None]
+    def _answer(self, jobs: list[EncodingJob]) -> None:
+        answers: list[tuple[EncodingJob, Any]] = [(job, np.stack(job.features)) for job in jobs if job.stream is None]
         wanting = [job for job in jobs if job.stream is not None]
         if wanting and self._finish is not None:
             try:
@@ -201,9 +201,9 @@ class Batcher:
                 answers += [(job, error) for job in wanting]
         self._tell(answers)
 
-    def _tell(self, answers: list[tuple[Job, Any]]) -> None:
+    def _tell(self, answers: list[tuple[EncodingJob, Any]]) -> None:
         """Wake the event loop once for all of them."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Job, Any]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[EncodingJob, Any]]] = {}
         for job, answer in answers:
             by_loop.setdefault(job.future.get_loop(), []).append((job, answer))
         for loop, each in by_loop.items():
@@ -215,7 +215,7 @@ def _pixels(frame: np.ndarray) -> int:
     return frame.shape[0] * frame.shape[1]
 
 
-def _resolve(answers: list[tuple[Job, Any]]) -> None:
+def _resolve(answers: list[tuple[EncodingJob, Any]]) -> None:
     for job, answer in answers:
         if job.future.done():  # its client has gone
             continue

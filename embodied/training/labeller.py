@@ -50,7 +50,7 @@ class Ended:
     limits: dict[str, int] = field(default_factory=dict)
 
 
-class Labels(NamedTuple):
+class RolloutLabels(NamedTuple):
     """What a rollout is worth.
 
     Attributes:
@@ -66,7 +66,7 @@ class Labels(NamedTuple):
 class Rewards(Protocol):
     """Gives rollouts their rewards."""
 
-    def label(self, collected: Collected) -> Labels: ...
+    def label(self, collected: Collected) -> RolloutLabels: ...
 
     def metrics(self) -> dict[str, float]: ...
 
@@ -81,14 +81,14 @@ class OwnReward:
     def __init__(self, num_worlds: int) -> None:
         self._rewards: list[list[float]] = [[] for _ in range(num_worlds)]
 
-    def label(self, collected: Collected) -> Labels:
+    def label(self, collected: Collected) -> RolloutLabels:
         rollout, ended = collected.rollout, []
         for t, e in np.ndindex(*rollout.env_reward.shape):
             self._rewards[e].append(float(rollout.env_reward[t, e]))
             if rollout.terminated[t, e] or rollout.truncated[t, e]:
                 ended.append(_ended(e, self._rewards[e], collected.infos[t][e]))
                 self._rewards[e] = []
-        return Labels(rollout.env_reward, ended)
+        return RolloutLabels(rollout.env_reward, ended)
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -140,7 +140,7 @@ class Labeller:
     # Labelling ------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def label(self, collected: Collected) -> Labels:
+    def label(self, collected: Collected) -> RolloutLabels:
         """The rewards of a rollout; rollouts must come in order, none left out.
 
         Raises:
@@ -168,7 +168,7 @@ class Labeller:
                 returns.append(self._finish(episode, ended[-1]))
         for each in returns if self._constraints is not None else ():
             self._constraints.update(each)  # pyright: ignore[reportOptionalMemberAccess]
-        return Labels(reward, ended)
+        return RolloutLabels(reward, ended)
 
     def _pieces(self, collected: Collected) -> Iterator[_Piece]:
         """The stretches of a rollout that lie in one episode each, world by world; notes the episodes that run on."""

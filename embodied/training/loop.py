@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from embodied.training.collector import Collected, Collector
-from embodied.training.labeller import Labels, Rewards
+from embodied.training.labeller import Rewards, RolloutLabels
 from embodied.training.log import RunLog
 from policies.core import Learner
 from policies.replay import Mix, Replay
@@ -162,7 +162,7 @@ def train(
     return True
 
 
-def _note(training: Training, labels: Labels, log: RunLog, collected: Collected) -> None:
+def _note(training: Training, labels: RolloutLabels, log: RunLog, collected: Collected) -> None:
     """Remember the episodes that ended in a rollout, for the log."""
     for ended in labels.ended:
         figures = {"reward": float(ended.rewards.sum(dtype=np.float64)), "length": float(len(ended.rewards))}

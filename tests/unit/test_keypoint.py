@@ -14,8 +14,8 @@ from rewards.keypoint import (
     Walked,
     keypoint_scorer,
 )
-from rewards.keypoint_path import Camera, flat_path, lift_path
-from rewards.keypoint_plan import Stop
+from rewards.keypoint_path import CalibratedCamera, flat_path, lift_path
+from rewards.keypoint_plan import PathStop
 from rewards.keypoint_rule import KeypointRule, KeypointShaping
 from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
@@ -38,14 +38,14 @@ def calibration(eye=(0.6, -0.8, 0.7), target=(0.0, 0.0, 0.0)) -> dict:
     return {"intrinsics": INTRINSICS, "extrinsics": extrinsics.tolist(), "size": [96, 96]}
 
 
-CAMERA = Camera.read("front", calibration())
+CAMERA = CalibratedCamera.read("front", calibration())
 TARGET = np.array([0.1, 0.05, 0.03])
 
 
 class Answers:
     """Always the same stops; notes how many frames it is asked about at once."""
 
-    def __init__(self, *stops: Stop) -> None:
+    def __init__(self, *stops: PathStop) -> None:
         self.listed, self.asked = list(stops), []
 
     def stops(self, frames):
@@ -79,9 +79,9 @@ class Points:
         return vectors[:, :2]
 
 
-def at_target(**options) -> Stop:
+def at_target(**options) -> PathStop:
     u, v = CAMERA.project(TARGET[None])[0]
-    return Stop(at=(float(u), float(v)), **options)
+    return PathStop(at=(float(u), float(v)), **options)
 
 
 def features(robot, *, opening=None, all_frames=False, depth=None, seeds=(0,), **signals) -> Features:
@@ -112,7 +112,7 @@ def nearness(robot, target):
 def test_projection_and_lifting_are_inverse():
     extrinsics = np.eye(4)
     extrinsics[:3, :3], extrinsics[:3, 3] = TURN, [0.1, -0.2, 2.0]
-    camera = Camera(np.array([[100.0, 0.5, 40], [0, 110, 45], [0, 0, 1]]), extrinsics, (96, 128))
+    camera = CalibratedCamera(np.array([[100.0, 0.5, 40], [0, 110, 45], [0, 0, 1]]), extrinsics, (96, 128))
     points = RNG.normal(0, 0.3, (50, 3))
     depth = points @ extrinsics[2, :3] + 2.0
     back = camera.lift(camera.project(points), depth)
@@ -132,7 +132,7 @@ def test_a_pixel_on_a_plane():
 @pytest.mark.parametrize("broken", [{}, {"intrinsics": INTRINSICS, "extrinsics": [[1]], "size": [96, 96]}])
 def test_a_broken_calibration_is_named(broken):
     with pytest.raises(ValueError, match="calibration of 'front' must have"):
-        Camera.read("front", broken)  # pyright: ignore[reportArgumentType]
+        CalibratedCamera.read("front", broken)  # pyright: ignore[reportArgumentType]
 
 
 def test_the_desk_is_lifted_where_it_is():
@@ -141,9 +141,9 @@ def test_the_desk_is_lifted_where_it_is():
 
     world = open_world("embodied/desk-lift-v0", 96)
     world.reset(seed=3)
-    camera = Camera.read("front", world.calibration("front"))
+    camera = CalibratedCamera.read("front", world.calibration("front"))
     red = world.cube("red").copy()  # pyright: ignore[reportAttributeAccessIssue]
-    stop = Stop(at=tuple(camera.project(red[None])[0].tolist()))
+    stop = PathStop(at=tuple(camera.project(red[None])[0].tolist()))
     measured = lift_path([stop], camera, world.depth("front"), 0.0).points[0]
     assert np.linalg.norm(measured - red) < 0.035  # its surface
     np.testing.assert_allclose(lift_path([stop], camera, None, red[2]).points[0], red, atol=1e-6)
@@ -186,7 +186,7 @@ def test_progress_in_the_world_by_depth_and_by_plane():
     np.testing.assert_allclose(head.score(features(robot))[0], nearness(robot, TARGET), atol=1e-5)
     away = (CAMERA.extrinsics @ [*TARGET, 1])[2]
     higher = TARGET + np.array([0, 0, 0.05])  # 5 cm over the plane: told by the depth alone
-    stop = Stop(at=tuple(CAMERA.project(higher[None])[0].tolist()))
+    stop = PathStop(at=tuple(CAMERA.project(higher[None])[0].tolist()))
     depth = np.full((96, 96), float((CAMERA.extrinsics @ [*higher, 1])[2]))
     assert abs(depth[0, 0] - away) > 0.02
     robot = np.linspace([-0.1, 0, 0.2], higher, 6)
@@ -206,7 +206,9 @@ def test_progress_in_the_image_of_a_calibrated_camera():
 
 def test_progress_by_tracking_without_a_calibration():
     places = [[10.0, 10], [20, 20], [30, 30], [30, 40]]
-    head = KeypointProgress(Answers(Stop(at=(30.0, 30.0))), grounder=Tracks(places), gripper="the claw", scene_m=0.96)
+    head = KeypointProgress(
+        Answers(PathStop(at=(30.0, 30.0))), grounder=Tracks(places), gripper="the claw", scene_m=0.96
+    )
     assert head.frames_read == "all"
     got = head.score(features(np.zeros((4, 3)), all_frames=True))[0]
     np.testing.assert_allclose(
@@ -219,7 +221,7 @@ def test_progress_by_tracking_without_a_calibration():
 def test_progress_by_pointing_reads_one_image():
     places = np.array([[10.0, 10], [20, 20], [30, 30], [30, 40]])
     head = KeypointProgress(
-        Answers(Stop(at=(30.0, 30.0))), grounder=Tracks([]), pointer=Points(), gripper="the claw", scene_m=0.96
+        Answers(PathStop(at=(30.0, 30.0))), grounder=Tracks([]), pointer=Points(), gripper="the claw", scene_m=0.96
     )
     assert head.frames_read == "first"
     views = {"front": torch.from_numpy(np.c_[places, places]).float()[None]}
@@ -230,18 +232,20 @@ def test_progress_by_pointing_reads_one_image():
     check_advance(head, seen)
     other = KeypointProgress(Answers(), pointer=Points(), camera="side")
     with pytest.raises(ValueError, match="must hold the view of camera 'side'; got front"):
-        other.advance(seen, [Walked(flat_path([Stop(at=(1.0, 1.0))], 0.01), (96, 96), np.zeros((0, 2)), np.zeros(0))])
+        other.advance(
+            seen, [Walked(flat_path([PathStop(at=(1.0, 1.0))], 0.01), (96, 96), np.zeros((0, 2)), np.zeros(0))]
+        )
 
 
 def test_rows_can_come_one_by_one():
     robot = np.concatenate([np.linspace([-0.1, 0, 0.2], TARGET, 6), np.linspace(TARGET, [0.1, 0, 0.3], 6)])
     opening = [1.0, 1, 1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.9, 1]
-    stops = at_target(gate="grasp"), Stop(at=(60.0, 30.0))
+    stops = at_target(gate="grasp"), PathStop(at=(60.0, 30.0))
     head = KeypointProgress(Answers(*stops), calibration={"front": calibration()})
     check_advance(head, features(robot, opening=opening))
     head = KeypointProgress(Answers(at_target()), calibration={"front": calibration()})
     check_advance(head, features(robot, seeds=(1, 2)))
-    tracks = KeypointProgress(Answers(Stop(at=(30.0, 30.0))), grounder=Seen(), scene_m=0.96)
+    tracks = KeypointProgress(Answers(PathStop(at=(30.0, 30.0))), grounder=Seen(), scene_m=0.96)
     check_advance(tracks, features(robot, all_frames=True))
 
 

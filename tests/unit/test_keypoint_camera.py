@@ -11,14 +11,14 @@ import torch
 from rewards.core import Episode, Features
 from rewards.keypoint import keypoint_scorer
 from rewards.keypoint_camera import FOCAL, camera_from_demos, fit_camera
-from rewards.keypoint_path import Camera
+from rewards.keypoint_path import CalibratedCamera
 
 RNG = np.random.default_rng(0)
 SIZE = (96, 128)
 CLAW = "the claw"
 
 
-def true_camera(focal=140.0, eye=(0.6, -0.8, 0.7)) -> Camera:
+def true_camera(focal=140.0, eye=(0.6, -0.8, 0.7)) -> CalibratedCamera:
     """A camera at `eye` that looks at the world's origin, upright."""
     forward = -np.array(eye) / np.linalg.norm(eye)
     right = np.cross(forward, [0, 0, 1])
@@ -26,7 +26,7 @@ def true_camera(focal=140.0, eye=(0.6, -0.8, 0.7)) -> Camera:
     extrinsics = np.eye(4)
     extrinsics[:3, :3] = np.stack([right, np.cross(forward, right), forward])
     extrinsics[:3, 3] = -extrinsics[:3, :3] @ np.array(eye)
-    return Camera(np.array([[focal, 0, 63.5], [0, focal, 47.5], [0, 0, 1]]), extrinsics, SIZE)
+    return CalibratedCamera(np.array([[focal, 0, 63.5], [0, focal, 47.5], [0, 0, 1]]), extrinsics, SIZE)
 
 
 def paths(count: int, steps: int = 30) -> np.ndarray:
@@ -64,7 +64,7 @@ def lowered(episode: Episode) -> Episode:
     return replace(episode, features=replace(episode.features, signals=signals))
 
 
-def demos(camera: Camera, count: int = 3, noise: float = 0.5) -> list[Episode]:
+def demos(camera: CalibratedCamera, count: int = 3, noise: float = 0.5) -> list[Episode]:
     robots = paths(count)
     return [demo(each, camera.project(each) + RNG.normal(0, noise, (len(each), 2))) for each in robots]
 

@@ -18,7 +18,7 @@ from rewards.keypoint_chat import (
     selection_schema,
     tile_centre,
 )
-from rewards.keypoint_plan import RULES, GrammarAnswerer, Move, Rule, Stop, read_instruction
+from rewards.keypoint_plan import RULES, GrammarAnswerer, Move, PathStop, Rule, read_instruction
 from rewards.vlm import ChatEndpoint, VLMError
 from tests import chat_server
 
@@ -86,8 +86,8 @@ def test_the_grammar_grows_by_a_row():
     answerer = GrammarAnswerer("poke the bear", Places(the_bear=(3, 4)), [poke, *RULES])
     (stops,) = answerer.stops(FRAMES)
     assert stops == [
-        Stop(at=(3.0, 4.0), head=(3.0, 4.0), gate="reach"),
-        Stop(at=(3.0, 4.0), head=(3.0, 4.0), up=0.2),
+        PathStop(at=(3.0, 4.0), head=(3.0, 4.0), gate="reach"),
+        PathStop(at=(3.0, 4.0), head=(3.0, 4.0), up=0.2),
     ]
 
 
@@ -163,8 +163,8 @@ def test_a_selection_becomes_a_way():
     assert [stop.gate for stop in stops] == ["", "grasp", "", "reach", ""]
     assert stops[2].up > 0 == stops[4].up
     touch = selected_stops(schema(function_keypoint="P1"), marks, 50, 100)
-    assert touch == [Stop(at=(1.0, 2.0))]
-    assert selected_stops(schema(target_tile="a1"), marks, 50, 100) == [Stop(at=(9.5, 44.5))]
+    assert touch == [PathStop(at=(1.0, 2.0))]
+    assert selected_stops(schema(target_tile="a1"), marks, 50, 100) == [PathStop(at=(9.5, 44.5))]
 
 
 # Over HTTP ------------------------------------------------------------------------------------------------------

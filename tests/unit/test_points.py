@@ -12,7 +12,7 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.desk import OPENING, Desk
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 from rewards.grounding import FAINT, Grounder
-from rewards.keypoint_path import Camera
+from rewards.keypoint_path import CalibratedCamera
 from rewards.points import PointMemory, PointReader, peaks, things
 from tests.conftest import save_open_clip
 from tests.fakes import FakeEncoder
@@ -51,7 +51,7 @@ def opened():
         mujoco.mj_forward(world.model, world.data)
         frames.append(world.frame("side"))
         fingers = [world.data.xpos[world.model.body(f"finger_{side}").id] for side in ("left", "right")]
-        places.append(Camera.read("side", world.calibration("side")).project(np.mean(fingers, 0)[None])[0])
+        places.append(CalibratedCamera.read("side", world.calibration("side")).project(np.mean(fingers, 0)[None])[0])
     world.close()
     return torch.from_numpy(np.stack(frames)), np.stack(places)
 

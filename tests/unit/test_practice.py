@@ -12,7 +12,7 @@ from embodied.datasets import Dataset, Writer
 from embodied.errors import UserError
 from embodied.practice.evaluation import rates, told
 from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, shown
-from embodied.practice.loop import Attempt, Practice, Tally, Task
+from embodied.practice.loop import Attempt, Practice, PracticeTask, Tally
 from embodied.practice.state import load_practice, save_practice
 from embodied.report import write_report
 from policies.core import Sampling
@@ -109,7 +109,7 @@ def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0):
     settings = {"num_worlds": 1, "seed": 0}
     small = {"actor": (16,), "critic": (16,), "batch_size": 16, "learning_starts": 4, "warmup": 4, "pretraining": 100}
     learner = rlpd(INPUTS, ACTIONS, total_steps=500, device="cpu", learning_rate=3e-3, **settings, **small)
-    tasks = [Task(name, SideHead(k, hold=hold, wrong=name in wrong), SIDES[k]) for k, name in enumerate(NAMES)]
+    tasks = [PracticeTask(name, SideHead(k, hold=hold, wrong=name in wrong), SIDES[k]) for k, name in enumerate(NAMES)]
     practice = Practice(
         env,
         Senses(env, BrightnessEncoder(), signals=("opening",)),
