@@ -95,6 +95,9 @@ def choose_threshold(scores: ArrayLike, labels: ArrayLike, *, beta: float = 0.5)
 
     Returns:
         NaN where there are no positives or no negatives to choose by, or where the scores are constant.
+
+    Raises:
+        ValueError: shapes that differ, numbers that are not finite, or another beta.
     """
     scores, labels = paired(scores, labels, "choose_threshold", "scores", "labels")
     if not beta > 0:
@@ -117,6 +120,12 @@ def roc_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndar
     Args:
         scores: (N,).
         labels: (N,) bool, both kinds.
+
+    Returns:
+        Two (K + 1,) float64, of K distinct scores.
+
+    Raises:
+        ValueError: shapes that differ, numbers that are not finite, or labels of one kind.
     """
     scores, labels = paired(scores, labels, "roc_curve", "scores", "labels")
     positive = labels.astype(bool)
@@ -165,6 +174,9 @@ def reliability(probabilities: ArrayLike, labels: ArrayLike, *, bins: int = 10) 
         probabilities: (N,) in [0, 1].
         labels: (N,) bool.
         bins: how many, ≥ 1; empty ones are left out.
+
+    Raises:
+        ValueError: shapes that differ, or numbers outside of [0, 1].
     """
     probabilities, labels = paired(probabilities, labels, "reliability", "probabilities", "labels")
     if probabilities.min() < 0 or probabilities.max() > 1:

@@ -198,6 +198,9 @@ def quality(verdicts: ArrayLike, labels: ArrayLike, episodes: ArrayLike) -> Qual
         verdicts: (N,) 1 yes, 0 no, −1 unsure.
         labels: (N,) bool.
         episodes: (N,) which episode each frame is of.
+
+    Raises:
+        ValueError: shapes that differ, or nothing to judge.
     """
     verdicts, groups = np.asarray(verdicts), np.asarray(episodes)
     labels = np.asarray(labels, bool)

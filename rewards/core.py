@@ -18,7 +18,12 @@ FRAMES_READ = ("none", "first", "all")  # what a head may want of the images, le
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Heavy and stateless: images and texts in, unit vectors of one space out."""
+    """Heavy and stateless: images and texts in, unit vectors of one space out.
+
+    Attributes:
+        name: model and weights, for texts and records.
+        dim: D, of the vectors.
+    """
 
     name: str
     dim: int
@@ -28,9 +33,17 @@ class Encoder(Protocol):
         """(H, W) at which frames need no resizing."""
         ...
 
-    def encode_images(self, frames: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B D"]: ...
+    def encode_images(self, frames: UInt8[Tensor, "B H W 3"]) -> Float[Tensor, "B D"]:
+        """RGB frames of any size, on any device -> (B, D) float32, unit length.
 
-    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]: ...
+        Raises:
+            TypeError, ValueError: not (B, H, W, 3) uint8 (see `check_frames`).
+        """
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "M D"]:
+        """M texts -> (M, D) float32, unit length; their cosines with frames are what heads compare."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +109,9 @@ class Head(Protocol):
 
     name: str
 
-    def score(self, features: Features) -> Float[Tensor, "B T"]: ...
+    def score(self, features: Features) -> Float[Tensor, "B T"]:
+        """The potential of each step of B episodes from their resets on, (B, T) float32."""
+        ...
 
 
 @runtime_checkable

@@ -138,6 +138,12 @@ def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
         similarity: (N, M) of N frames with M captions.
         truth: (N, M) bool, which captions hold in which frame.
         k: 1 to M.
+
+    Returns:
+        In [0, 1]; NaN where no frame has a true caption.
+
+    Raises:
+        ValueError: shapes that differ, or another k.
     """
     similarity, truth = np.asarray(similarity, np.float64), np.asarray(truth, bool)
     if similarity.ndim != 2 or similarity.shape != truth.shape:
@@ -153,7 +159,18 @@ def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success rate, within [0, 1]; (0, 1) without trials."""
+    """Wilson's score interval of a success rate, within [0, 1]; (0, 1) without trials.
+
+    Args:
+        successes: 0 to `trials`.
+        trials: how many there were.
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: successes outside of that.
+
+    Source: Wilson 1927, without a correction for continuity.
+    """
     if not 0 <= successes <= trials:
         raise ValueError(f"wilson_interval: successes must be in 0 to {trials}, the trials; got {successes}.")
     if trials == 0:
@@ -185,6 +202,9 @@ def bootstrap_interval(
         resamples: how many times rows are drawn with replacement.
         seed: of the drawing; the same gives the same interval.
         strata: (N,) groups that keep their size in every draw, such as successes and failures; None: one group.
+
+    Raises:
+        ValueError: no rows, or strata that are not one a row.
     """
     rows = np.asarray(values)
     if rows.ndim == 0 or len(rows) == 0:
@@ -216,7 +236,7 @@ def _pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two finite (N,) float64 arrays, N ≥ 1."""
+    """Two finite (N,) float64 arrays, N ≥ 1; ValueError where they are not, which names `where` and what they are."""
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
         raise ValueError(
@@ -235,6 +255,10 @@ def mcnemar(better: int, worse: int) -> float:
 
     Returns:
         2·P(X ≤ min) of a fair coin thrown better + worse times, at most 1.
+
+    Raises:
+        ValueError: a count below 0.
+
     Source: McNemar 1947, in its exact form.
     """
     if better < 0 or worse < 0:

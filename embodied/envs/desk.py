@@ -155,7 +155,7 @@ class Desk(World):
     # Judging --------------------------------------------------------------------------------------------
 
     def degree(self, fact: str) -> float:
-        """One entry of `degrees`."""
+        """One entry of `degrees`: how far a fact holds, in [0, 1]; 1 is solved. ValueError for no fact of the desk."""
         tip = self.site("tip")
         match fact.split("_"):
             case ["drawer", "open"]:
@@ -347,6 +347,7 @@ class Desk(World):
         self.data.ctrl[7] = opening
 
     def put_cube(self, cube: str, at: np.ndarray, yaw: float = 0.0) -> None:
+        """Place a cube by its centre, (3,) m, turned by `yaw` radians about the vertical; kinematics follow later."""
         address = self._cube_qpos[cube]
         self.data.qpos[address : address + 3] = at
         self.data.qpos[address + 3 : address + 7] = [np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]

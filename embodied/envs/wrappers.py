@@ -44,6 +44,7 @@ class ScoredEnv(gymnasium.Wrapper):
         self._track = Track()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """An episode begins; its first frame is scored with the first step's."""
         obs, info = self.env.reset(seed=seed, options=options)
         self._layout = Layout(self._layout.views, tuple(sorted(self._signals())))
         row, frames = self._look()
@@ -56,6 +57,7 @@ class ScoredEnv(gymnasium.Wrapper):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step; the reward is the scorer's, and `info` has what the class tells."""
         obs, env_reward, terminated, truncated, info = self.env.step(action)
         row, frames = self._look()
         self._track.add(row, bool(terminated), frames if self.scorer.frames_read == "all" else None)
@@ -91,6 +93,7 @@ class SparseReward(gymnasium.Wrapper):
         self.step(copy.deepcopy(env.action_space).sample())
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """One step; 1.0 where the task is solved after it. UserError where the world does not say."""
         obs, _, terminated, truncated, info = self.env.step(action)
         success = told_success(info)
         if success is None:
