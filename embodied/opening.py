@@ -44,7 +44,7 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
         known = [f"{each}-{kind}" for each in WORLDS for kind in (POLICIES if each in SCRIPTED else ("random",))]
         raise UserError(
             f"{setting} must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. "
-            f"{nearest(name, known)}"
+            f"{nearest(name, known, listed='worlds')}"
         )
     from embodied.cli import compose
     from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without

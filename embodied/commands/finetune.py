@@ -19,7 +19,7 @@ Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a fi
     embodied finetune run=latest stages=[chunked_rl] rl.actor=td3_bc
     embodied finetune run=latest stages=[world] world.data=[demos/mixed]
     embodied finetune data=demos/place labels.weights=progress policy.head=flow
-    embodied finetune data=path/to/lerobot env=desk-place policy.names={observation.images.front: cam_high}
+    embodied finetune data=path/to/lerobot env=desk-place 'policy.names={observation.images.front: cam_high}'
     embodied finetune data=path/to/lerobot policy.backbone=HuggingFaceTB/SmolVLM2-500M-Video-Instruct
 """
 

@@ -6,7 +6,7 @@ Ctrl-C and SIGTERM write a checkpoint before they end the run: resume=true conti
 beyond the number it was started with.
 
     embodied train env=desk-drawer reward=clip goal="the drawer is open"
-    embodied train env=desk-drawer reward=[clip,softmax] goal="the drawer is open" reward.softmax.negative=[…]
+    embodied train env=desk-drawer reward=[clip,softmax] goal="the drawer is open" reward.softmax.negative=[shut]
     embodied train env=desk-place env.cameras=[front,side] goal="the red cube is in the tray" demos=10
     embodied train env=cartpole reward=true policy=ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true

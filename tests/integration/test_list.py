@@ -58,7 +58,20 @@ def test_a_wrong_word_gets_the_nearest_right_one(capsys, word, nearest):
     assert f"did you mean {nearest}?" in capsys.readouterr().err
 
 
-def test_errors_name_it(capsys):
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("train env=desk-drawr", "worlds"),
+        ("train reward=clap", "rewards"),
+        ("train reward=[clap]", "rewards"),
+        ("train encoder=embeded", "encoders"),
+        ("train policy=rldp", "learners"),
+        ("judge reward=[clip,contrast] reward.contrast.negative=x reward.combine=produkt", "combinations"),
+        ("label data=desk-drawr-mixed", "worlds"),
+        ("watch source=rtps://host/stream", "sources"),
+    ],
+)
+def test_errors_name_it(capsys, words, kind):
     capsys.readouterr()
-    assert cli.main(["train", "env=desk-drawr"]) == 2
-    assert capsys.readouterr().err.rstrip().endswith("embodied list what=worlds says what each is.")
+    assert cli.main(words.split()) == 2
+    assert capsys.readouterr().err.rstrip().endswith(f"embodied list what={kind} says what each is.")

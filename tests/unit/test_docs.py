@@ -1,10 +1,11 @@
-"""What README and docs say is there: files behind links, commands that compose, code that runs."""
+"""What README and docs say is there: files and headings behind links, commands that compose, code that runs."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -12,23 +13,46 @@ import pytest
 from embodied import cli
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OURS = ("docs", "examples", "plugins", "sim_assets")
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in OURS for page in sorted((ROOT / folder).rglob("*.md")))]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: Path, kind: str) -> list[str]:
     return [text for language, text in BLOCK.findall(page.read_text("utf-8")) if language == kind]
 
 
-def commands(page: Path) -> list[str]:
-    lines = [line.strip() for text in blocks(page, "sh") for line in text.splitlines()]
-    return [line for line in lines if line.startswith("embodied ")]
+def lines(page: Path) -> list[str]:
+    """What a page tells to type into a shell."""
+    typed = [line.strip() for text in blocks(page, "sh") for line in text.replace("\\\n", "").splitlines()]
+    return [line for line in typed if line and not line.startswith("#")]
 
 
-COMMANDS = sorted({line for page in PAGES for line in commands(page)})
+HELP = [
+    line.strip()
+    for verb in cli.verbs()
+    for line in cli.docstring(verb).replace("\\\n", "").splitlines()
+    if line.startswith("    embodied ")
+]
+LINES = sorted({*(line for page in PAGES for line in lines(page)), *HELP})
+COMMANDS = [line for line in LINES if line.startswith("embodied ")]
+OTHERS = [line for line in LINES if not line.startswith("embodied ")]
+ELSEWHERE = (
+    "lerobot-record ",
+    ". .venv/bin/activate",
+    "curl ",
+    "pip freeze ",
+)  # other people's programs, and a shell's own
 CODE = [(str(page.relative_to(ROOT)), text) for page in PAGES for text in blocks(page, "python")]
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub and MkDocs call the headings of a page."""
+    titles = HEADING.findall(BLOCK.sub("", page.read_text("utf-8")))
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
@@ -36,6 +60,13 @@ def test_links_lead_to_files(page):
     text = BLOCK.sub("", page.read_text("utf-8"))
     targets = [link.partition("#")[0] for link in LINK.findall(text) if not re.match(r"https?:|#", link)]
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_to_headings(page):
+    text = BLOCK.sub("", page.read_text("utf-8"))
+    for target, _, heading in (link.partition("#") for link in LINK.findall(text) if "#" in link and ":" not in link):
+        assert heading in anchors(page.parent / target if target else page)
 
 
 def test_there_are_commands_of_every_verb():
@@ -46,13 +77,38 @@ def test_there_are_commands_of_every_verb():
 def test_commands_compose(line):
     bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line.partition("#")[0])
     assert "{" not in bare, "a shell expands braces that are not quoted"
-    _, verb, *words = shlex.split(line, comments=True)
+    _, verb, *words = shlex.split(
+        re.split(r" [|>] ", line)[0], comments=True
+    )  # what becomes of its output is a shell's
     if verb.startswith("-"):
         return
     if "--help" in words:
         assert cli.verb_help(verb, [word for word in words if word != "--help"])
         return
     cli.compose(verb, words)
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_other_lines_name_what_is_there(line):
+    """Make's targets, modules, files and extras; what they do is tested where they are."""
+    first, *words = shlex.split(line, comments=True)
+    if first == "make":
+        assert set(words) <= TARGETS
+    elif first == "python":
+        module = words[1] if words[0] == "-m" else None
+        assert importlib.util.find_spec(module) if module else (ROOT / words[0]).is_file()
+        if module == "pydoc":
+            assert importlib.util.find_spec(words[2])
+    elif line.startswith("pip install "):
+        place, _, extras = words[-1].partition("[")
+        assert (ROOT / place / "pyproject.toml").is_file()
+        assert set(filter(None, extras.rstrip("]").split(","))) <= set(PROJECT["optional-dependencies"])
+    else:
+        assert line.startswith(ELSEWHERE)
 
 
 @pytest.mark.parametrize(("page", "code"), CODE, ids=[page for page, _ in CODE])
