@@ -101,28 +101,22 @@ def test_it_is_quick_and_imports_nothing_heavy():
     assert spent < 1  # seconds of CPU: load cannot fail it
 
 
-def asked(tmp_path: Path, line: str) -> list[str]:
-    """What bash would put in place of the last word's last part, with the script that the verb prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "embodied.cli", "completion", "shell=bash"], capture_output=True, text=True, cwd=ROOT
+@pytest.fixture
+def script(tmp_path, capsys) -> Path:
+    """What bash is given."""
+    assert cli.main(["completion", "shell=bash"]) == 0
+    (tmp_path / "embodied.bash").write_text(capsys.readouterr().out)
+    return tmp_path / "embodied.bash"
+
+
+def test_bash_gets_the_part_that_it_replaces(script):
+    lines = ("embodied tra", "embodied train reward=proc", "embodied train rew")
+    press = [f'COMP_LINE={line!r} COMP_POINT={len(line)}; _embodied; echo "${{COMPREPLY[*]}}"' for line in lines]
+    told = subprocess.run(
+        ["bash", "-c", "\n".join([f"source {script}", *press])], capture_output=True, text=True, cwd=ROOT
     )
-    assert done.returncode == 0, done.stderr
-    script = tmp_path / "embodied.bash"
-    script.write_text(done.stdout)
-    press = f"""source {script}
-COMP_LINE={line!r} COMP_POINT={len(line)}
-_embodied
-printf '%s\\n' "${{COMPREPLY[@]}}"
-"""
-    told = subprocess.run(["bash", "-c", press], capture_output=True, text=True, cwd=ROOT)
     assert told.stderr == ""
-    return told.stdout.splitlines()
-
-
-def test_bash_gets_the_part_that_it_replaces(tmp_path):
-    assert asked(tmp_path, "embodied tra") == ["train"]
-    assert asked(tmp_path, "embodied train reward=proc") == ["process"]
-    assert asked(tmp_path, "embodied train rew") == ["reward=", "reward."]
+    assert told.stdout.splitlines() == ["train", "process", "reward= reward."]
 
 
 def test_a_folder_that_a_person_is_in_is_no_source_of_modules(tmp_path):
