@@ -6,9 +6,9 @@ import importlib
 from typing import Any
 
 try:
-    import fcntl
+    _fcntl: Any = importlib.import_module("fcntl")
 except ImportError:  # Windows
-    fcntl: Any = None
+    _fcntl = None
 
 
 def hold(file: Any) -> None:
@@ -21,8 +21,8 @@ def hold(file: Any) -> None:
         BlockingIOError: another process has it, or another opening of the file in this one.
     """
     number = file if isinstance(file, int) else file.fileno()
-    if fcntl is not None:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if _fcntl is not None:
+        _fcntl.flock(number, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
         return
     msvcrt = importlib.import_module("msvcrt")
     try:

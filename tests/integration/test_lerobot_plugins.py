@@ -19,7 +19,7 @@ import torch
 
 from embodied.errors import UserError
 from rewards.clip_goal import clip_scorer
-from rewards.encoders import embedded_encoder
+from rewards.encoders import cure_torchvision, embedded_encoder
 from tests.lerobot_shapes import stand_in
 from tests.mjpeg_server import MjpegServer, number_of
 
@@ -33,6 +33,8 @@ def installed():
     with pytest.MonkeyPatch.context() as patch:
         if importlib.util.find_spec("lerobot") is None:
             stand_in(patch)
+        else:
+            cure_torchvision()  # which LeRobot imports
         for name in NAMES:
             patch.syspath_prepend(str(PLUGINS / name))
         yield
