@@ -136,7 +136,8 @@ def _told(setting: str, source: str) -> Iterator[None]:
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     # Its errors of HTTP are those of whichever client it has, as are those of a network that is not there.
-    refused = (*HfHubHTTPError.__bases__, EntryNotFoundError, OSError, ValueError)
+    bases: Any = HfHubHTTPError.__bases__
+    refused: tuple[type[Exception], ...] = (*bases, EntryNotFoundError, OSError, ValueError)
     try:
         yield
     except refused as error:
