@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.common import read_options, record
 from embodied.envs.bridge import make
 from embodied.envs.drive import Drive
-from embodied.envs.drivers import CRUISE, Driver
+from embodied.envs.drivers import CRUISE, CarDriver
 from embodied.envs.traffic import bend_speed
 from rewards.metrics import wilson_interval
 from rewards.progress import tqdm
@@ -25,7 +25,7 @@ TRAFFIC = (0.5, 1.0)
 Act = Callable[[Drive], np.ndarray]
 
 
-class Blind(Driver):
+class Blind(CarDriver):
     """Follows the route and sees nobody."""
 
     def __call__(self, current: Drive) -> np.ndarray:
@@ -39,7 +39,7 @@ def still(world: Drive) -> Act:
     return lambda current: np.array([0.0, -1.0], np.float32)
 
 
-DRIVERS: dict[str, Callable[[Drive], Act]] = {"expert": Driver, "blind": Blind, "still": still}
+DRIVERS: dict[str, Callable[[Drive], Act]] = {"expert": CarDriver, "blind": Blind, "still": still}
 
 
 def played(name: str, traffic: float, episodes: int) -> tuple[int, dict[str, float]]:

@@ -18,7 +18,7 @@ from embodied.datasets import Dataset, Writer
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
 from embodied.envs.drive import Drive
-from embodied.envs.drivers import Driver
+from embodied.envs.drivers import CarDriver
 from embodied.envs.experts import Expert, expert, has_expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
@@ -276,7 +276,7 @@ class _Expert:
         if self._expert is None:
             self._expert = self._make()
         action = self._expert(self._world)
-        if isinstance(self._expert, Expert | Driver):
+        if isinstance(self._expert, Expert | CarDriver):
             self.phases.append(self._expert.phase)
         return action
 

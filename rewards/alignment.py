@@ -110,7 +110,9 @@ def align(
 
     def lr_factor(step: int) -> float:
         warm = max(1, round(0.03 * total))
-        return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / (total - warm)))
+        return (
+            (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+        )
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor)
     first = 0

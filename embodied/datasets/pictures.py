@@ -18,7 +18,7 @@ from PIL import Image
 from embodied.datasets import layout
 from embodied.datasets.places import Places, Span
 from embodied.datasets.rows import Rows
-from embodied.datasets.video import MAX_PIXELS, Film, VideoError, film, frames_at, read_frames
+from embodied.datasets.video import MAX_PIXELS, FilmInfo, VideoError, film, frames_at, read_frames
 from embodied.errors import UserError, nearest
 from embodied.pixels import lack_of_colours
 from rewards import pictures as stills
@@ -52,7 +52,7 @@ class Pictures:
 
     def __init__(self, dataset: _Owner, places: Places, rows: Rows) -> None:
         self._of, self._places, self._rows = dataset, places, rows
-        self._films: dict[Path, Film] = {}
+        self._films: dict[Path, FilmInfo] = {}
         self._told: dict[str, dict[Path, tuple[int, float]]] = {}
         features = dataset.features
         keys = [key for key, feature in features.items() if feature["dtype"] in layout.IMAGES]
@@ -219,7 +219,7 @@ class Pictures:
             self._told[key] = found
         return self._told[key]
 
-    def _film(self, file: Path) -> Film | None:
+    def _film(self, file: Path) -> FilmInfo | None:
         """The head of a film; None where it cannot be read, which reading its frames will tell."""
         if file not in self._films:
             try:

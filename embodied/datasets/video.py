@@ -239,7 +239,7 @@ def _decoded(container: Any, stream: VideoStream, path: Path) -> Iterator[av.Vid
         raise VideoError(f"{path}: cannot be decoded ({told}). The file is damaged.") from error
 
 
-class Film(NamedTuple):
+class FilmInfo(NamedTuple):
     """What the head of a video file says.
 
     Attributes:
@@ -253,7 +253,7 @@ class Film(NamedTuple):
     length_s: float
 
 
-def film(path: Path) -> Film:
+def film(path: Path) -> FilmInfo:
     """The head of a video file.
 
     Raises:
@@ -264,7 +264,7 @@ def film(path: Path) -> Film:
         rate = float(stream.average_rate or 0)
         # Not `pix_fmt`, which ends PyAV 17 where a damaged head says none.
         pixels = stream.codec_context.format
-        return Film(pixels.name if pixels else "", stream.frames, stream.frames / rate if rate else 0.0)
+        return FilmInfo(pixels.name if pixels else "", stream.frames, stream.frames / rate if rate else 0.0)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from embodied.envs import drive_random
 from embodied.envs.drive_facts import FACTS, degrees
 from embodied.envs.drive_scene import AWAY, OTHERS, PARKED, build
-from embodied.envs.roads import Way
+from embodied.envs.roads import RoadWay
 from embodied.envs.tasks import DRIVE
 from embodied.envs.traffic import HALF, Traffic, gaps, turned, walker_gap
 from embodied.envs.world import World
@@ -91,7 +91,7 @@ class Drive(World):
         if isinstance(traffic, bool) or not isinstance(traffic, int | float) or not 0 <= traffic <= 1:
             raise ValueError(f"Drive: traffic must be a number from 0 (nobody) to 1; got {traffic!r}.")
         self.task, self.instruction, self.traffic, self.ends = task, DRIVE[task].instruction, float(traffic), ends
-        self.place(Way(0, 0.0, [0]), Traffic(np.zeros(0, int), np.zeros(0), np.zeros((0, 1), int), np.zeros(0)))
+        self.place(RoadWay(0, 0.0, [0]), Traffic(np.zeros(0, int), np.zeros(0), np.zeros((0, 1), int), np.zeros(0)))
         super().__init__(obs=obs, camera=camera, image_size=image_size, looks=looks, render_mode=render_mode)
 
     def _load(self, path: Path) -> mujoco.MjModel:
@@ -105,7 +105,14 @@ class Drive(World):
         self._bodies = np.array([int(self.model.body(name).mocapid[0]) for name in names])
 
     def place(
-        self, way: Way, others: Traffic, *, at: float = 0.0, aside: float = 0.0, tilt: float = 0.0, speed: float = 0.0
+        self,
+        way: RoadWay,
+        others: Traffic,
+        *,
+        at: float = 0.0,
+        aside: float = 0.0,
+        tilt: float = 0.0,
+        speed: float = 0.0,
     ) -> None:
         """Begin anew: the car `at` m along a way, m to the left of it, turned to the left by so many rad, with m/s."""
         self.way, self.others = way, others
@@ -310,7 +317,7 @@ class Drive(World):
 
     def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
         lane, begin = state["way"].tolist()
-        self.way = Way(int(lane), begin, state["turns"].copy())
+        self.way = RoadWay(int(lane), begin, state["turns"].copy())
         mark = "traffic/"
         self.others = Traffic.load({k.removeprefix(mark): v for k, v in state.items() if k.startswith(mark)})
         self.pose, self.history, self.counts = (state[name].copy() for name in ("pose", "history", "counts"))

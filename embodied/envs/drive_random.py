@@ -11,7 +11,7 @@ import numpy as np
 
 from embodied.envs.drive_scene import AHEAD, HEIGHT, OTHERS, PARKED
 from embodied.envs.looks import muted, relight, tint
-from embodied.envs.roads import LANE, LANES, PARKING, STREET, STREETS, Way, crossing
+from embodied.envs.roads import LANE, LANES, PARKING, STREET, STREETS, RoadWay, crossing
 from embodied.envs.traffic import KERB, TURNS, Traffic, gaps, spread, turned
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ SHARES = (0.2, 0.13, 0.2, 0.1, 0.1, 0.08, 0.11, 0.08)
 
 def start(world: Drive, rng: np.random.Generator) -> None:
     """An episode's first state: the car at rest in its lane, everybody else where they happen to be."""
-    way = Way(int(rng.integers(len(LANES))), float(rng.uniform(3.0, STREET - 12.0)), rng.integers(0, 6, TURNS))
+    way = RoadWay(int(rng.integers(len(LANES))), float(rng.uniform(3.0, STREET - 12.0)), rng.integers(0, 6, TURNS))
     world.place(way, _populated(way, world.traffic, rng))
 
 
-def _populated(way: Way, density: float, rng: np.random.Generator) -> Traffic:
+def _populated(way: RoadWay, density: float, rng: np.random.Generator) -> Traffic:
     count = round(OTHERS * density)
     here, _ = way.at(np.array([-6.0, 0.0, 6.0]))
     lanes, begins = spread(rng, count, APART, here)
@@ -47,7 +47,7 @@ def _populated(way: Way, density: float, rng: np.random.Generator) -> Traffic:
     return others
 
 
-def _parked(way: Way, count: int, rng: np.random.Generator) -> np.ndarray:
+def _parked(way: RoadWay, count: int, rng: np.random.Generator) -> np.ndarray:
     """(P, 3) poses at the kerbs, most of them along the way."""
     way.reach(100.0)
     first = list(dict.fromkeys(each.street for each in way.crossings))[:5]
@@ -67,7 +67,7 @@ def _parked(way: Way, count: int, rng: np.random.Generator) -> np.ndarray:
 
 def sample_state(world: Drive, rng: np.random.Generator) -> None:
     """Any plausible state, accidents and the wrong lane included; each fact in some of them."""
-    way = Way(int(rng.integers(len(LANES))), float(rng.uniform(0.0, STREET)), rng.integers(0, 6, TURNS))
+    way = RoadWay(int(rng.integers(len(LANES))), float(rng.uniform(0.0, STREET)), rng.integers(0, 6, TURNS))
     others = _populated(way, float(rng.choice([0.25, 0.5, 0.8])), rng)
     kind = str(rng.choice(KINDS, p=SHARES))
     at, aside, tilt = float(rng.uniform(0, 24)), float(rng.normal(0, 0.3)), float(rng.normal(0, 0.08))
@@ -92,7 +92,7 @@ def sample_state(world: Drive, rng: np.random.Generator) -> None:
     _make_room(world, placed)
 
 
-def _on_way(way: Way, at: float, aside: float, tilt: float) -> np.ndarray:
+def _on_way(way: RoadWay, at: float, aside: float, tilt: float) -> np.ndarray:
     """(3,) a pose beside a place of a way."""
     place, heading = way.spot(at)
     return np.array([*(place + turned(np.array([0.0, aside]), heading)), heading + tilt])

@@ -15,7 +15,7 @@ RESPONSE_S = 0.25  # in which it makes up for a wrong speed
 NUMBER = 0  # of the driven car among the vehicles
 
 
-class Driver:
+class CarDriver:
     """A function from the world, as it is now, to the next action; make a new one after every reset.
 
     Steering by pure pursuit (R. C. Coulter, CMU-RI-TR-92-01): δ = atan(2 · wheelbase · left / distance²) to a place on

@@ -16,7 +16,7 @@ import numpy as np
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
 from embodied.envs.drive import Drive
-from embodied.envs.drivers import Driver
+from embodied.envs.drivers import CarDriver
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -35,7 +35,7 @@ def expert(
 ) -> Callable[[Any], np.ndarray]:
     """The scripted expert of a world, unwrapped and just reset: a function from that world to an action.
 
-    Arguments are `Expert`'s, which it is on the desk; in the town it is a `Driver`, elsewhere a `SuiteExpert`.
+    Arguments are `Expert`'s, which it is on the desk; in the town it is a `CarDriver`, elsewhere a `SuiteExpert`.
 
     Raises:
         ValueError: a world without one, or another than the desk's that is asked to leave.
@@ -43,7 +43,7 @@ def expert(
     if isinstance(world, Desk):
         return Expert(world, noise=noise, rng=rng, leave=leave)
     if isinstance(world, Drive) and not leave:
-        return Driver(world, noise=noise, rng=rng)
+        return CarDriver(world, noise=noise, rng=rng)
     if not isinstance(world, Bridged) or leave:
         raise ValueError(
             f"expert: world must be one of the desk's, or the town or a suite's (and leave false); got {world}."

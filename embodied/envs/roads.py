@@ -89,7 +89,7 @@ def outside(points: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(np.minimum(beside, at_box), beyond))
 
 
-class Way:
+class RoadWay:
     """A way along lanes and through junctions, as long as it is asked for.
 
     Args:

@@ -11,7 +11,7 @@ import math
 
 import numpy as np
 
-from embodied.envs.roads import BLOCK, BOX, LANE, LANES, PARKING, STREET, Way, crossing
+from embodied.envs.roads import BLOCK, BOX, LANE, LANES, PARKING, STREET, RoadWay, crossing
 
 HALF = np.array([2.2, 0.9])  # half length and half width of a car, metres
 GIRTH = 0.45  # of the walker: radius, metres
@@ -62,7 +62,7 @@ def discs(poses: np.ndarray) -> np.ndarray:
 
 
 def free(
-    way: Way, at: float, obstacles: np.ndarray, *, width: float = WIDTH, sight: float = SIGHT, aside: float = 0.0
+    way: RoadWay, at: float, obstacles: np.ndarray, *, width: float = WIDTH, sight: float = SIGHT, aside: float = 0.0
 ) -> float:
     """Metres from a car's front, at a place of its way, to the first of some discs (K, 2) that stand in the way, or so
     many metres to the left of it."""
@@ -81,7 +81,7 @@ def speed_for(distance: float) -> float:
     return math.sqrt(2 * COMFORT * max(distance, 0.0))
 
 
-def bend_speed(way: Way, at: float) -> float:
+def bend_speed(way: RoadWay, at: float) -> float:
     """m/s at which the bends ahead can be taken, as seen from here."""
     bends = np.abs(way.curvature(at + _AHEAD))
     return float(np.sqrt((SIDEWAYS / np.maximum(bends, 1e-3) + 2 * COMFORT * _AHEAD).min()))
@@ -102,7 +102,7 @@ class Traffic:
     def __init__(self, lanes: np.ndarray, begins: np.ndarray, turns: np.ndarray, cruise: np.ndarray) -> None:
         count = len(lanes)
         self.lanes, self.begins, self.turns, self.cruise = lanes, begins, turns, cruise
-        self.ways = [Way(int(lane), float(b), t) for lane, b, t in zip(lanes, begins, turns, strict=True)]
+        self.ways = [RoadWay(int(lane), float(b), t) for lane, b, t in zip(lanes, begins, turns, strict=True)]
         self.at, self.speed, self.aside = np.zeros(count), np.zeros(count), np.zeros((count, 3))
         self._seen: tuple[bytes, np.ndarray] = b"", np.zeros((0, 3))  # where everybody was when last asked
         self.parked = np.zeros((0, 3))
@@ -140,7 +140,7 @@ class Traffic:
     def walker_on_road(self) -> bool:
         return self.street >= 0 and abs(self.across) < LANE + 0.8
 
-    def limit(self, number: int, way: Way, at: float, obstacles: np.ndarray) -> float:
+    def limit(self, number: int, way: RoadWay, at: float, obstacles: np.ndarray) -> float:
         """m/s that a careful driver goes no faster than: bends, whoever is ahead, junctions, the walker."""
         ahead = free(way, at, obstacles) - HEADWAY
         junction = way.junction(at, HALF[0])
@@ -149,7 +149,7 @@ class Traffic:
             ahead = min(ahead, line - 0.3)
         return min(bend_speed(way, at), speed_for(min(ahead, self._before_walker(way, at))))
 
-    def _before_walker(self, way: Way, at: float) -> float:
+    def _before_walker(self, way: RoadWay, at: float) -> float:
         """Metres to where one stops for the walker; infinite where one need not."""
         if not self.walker_on_road:
             return math.inf
@@ -160,7 +160,7 @@ class Traffic:
                 return math.inf if passed else distance - 2.8
         return math.inf
 
-    def step(self, seconds: float, pose: np.ndarray, speed: float, way: Way, at: float) -> None:
+    def step(self, seconds: float, pose: np.ndarray, speed: float, way: RoadWay, at: float) -> None:
         """Everybody moves on, the driven car being at `pose` (3,), `at` metres along its way, with `speed` m/s."""
         self._walk(seconds, pose, speed)
         self._take_turns(pose, way, at)
@@ -175,7 +175,7 @@ class Traffic:
         self.speed = np.maximum(self.speed + change * seconds, 0.0)
         self.at = self.at + self.speed * seconds
 
-    def _take_turns(self, pose: np.ndarray, way: Way, at: float) -> None:
+    def _take_turns(self, pose: np.ndarray, way: RoadWay, at: float) -> None:
         """At each junction one vehicle at a time: whoever is nearest when it is free, and can leave it again."""
         ways, places = [way, *self.ways], [at, *self.at]
         poses = np.concatenate([pose[None], self.poses])
@@ -258,7 +258,7 @@ def spread(rng: np.random.Generator, count: int, apart: float, taken: np.ndarray
         if len(lanes) == count:
             break
         lane, begin = int(rng.integers(len(LANES))), float(rng.uniform(2.5, STREET - 3.0))
-        place, _ = Way(lane, begin, [0]).spot(0.0)
+        place, _ = RoadWay(lane, begin, [0]).spot(0.0)
         if all(np.linalg.norm(place - other) > apart for other in places):
             lanes.append(lane)
             begins.append(begin)

@@ -18,7 +18,7 @@ import torch
 from omegaconf import DictConfig
 
 from embodied.errors import UserError, nearest
-from embodied.judging.benchmarks import BENCHMARKS, Benchmark, Film
+from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
 from embodied.judging.cells import lines, shown
 from embodied.judging.confusion import MOST, margin_of
 from embodied.judging.figures import Figure, later_higher
@@ -110,7 +110,7 @@ def _score(
     config: DictConfig,
     encoder: Encoder,
     benchmark: Benchmark,
-    films: Sequence[Film],
+    films: Sequence[BenchmarkFilm],
     tasks: Mapping[tuple[str, str], Sequence[int]],
 ) -> dict[str, Said]:
     said: dict[str, Said] = {}
@@ -148,14 +148,14 @@ def _score(
 
 
 @torch.inference_mode()
-def _features(encoder: Encoder, film: Film, scorers: Mapping[str, Scorer]) -> Features:
+def _features(encoder: Encoder, film: BenchmarkFilm, scorers: Mapping[str, Scorer]) -> Features:
     frames = torch.from_numpy(film.frames())
     view = torch.cat([encoder.encode_images(part).float().cpu() for part in frames.split(64)])[None]
     looks = any(scorer.frames_read == "all" for scorer in scorers.values())
     return Features(views={MAIN: view}, frames={MAIN: frames[None]} if looks else {})
 
 
-def _note(said: Said, name: str, scorer: Scorer, film: Film, features: Features) -> None:
+def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: Features) -> None:
     try:
         values = potential(scorer, features)
         good = bool(film.success) and len(values) > 1
@@ -172,7 +172,7 @@ def _note(said: Said, name: str, scorer: Scorer, film: Film, features: Features)
 # Figures ------------------------------------------------------------------------------------------------------
 
 
-def _figures(benchmark: Benchmark, films: Sequence[Film], said: Said, resamples: int, seed: int) -> Result:
+def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, resamples: int, seed: int) -> Result:
     sources = np.array([film.source for film in films])
     tasks = np.array([f"{film.source}\n{film.task}" for film in films])
     quality = np.array([math.nan if film.quality is None else film.quality for film in films])

@@ -38,7 +38,7 @@ MAIN = "cam_high"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class BenchmarkFilm:
     """One episode of a benchmark.
 
     Attributes:
@@ -68,12 +68,12 @@ class Benchmark:
         published: figure -> model -> what was published of it.
     """
 
-    films: Callable[[Path], Iterator[Film]]
+    films: Callable[[Path], Iterator[BenchmarkFilm]]
     figures: tuple[str, ...]
     published: Mapping[str, Mapping[str, float]]
 
 
-def _rbm(root: Path) -> Iterator[Film]:
+def _rbm(root: Path) -> Iterator[BenchmarkFilm]:
     table = root / "train" / "metadata.parquet"
     if table.is_file():
         wanted = _eval_sources(root / "meta" / "info.json")
@@ -97,12 +97,12 @@ def _rbm(root: Path) -> Iterator[Film]:
         )
 
 
-def _graded(where: str, row: Mapping[str, str], path: Path) -> Film:
+def _graded(where: str, row: Mapping[str, str], path: Path) -> BenchmarkFilm:
     label = row["quality_label"]
     if label not in QUALITY:
         raise UserError(f"{where}: quality_label must be {', '.join(QUALITY)}; got {label[:40]!r}.")
     quality = QUALITY[label]
-    return Film(
+    return BenchmarkFilm(
         task=row["task"], source=row["data_source"], frames=_film(path, RBM_FRAMES), success=quality == 2,
         quality=quality,
     )  # fmt: skip
@@ -115,7 +115,7 @@ def _eval_sources(info: Path) -> list[str]:
     return told
 
 
-def _roboreward(root: Path) -> Iterator[Film]:
+def _roboreward(root: Path) -> Iterator[BenchmarkFilm]:
     file = next((f for f in (root / "test" / "metadata.jsonl", root / "metadata.jsonl") if f.is_file()), None)
     if file is None:
         raise UserError(f"{root}: must hold test/metadata.jsonl, as teetone/RoboReward has it; it has none.")
@@ -127,13 +127,13 @@ def _roboreward(root: Path) -> Iterator[Film]:
             if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= LEVELS:
                 raise UserError(f"{where}: reward must be a whole number from 1 to {LEVELS}; got {level!r:.40}.")
             name = _text(where, "file_name", row)
-            yield Film(
+            yield BenchmarkFilm(
                 task=task, source=name.split("/")[0], frames=_film(_inside(where, file.parent, name), RBM_FRAMES),
                 success=level == LEVELS, quality=float(level), level=level,
             )  # fmt: skip
 
 
-def _dopamine(root: Path) -> Iterator[Film]:
+def _dopamine(root: Path) -> Iterator[BenchmarkFilm]:
     files = sorted((root / "jsons").glob("*.json"))
     if not files:
         raise UserError(f"{root}: must hold jsons/*.json, as Robo-Dopamine-Bench has them; it has none.")
@@ -146,19 +146,19 @@ def _dopamine(root: Path) -> Iterator[Film]:
             where = f"{file}: sample {number}"
             row = {"name": name, "task": task}
             folder = _inside(where, root / "images", _text(where, "name", row)) / MAIN
-            yield Film(
+            yield BenchmarkFilm(
                 task=_text(where, "task", row), source=file.stem, frames=_folder(folder), success=True, quality=2.0
             )
 
 
-def _oxe(root: Path) -> Iterator[Film]:
+def _oxe(root: Path) -> Iterator[BenchmarkFilm]:
     roots = [info.parent.parent for info in sorted(root.rglob("meta/info.json"))]
     if not roots:
         raise UserError(f"{root}: must be a LeRobot dataset, or hold some; it has no meta/info.json.")
     for each in roots:
         dataset = Dataset(each)
         for i in range(min(len(dataset), OXE_EPISODES)):
-            yield Film(
+            yield BenchmarkFilm(
                 task=dataset.instruction(i), source=each.name, frames=_recorded(dataset, i), success=True, quality=2.0
             )
 

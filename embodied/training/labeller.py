@@ -394,7 +394,7 @@ class _Piece:
 
 
 def _ended(world: int, rewards: Sequence[float], info: Mapping[str, Any]) -> Ended:
-    limits: dict[str, float] = {name: int(value) for name, value in info.items() if name.endswith(LIMIT)}
+    limits: dict[str, float] = {name: float(value) for name, value in info.items() if name.endswith(LIMIT)}
     limits |= {name.removeprefix(JUDGED): float(told) for name, told in info.items() if name.startswith(JUDGED)}
     return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)), limits)
 

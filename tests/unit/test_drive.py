@@ -13,7 +13,7 @@ from embodied.envs.drive import PENALTY, ROUTE, Drive
 from embodied.envs.drive_facts import FACTS
 from embodied.envs.drive_random import start
 from embodied.envs.experts import expert
-from embodied.envs.roads import DIRECTIONS, LANE, LANES, STREET, Way, crossing, outside, place
+from embodied.envs.roads import DIRECTIONS, LANE, LANES, STREET, RoadWay, crossing, outside, place
 from embodied.envs.traffic import Traffic, gaps, walker_gap
 from embodied.paths import asset
 
@@ -41,7 +41,7 @@ def world(shared) -> Drive:
 
 def put(world: Drive, *others: tuple[float, float, float], **how: float) -> None:
     """The car at the start of the lane to the east; others so many metres ahead, to the left and turned, at rest."""
-    way = Way(EAST, 4.0, [1])
+    way = RoadWay(EAST, 4.0, [1])
     count = len(others)
     traffic = Traffic(np.full(count, EAST), np.full(count, 4.0), np.ones((count, 1), int), np.zeros(count))
     traffic.aside = np.array(others, float).reshape(-1, 3)
@@ -59,7 +59,7 @@ def holding(world: Drive) -> set[str]:
 @pytest.mark.parametrize("lane", range(len(LANES)))
 def test_lanes_lead_the_right_way_on_the_right_hand_side(lane):
     node, direction = LANES[lane]
-    places, headings = Way(lane, 0.0, [0]).at(np.linspace(0, STREET, 9))
+    places, headings = RoadWay(lane, 0.0, [0]).at(np.linspace(0, STREET, 9))
     along = DIRECTIONS[direction]
     off = places - place(node)
     np.testing.assert_allclose(off @ [along[1], -along[0]], LANE / 2)  # to the right of the middle line
@@ -69,7 +69,7 @@ def test_lanes_lead_the_right_way_on_the_right_hand_side(lane):
 
 @pytest.mark.parametrize("turns", [[0], [1], [2], [0, 1, 2, 2, 1]])
 def test_ways_are_smooth_stay_on_asphalt_and_know_where_a_point_is(turns):
-    way = Way(2, 3.0, turns)
+    way = RoadWay(2, 3.0, turns)
     at = np.arange(0.0, 400.0, 0.25) + 0.1
     places, headings = way.at(at)
     for k in (0, 3, 700):
@@ -93,7 +93,7 @@ def test_traffic_keeps_to_its_lanes_and_nobody_touches_anybody(shared):
         start(shared, rng)
     finally:
         shared.traffic = 0.5
-    others, far, way = shared.others, np.array([500.0, 0.0, 0.0]), Way(0, -500.0, [0])
+    others, far, way = shared.others, np.array([500.0, 0.0, 0.0]), RoadWay(0, -500.0, [0])
     begun, crossed = others.poses, others.across
     for moment in range(150):
         others.step(0.1, far, 0.0, way, 0.0)
