@@ -81,8 +81,8 @@ def onset_labels(logits: Float[np.ndarray, " T"]) -> Float[np.ndarray, " T"]:
 
 
 def calibrated(
-    logits: Sequence[Float[np.ndarray, " T"]],
-    labels: Sequence[Float[np.ndarray, " T"]],
+    logits: Sequence[Float[np.ndarray, " _"]],
+    labels: Sequence[Float[np.ndarray, " _"]],
     *,
     precision: float = 0.95,
     base_rate: float | None = None,

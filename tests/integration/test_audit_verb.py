@@ -91,7 +91,7 @@ def test_figures_are_those_of_the_curve_of_progress(audit, data, tiny_clip, tmp_
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["reward=true"], "reward=true audits nothing"),
+        (["reward=true"], "goal must be left out: reward=true"),
         (["least=1.5"], "least must be between 0 and 1; got 1.5"),
         (["out=x"], "out must be left out without drop=true"),
     ],

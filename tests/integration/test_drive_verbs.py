@@ -144,7 +144,7 @@ def test_an_encoder_is_taught_the_town(tiny_clip, capsys):
     assert cli.main(["pretrain", f"model={tiny_clip}", "use=[drive]", "run=run", "judge_on=val", *small]) == 0
     assert "drive" in capsys.readouterr().out
     facts = json.loads(Path("run/encoder/judgement.json").read_text())["scenes"]["drive"]["own_look"]["facts"]
-    assert len(facts) >= 3
+    assert len(facts) >= 2  # those that hold in some of the few frames and not in others
     config = cli.compose("preview", ["env=drive-town", *SYNTHESIS, "encoder=open_clip", "encoder.device=cpu"])
     taught = OmegaConf.merge(config, {"encoder": {"model": "local-dir:run/encoder"}})
     assert make_scorer(taught).encoder.dim > 0
