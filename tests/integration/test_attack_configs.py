@@ -91,7 +91,7 @@ def deep(values, key, value):
         ("reward=remote", {"reward.url": "URL/${oc.env:MY_SECRET}"}, "reward.url=URL/${oc.env:MY_SECRET}"),
         ("reward=topreward_chat", {"reward.goal": "a", "reward.vlm.url": "URL/v1"}, "reward.vlm.url=URL/v1"),
         ("reward=topreward_chat", {"reward.goal": "a", "reward.vlm.api_key_env": "MY_SECRET"}, "api_key_env=MY_SECRET"),
-        ("reward=topreward_chat", {"reward.goal": "a", "reward.asking.trace": "/tmp/x"}, "reward.asking.trace=/tmp/x"),
+        ("reward=topreward_chat", {"reward.goal": "a", "reward.asking.trace": "/srv/x"}, "reward.asking.trace=/srv/x"),
         ("encoder=remote", {"encoder.url": "URL"}, "encoder.url=URL"),
         ("reward=true", {"env.id": "stranger:World-v0"}, "env.id=stranger:World-v0"),
     ],

@@ -91,13 +91,13 @@ def test_figures_are_those_of_the_curve_of_progress(audit, data, tiny_clip, tmp_
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["reward=true"], "goal must be left out: reward=true"),
+        (["reward=true"], "reward=true audits nothing"),
         (["least=1.5"], "least must be between 0 and 1; got 1.5"),
         (["out=x"], "out must be left out without drop=true"),
     ],
 )
 def test_bad_settings_write_nothing(audit, data, tmp_path, words, text):
-    status, found, told = audit("reward=clip", "goal=a", f"data={data}", *words)
+    status, found, told = audit("reward=clip", f"data={data}", *words)
     assert (status, found) == (2, None)
     assert text in told
     assert list(tmp_path.iterdir()) == []
