@@ -89,38 +89,53 @@ class Synthesis:
                 raise ValueError(f"Synthesis: the limit of {name} must be > 0; got {limit}.")
 
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        parts = self.parts(potentials, features)
-        penalty = None if self.penalty is None else parts.pop(self.penalty)
-        reward = self._goal(potentials) if self.speed is None else parts.pop(self.speed)
-        for factor in parts.values():
+        reward = self._goal(potentials) if self.speed is None else torch.ones(())
+        for _, factor in self._factors(potentials, features):
             reward = reward * factor
-        return reward if penalty is None else torch.where(penalty < 0, penalty.to(reward), reward)
+        if self.penalty is None:
+            return reward
+        penalty = _signal(features, self.penalty)
+        return torch.where(penalty < 0, penalty.to(reward), reward)
 
     def parts(
         self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features
     ) -> dict[str, Float[Tensor, "B T"]]:
-        """r_speed, each factor and the penalty where it is negative (0 elsewhere), by the names of their signals.
+        """r_speed, each factor and the penalty where it is negative (0 elsewhere), by the names of their signals; the
+        factor of a signal that is the speed or the penalty too is called NAME_limit.
 
         Raises:
             KeyError: a signal that the features lack.
         """
+        found: dict[str, Tensor] = {}
+        if self.penalty is not None:
+            found[self.penalty] = _signal(features, self.penalty).clamp(max=0)
+        for name, factor in self._factors(potentials, features):
+            found[f"{name}_limit" if name in found else name] = factor
+        return found
 
-        def signal(name: str) -> Tensor:
-            if name not in features.signals:
-                raise KeyError(
-                    f"Synthesis: signal {name!r} must be among the features' signals; "
-                    f"got {', '.join(sorted(features.signals)) or 'none'}."
-                )
-            return features.signals[name]
-
-        parts = {name: (1 - signal(name).abs() / limit).clamp(min=0) for name, limit in self.limits.items()}
+    def _factors(
+        self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features
+    ) -> list[tuple[str, Float[Tensor, "B T"]]]:
+        """r_speed, if there is one, then what each limit leaves."""
+        factors: list[tuple[str, Tensor]] = []
         if self.speed is not None:
-            wanted = self._goal(potentials) * self.speed_max
-            parts = {self.speed: 1 - (signal(self.speed) - wanted).abs() / self.speed_max} | parts
-        return parts if self.penalty is None else parts | {self.penalty: signal(self.penalty).clamp(max=0)}
+            away = _signal(features, self.speed) - self._goal(potentials) * self.speed_max
+            factors.append((self.speed, 1 - away.abs() / self.speed_max))
+        for name, limit in self.limits.items():
+            factors.append((name, (1 - _signal(features, name).abs() / limit).clamp(min=0)))
+        return factors
 
     def _goal(self, potentials: Mapping[str, Float[Tensor, "B T"]]) -> Float[Tensor, "B T"]:
         return torch.stack(list(potentials.values())).mean(0)
+
+
+def _signal(features: Features, name: str) -> Float[Tensor, "B T"]:
+    if name not in features.signals:
+        raise KeyError(
+            f"Synthesis: signal {name!r} must be among the features' signals; "
+            f"got {', '.join(sorted(features.signals)) or 'none'}."
+        )
+    return features.signals[name]
 
 
 @dataclass(frozen=True, kw_only=True)

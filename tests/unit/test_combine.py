@@ -59,6 +59,14 @@ def test_synthesis_tells_what_it_is_made_of():
     assert_close(vlm_rl({"contrast": A}, read), torch.tensor([[product[0, 0], -10.0]]))
 
 
+def test_the_speed_may_have_a_limit_too():
+    both = Synthesis(speed="speed", speed_max=10.0, limits={"speed": 20.0})
+    read = features(speed=[5.0, 8.0])
+    goal, limit = torch.tensor([[1.0, 0.4]]), torch.tensor([[0.75, 0.6]])  # of A = 0.5, 0.2: 1 − |v − 10 A| / 10
+    assert_close(both({"a": A}, read), goal * limit)
+    assert_close(both.parts({"a": A}, read), {"speed": goal, "speed_limit": limit})
+
+
 def test_missing_signals_and_bad_limits_are_named():
     with pytest.raises(KeyError, match="signal 'speed' must be among the features' signals; got angle"):
         Synthesis(speed="speed", limits={})({"a": A}, features(angle=[0.0, 0.0]))
