@@ -12,6 +12,7 @@ alone. Success is judged on held-out episodes, at the last step. What is finishe
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record, train, trained
+from benchmarks.common import load, read_options, record, train, trained
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "learners")
@@ -143,7 +144,13 @@ def main() -> None:
             results[job] = future.result()
             print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
             if options["record"]:
-                record("learners", rows(results))
+                record("learners", [*rows(results), *earlier(results)])
+
+
+def earlier(results: Mapping[Job, object]) -> list[dict[str, Any]]:
+    """What is on record of the tasks of which nothing was run here."""
+    here = tuple({job.env for job in results})
+    return [row for row in load() if row["benchmark"] == "learners" and not row["claim"].startswith(here)]
 
 
 if __name__ == "__main__":
