@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from omegaconf import DictConfig
 from embodied import hub
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
-from embodied.envs import DESK, SCRIPTED, WORLDS
+from embodied.envs import DESK, SCRIPTED, WORLDS, world_cameras
 from embodied.errors import UserError, nearest
 
 COLLECTED = Path("runs", "collect")
@@ -18,7 +19,14 @@ COUNTERFACTUAL = "counterfactual"
 POLICIES = ("expert", "mixed", COUNTERFACTUAL, "random")  # of a dataset's name
 
 
-def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | None = None, **how: Any) -> Dataset:
+def open_dataset(
+    source: str | Path,
+    *,
+    setting: str = "data",
+    episodes: int | None = None,
+    cameras: Sequence[str] = (),
+    **how: Any,
+) -> Dataset:
     """A dataset by folder or by name.
 
     Args:
@@ -27,6 +35,7 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
         setting: what errors call it.
         episodes: as many are enough: where a named dataset is missing or has fewer, so many are collected; None:
             `collect`'s own number, of one that is missing.
+        cameras: that a named dataset must show: where it does not, one with these alone is collected beside it.
         how: it is read: `success`, `kind`, `tolerance` and `surplus` of `Dataset`.
 
     Raises:
@@ -38,8 +47,11 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
     recorded(root)
     if root.exists() or len(root.parts) > 1:
         return Dataset(root, **how)
-    if any((COLLECTED / name / part).is_dir() for part in ("meta", STAGING)):
-        found = Dataset(COLLECTED / name, **how)
+    place = COLLECTED / name
+    if cameras and _begun(place) and not set(cameras) <= set(Dataset(place).cameras):
+        place = COLLECTED / f"{name}-{'-'.join(cameras)}"
+    if _begun(place):
+        found = Dataset(place, **how)
         if episodes is None or len(found) >= episodes:
             return found
     world, _, policy = name.rpartition("-")
@@ -54,8 +66,14 @@ def open_dataset(source: str | Path, *, setting: str = "data", episodes: int | N
     from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without
 
     wanted = [] if episodes is None else [f"episodes={episodes}"]
-    made = collect(compose("collect", [f"env={world}", f"policy={policy}", *wanted]))
+    if not set(cameras) <= set(world_cameras(world)[:2]):  # those that are recorded unasked
+        wanted.append(f"cameras=[{','.join(cameras)}]")
+    made = collect(compose("collect", [f"env={world}", f"policy={policy}", f"out={place}", *wanted]))
     return Dataset(made.root, **how) if how else made
+
+
+def _begun(root: Path) -> bool:
+    return any((root / part).is_dir() for part in ("meta", STAGING))
 
 
 def reading(config: DictConfig) -> dict[str, Any]:

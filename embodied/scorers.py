@@ -267,7 +267,9 @@ class _Filler:
             if isinstance(wanted, str):
                 dataset = open_dataset(wanted)
             else:
-                dataset = open_dataset(f"{self._env_name(name, wanted)}-expert", episodes=wanted)
+                dataset = open_dataset(
+                    f"{self._env_name(name, wanted)}-expert", episodes=wanted, cameras=self._cameras()
+                )
                 if len(dataset) < wanted:
                     raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None

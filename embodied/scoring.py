@@ -39,10 +39,17 @@ class Layout:
     Attributes:
         views: names of the V cameras.
         signals: names of the S signals.
+        policy_views: those of the cameras that only the policy sees; no reward reads them.
     """
 
     views: tuple[str, ...] = ("main",)
     signals: tuple[str, ...] = ()
+    policy_views: tuple[str, ...] = ()
+
+    @property
+    def reward_views(self) -> dict[str, int]:
+        """The cameras that rewards read, by name, and where among the views each is."""
+        return {name: v for v, name in enumerate(self.views) if name not in self.policy_views}
 
     def rows(self, features: np.ndarray, signals: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
         """The rows of N moments.
@@ -125,14 +132,14 @@ def batch(scorer: Scorer, episodes: Sequence[Track], layout: Layout) -> Features
     depth: dict[str, Tensor] = {}
     if scorer.frames_read != "none" and episodes[0].frames:
         seen = torch.from_numpy(np.stack([np.stack(each.frames) for each in episodes]))  # (B, N, V, H, W, 3)
-        images = {name: seen[:, :, v] for v, name in enumerate(layout.views)}
+        images = {name: seen[:, :, v] for name, v in layout.reward_views.items()}
         measured = [each.depth for each in episodes if each.depth is not None]
         if len(measured) == len(episodes):
             stacked = torch.from_numpy(np.stack(measured))  # (B, V, H, W)
-            depth = {name: stacked[:, v] for v, name in enumerate(layout.views)}
+            depth = {name: stacked[:, v] for name, v in layout.reward_views.items()}
     first_signal = width * len(layout.views)
     return Features(
-        views={name: rows[..., v * width : (v + 1) * width] for v, name in enumerate(layout.views)},
+        views={name: rows[..., v * width : (v + 1) * width] for name, v in layout.reward_views.items()},
         signals={name: rows[..., first_signal + k] for k, name in enumerate(layout.signals)},
         frames=images,
         depth=depth,

@@ -22,8 +22,8 @@ def env_maker(config: DictConfig) -> Any:
     """Makes one world, in any process."""
     env: Any = OmegaConf.to_container(config.env, resolve=True)
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
-    env.pop("cameras", None)
-    env.pop("points", None)
+    for name in ("cameras", "policy_cameras", "points"):
+        env.pop(name, None)
     distractors = env.pop("distractors", None)
     if env.get("obs") in SEEN:
         env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees
@@ -82,7 +82,23 @@ def reward_cameras(config: DictConfig) -> list[str]:
     Raises:
         UserError: not a list of names.
     """
-    cameras = config.env.get("cameras") or []
+    return _cameras(config, "cameras", "[front,side]")
+
+
+def policy_cameras(config: DictConfig) -> list[str]:
+    """The cameras that a config's policy sees beside the reward's; none where the encoder makes no observation.
+
+    Raises:
+        UserError: not a list of names.
+    """
+    cameras = _cameras(config, "policy_cameras", "[wrist]")
+    return cameras if config.env.get("obs") in SEEN else []
+
+
+def _cameras(config: DictConfig, setting: str, example: str) -> list[str]:
+    cameras = config.env.get(setting) or []
     if isinstance(cameras, str) or not all(isinstance(name, str) for name in cameras):
-        raise UserError(f"env.cameras must be a list of cameras, or null; got {cameras}. Try env.cameras=[front,side].")
+        raise UserError(
+            f"env.{setting} must be a list of cameras, or null; got {cameras}. Try env.{setting}={example}."
+        )
     return list(cameras)

@@ -38,6 +38,7 @@ class WorldVecEnv:
         num_envs: E.
         observation_space, action_space: of one world.
         views: names of the V views of `frames`.
+        policy_views: those of them that rewards do not read.
         reset_infos: E infos of the resets that began the running episodes, `signals` among them.
 
     Args:
@@ -47,6 +48,7 @@ class WorldVecEnv:
         seed: world i starts from `seed + i`.
         frame_size: height and width of `frames`, pixels; None renders nothing.
         cameras: the views of `frames`, by name; none: one view, from the world's own camera.
+        policy_cameras: further views, for the policy alone.
         depth: whether `reset_depth` is wanted; only some worlds measure it.
 
     Raises:
@@ -63,6 +65,7 @@ class WorldVecEnv:
         seed: int = 0,
         frame_size: int | None = None,
         cameras: Sequence[str] = (),
+        policy_cameras: Sequence[str] = (),
         depth: bool = False,
     ) -> None:
         if num_worlds < 1:
@@ -76,9 +79,10 @@ class WorldVecEnv:
         self._closed = False
         try:
             group = _Remote if workers else _Local
-            look = None if frame_size is None else Look(frame_size, tuple(cameras), depth)
+            look = None if frame_size is None else Look(frame_size, tuple(cameras), depth, tuple(policy_cameras))
             self._groups = [group(make, part.tolist(), look) for part in parts]
             self.observation_space, self.action_space, self.views, measured = self._gather("describe")[0]
+            self.policy_views = tuple(self.views[len(cameras) or 1 :])
             specs = _specs(self.observation_space, num_worlds, look, len(self.views), measured)
             if workers:
                 self._memory = SharedMemory(create=True, size=block_size(specs))

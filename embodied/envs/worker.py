@@ -37,11 +37,13 @@ class Look:
         size: height and width of a frame, pixels.
         cameras: one frame each; empty: the world's own camera.
         depth: whether to measure it too, at resets, where a world can.
+        policy_cameras: one frame more of each that is not among the cameras.
     """
 
     size: int
     cameras: Sequence[str] = ()
     depth: bool = False
+    policy_cameras: Sequence[str] = ()
 
 
 class Worlds:
@@ -65,7 +67,7 @@ class Worlds:
             if not renders(env):
                 raise UserError(f"{world_name(env)} has no frame() to score, and does not render pictures. {RENDER}")
             self._own = own_view(env)
-            self._views = view_names(env, look.cameras)
+            self._views = view_names(env, look.cameras, look.policy_cameras)
             self._depth = look.depth and env.has_wrapper_attr("depth")
 
     def attach(self, arrays: dict[str, np.ndarray]) -> list[None]:
@@ -250,21 +252,22 @@ def own_view(env: gymnasium.Env) -> str:
     return camera if isinstance(camera, str) else "free"
 
 
-def view_names(env: gymnasium.Env, cameras: Sequence[str]) -> tuple[str, ...]:
-    """The views a reward model gets: `cameras`, or the world's own.
+def view_names(env: gymnasium.Env, cameras: Sequence[str], policy_cameras: Sequence[str] = ()) -> tuple[str, ...]:
+    """The views a reward model gets, `cameras` or the world's own; after them those that the policy alone sees.
 
     Raises:
         WorldError: a camera that the world lacks, or one twice.
     """
-    if not cameras:
+    if not (cameras or policy_cameras):
         return (own_view(env),)
     known = env.get_wrapper_attr("cameras") if env.has_wrapper_attr("cameras") else (own_view(env),)
-    for camera in cameras:
+    for camera in (*cameras, *policy_cameras):
         if camera not in known:
             raise WorldError(f"cameras must be of this world; got {camera!r}. {nearest(str(camera), known)}")
     if len(set(cameras)) < len(cameras):
         raise WorldError(f"cameras must differ; got {', '.join(cameras)}.")
-    return tuple(cameras)
+    seen = tuple(cameras) or (own_view(env),)
+    return (*seen, *(camera for camera in dict.fromkeys(policy_cameras) if camera not in seen))
 
 
 def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str = "frame") -> np.ndarray:

@@ -98,7 +98,8 @@ class Collector:
         if perceive is not None and worlds.frame_size is None:
             raise ValueError("Collector: worlds must render frames; got frame_size None. Set it to the encoder's.")
         obs, own = worlds.reset(), worlds.observation_space
-        self.layout = Layout(worlds.views, tuple(sorted(worlds.reset_infos[0].get("signals", {}))))
+        signals = tuple(sorted(worlds.reset_infos[0].get("signals", {})))
+        self.layout = Layout(worlds.views, signals, worlds.policy_views)
         perception = None if perceive is None else perceive(self.layout)
         self.worlds, self.perception, self._frames_read = worlds, perception, frames_read
         self.observation_space = own if perception is None else perception.observation_space(own)

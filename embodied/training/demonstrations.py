@@ -5,6 +5,7 @@ Shape letters: T actions of an episode, V views; H, W image.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Re
         return None
     if stage.form in ("pixels", "mixed"):
         raise UserError(f"demos cannot be seen as env.obs={stage.form} yet. Use env.obs=points or features.")
-    dataset = _opened(config, wanted)
+    dataset = _opened(config, wanted, collector.layout.views)
     chosen = range(len(dataset)) if isinstance(wanted, str) else range(int(wanted))
     if len(dataset) < len(chosen):
         raise UserError(f"demos must be at most {len(dataset)}, as many as {dataset.root} has; got {len(chosen)}.")
@@ -124,9 +125,9 @@ def to_unit(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
     return np.clip(2 * (shaped - low) / (high - low) - 1, -1, 1).astype(np.float32)
 
 
-def _opened(config: DictConfig, wanted: object) -> Dataset:
+def _opened(config: DictConfig, wanted: object, views: Sequence[str]) -> Dataset:
     if isinstance(wanted, str):
-        return open_dataset(Path(wanted) if "/" in wanted else wanted, setting="demos")
+        return open_dataset(Path(wanted) if "/" in wanted else wanted, setting="demos", cameras=views)
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise UserError(f"demos must be a number of expert episodes, or a dataset; got {wanted!r}. Try demos=10.")
     world = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
@@ -135,7 +136,7 @@ def _opened(config: DictConfig, wanted: object) -> Dataset:
             f"demos must be a dataset where the world has no expert; got {wanted} for {config.env.id}. "
             "Give a LeRobot folder: demos=path/to/lerobot."
         )
-    return open_dataset(f"{world}-expert", setting="demos")
+    return open_dataset(f"{world}-expert", setting="demos", episodes=wanted, cameras=views)
 
 
 def _state(dataset: Dataset, i: int, stage: Stage) -> np.ndarray | None:

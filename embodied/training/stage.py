@@ -14,7 +14,7 @@ from embodied.scoring import Layout
 from embodied.training.collector import Collector
 from embodied.training.labeller import Labeller, OwnReward, Rewards
 from embodied.training.perception import Perception
-from embodied.worlds import SEEN, env_maker, reward_cameras, things_of
+from embodied.worlds import SEEN, env_maker, policy_cameras, reward_cameras, things_of
 from rewards.core import Encoder, Scorer
 
 
@@ -61,6 +61,7 @@ class Stage:
             seed=seed,
             frame_size=None if self._encoder is None else int(self._encoder.image_size[0]),
             cameras=reward_cameras(self._config),
+            policy_cameras=policy_cameras(self._config),
             depth=self.scorer is not None and self.scorer.frames_read != "none",
         )
 

@@ -178,3 +178,26 @@ def test_one_camera_keeps_its_name():
         venv.reset()
         assert (venv.views, venv.frames.shape, venv.reset_depth) == ((view,), (1, 1, SIZE, SIZE, 3), None)
         venv.close()
+
+
+def test_what_the_policy_alone_sees_changes_no_reward():
+    """The right view is rendered, encoded and observed; a reward of the left view is as if it were not there."""
+    scorer = Scorer(ProbeEncoder(), {"shade": ShadeHead()}, WeightedSum(), PotentialShaping(kind="difference"))
+    runs = {}
+    for name, more in {"alone": (), "beside": ("right",), "again": ("left", "right")}.items():
+        venv = WorldVecEnv(
+            make_two_eyed, 2, seed=3, frame_size=SIZE, cameras=("left",), policy_cameras=more, workers=0
+        )
+        collector = Collector(venv, partial(Perception, scorer.encoder, form="features"))
+        found = collector.collect(Right(), 7)
+        rewards = Labeller(scorer, collector.layout, 2, watches=False)
+        runs[name] = (venv.views, collector.layout.policy_views, rewards.label(found).reward, found.rollout.obs)
+        collector.close()
+    assert runs["alone"][:2] == (("left",), ())
+    assert runs["beside"][:2] == runs["again"][:2] == (("left", "right"), ("right",))
+    for name in ("beside", "again"):
+        np.testing.assert_array_equal(runs["alone"][2], runs[name][2])
+        assert runs[name][3].shape[-1] == runs["alone"][3].shape[-1] + scorer.encoder.dim
+        assert np.abs(runs[name][3] - runs["beside"][3]).max() == 0
+    with pytest.raises(WorldError, match="got 'above'"):
+        WorldVecEnv(make_two_eyed, 1, seed=3, frame_size=SIZE, cameras=("left",), policy_cameras=("above",))

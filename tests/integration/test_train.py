@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 
 from embodied import files, paths
 from embodied.cli import compose, main
+from embodied.datasets import Dataset
 from embodied.envs import WORLDS, world_id
 from embodied.training.labeller import Labeller
 
@@ -274,6 +275,18 @@ def test_demonstrations_are_seen_as_the_worlds_are_and_start_the_policy(tiny_cli
     assert "must have the cameras front, wrist; wrist is missing" in capsys.readouterr().err
     assert main([*words, "run=there", "demos=3", "env=cartpole"]) == 2
     assert "demos must be a dataset where the world has no expert" in capsys.readouterr().err
+
+
+def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_sees(tiny_clip, capsys):
+    """They were filmed by the world's first two cameras alone, and refused where the policy sees another."""
+    words = ["train", "env=desk-reach", "env.obs=points", "env.points=[the red cube]", *goal(tiny_clip), "demos=1"]
+    words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "steps=8", "eval_every=0", "videos=0"]
+    assert main([*words, "final_episodes=1", "run=two"]) == 0
+    assert main([*words, "final_episodes=1", "run=wrist", "env.policy_cameras=[wrist]"]) == 0
+    assert Dataset(Path("runs/collect/desk-reach-expert")).cameras == ("front", "side")
+    assert Dataset(Path("runs/collect/desk-reach-expert-front-wrist")).cameras == ("front", "wrist")
+    assert main([*words, "final_episodes=1", "run=wrong", "env.policy_cameras=wrist"]) == 2
+    assert "env.policy_cameras must be a list of cameras" in capsys.readouterr().err
 
 
 def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
