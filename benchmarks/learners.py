@@ -1,9 +1,10 @@
 """Policies from what a robot has: own readings and where the named things are in its cameras, never simulator state.
 
 Every run is RLPD with its defaults. `sentence` learns from the sentence alone; `true` from the task's own reward, the
-same observation; `other` from another task's sentence, the control that must fail. `demos` begins from ten expert
-episodes beside the sentence's reward, in two cameras; `imitation` is its control: the same demonstrations, imitated
-alone. Success is judged on held-out episodes, at the last step. What is finished is not run again.
+same observation; `other` from another task's sentence, the control that must fail. Of hard tasks, whose policies see the
+wrist's camera beside the two that the reward reads, `demos` begins from ten expert episodes beside the sentence's
+reward; `imitation` and `alone` are its controls: the same demonstrations, imitated alone, and the sentence without them.
+Success is judged on held-out episodes, at the last step. What is finished is not run again.
 
     python -m benchmarks.learners                            # all, two at a time: 4 to 20 minutes a run
     python -m benchmarks.learners only=desk-drawer jobs=1
@@ -37,8 +38,12 @@ OTHERS = {
     "desk-press": "the drawer is open",
     "desk-close": "the drawer is open",
 }
-HARD = {"desk-place": "the red cube is in the tray", "desk-lift": "the red cube is lifted"}
-BARS = {"desk-place": 0.9, "desk-lift": 0.9}
+HARD = {
+    "desk-place": "the red cube is in the tray",
+    "desk-lift": "the red cube is lifted",
+    "desk-push": "the red cube is on the yellow mark",
+}
+BAR = 0.9  # of hard tasks
 TWO = ["env.cameras=[front,side]"]
 
 
@@ -58,7 +63,7 @@ class Job:
         words += ["reward=true"] if self.way == "true" else ["reward=clip", f'reward.goal="{goal}"']
         if self.env in SENTENCES:
             return [*words, f"steps={STEPS}"]
-        words += [*TWO, "demos=10"]
+        words += TWO if self.way == "alone" else [*TWO, "demos=10"]
         return [*words, "policy=imitation", "steps=8"] if self.way == "imitation" else [*words, f"steps={HARD_STEPS}"]
 
     @property
@@ -73,7 +78,7 @@ class Job:
 
 def ways(env: str) -> tuple[str, ...]:
     """The runs of a task, those that judge its claim last."""
-    return ("sentence", "true", "other") if env in SENTENCES else ("demos", "imitation")
+    return ("sentence", "true", "other") if env in SENTENCES else ("demos", "imitation", "alone")
 
 
 def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,13 +120,14 @@ def claims(env: str, means: dict[str, float]) -> list[dict[str, Any]]:
     if env in HARD and {"demos", "imitation"} <= means.keys():
         value, control = means["demos"], means["imitation"]
         claim = f"{env}: a sentence and ten demonstrations; control, imitation alone: {control:.2f}"
-        met = value >= BARS[env] and control <= value - 0.2
+        claim += f"; the sentence alone: {means['alone']:.2f}" if "alone" in means else ""
+        met = value >= BAR and max(control, means.get("alone", 0.0)) <= value - 0.2
         return [
             {
                 "claim": claim,
                 "value": value,
                 "unit": "share",
-                "bar": f">= {BARS[env]}",
+                "bar": f">= {BAR}",
                 "met": met,
                 "seeds": list(SEEDS),
             }
