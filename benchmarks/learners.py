@@ -1,9 +1,9 @@
 """Policies from what a robot has: own readings and where the named things are in its cameras, never simulator state.
 
 Every run is RLPD with its defaults. `sentence` learns from the sentence alone; `true` from the task's own reward, the
-same observation; `other` from another task's sentence, the control that must fail. Of hard tasks, whose policies see the
-wrist's camera beside the two that the reward reads, `demos` begins from ten expert episodes beside the sentence's
-reward; `imitation` and `alone` are its controls: the same demonstrations, imitated alone, and the sentence without them.
+same observation; `other` from another task's sentence, the control that must fail. In hard tasks policies see the
+wrist's camera beside the two that the reward reads: `demos` begins from ten expert episodes beside the sentence's
+reward; its controls are `imitation`, the same demonstrations imitated alone, and `alone`, the sentence without them.
 Success is judged on held-out episodes, at the last step. What is finished is not run again.
 
     python -m benchmarks.learners                            # all, two at a time: 4 to 20 minutes a run
