@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from embodied import hub
+from embodied import hub, locks
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
 from embodied.envs import DESK, SCRIPTED, WORLDS, world_cameras
@@ -47,13 +50,14 @@ def open_dataset(
     recorded(root)
     if root.exists() or len(root.parts) > 1:
         return Dataset(root, **how)
-    place = COLLECTED / name
-    if cameras and _begun(place) and not set(cameras) <= set(Dataset(place).cameras):
-        place = COLLECTED / f"{name}-{'-'.join(cameras)}"
-    if _begun(place):
-        found = Dataset(place, **how)
-        if episodes is None or len(found) >= episodes:
-            return found
+    if not _begun(COLLECTED / name):
+        _check(name, setting)
+    with _turn(COLLECTED / name):
+        return _collected(name, setting, episodes, cameras, how)
+
+
+def _check(name: str, setting: str) -> tuple[str, str]:
+    """The world and the policy of a named dataset."""
     world, _, policy = name.rpartition("-")
     if world not in WORLDS or policy not in POLICIES:
         played = {name: [kind for kind in POLICIES if name in DESK or kind != COUNTERFACTUAL] for name in SCRIPTED}
@@ -62,6 +66,37 @@ def open_dataset(
             f"{setting} must be a LeRobot folder or a name such as desk-drawer-mixed; got {name!r}. "
             f"{nearest(name, known, listed='worlds')}"
         )
+    return world, policy
+
+
+@contextmanager
+def _turn(root: Path) -> Iterator[None]:
+    """Hold a lock while a named dataset is looked for and collected: two runs that want the same one take turns."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with (root.parent / f".{root.name}.lock").open("a") as lock:
+        waits = False
+        while True:
+            try:
+                locks.hold(lock)
+                break
+            except BlockingIOError:
+                if not waits:
+                    print(f"Waiting for another process, which reads or collects {root}.", file=sys.stderr)
+                waits = True
+                time.sleep(0.5)
+        yield
+
+
+def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[str], how: dict[str, Any]) -> Dataset:
+    """A named dataset of ours with so many episodes from these cameras; collected where there is none."""
+    place = COLLECTED / name
+    if cameras and _begun(place) and not set(cameras) <= set(Dataset(place).cameras):
+        place = COLLECTED / f"{name}-{'-'.join(cameras)}"
+    if _begun(place):
+        found = Dataset(place, **how)
+        if episodes is None or len(found) >= episodes:
+            return found
+    world, policy = _check(name, setting)
     from embodied.cli import compose
     from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without
 

@@ -239,3 +239,16 @@ def test_bad_settings_write_nothing(words, message, tmp_path, monkeypatch, capsy
     assert cli.main(["collect", *words]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_that_want_the_same_dataset_take_turns(tmp_path, monkeypatch):
+    """The second was refused, as another process was writing there."""
+    monkeypatch.chdir(tmp_path)
+    script = "from embodied.opening import open_dataset; print(len(open_dataset('reacher-red-random', episodes=2)))"
+    both = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [out.strip() for out, _ in told] == ["2", "2"], told
+    assert len(Dataset(tmp_path / "runs/collect/reacher-red-random")) == 2
