@@ -92,7 +92,9 @@ def opened(monkeypatch):
         chosen = indices or range(len(dataset))
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
-    monkeypatch.setattr(opening, "open_dataset", lambda source, episodes=None, cameras=(): asked.append(source) or Seven())
+    monkeypatch.setattr(
+        opening, "open_dataset", lambda source, episodes=None, cameras=(): asked.append(source) or Seven()
+    )
     monkeypatch.setattr(encoding, "encode", encode)
     return asked
 
