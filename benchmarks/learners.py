@@ -7,7 +7,7 @@ reward; its controls are `imitation`, the same demonstrations imitated alone, an
 Success is judged on held-out episodes, at the last step. What is finished is not run again.
 
     python -m benchmarks.learners                            # all, two at a time: 4 to 20 minutes a run
-    python -m benchmarks.learners only=desk-drawer jobs=1
+    python -m benchmarks.learners only=desk-drawer,desk-press jobs=1
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ def claims(env: str, means: dict[str, float]) -> list[dict[str, Any]]:
 def main() -> None:
     """Run what is missing, some at a time, recording after every run."""
     options = read_options({"jobs": 2, "only": "", "ways": "", "record": True})
-    wanted = [env for env in (*SENTENCES, *HARD) if options["only"] in ("", env)]
-    chosen = [word for word in options["ways"].split(",") if word]
+    only, chosen = ([word for word in options[name].split(",") if word] for name in ("only", "ways"))
+    wanted = [env for env in (*SENTENCES, *HARD) if not only or env in only]
     every = [Job(env, way, seed) for env in (*SENTENCES, *HARD) for seed in SEEDS for way in ways(env)]
     jobs = [job for job in every if job.env in wanted and (not chosen or job.way in chosen)]
     results = {job: job.run() for job in every if trained(job.folder) is not None}  # what was done before

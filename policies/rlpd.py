@@ -7,6 +7,8 @@ Departures. Two critics, one update a step, an actor every second update, small 
 products, so batch, width and delay decide); the minimum of the critics for the actor. With demonstrations moreover:
 
 - the actor begins as imitation, with a cold temperature, and waits until the critics are warm;
+- it explores by its best action with a little noise, as imitation does: where many demonstrated actions are at ±1, a
+  temperature that is right on average leaves the others so wide that grasps fail;
 - episodes are handed over from imitation by what each earns (`policies.handover`);
 - own episodes that earned more than imitation does on average are imitated too (`policies.keeping`).
 
@@ -60,7 +62,7 @@ class Settings(SoftSettings):
         imitation_weight: of the imitated actions' squared error in the actor's loss.
         q_scale: of the rest of that loss, in units of 1 / mean |Q|; None: as it is.
         keep: whether own episodes that earn more than imitation's mean are imitated too.
-        noise: standard deviation of what is added to imitation's actions in training.
+        noise: standard deviation of what is added to the actions in training, imitation's and the actor's.
         handover: whether episodes are handed over by what each policy earns; else the actor plays all from the first.
     """
 
@@ -146,16 +148,17 @@ class RLPD(SoftLearner[Settings]):
         return action, memory | {"player": player}
 
     def _chunks(self, x: Tensor, learns: Tensor, explore: bool) -> Tensor:
-        """(E, H·A): the actor's where it plays, (E, 1), else imitation's."""
+        """(E, H·A): the actor's where it plays, (E, 1), else imitation's; exploring, drawn or with noise."""
         if not explore:
             return torch.where(learns, self._soft.policy.best(x), self._imitation.best(x))
         noise = torch.randn(len(x), self._soft.num_actions, generator=self._acting)
         if not self.imitates and self.steps < self.settings.learning_starts:
             return torch.rand(noise.shape, generator=self._acting).mul(2).sub(1)
         noise = noise.to(self.device)
-        learned = self._soft.sample(self._soft.policy.norm(x), noise).action
-        shown = (self._imitation.best(x) + self.settings.noise * noise).clamp(-1, 1)
-        return torch.where(learns, learned, shown)
+        if not self.imitates:
+            return self._soft.sample(self._soft.policy.norm(x), noise).action
+        best = torch.where(learns, self._soft.policy.best(x), self._imitation.best(x))
+        return (best + self.settings.noise * noise).clamp(-1, 1)
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, keep what earned much, take the observations into their mean and deviation."""
