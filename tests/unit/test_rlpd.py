@@ -63,6 +63,24 @@ def test_demonstrations_are_imitated_first_and_acting_begins_there():
     np.testing.assert_allclose(np.std(noisy, 0), 0.1, atol=0.03)
 
 
+def test_an_actor_that_began_as_imitation_explores_by_its_best_action_and_the_set_noise():
+    """It drew from its own distribution, whose width is right on average alone: grasps failed that would not have."""
+    learner, demos = make(pretraining=150, handover=False, noise=0.05), shown(0.5)
+    learner.update(Mix(demonstrated(demos)).batches(learner.sampling), 150)
+    learner.observe(*one_step())
+    noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(200)]
+    np.testing.assert_allclose(np.mean(noisy, 0), best_actions(learner), atol=0.02)
+    np.testing.assert_allclose(np.std(noisy, 0), 0.05, atol=0.01)
+
+
+def one_step():
+    """Something to observe: one step of two worlds."""
+    nothing = np.zeros((1, 2), np.float32)
+    return Rollout(
+        STATES[None], nothing[..., None], STATES[None], nothing, nothing > 0, nothing > 0, nothing > 0
+    ), nothing
+
+
 @pytest.mark.parametrize("handover", [True, False])
 def test_what_is_learned_plays_when_it_counts_only_once_it_was_seen_to_earn_more(handover):
     """Imitation does the opposite of what pays; the actor finds out, and is not trusted before it has shown it."""
