@@ -123,6 +123,8 @@ def _needs(kind: str, group: str, name: str) -> str:
 def comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
     """What the config files say of each dotted key, and in their first line of the group.
 
+    A comment may go on in a line of its own, indented deeper than its key.
+
     Args:
         verb: whose config it is.
         chosen: group -> the choice made in it.
@@ -133,9 +135,16 @@ def comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []
         if group and lines and lines[0].startswith("# "):
             said[group] = lines[0][2:]
+        last, depth = "", 0  # the key whose comment may go on, and its indentation
         for key, line in _keyed(lines):
-            if comment := re.search(r"\s#\s+(.*)$", line):
-                said[f"{group}.{key}" if group else key] = comment[1]
+            comment = re.search(r"(?:^|\s)#\s+(.*)$", line)
+            indent = len(line) - len(line.lstrip(" "))
+            if key:
+                last, depth = f"{group}.{key}" if group else key, indent
+            if comment and key:
+                said[last] = comment[1]
+            elif comment and last in said and indent > depth:
+                said[last] += f" {comment[1]}"
     return said
 
 

@@ -109,7 +109,7 @@ def verbs() -> list[str]:
 
 def usage() -> str:
     """What `embodied --help` prints."""
-    lines = (f"  {verb:10}{docstring(verb).splitlines()[0]}" for verb in verbs())
+    lines = (f"  {verb:12}{docstring(verb).splitlines()[0]}" for verb in verbs())
     return USAGE.format(verbs="\n".join(lines)).rstrip()
 
 
