@@ -204,7 +204,7 @@ class Learner(Actor, Protocol):
         ...
 
 
-class Imagined(NamedTuple):
+class ImaginedEpisode(NamedTuple):
     """An episode of T actions as a model sees it, and as it imagines it from each of N = T − P + 1 of its moments.
 
     Attributes:
@@ -222,7 +222,7 @@ class Imagined(NamedTuple):
 class Imagines(Protocol):
     """A learner whose model can be held against what really happened."""
 
-    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> ImaginedEpisode:
         """Imagine one episode from each of its moments that `horizon` actions follow.
 
         Args:

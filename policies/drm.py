@@ -41,7 +41,7 @@ LEAST = 0.2  # of α
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(drqv2.Settings):
+class DrMSettings(drqv2.DrQv2Settings):
     """What can be set, beside DrQ-v2's.
 
     Attributes:
@@ -87,11 +87,11 @@ class DrM(drqv2.DrQv2):
     """
 
     name = "drm"
-    settings: Settings
+    settings: DrMSettings
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, total_steps: int, seed: int, device: str,
-        settings: Settings,
+        settings: DrMSettings,
     ) -> None:  # fmt: skip
         self._renewing = torch.Generator().manual_seed(seed + 4)  # apart, so that without V the rest is DrQ-v2's
         self._value: Value | None = None
@@ -205,4 +205,4 @@ def perturb(module: nn.Module, kept: float, generator: torch.Generator) -> None:
             layer.bias.mul_(kept)
 
 
-drm = maker(DrM, Settings, scheduled=True)
+drm = maker(DrM, DrMSettings, scheduled=True)

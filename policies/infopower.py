@@ -38,7 +38,7 @@ LOG_STD = (-3.0, 1.0)  # of the inverse head, so that its bound stays one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DreamingSettings):
+class InfoPowerSettings(DreamingSettings):
     """What can be set, beside `DreamingSettings`.
 
     Attributes:
@@ -95,7 +95,13 @@ class InfoPower(Dreaming):
     name = "infopower"
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: InfoPowerSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         self.settings, sizes, build = settings, SIZES[settings.size], self._build
@@ -156,4 +162,4 @@ def info_nce(latent: Float[Tensor, "N D"], seen: Float[Tensor, "N D"]) -> Tensor
     return math.log(len(scores)) + torch.log_softmax(scores, -1).diagonal().mean()
 
 
-infopower = maker(InfoPower, Settings)
+infopower = maker(InfoPower, InfoPowerSettings)

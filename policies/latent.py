@@ -119,7 +119,7 @@ SIZES = {  # those below 1M are ours, the others the paper's
 }
 
 
-class Encoder(nn.Module):
+class LatentEncoder(nn.Module):
     """Vectors, images, or dictionaries of both to a latent.
 
     Args:
@@ -223,7 +223,7 @@ class WorldModel(nn.Module):
             return MLP(inputs, widths, outputs, generator=generator, count=count, activation=nn.functional.silu)
 
         both = size.latent + num_actions
-        self.encoder = Encoder(space, size, generator=generator)
+        self.encoder = LatentEncoder(space, size, generator=generator)
         self.dynamics, self.out = network(both, size.latent), LayerNorm(size.latent)
         self.rewards = network(both, bins)
         self.critics = network(both, bins, size.critics)

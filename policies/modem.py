@@ -38,13 +38,13 @@ from policies.networks import adam
 from policies.saving import State
 from policies.settings import check, maker
 from policies.tdmpc2 import TDMPC2
-from policies.tdmpc2 import Settings as Base
+from policies.tdmpc2 import TDMPC2Settings as Base
 
 HANDOVERS = ("measured", "schedule", None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Base):
+class MoDemSettings(Base):
     """What can be set, beside TD-MPC2's, some of which begin elsewhere here.
 
     Attributes:
@@ -88,10 +88,16 @@ class Settings(Base):
 class MoDem(TDMPC2):
     """The learner; see the module. Arguments and errors as of `TDMPC2`."""
 
-    settings: Settings
+    settings: MoDemSettings
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: MoDemSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         s = settings
@@ -231,4 +237,4 @@ class MoDem(TDMPC2):
         self.handover.load_state(values["handover"])
 
 
-modem = maker(MoDem, Settings)
+modem = maker(MoDem, MoDemSettings)

@@ -160,7 +160,7 @@ class Conv(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, self._stride)
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     """Pictures and vectors to one vector: four convolutions of 32 channels, and the vectors standardised.
 
     Args:
@@ -205,7 +205,7 @@ class Trunk(nn.Module):
         width: F + S, or S without pictures.
     """
 
-    def __init__(self, encoder: Encoder, features: int, *, generator: torch.Generator) -> None:
+    def __init__(self, encoder: PixelEncoder, features: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self._parts = (encoder.pictures, encoder.vectors)
         self.linear = Linear(encoder.pictures, features, generator=generator) if encoder.pictures else None

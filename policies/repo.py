@@ -31,7 +31,7 @@ from policies.settings import check, maker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DreamingSettings):
+class RePoSettings(DreamingSettings):
     """What can be set, beside `DreamingSettings`.
 
     Attributes:
@@ -71,7 +71,13 @@ class RePo(Dreaming):
     name = "repo"
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: RePoSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         self.settings = s = settings
@@ -147,4 +153,4 @@ def _distances(one: Tensor, other: Tensor) -> Tensor:
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-repo = maker(RePo, Settings)
+repo = maker(RePo, RePoSettings)

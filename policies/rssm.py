@@ -242,7 +242,7 @@ class Contrast(nn.Module):
         self.scale.copy_(1 / (self.square / self.count).sqrt().clamp(min=1e-2))
 
 
-class Encoder(nn.Module):
+class ObservationEncoder(nn.Module):
     """Images and vectors to one embedding: convolutions of stride 2 down to 3 or 4 pixels, an MLP for all vectors.
 
     Args:
@@ -314,7 +314,7 @@ class Decoder(nn.Module):
         generator: of the first weights.
     """
 
-    def __init__(self, encoder: Encoder, features: int, sizes: Sizes, *, generator: torch.Generator) -> None:
+    def __init__(self, encoder: ObservationEncoder, features: int, sizes: Sizes, *, generator: torch.Generator) -> None:
         super().__init__()
         self.images, self.vectors = encoder.images, encoder.vectors
         self.starts, self.convolutions = nn.ModuleDict(), nn.ModuleDict()
@@ -329,7 +329,7 @@ class Decoder(nn.Module):
         if self.vectors:
             self.mlp = MLP(features, [sizes.hidden], sum(self.vectors.values()), generator=generator)
 
-    def error(self, features: Float[Tensor, "N F"], obs: Any, encoder: Encoder) -> Float[Tensor, " N"]:
+    def error(self, features: Float[Tensor, "N F"], obs: Any, encoder: ObservationEncoder) -> Float[Tensor, " N"]:
         """−log p(o | features) of N observations, less a constant: ½ Σ (o − ô)², pixels in [−½, ½]."""
         parts = leaves(obs)
         total = features.new_zeros(len(features))

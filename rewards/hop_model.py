@@ -92,7 +92,7 @@ class HopModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Demo:
+class LabelledDemo:
     """One labelled demonstration.
 
     Attributes:
@@ -110,7 +110,7 @@ class Demo:
         return bool(self.progress.isnan().any())
 
 
-def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[Demo]:
+def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[LabelledDemo]:
     """Episodes with hop labels; failed ones (success False) get no labels, only the bound `CAP`.
 
     Raises:
@@ -129,7 +129,7 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[De
         rows = stack_views(episode.features, views)[0]
         labels = torch.full((len(rows),), math.nan) if episode.success is False else _labels(rows, episode.steps)
         end = len(rows) if episode.success is False else int((labels < 1).sum()) + RESTING
-        demos.append(Demo(rows[:end], labels[:end], episode.instruction))
+        demos.append(LabelledDemo(rows[:end], labels[:end], episode.instruction))
     return demos
 
 
@@ -182,7 +182,7 @@ class Pairs:
 
     def __init__(
         self,
-        demos: Sequence[Demo],
+        demos: Sequence[LabelledDemo],
         texts: Mapping[str, Tensor],
         recipe: Recipe,
         generator: torch.Generator,
@@ -261,7 +261,7 @@ class Pairs:
 
 def train(
     model: HopModel,
-    demos: Sequence[Demo],
+    demos: Sequence[LabelledDemo],
     texts: Mapping[str, Tensor],
     recipe: Recipe,
     *,

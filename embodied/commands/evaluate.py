@@ -34,7 +34,7 @@ from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
 from embodied.training.acting import actor_of
 from embodied.training.aligning import align
-from embodied.training.imagination import Episodes, compare, names_of
+from embodied.training.imagination import WholeEpisodes, compare, names_of
 from embodied.training.stage import Stage
 from policies.core import Imagines, Learner
 from rewards.progress import tqdm
@@ -72,7 +72,7 @@ def run(config: DictConfig) -> None:
     summary: dict[str, Any] = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation}
     if config.align:
         summary |= {"unaligned": _judged(config, stage, actor), "align": _aligned(config, before, stage, actor)}
-    played = Episodes()
+    played = WholeEpisodes()
     summary |= _judged(config, stage, actor, **({"watch": played.add} if config.imagined else {}))
     if config.imagined and model is not None:
         found = compare(model, played.whole, config.imagined, names_of(stage.perception))

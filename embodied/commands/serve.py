@@ -36,7 +36,7 @@ from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import is_loopback, read_token
 from embodied.serving.policy_app import PolicyService, make_policy_app, policy_id
 from embodied.settings import check_device, check_least
@@ -97,7 +97,7 @@ def served(config: DictConfig, **options: Any) -> Any:
     return make_app(scorer, model_id=_model_id(scorer, reward), goal_scorer=goal_scorer, **options)
 
 
-def policy_served(config: DictConfig, *, limits: Limits, token: str | None) -> Any:
+def policy_served(config: DictConfig, *, limits: RequestLimits, token: str | None) -> Any:
     """The application of a fine-tuned policy, loaded."""
     from embodied.finetuning import inputs, trying  # of the extra train, which serving rewards does without
     from embodied.finetuning.training import POLICY
@@ -150,12 +150,12 @@ def _check_proxy(address: str) -> None:
         raise UserError(f"proxies must be addresses of proxies, such as 10.0.0.2; got {address!r}.") from error
 
 
-def _limits(config: DictConfig) -> Limits:
+def _limits(config: DictConfig) -> RequestLimits:
     given: Any = OmegaConf.to_container(config.limits, resolve=True)
     try:
-        return Limits(**{name: type(getattr(Limits, name))(value) for name, value in given.items()})
+        return RequestLimits(**{name: type(getattr(RequestLimits, name))(value) for name, value in given.items()})
     except ValueError as error:
-        raise UserError(str(error).replace("Limits: ", "limits.")) from error
+        raise UserError(str(error).replace("RequestLimits: ", "limits.")) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -40,7 +40,7 @@ from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
 from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal
 from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
-from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
@@ -69,7 +69,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         _threshold(config), hysteresis=float(config.hysteresis), time_constant_s=float(config.smoothing_s)
     )
     ranges = (config.ranges or {}).items()
-    normaliser = Normaliser({str(name): (float(low), float(high)) for name, (low, high) in ranges})
+    normaliser = PotentialRanges({str(name): (float(low), float(high)) for name, (low, high) in ranges})
     keys: list[Keys] = []
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")

@@ -17,8 +17,8 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
-from embodied.envs.spaces import Actions, Readings, number
-from embodied.envs.suites import DEFAULT_STEPS, Found, find, physics_of
+from embodied.envs.spaces import Actions, FlatObservations, number
+from embodied.envs.suites import DEFAULT_STEPS, SuiteWorld, find, physics_of
 from embodied.envs.world import OBS_FORMS, World
 from embodied.errors import UserError, nearest
 
@@ -104,7 +104,7 @@ class Bridged(gymnasium.Env):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
-        self, found: Found, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
+        self, found: SuiteWorld, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
     ) -> None:
         self._found, self.inner, self.world_id = found, found.env, name
         self.instruction, self.script = found.instruction, found.script
@@ -117,7 +117,7 @@ class Bridged(gymnasium.Env):
         self.camera = self._camera(camera or self._usual_camera())
         self._actions = Actions(self.inner.action_space, self.world_id)
         self.action_space = self._actions.space
-        self._readings = Readings(self.inner.observation_space, self.world_id)
+        self._readings = FlatObservations(self.inner.observation_space, self.world_id)
         state = self._readings.space
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         if obs != "state" and physics is None and not renders(self.inner):

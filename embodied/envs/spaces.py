@@ -120,7 +120,7 @@ class Actions:
         )
 
 
-class Readings:
+class FlatObservations:
     """A world's observations as one row of numbers, float32: dictionaries and tuples in order, choices one-hot.
 
     Args:

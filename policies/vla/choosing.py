@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Context, PrefixCritic
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 
 CONFIG, WEIGHTS = "critic.json", "critic.safetensors"
 
@@ -67,7 +67,7 @@ class BestOfN(nn.Module):
         return self.policy.device
 
     @torch.no_grad()
-    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
+    def predict_chunk(self, obs: ChunkObservation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
         """The chosen chunk in the robot's units, on the CPU; `random` draws the candidates, where it is given."""
         self.eval()
         context, (count, deviation, _) = self.policy.look(obs), self.about

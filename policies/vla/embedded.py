@@ -18,7 +18,7 @@ SPREAD = 4.0  # of coordinates, which move little of their whole range
 
 
 @dataclass(frozen=True)
-class Observation:
+class ChunkObservation:
     """What a policy is told at one moment.
 
     Attributes:
@@ -155,7 +155,7 @@ class Fusion(nn.Module):
         self.decoder = nn.ModuleList(Block(width, heads) for _ in range(layers[1]))
         self.norm = nn.LayerNorm(width)
 
-    def look(self, obs: Observation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
+    def look(self, obs: ChunkObservation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
         """The context, and which of its tokens exist."""
         count, device = len(obs), obs.text.device
         tokens, there = [self.text(obs.text)[:, None] + self.kinds[0]], [torch.ones(count, 1, device=device).bool()]

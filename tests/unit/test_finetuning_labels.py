@@ -6,7 +6,7 @@ import torch
 
 from embodied import cli
 from embodied.datasets import Writer
-from embodied.datasets.windows import Episode as Shown
+from embodied.datasets.windows import EncodedEpisode as Shown
 from embodied.datasets.windows import Windows
 from embodied.errors import UserError
 from embodied.finetuning import inputs, labels
@@ -94,7 +94,7 @@ def test_what_cannot_be_labelled_is_refused(plan):
     config, planned = plan("labels.known=0")
     with pytest.raises(UserError, match=r"needs labelled episodes.*labels\.model=FOLDER"):
         labels.label(config, planned, Brightness())
-    nothing = labels.Labels(("not",) * len(SOLVED), ("success",) * len(SOLVED))
+    nothing = labels.EpisodeLabels(("not",) * len(SOLVED), ("success",) * len(SOLVED))
     with pytest.raises(UserError, match="nothing is left to imitate"):
         labels.row_weights(config, nothing, planned, Brightness(), rows_of(planned))
 

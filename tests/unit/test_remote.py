@@ -19,7 +19,7 @@ from embodied.scoring import Layout, Track, label
 from embodied.serving import http_client, peer, protocol, tokens
 from embodied.serving.client import RemoteStream
 from embodied.serving.http_client import Client
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import Address, ServerLostError, ServerRefusedError, read_token
 from embodied.serving.remote import RemoteEncoder, remote_scorer
 from rewards.clip_goal import clip_scorer
@@ -121,7 +121,7 @@ def test_heads_of_several_views_signals_and_the_past():
     rng = torch.Generator().manual_seed(0)
     views = {name: torch.randn(3, 6, 16, generator=rng) for name in ("front", "side")}
     features = Features(views=views, signals={"speed": torch.randn(3, 6, generator=rng)})
-    limits = Limits(body_bytes=1200)  # one episode in a request
+    limits = RequestLimits(body_bytes=1200)  # one episode in a request
     with serving(ours, limits=limits) as running:
         remote = remote_scorer(url=running.url, **QUICK)
         torch.testing.assert_close(remote.potentials(features), ours.potentials(features))
@@ -146,7 +146,7 @@ def test_heads_that_read_images_get_them():
 def test_many_frames_travel_in_as_many_requests_as_the_limits_want():
     encoder = FakeEncoder()
     ours = clip_scorer(encoder=encoder, goal="open")
-    limits = Limits(message_frames=4, texts=2, body_bytes=700)  # 3 frames of 192 bytes
+    limits = RequestLimits(message_frames=4, texts=2, body_bytes=700)  # 3 frames of 192 bytes
     with serving(ours, limits=limits) as running:
         remote = RemoteEncoder(running.url, **QUICK)
         torch.testing.assert_close(remote.encode_images(frames(11)), encoder.encode_images(frames(11)))
