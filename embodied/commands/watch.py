@@ -114,6 +114,8 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             summary = pipeline.summary()
             if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
                 print(summary.text(), file=sys.stderr)
+                if config.record is not None:
+                    print(f"Record: {config.record}", file=sys.stderr)
     if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
         where = "" if config.record is None else f"record={config.record}: "
         raise UserError(

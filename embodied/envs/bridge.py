@@ -278,6 +278,7 @@ def _imported(id: str) -> str:
         UserError: the module cannot be imported, or registers no such environment.
     """
     module, _, name = id.rpartition(":")
+    before = set(gymnasium.registry)
     try:
         importlib.import_module(module)
     except Exception as error:  # a person's own module may fail in any way
@@ -285,9 +286,17 @@ def _imported(id: str) -> str:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"make: {id!r}: the module {module!r} cannot be imported: {what}. {where}") from error
     if name not in gymnasium.registry:
-        known = nearest(name, gymnasium.registry)
+        registry = gymnasium.registry.items()
+        own = [each for each, spec in registry if each not in before or _made_in(module, spec.entry_point)]
+        known = nearest(name, own or gymnasium.registry)
         raise UserError(f"make: the module {module!r} registers no environment {name!r}. {known}")
     return name
+
+
+def _made_in(module: str, entry_point: Any) -> bool:
+    """Whether an environment's entry point lies in a module or below it."""
+    place = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return place == module or place.startswith(f"{module}.")
 
 
 def _is_ours(id: str) -> bool:

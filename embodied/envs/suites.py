@@ -123,7 +123,8 @@ def _suite(module: str, id: str) -> Any:
 def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     """From Gymnasium's registry, without a time limit."""
     if id not in gymnasium.registry:
-        raise UserError(f"make: no environment {id!r}. {nearest(id, [*WORLDS, *gymnasium.registry], listed='worlds')}")
+        known = nearest(id, [*WORLDS, *gymnasium.registry], listed="worlds")
+        raise UserError(f"make: no environment {id!r}. {known} One of your own is written module:{id}.")
     spec = gymnasium.spec(id)
     try:
         entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
