@@ -237,12 +237,21 @@ class Imagines(Protocol):
 
 
 def leaves(obs: Obs) -> dict[str, Any]:
-    """The arrays of an observation by name; one array has the name ""."""
+    """The arrays of an observation by name; one array has the name "".
+
+    Args:
+        obs: an array, or a dictionary of some.
+    """
     return dict(obs) if isinstance(obs, Mapping) else {"": obs}
 
 
 def map_leaves(function: Callable[..., Any], *parts: Any) -> Any:
-    """A function of corresponding arrays, in the form of the first."""
+    """A function of corresponding arrays, in the form of the first.
+
+    Args:
+        function: of as many arrays as there are parts.
+        parts: of one form.
+    """
     if isinstance(parts[0], Mapping):
         return {name: function(*(part[name] for part in parts)) for name in parts[0]}
     return function(*parts)

@@ -103,6 +103,7 @@ class Dual:
     Args:
         value: with which it begins, > 0.
         rate: of the ascent; 0 leaves it as it is.
+        device: where it lies.
     """
 
     LOW, HIGH = 1e-8, 1e4  # a multiplier out there has lost its constraint
@@ -124,7 +125,15 @@ class Dual:
 
 
 class LatentWorld(nn.Module):
-    """Encoder, dynamics and the heads of a world model; a decoder where it is the control."""
+    """Encoder, dynamics and the heads of a world model; a decoder where it is the control.
+
+    Args:
+        space: of observations.
+        actions: A.
+        settings: sizes among them.
+        who: the learner, for errors.
+        generator: of the weights.
+    """
 
     def __init__(
         self, space: spaces.Space, actions: int, settings: DreamingSettings, who: str, generator: torch.Generator

@@ -110,7 +110,14 @@ class DrQv2Settings:
 
 
 class PixelActor(nn.Module):
-    """Encoded observations to actions: trunk, hidden layers, tanh."""
+    """Encoded observations to actions: trunk, hidden layers, tanh.
+
+    Args:
+        trunk: reads encoded pictures.
+        widths: of hidden layers.
+        action: A.
+        generator: of the weights.
+    """
 
     def __init__(self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -127,7 +134,15 @@ class PixelActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """K action values that share a trunk."""
+    """K action values that share a trunk.
+
+    Args:
+        trunk: reads encoded pictures.
+        widths: of hidden layers.
+        action: A.
+        generator: of the weights.
+        count: K.
+    """
 
     def __init__(
         self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator, count: int = 2

@@ -79,7 +79,14 @@ class InfoPowerSettings(DreamingSettings):
 
 
 class Heads(nn.Module):
-    """Projections of latent and embedding for the bound; which action led from one s to the next, and how surely."""
+    """Projections of latent and embedding for the bound; which action led from one s to the next, and how surely.
+
+    Args:
+        sizes: of the networks.
+        features: width of a latent state.
+        actions: A.
+        generator: of the weights.
+    """
 
     def __init__(self, sizes: Sizes, features: int, actions: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -90,7 +97,11 @@ class Heads(nn.Module):
 
 
 class InfoPower(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s."""
+    """The learner; see the module. Arguments are `Dreaming`'s.
+
+    Args:
+        observation_space, action_space, seed, device, settings: as of `Dreaming`.
+    """
 
     name = "infopower"
 
@@ -155,6 +166,10 @@ class InfoPower(Dreaming):
 
 def info_nce(latent: Float[Tensor, "N D"], seen: Float[Tensor, "N D"]) -> Tensor:
     """A lower bound on I(O; Z), nats, at most log N: log N + mean_i log softmax_j(z_i · o_j / √D) at j = i.
+
+    Args:
+        latent: z, projected.
+        seen: o, projected; row i belongs to row i of `latent`.
 
     Source: van den Oord et al., arXiv 1807.03748, §2.3 and eq. 6.
     """

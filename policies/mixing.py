@@ -79,6 +79,11 @@ class NStep(NamedTuple):
 def n_step(batch: Batch, gamma: float, n: int) -> NStep:
     """The first up to n steps of each window as one.
 
+    Args:
+        batch: windows of n steps or more.
+        gamma: γ, in [0, 1].
+        n: steps summed before bootstrapping.
+
     Raises:
         ValueError: the windows are shorter than n.
     """

@@ -54,6 +54,8 @@ class MoDemSettings(Base):
         demo_share_over: transitions that this takes.
         handover: from imitation to plans: "measured", by "schedule", or None: plans play from the warm-up's end.
         handover_over: transitions that the schedule takes, from `learning_starts` on.
+        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise,
+            burst, demo_share: as of TD-MPC2's settings, with other defaults.
     """
 
     critics: int | None = 5
@@ -86,7 +88,11 @@ class MoDemSettings(Base):
 
 
 class MoDem(TDMPC2):
-    """The learner; see the module. Arguments and errors as of `TDMPC2`."""
+    """The learner; see the module. Arguments and errors as of `TDMPC2`.
+
+    Args:
+        observation_space, action_space, seed, device, settings: as of `TDMPC2`.
+    """
 
     settings: MoDemSettings
 

@@ -134,7 +134,12 @@ def shifted(
 
 
 def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator) -> UInt8[Tensor, "B H W C"]:
-    """Each picture moved by up to 4 pixels either way; all its frames alike."""
+    """Each picture moved by up to 4 pixels either way; all its frames alike.
+
+    Args:
+        pictures: of stacked frames.
+        generator: of the draws.
+    """
     if not pictures.numel():
         return pictures
     offsets = torch.randint(2 * PAD + 1, (2, len(pictures)), generator=generator, device=generator.device)
@@ -142,14 +147,24 @@ def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator)
 
 
 def encoded(size: int) -> int:
-    """Height or width after the convolutions."""
+    """Height or width after the convolutions.
+
+    Args:
+        size: of the picture, pixels.
+    """
     for stride in STRIDES:
         size = (size - 3) // stride + 1
     return size
 
 
 class Conv(nn.Module):
-    """A 3 × 3 convolution without padding; orthogonal weights with ReLU's gain, no offset at first."""
+    """A 3 × 3 convolution without padding; orthogonal weights with ReLU's gain, no offset at first.
+
+    Args:
+        inputs, outputs: channels.
+        stride: pixels.
+        generator: of the weights.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -225,7 +240,12 @@ class Trunk(nn.Module):
 
 @torch.no_grad()
 def orthogonal(module: nn.Module, generator: torch.Generator) -> Any:
-    """The module, its linear layers begun anew: orthogonal weights, no offset."""
+    """The module, its linear layers begun anew: orthogonal weights, no offset.
+
+    Args:
+        module: is changed in place.
+        generator: of the weights.
+    """
     for layer in module.modules():
         if isinstance(layer, Linear):
             for weight in layer.weight:

@@ -66,7 +66,11 @@ class RePoSettings(DreamingSettings):
 
 
 class RePo(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s."""
+    """The learner; see the module. Arguments are `Dreaming`'s.
+
+    Args:
+        observation_space, action_space, seed, device, settings: as of `Dreaming`.
+    """
 
     name = "repo"
 
@@ -141,6 +145,9 @@ class RePo(Dreaming):
 
 def energy_distance(one: Float[Tensor, "N D"], other: Float[Tensor, "M D"]) -> Tensor:
     """2 E|X − Y| − E|X − X'| − E|Y − Y'|, each mean over all pairs: 0 for the same rows, else > 0.
+
+    Args:
+        one, other: rows.
 
     Source: Székely and Rizzo, "Energy statistics", J. Stat. Plan. Inference 143 (2013), eq. 5 (the V-statistic).
     """

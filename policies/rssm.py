@@ -87,7 +87,11 @@ class State(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """Independent normals, (…, Z) each."""
+    """Independent normals, (…, Z) each.
+
+    Attributes:
+        mean, std: (…, Z).
+    """
 
     mean: Tensor
     std: Tensor
@@ -211,6 +215,9 @@ class Contrast(nn.Module):
     """Pictures less their running mean picture, in running deviations of what is left, so that what moves counts.
 
     A pole of a few pixels before a wall is then found in a third of the updates. The deviation is one number for all.
+
+    Args:
+        shape: (C, H, W).
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -342,12 +349,20 @@ class Decoder(nn.Module):
 
 
 def as_planes(image: Tensor) -> Float[Tensor, "N C H W"]:
-    """(…, H, W, C) uint8 as rows in [−½, ½], channels first."""
+    """(…, H, W, C) uint8 as rows in [−½, ½], channels first.
+
+    Args:
+        image: frames, stacked or not.
+    """
     return image.flatten(0, -4).movedim(-1, 1).float().div(255).sub(0.5)
 
 
 def images_of(space: spaces.Space, who: str) -> dict[str, tuple[int, int]]:
     """The images of an observation: name -> side in pixels, channels.
+
+    Args:
+        space: of observations.
+        who: the learner, for errors.
 
     Raises:
         ValueError: an entry that is neither a vector nor such an image; tells which.
@@ -370,7 +385,11 @@ def images_of(space: spaces.Space, who: str) -> dict[str, tuple[int, int]]:
 
 
 def vectors_of(space: spaces.Space) -> dict[str, int]:
-    """The vectors of an observation, in the order of their names: name -> width."""
+    """The vectors of an observation, in the order of their names: name -> width.
+
+    Args:
+        space: of observations.
+    """
     boxes = sorted(_boxes(space).items())
     return {name: box.shape[0] for name, box in boxes if isinstance(box, spaces.Box) and len(box.shape) == 1}
 

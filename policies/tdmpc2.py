@@ -429,7 +429,11 @@ class TDMPC2:
 
 
 def spread(values: Tensor) -> Tensor:
-    """From the 5th to the 95th percentile."""
+    """From the 5th to the 95th percentile.
+
+    Args:
+        values: any shape.
+    """
     low, high = torch.quantile(values.flatten(), torch.tensor([0.05, 0.95], device=values.device))
     return high - low
 

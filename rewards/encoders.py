@@ -254,7 +254,15 @@ def open_clip_source(model: str) -> str:
 
 
 def load_open_clip(model: str, pretrained: str | None = None) -> Any:
-    """An open_clip model in float32 on the CPU; arguments and errors as of `OpenCLIPEncoder`."""
+    """An open_clip model in float32 on the CPU; arguments and errors as of `OpenCLIPEncoder`.
+
+    Args:
+        model, pretrained: as of `OpenCLIPEncoder`.
+
+    Raises:
+        ValueError: an unknown name, or weights that `model` names already.
+        FileNotFoundError: weights that are neither here nor to be downloaded.
+    """
     open_clip = import_open_clip()
     where = "OpenCLIPEncoder: model"
     source = open_clip_source(model)

@@ -113,6 +113,10 @@ class LabelledDemo:
 def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[LabelledDemo]:
     """Episodes with hop labels; failed ones (success False) get no labels, only the bound `CAP`.
 
+    Args:
+        episodes: encoded.
+        views: names, in order.
+
     Raises:
         ValueError: one without an instruction, without any of the views, or of a single row.
     """
@@ -134,7 +138,12 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[La
 
 
 def stack_views(features: Features, views: Sequence[str]) -> Float[Tensor, "B T V D"]:
-    """The views in order, NaN where one is missing."""
+    """The views in order, NaN where one is missing.
+
+    Args:
+        features: of B episodes.
+        views: names, in order.
+    """
     blank = torch.full_like(features.main, math.nan)
     return torch.stack([features.views.get(name, blank) for name in views], 2)
 
@@ -178,7 +187,15 @@ class Recipe:
 
 
 class Pairs:
-    """Draws training pairs from demonstrations: p, q, what the model is told, and the hop it should say."""
+    """Draws training pairs from demonstrations: p, q, what the model is told, and the hop it should say.
+
+    Args:
+        demos: with hop labels.
+        texts: task text -> (D,) its vector.
+        recipe: how many of which kind.
+        generator: of the draws.
+        share: task text -> how much more often than the others it is drawn.
+    """
 
     def __init__(
         self,

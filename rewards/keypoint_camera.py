@@ -60,6 +60,7 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
             and so are readings that are not finite.
         gripper: words for the robot's gripper.
         camera: whose frames.
+        tracker: finds the gripper in frames.
 
     Returns:
         None where fewer than `LEAST` frames tell, where the gripper's places in the images spread by less than

@@ -36,7 +36,12 @@ Hops = tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"] | 
 
 
 class GoalStates(NamedTuple):
-    """What one reference goal makes of an episode's first and last row and of itself: states (B, 1, E), seen (B, 1)."""
+    """What one reference goal makes of an episode's first and last row and of itself: states (B, 1, E), seen (B, 1).
+
+    Attributes:
+        start, goal, last: (B, 1, E) states of the first row, the goal and the last row.
+        start_seen, goal_seen, last_seen: (B, 1) bool, whether a camera showed it.
+    """
 
     start: Tensor
     start_seen: Tensor
@@ -47,7 +52,13 @@ class GoalStates(NamedTuple):
 
 
 class ProcessMemory(NamedTuple):
-    """What the rows after need of an episode: its first row (B, V, D), its states by each goal, and its progress."""
+    """What the rows after need of an episode: its first row (B, V, D), its states by each goal, and its progress.
+
+    Attributes:
+        start: (B, V, D).
+        known: by goal, what is made of the first and the last row.
+        fused: progress so far.
+    """
 
     start: Tensor
     known: list[GoalStates]

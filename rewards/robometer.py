@@ -219,6 +219,9 @@ class WindowHead(FilmHead):
 def read_settings(folder: Path) -> CheckpointSettings:
     """What a checkpoint says of itself, in either layout.
 
+    Args:
+        folder: of the checkpoint.
+
     Raises:
         ValueError: not a checkpoint of this kind, or one that reads progress elsewhere than at its tokens.
     """

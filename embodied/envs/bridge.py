@@ -99,6 +99,14 @@ class Bridged(gymnasium.Env):
     """See `make`. Not a wrapper: `unwrapped` stays here, with the frames, the random generator and the state.
 
     Every episode's start is drawn from `np_random`, also where the suite keeps a generator of its own.
+
+    Args:
+        found: the environment, made.
+        name: its id, for errors.
+        obs, camera, image_size: as of `make`.
+
+    Raises:
+        UserError: `obs` needs pictures that the environment does not render.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012

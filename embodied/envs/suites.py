@@ -33,7 +33,19 @@ _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # Meta-World's camer
 
 @dataclass(frozen=True)
 class SuiteWorld:
-    """An environment of a suite and what the suite is known for."""
+    """An environment of a suite and what the suite is known for.
+
+    Attributes:
+        env: made, without a time limit.
+        steps: of an episode.
+        success: info -> whether the task is solved; None where it does not say.
+        proprio: observation as one row -> own readings.
+        camera: the usual one; None: the environment's own.
+        upside_down: cameras whose pictures are turned.
+        seeds: seed -> what begins that episode; None: `reset` takes the seed.
+        script: makes a scripted expert; None: there is none.
+        instruction: the task as an order; "" where unknown.
+    """
 
     env: gymnasium.Env
     steps: int  # the suite's own time limit
@@ -48,6 +60,10 @@ class SuiteWorld:
 
 def find(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     """Make an environment of a suite, or of Gymnasium's registry.
+
+    Args:
+        id: as `embodied.envs.bridge.make` takes it.
+        kwargs: of the environment.
 
     Raises:
         UserError: there is none, or it cannot be made.
@@ -141,7 +157,12 @@ def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 
 def comes_from(package: str, id: str) -> bool:
-    """Whether a registered environment is made by a package."""
+    """Whether a registered environment is made by a package.
+
+    Args:
+        package: its name.
+        id: as Gymnasium knows it.
+    """
     spec = gymnasium.registry.get(id)
     made: Any = None if spec is None else spec.entry_point
     module = made if isinstance(made, str) else str(getattr(made, "__module__", ""))
@@ -154,7 +175,11 @@ def _limit(env: gymnasium.Env) -> int:
 
 
 def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
-    """MuJoCo's model and data behind an environment, if it has them."""
+    """MuJoCo's model and data behind an environment, if it has them.
+
+    Args:
+        env: any.
+    """
     base = env.unwrapped
     control = getattr(base, "__dict__", {}).get("_env")
     if control is not None and hasattr(control, "physics"):

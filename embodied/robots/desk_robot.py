@@ -84,7 +84,11 @@ class Options:
 
 
 class DeskRobot:
-    """The arm, its cameras and its one connection; `run` is its loop, in one thread."""
+    """The arm, its cameras and its one connection; `run` is its loop, in one thread.
+
+    Args:
+        options: of `embodied.robots.simulated`'s command line.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options, self.clock = options, Clock(options.speed)
@@ -344,6 +348,9 @@ def _whole(message: dict[str, Any], name: str) -> int:
 
 def serve(options: Options) -> None:
     """Be the robot; says `ready ADDRESS` on the standard output when it can be connected to.
+
+    Args:
+        options: of `embodied.robots.simulated`'s command line.
 
     Raises:
         ValueError: an address of another machine.

@@ -324,7 +324,11 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Be a simulated robot, until killed."""
+    """Be a simulated robot, until killed.
+
+    Args:
+        arguments: of the command line; None takes them from there.
+    """
     from embodied.robots.desk_robot import Options, serve  # MuJoCo, which the driver does not need
 
     parser = argparse.ArgumentParser(prog="python -m embodied.robots.simulated", description=Options.__doc__)

@@ -142,7 +142,13 @@ class ChunkImitation:
 
 
 def scheduled(done: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate after so many of all steps: it rises in a line, and falls by a cosine to 0.01."""
+    """The share of the learning rate after so many of all steps: it rises in a line, and falls by a cosine to 0.01.
+
+    Args:
+        done: updates so far.
+        steps: updates in all.
+        warmup: updates in which it rises.
+    """
     if done < warmup:
         return (done + 1) / warmup
     share = (done - warmup) / max(steps - warmup, 1)

@@ -28,19 +28,35 @@ from policies.vla.world import Reflector, WorldEnsemble
 
 
 def leave_one_out(rewards: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
-    """A_n = R_n − mean over j ≠ n of R_j: how much better than the others of its group (RLOO)."""
+    """A_n = R_n − mean over j ≠ n of R_j: how much better than the others of its group (RLOO).
+
+    Args:
+        rewards: of N rollouts in each of G groups.
+    """
     count = rewards.shape[1]
     return (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
 
 
 def clipped_loss(log_ratio: Float[Tensor, " n"], advantage: Float[Tensor, " n"], clip: float) -> Float[Tensor, " n"]:
-    """−min(r·A, clip(r, 1 − ε, 1 + ε)·A), r the probability of what was done against what it was."""
+    """−min(r·A, clip(r, 1 − ε, 1 + ε)·A), r the probability of what was done against what it was.
+
+    Args:
+        log_ratio: log r.
+        advantage: A.
+        clip: ε.
+    """
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def log_density(actions: Float[Tensor, "n K A"], mean: Float[Tensor, "n K A"], scale: float) -> Float[Tensor, " n"]:
-    """Of a Gaussian with one scale, summed over the actions that are executed."""
+    """Of a Gaussian with one scale, summed over the actions that are executed.
+
+    Args:
+        actions: that were executed, normalised.
+        mean: that the policy said.
+        scale: standard deviation.
+    """
     off = ((actions - mean) / scale).square() / 2 + math.log(scale * math.sqrt(2 * math.pi))
     return -off.sum((1, 2))
 
@@ -86,7 +102,14 @@ class ImaginedRollouts:
 
 
 def seen(world: WorldEnsemble, tokens: Tensor, state: Tensor, text: Tensor) -> ChunkObservation:
-    """An imagined moment as a policy reads it; `state` in the robot's units."""
+    """An imagined moment as a policy reads it; `state` in the robot's units.
+
+    Args:
+        world: in which it is imagined.
+        tokens: of the moment.
+        state: (B, S).
+        text: (B, D) the sentence's vector.
+    """
     there = torch.ones(len(tokens), dtype=torch.bool)
     return ChunkObservation(world.codec.decode(tokens), dict.fromkeys(world.spec.cameras, there), text, state)
 

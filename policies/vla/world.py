@@ -327,7 +327,14 @@ class Reflector(nn.Module):
 def build_world(
     spec: WorldSpec, state: Normaliser, action: Normaliser, *, text: int, seed: int
 ) -> tuple[WorldEnsemble, WorldEnsemble, Reflector]:
-    """An untaught world, its action-blind control of one member, and a reflector; the same for one seed."""
+    """An untaught world, its action-blind control of one member, and a reflector; the same for one seed.
+
+    Args:
+        spec: its size.
+        state, action: normalise own readings and actions.
+        text: width of the sentence's vector.
+        seed: of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         world = WorldEnsemble(spec, state, action)
@@ -336,5 +343,9 @@ def build_world(
 
 
 def error(found: Float[Tensor, "B L D"], truth: Float[Tensor, "B L D"]) -> float:
-    """Mean squared error of tokens."""
+    """Mean squared error of tokens.
+
+    Args:
+        found, truth: L tokens of B moments.
+    """
     return float((found - truth).square().mean())
