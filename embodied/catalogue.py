@@ -86,11 +86,18 @@ def entries(kind: str) -> list[Entry]:
     if kind == "models":
         from rewards.pretrained import MODELS
 
-        return [Entry(name, each.about, f"the weights {each.weights}") for name, each in sorted(MODELS.items())]
+        return [
+            Entry(name, _sentence(each.about), f"the weights {each.weights}") for name, each in sorted(MODELS.items())
+        ]
     group = _GROUPS[kind]
     files = sorted((paths.configs() / group).glob("*.yaml"))
     names = [file.stem for file in files if not file.stem.startswith("_")]
     return [Entry(name, first_line(group, name), _needs(kind, group, name)) for name in names]
+
+
+def _sentence(text: str) -> str:
+    """Words as a sentence of their own."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _worlds() -> list[Entry]:

@@ -41,7 +41,7 @@ def run(config: DictConfig) -> None:
         told = f"solved at the end {sum(known)}" if known else "success is not told"
         if 0 < len(known) < len(of):
             told += f" of {len(known)} that tell"
-        print(f"{kind:10} {len(of):4} episodes, {told}")
+        print(f"{kind:10} {len(of):4} episode{'s' * (len(of) != 1)}, {told}")
     size = sum(path.stat().st_size for path in dataset.root.rglob("*") if path.is_file())
     frames = sum(map(len, rows))
     print(f"Dataset: {dataset.root} ({len(rows)} episodes, {frames} rows, {size / 1e6:.1f} MB)")

@@ -78,7 +78,9 @@ class Gate:
         )
         if self._token is not None and not known:
             wanted = "Authorization: Bearer TOKEN"
-            got = "another token" if given else "none" if not scheme else "another scheme"
+            bearer = scheme.lower() == "bearer"
+            got = ("another token" if given.strip() else "an empty token") if bearer else "another scheme"
+            got = got if scheme else "none"
             raise RefusedError("unauthorised", "The token is wrong or missing.", expected=wanted, got=got, status=401)
         try:
             host = urlsplit(f"//{headers.get('host', '')}")

@@ -48,6 +48,9 @@ def test_without_the_token_nothing_is_served():
                 pass
             assert refused.value.response.status_code == 401
             assert json.loads(refused.value.response.body)["code"] == "unauthorised"
+        wrong = {"": "none", "Bearer": "an empty token", "Bearer wrong": "another token", "Basic x": "another scheme"}
+        for given, got in wrong.items():
+            assert ask(server, protocol.MODEL, headers={"Authorization": given})[2]["got"] == got
         with session(server) as say:
             assert say(frames(FRAMES[0]))["type"] == "reading"
 
