@@ -1,12 +1,13 @@
 """Collect episodes as a LeRobot dataset: from a scripted expert, random actions, a mixture, or a trained policy.
 
-Mixed is what rewards are judged on: the expert, the expert with noise, near misses (all but solved, then stopped or
-undone), failures (set out well, then wandered off) and random actions, in declared shares. Counterfactual episodes show
-robot and outcome part ways: see embodied judge. Each row holds what was
-seen before an action and what followed it; rows at which the expert's phases end are marked. Killed, it goes on where
-it was when it is run again. A dataset opens in LeRobot itself. Frames are square, as the reward model gets them in
-training: of a world whose own pictures are not, the whole picture is squeezed. Of a world that does not tell success
-the dataset has no column of it.
+Rewards are judged on policy=mixed: the expert, the expert with noise, near misses (almost solved, then stopped or
+undone), failures (begun well, then wandered off) and random actions, in the shares that `shares` gives. In
+counterfactual episodes robot and outcome differ; `embodied judge` uses them.
+
+Each row holds what was seen before an action and what followed it. Rows at which a phase of the expert ends are marked.
+The dataset opens in LeRobot itself; it has no column of success where the world does not tell success. Frames are
+square, as the reward model gets them in training: where a world's own pictures are not, the whole picture is squeezed.
+The same command continues after a kill.
 
     embodied collect env=desk-drawer policy=mixed episodes=40
     embodied collect env=desk-place policy=expert cameras=[front,side,wrist] out=data/place

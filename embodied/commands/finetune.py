@@ -1,10 +1,10 @@
 """Fine-tune a policy that reads cameras, a sentence and the robot's own readings, from demonstrations good and bad.
 
-The demonstrations' frames are encoded once. The success reward says from pixels which of them were solved (it is fitted
-to the few that a person labelled, or was fitted before), and these are imitated, in chunks of actions. How many steps
-of a chunk are executed is chosen on validation starts. Then the policy is judged beside imitation of everything, on
-the same starts of the world that the data come from: report.html says whether it is better, by a paired test.
-Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a finished run:
+The demonstrations' frames are encoded once. The success reward, which is fitted to the few episodes that a person
+labelled or was fitted before, says from pixels which demonstrations were solved. The policy imitates those, in chunks of
+actions; how many actions of a chunk it executes is chosen on validation starts. Then it is judged beside imitation of
+everything, on the same starts of the world that the data come from, and report.html says by a paired test whether it is
+better. After a kill, resume=true continues the same curve. run=… stages=[…] adds to a finished run:
 
   rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
   corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too

@@ -1,10 +1,12 @@
 """Serve a reward model or a policy to other computers: HTTP and WebSocket, many clients in one batch.
 
-A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it, and
-bears a token: that of token_file or the variable EMBODIED_TOKEN, never of the command line; else one is made at each
-start, in a file that only you can read and your other programs here find. token=false serves every user of this
-machine. It listens to this machine alone; host=0.0.0.0 to others too, and for the open network put a TLS proxy before
-it (proxies=[ITS ADDRESS]). What goes over the wire: GET /docs. Ctrl-C or SIGTERM finishes what is queued and ends.
+Its clients are cameras that are watched elsewhere, policies in training (reward=remote), and whatever can send a
+picture. Every request bears a token: the one in token_file or in the variable EMBODIED_TOKEN, never on the command
+line. Where you give none, the server makes one at each start, in a file that only you can read and that your other
+programs on this machine find by themselves. token=false serves every user of this machine without a token.
+
+The server listens to this machine alone, with host=0.0.0.0 to others too. Before the open network put a TLS proxy
+(proxies=[ITS ADDRESS]). GET /docs tells what goes over the wire. Ctrl-C or SIGTERM finishes what is queued and ends.
 
     embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt

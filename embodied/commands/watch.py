@@ -1,9 +1,9 @@
 """Watch a camera: one number a frame from any reward model, live, shown and recorded.
 
-The source may be a device, a network camera, a video, a folder of images, an episode of a dataset or one of our own
-worlds; several at once are a rig. Of a live camera the newest frame is scored, so the numbers stay fresh however slow
-the model is; what is old, lost or unscorable is said to be so. Of a recording every frame is scored, and gets the
-number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
+The source may be a device, a network camera, a video, a folder of images, an episode of a dataset, one of our own
+worlds, or several of them by name. From a live camera the newest frame is scored, so numbers stay fresh however slow
+the model is; frames that are old, lost or could not be scored are marked. From a recording every frame is scored, and
+gets the number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
 
     embodied watch source=0 reward=clip goal="the drawer is open"
     embodied watch source=rtsp://host/stream reward=[clip,process] goal="it is open" reward.process.model=models/open
