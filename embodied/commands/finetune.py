@@ -1,10 +1,10 @@
 """Fine-tune a policy that reads cameras, a sentence and the robot's own readings, from demonstrations good and bad.
 
 The demonstrations' frames are encoded once. The success reward, which is fitted to the few episodes that a person
-labelled or was fitted before, says from pixels which demonstrations were solved. The policy imitates those, in chunks of
-actions; how many actions of a chunk it executes is chosen on validation starts. Then it is judged beside imitation of
-everything, on the same starts of the world that the data come from, and report.html says by a paired test whether it is
-better. After a kill, resume=true continues the same curve. run=… stages=[…] adds to a finished run:
+labelled or was fitted before, says from pixels which demonstrations were solved. The policy imitates those, in chunks
+of actions; how many actions of a chunk it executes is chosen on validation starts. Then it is judged beside imitation
+of everything, on the same starts of the world that the data come from, and report.html says by a paired test whether it
+is better. After a kill, resume=true continues the same curve. run=… stages=[…] adds to a finished run:
 
   rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
   corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
@@ -85,7 +85,7 @@ def _stages(session: FinetuningRun) -> str:
     config, planned = session.config, session.plan
     print(f"data      {_told(planned)}", flush=True)
     found, _ = session.labelled
-    print(f"labels    {found.told()} (imitated by {config.labels.weights})", flush=True)
+    print(f"labels    {found.told()} (labels.weights={config.labels.weights})", flush=True)
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
     usable = session.rows.usable.astype(float)

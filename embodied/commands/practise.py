@@ -1,10 +1,10 @@
 """Let a robot practise a task and its undoing by turns, with a success model for its only judge and nobody resetting.
 
 RoboFuME's loop (`embodied.practice`) begins with demonstrations of both tasks and a success model of each. Then the
-policy attempts the two tasks by turns. An attempt ends when the success model says yes or when its time is over, and the
-policy is updated between attempts. When the world is stuck, a person must reset it; the log counts how often. Record
-demonstrations by turns too, each from where the other task ended (demos=<world>-turns): those that all begin at a reset
-do not show what to do from there.
+policy attempts the two tasks by turns. An attempt ends when the success model says yes or when its time is over, and
+the policy is updated between attempts. When the world is stuck, a person must reset it; the log counts how often.
+Record demonstrations by turns too, each from where the other task ended (demos=<world>-turns): those that all begin at
+a reset do not show what to do from there.
 
 Writes a run folder with one line for each attempt (attempts.jsonl: what the model said, and the truth where a simulator
 knows it), curves, checkpoints, evaluations before and after, videos and report.html. Ctrl-C or a crash loses nothing

@@ -55,8 +55,8 @@ class EpisodeLabels:
         solved, unsolved, unsure = (self.count(word) for word in (SOLVED, NOT, ABSTAINED))
         people = self.said_by.count("person")
         by = {"recorded": "recorded", "all": "not asked"}.get(self.said_by[0], "success")
-        known = f", {people} of them said by a person" if people else ""
-        return f"{by}: {solved} solved, {unsolved} not, {unsure} abstained{known}"
+        known = f"; a person labelled {people} of them" if people else ""
+        return f"{by}: {solved} solved, {unsolved} not, {unsure} unsure{known}"
 
     def as_dict(self) -> dict[str, Any]:
         quality = None if self.quality is None else self.quality.as_dict()

@@ -371,5 +371,5 @@ def test_of_equal_numbers_of_steps_the_one_that_looks_less_is_executed(tmp_path)
 
 def test_labels_are_told_and_kept():
     found = labels.EpisodeLabels(("solved", "not", "abstained", "solved"), ("person", "person", "success", "success"))
-    assert re.fullmatch("success: 2 solved, 1 not, 1 abstained, 2 of them said by a person", found.told())
+    assert re.fullmatch("success: 2 solved, 1 not, 1 unsure; a person labelled 2 of them", found.told())
     assert labels.EpisodeLabels.from_dict(json.loads(json.dumps(found.as_dict()))) == found

@@ -70,7 +70,7 @@ def test_the_success_reward_labels_what_nobody_did(plan):
     bright = np.full((4, 16, 16, 3), 200, np.uint8)
     assert teacher.word({"front": bright}) == "solved"
     assert teacher.word({"front": bright // 5}) == "not"
-    assert "6 solved, 6 not, 0 abstained, 8 of them said by a person" in found.told()
+    assert "6 solved, 6 not, 0 unsure; a person labelled 8 of them" in found.told()
 
     weights = labels.row_weights(config, found, planned, Brightness(), rows_of(planned))
     assert weights.reshape(len(SOLVED), LENGTH).all(1).tolist() == SOLVED
