@@ -181,6 +181,11 @@ def _told(planned: inputs.PolicyPlan) -> str:
     )
 
 
+HERE = ("device", "eval_episodes", "threads", "videos")  # what a run that goes on may have otherwise
+FREE = ("run", "resume", "stages", "trust", *HERE)
+OF_STAGES = {  # settings of later stages, which may be given until the stage is begun
+    "own": ("rollouts", "corrections"), "rl": (CHUNKED,), "ranked": (CHUNKED,), "world": (WORLD,), "rloo": (WORLD,),
+}  # fmt: skip
 CURVES = {"train/error": "error", "train/critic": "critic's error", "validation/error": "held out"}
 
 
@@ -209,16 +214,22 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
         assert isinstance(saved, DictConfig)
         check_trusted(folder, resolved(saved), config.get("trust"))
-        for key in ("eval_episodes", "videos", "threads"):
+        if others := runs.changed(config, saved, "finetune", (*FREE, *OF_STAGES)):
+            raise UserError(
+                f"run: {folder} goes on with its own settings; got others for {', '.join(others)}. Leave them out, or "
+                f"begin a new run. What a later stage does is set by {', '.join(OF_STAGES)}."
+            )
+        for key in HERE:
             if cli.given(config, key):
                 saved[key] = config[key]
         if cli.given(config, "stages"):  # what was done before stays
             saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
             saved.stages += [each for each in config.stages if each not in STAGES]
-        for group, stage in {"rl": CHUNKED, "ranked": CHUNKED, "world": WORLD, "rloo": WORLD}.items():
+        for group, stages in OF_STAGES.items():
             for key in config[group]:
                 if cli.given(config[group], key):
-                    _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
+                    for stage in stages:
+                        _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
         return saved, folder
     if config.run and Path(config.run).exists():

@@ -64,6 +64,9 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
 
     episodes = (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes()
     assert run("run=tuned") == 0  # nothing is done again
+    capsys.readouterr()
+    assert run("run=tuned", "steps=9", "policy.width=32") == cli.EXIT_USER_ERROR  # neither would be heeded
+    assert "goes on with its own settings; got others for steps, policy.width." in capsys.readouterr().err
     assert (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes() == episodes
     assert cli.main(["evaluate", "run=tuned", "episodes=2", "num_worlds=1", "videos=0"]) == 0
     again = json.loads((tmp_path / "tuned" / "evaluate.json").read_text())
@@ -75,9 +78,9 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
 def test_an_experts_corrections_are_imitated_too(demos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["baseline=false", "execute=4", "eval_episodes=1", "videos=0", "own.starts=3", "num_worlds=2"]
-    assert (
-        run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *quick, "stages=[imitate,corrections]") == 0
-    )
+    assert run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *quick[:4], "num_worlds=2") == 0
+    assert run("run=tuned", "stages=[corrections]", "own.starts=3") == 0  # a later stage has settings of its own
+    assert run("run=tuned", "own.starts=4") == cli.EXIT_USER_ERROR  # until it is begun
     gathered = json.loads((tmp_path / "tuned" / "corrections" / "gathered.json").read_text())
     assert gathered["starts"] == gathered["accepted"] == 3
     assert gathered["wrongly"] <= 1  # the expert takes over with at least eight of twenty steps left
