@@ -66,7 +66,7 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
     assert run("run=tuned") == 0  # nothing is done again
     capsys.readouterr()
     assert run("run=tuned", "steps=9", "policy.width=32") == cli.EXIT_USER_ERROR  # neither would be heeded
-    assert "goes on with its own settings; got others for steps, policy.width." in capsys.readouterr().err
+    assert "goes on with its own settings; got others for policy.width, steps." in capsys.readouterr().err
     assert (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes() == episodes
     assert cli.main(["evaluate", "run=tuned", "episodes=2", "num_worlds=1", "videos=0"]) == 0
     again = json.loads((tmp_path / "tuned" / "evaluate.json").read_text())
