@@ -1,5 +1,6 @@
 """Encoders against the libraries' own transforms and models, on tiny random weights and real renders."""
 
+import logging
 from pathlib import Path
 
 import gymnasium
@@ -14,7 +15,7 @@ from torch.testing import assert_close
 from embodied.datasets.encoding import fingerprint
 from embodied.envs.rendering import FrameRenderer
 from rewards import encoders
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip, load_open_clip
 from rewards.preprocess import Preprocess
 from tests.conftest import TINY_CLIP, save_open_clip
 
@@ -213,6 +214,13 @@ def test_texts_without_end_are_not_kept_without_end(tiny_clip, monkeypatch):
     assert len(encoder._texts) == 8
     assert_close(encoder.encode_texts(["cup 3", "cup 19"]), first[[3, 19]], atol=1e-5, rtol=0)
     assert len(encoder._texts) == 8
+
+
+def test_random_weights_that_were_asked_for_are_not_warned_of(tiny_clip, caplog):
+    load_open_clip(tiny_clip, "random")
+    assert caplog.records == []
+    logging.warning("others are heard")
+    assert len(caplog.records) == 1
 
 
 def test_random_weights_are_the_same_each_time(tiny_clip, renders):
