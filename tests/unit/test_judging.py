@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from embodied.judging.judgement import (
     to_json,
 )
 from embodied.judging.quality import Grade
+from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
 from tests.fakes import FakeEncoder
@@ -327,3 +330,10 @@ def test_of_very_many_rows_some_are_read(monkeypatch):
     some = judge("noisy", scorer(REWARDS["noisy"]), division, resamples=10).figures["frame_auroc"].value
     assert some != every
     assert some == pytest.approx(every, abs=0.1)
+
+
+def test_the_page_on_judge_says_what_each_column_is():
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "judge.md").read_text("utf-8")
+    (rows,) = re.findall(r"^\| column .*\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
+    told = {name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == {short for _, short, *_ in COLUMNS.values()} | {"ms"}
