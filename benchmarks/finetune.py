@@ -31,7 +31,7 @@ from embodied.collecting import collect
 from embodied.datasets import Dataset
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.ranking import ranked
-from embodied.finetuning.stages import CHUNKED, Session
+from embodied.finetuning.stages import CHUNKED, FinetuningRun
 from policies.vla.critic import Outcomes
 from rewards.metrics import wilson_interval
 
@@ -43,13 +43,13 @@ OPTIONS: dict[str, Any] = {
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
 COLLECTED = Path("runs", "benchmarks", "demos")
-Change = Callable[[Session], np.ndarray]  # a session, changed in place -> how much each row is imitated
+Change = Callable[[FinetuningRun], np.ndarray]  # a session, changed in place -> how much each row is imitated
 
 
 def session(
     task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str,
-    kind: type[Session] = Session,
-) -> Session:  # fmt: skip
+    kind: type[FinetuningRun] = FinetuningRun,
+) -> FinetuningRun:  # fmt: skip
     """A fine-tuning of demonstrations that are collected first if they are not there."""
     data = COLLECTED / f"{task}-{policy}"
     if not data.is_dir() or len(Dataset(data)) < count:
@@ -68,12 +68,12 @@ def session(
     return kind(config, folder, build(config.encoder), planned)
 
 
-def usable(made: Session) -> np.ndarray:
+def usable(made: FinetuningRun) -> np.ndarray:
     """Everything."""
     return made.rows.usable.astype(float)
 
 
-def shuffled(made: Session) -> np.ndarray:
+def shuffled(made: FinetuningRun) -> np.ndarray:
     """Each episode with the actions of another."""
     episodes = made.episodes
     turned = np.random.default_rng(0).permutation(len(episodes))
@@ -86,22 +86,22 @@ def shuffled(made: Session) -> np.ndarray:
     return made.rows.usable.astype(float)
 
 
-def by_labels(made: Session) -> np.ndarray:
+def by_labels(made: FinetuningRun) -> np.ndarray:
     """What the config's labels say."""
     return labels.row_weights(made.config, made.labelled[0], made.plan, made.encoder, made.rows)
 
 
-def permuted(made: Session) -> np.ndarray:
+def permuted(made: FinetuningRun) -> np.ndarray:
     """As many episodes as are accepted, drawn at random."""
     words = np.random.default_rng(made.config.seed).permutation(made.labelled[0].words)
-    said = labels.Labels(tuple(map(str, words)), made.labelled[0].said_by)
+    said = labels.EpisodeLabels(tuple(map(str, words)), made.labelled[0].said_by)
     return labels.row_weights(made.config, said, made.plan, made.encoder, made.rows)
 
 
-class Dealt(Session):
+class Dealt(FinetuningRun):
     """Of which each episode has the outcome of another, drawn at random."""
 
-    def outcomes(self, more: Sequence[inputs.Source]) -> Outcomes:
+    def outcomes(self, more: Sequence[inputs.DataSource]) -> Outcomes:
         true = super().outcomes(more)
         first = [0, *(true.last.unique()[:-1] + 1).tolist()]
         order = np.random.default_rng(self.config.seed).permutation(len(first))
@@ -113,9 +113,9 @@ class Dealt(Session):
 
 def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Imitation of the solved, and what chunked RL and its controls make of it: episodes, comparison, ranking."""
-    ways: dict[str, tuple[type[Session], float]] = {
-        "chunked RL": (Session, 1.0), "outcomes dealt out anew (control)": (Dealt, 1.0),
-        "no weight (control)": (Session, 0.0),
+    ways: dict[str, tuple[type[FinetuningRun], float]] = {
+        "chunked RL": (FinetuningRun, 1.0), "outcomes dealt out anew (control)": (Dealt, 1.0),
+        "no weight (control)": (FinetuningRun, 0.0),
     }  # fmt: skip
     rl = ["labels.source=recorded", f"rl.actor={options['actor']}", f"rl.steps={options['rl_steps']}",
           f"ranked.moments={options['moments']}"]  # fmt: skip
@@ -171,7 +171,7 @@ def ranking_row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[i
     }  # fmt: skip
 
 
-def played(made: Session, change: Change) -> dict[str, Any]:
+def played(made: FinetuningRun, change: Change) -> dict[str, Any]:
     """Train and judge, unless that was done: every start's episode, and what was tried for the steps executed."""
     file = made.folder / "policy" / "episodes.json"
     if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:

@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import read_options, record
 from benchmarks.measure import use_two_cores
 from policies.vla.core import ChunkPolicy, Spec
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 from policies.vla.stats import Normaliser
 from tests.tiny_vla import save_tiny_backbone
 
@@ -42,7 +42,7 @@ def made(folder: Path, head: str) -> ChunkPolicy:
     return ChunkPolicy(spec, state, Normaliser.fit(rows[:, :7], "quantile", names=ACTIONS)).eval()
 
 
-def bare(policy: ChunkPolicy, obs: Observation) -> Callable[[], Any]:
+def bare(policy: ChunkPolicy, obs: ChunkObservation) -> Callable[[], Any]:
     """The body's own forward pass over as many tokens."""
     body: Any = policy.fusion
     pictures = torch.randn(1, 3, SIZE, SIZE)
@@ -70,7 +70,7 @@ def main() -> None:
         policies = {head: made(folder, head) for head in ("l1", "tokens")}
     body: Any = policies["l1"].fusion
     count = sum(value.numel() for value in body.network.parameters())
-    obs = Observation(
+    obs = ChunkObservation(
         {"front": torch.zeros(1, 3, SIZE, SIZE, dtype=torch.uint8)}, {"front": torch.ones(1, dtype=torch.bool)},
         body.prompts(["put the cube in the tray"]), torch.zeros(1, len(STATES)),
     )  # fmt: skip

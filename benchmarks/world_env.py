@@ -29,7 +29,7 @@ from embodied.cli import compose
 from embodied.collecting import collect
 from embodied.files import write_text
 from embodied.finetuning import imagining, inputs, judging
-from embodied.finetuning.stages import Session
+from embodied.finetuning.stages import FinetuningRun
 from embodied.finetuning.training import POLICY
 from embodied.training import evaluation
 from policies.vla.core import ChunkPolicy
@@ -45,7 +45,7 @@ ROOT = Path("runs", "benchmarks", "world_env")
 COLLECTED = Path("runs", "benchmarks", "demos")
 
 
-def session(task: str, seed: int, options: Mapping[str, Any]) -> Session:
+def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     """A fine-tuning of the task's demonstrations, collected first if they are not there."""
     roots = {}
     for policy, count, first in (("expert", options["demonstrations"], 0), ("mixed", options["mixed"], 100)):
@@ -65,10 +65,10 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> Session:
     config.env = planned.sources[0].dataset.env
     folder = ROOT / task / f"s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    return Session(config, folder, build(config.encoder), planned)
+    return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
-def judged(made: Session, name: str, policy: ChunkPolicy, episodes: int) -> list[dict[str, Any]]:
+def judged(made: FinetuningRun, name: str, policy: ChunkPolicy, episodes: int) -> list[dict[str, Any]]:
     """A policy on the starts that chose nothing, unless that was done."""
     file = made.folder / f"{name}.json"
     rows = json.loads(file.read_text("utf-8")) if file.is_file() else []
@@ -92,7 +92,9 @@ class Anyhow(Reflector):
         return torch.stack([said[torch.randperm(len(said), generator=self.random), 0], said[:, 1]], 1)
 
 
-def foretold(task: str, seed: int, options: Mapping[str, Any]) -> tuple[Session, imagining.Known, imagining.Model]:
+def foretold(
+    task: str, seed: int, options: Mapping[str, Any]
+) -> tuple[FinetuningRun, imagining.WorldData, imagining.Model]:
     """One seed's imitation and the world that is learned beside it; its truth lies in `world/truth.json`."""
     made = session(task, seed, options)
     former = made.train("imitate", made.fresh(), made.rows.usable.astype(float), made.rows)

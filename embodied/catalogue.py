@@ -86,11 +86,18 @@ def entries(kind: str) -> list[Entry]:
     if kind == "models":
         from rewards.pretrained import MODELS
 
-        return [Entry(name, each.about, f"the weights {each.weights}") for name, each in sorted(MODELS.items())]
+        return [
+            Entry(name, _sentence(each.about), f"the weights {each.weights}") for name, each in sorted(MODELS.items())
+        ]
     group = _GROUPS[kind]
     files = sorted((paths.configs() / group).glob("*.yaml"))
     names = [file.stem for file in files if not file.stem.startswith("_")]
     return [Entry(name, first_line(group, name), _needs(kind, group, name)) for name in names]
+
+
+def _sentence(text: str) -> str:
+    """Words as a sentence of their own."""
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _worlds() -> list[Entry]:
@@ -123,6 +130,8 @@ def _needs(kind: str, group: str, name: str) -> str:
 def comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
     """What the config files say of each dotted key, and in their first line of the group.
 
+    A comment may go on in a line of its own, indented deeper than its key.
+
     Args:
         verb: whose config it is.
         chosen: group -> the choice made in it.
@@ -133,9 +142,16 @@ def comments(verb: str, chosen: Mapping[str, str]) -> dict[str, str]:
         lines = file.read_text("utf-8").splitlines() if file.is_file() else []
         if group and lines and lines[0].startswith("# "):
             said[group] = lines[0][2:]
+        last, depth = "", 0  # the key whose comment may go on, and its indentation
         for key, line in _keyed(lines):
-            if comment := re.search(r"\s#\s+(.*)$", line):
-                said[f"{group}.{key}" if group else key] = comment[1]
+            comment = re.search(r"(?:^|\s)#\s+(.*)$", line)
+            indent = len(line) - len(line.lstrip(" "))
+            if key:
+                last, depth = f"{group}.{key}" if group else key, indent
+            if comment and key:
+                said[last] = comment[1]
+            elif comment and last in said and indent > depth:
+                said[last] += f" {comment[1]}"
     return said
 
 

@@ -12,7 +12,6 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -67,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for flag in sorted(flags - set(FLAGS)):
             raise UserError(f"unknown option {flag}. {nearest(flag, FLAGS)} Settings are written key=value.")
         if "--version" in flags:
+            from importlib import metadata
+
             print(f"embodied-rewards {metadata.version('embodied-rewards')}")
             return 0
         if not words:
@@ -109,7 +110,7 @@ def verbs() -> list[str]:
 
 def usage() -> str:
     """What `embodied --help` prints."""
-    lines = (f"  {verb:10}{docstring(verb).splitlines()[0]}" for verb in verbs())
+    lines = (f"  {verb:12}{docstring(verb).splitlines()[0]}" for verb in verbs())
     return USAGE.format(verbs="\n".join(lines)).rstrip()
 
 

@@ -12,8 +12,8 @@ import gymnasium
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from embodied.counterfactual import CounterfactualStarts, kinds_of, put
 from embodied.counterfactual import Path as Shown
-from embodied.counterfactual import Starts, kinds_of, put
 from embodied.datasets import Dataset, Writer
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
@@ -56,7 +56,7 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
             raise UserError(f"policy={config.policy} needs {what}, which {config.env.id} lacks. Use random.")
         cameras = _cameras(env, config.cameras)
         kinds = kinds_of(world.task) if isinstance(world, Desk) and config.policy == COUNTERFACTUAL else ()
-        starts = Starts(env, config.seed)
+        starts = CounterfactualStarts(env, config.seed)
         first = _play(env, 0, lambda obs: env.action_space.sample(), stop=1).columns(env)
         features = {name: _feature(name, values, env) for name, values in first.items()}
         size = config.image_size

@@ -92,7 +92,7 @@ def counterfactuals(env: gymnasium.Env, seed: int) -> dict[str, Path] | None:
     return {kind: made[kind] for kind in wanted} if all(_right(world, kind, made[kind]) for kind in wanted) else None
 
 
-class Starts:
+class CounterfactualStarts:
     """The episodes of every start of a desk; those of the last one are kept, as its kinds are asked for in turn.
 
     Args:

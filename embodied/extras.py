@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib import metadata
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+).*?;.*\bextra == ['\"](?P<extra>[\w-]+)['\"]")
 
@@ -14,6 +13,8 @@ def extras_of(module: str) -> list[str]:
     Args:
         module: as imported; of `a.b` it is `a` that counts. Its distribution has the same name, but for "-" and "_".
     """
+    from importlib import metadata  # slow to import, and only a missing module needs it
+
     wanted = module.partition(".")[0].replace("_", "-").lower()
     found = (_REQUIREMENT.match(each) for each in metadata.requires("embodied-rewards") or ())
     named = {each["extra"] for each in found if each and each["name"].replace("_", "-").lower() == wanted}

@@ -21,7 +21,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from embodied.charts import Series, interval_bar, line_chart, number, sparkline
-from embodied.files import whole, write_text
+from embodied.files import renamed, whole, write_text
 from embodied.goals import parts_of
 from embodied.training.divergence import ALARM
 
@@ -186,7 +186,7 @@ def read_progress(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     columns: dict[str, tuple[list[float], list[float]]] = {}
     for row in csv.DictReader(io.StringIO(_text(path))):
         step = _float(row.get("time/total_timesteps"))
-        for key, text in row.items():
+        for key, text in renamed(row).items():
             value = _float(text)
             if key and step is not None and value is not None:
                 xs, ys = columns.setdefault(key, ([], []))
@@ -287,7 +287,7 @@ def _curves(progress: Mapping[str, tuple[list[float], list[float]]], evaluations
         cards.append(card("Success", "Of training episodes, with exploration noise.", chart))
     for key, title, note, colour in (
         ("rollout/ep_rew_mean", "Reward learned from", "Mean return of training episodes.", 1),
-        ("rollout/ep_gt_rew_mean", "The task's own reward", "Same episodes; never learned from, only watched.", 2),
+        ("rollout/ep_env_rew_mean", "The task's own reward", "Same episodes; never learned from, only watched.", 2),
     ):
         if key in progress:
             cards.append(card(title, note, line_chart([Series(title, *progress[key])], x_label="steps", colour=colour)))

@@ -12,7 +12,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -72,9 +72,9 @@ class Run:
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
         old = saved_config(folder, self.verb, trust=config.get("trust"))
-        if changed := _changed(config, old, self.verb):
+        if others := changed(config, old, self.verb, FREE):
             raise UserError(
-                f"resume: {folder} goes on with its own settings; got others for {', '.join(changed)}. "
+                f"resume: {folder} goes on with its own settings; got others for {', '.join(others)}. "
                 "Leave them out, or begin a new run."
             )
         if cli.given(config, "steps") and config.steps != old.steps:
@@ -128,11 +128,17 @@ class Run:
             print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
 
 
-def _changed(config: DictConfig, old: DictConfig, verb: str) -> list[str]:
-    """The settings that a person gave and that are not those of the saved run."""
+def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str]) -> list[str]:
+    """The settings that a person gave and that are not those of the saved run.
+
+    Args:
+        config: with what was given.
+        old: the run's own.
+        verb: whose they are.
+        free: settings, and groups of them, that may be others.
+    """
     given, saved, defaults = (dict(_flat(resolved(each))) for each in (config, old, cli.compose(verb, [])))
-    for key in FREE:
-        given.pop(key, None)
+    given = {key: value for key, value in given.items() if key.partition(".")[0] not in free}
     asked = [key for key, value in given.items() if value != defaults.get(key, value) or _set(config, key)]
     return [key for key in asked if given[key] != saved.get(key)]
 

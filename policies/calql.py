@@ -34,7 +34,7 @@ from policies.soft import SoftLearner, SoftSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(SoftSettings):
+class CalQLSettings(SoftSettings):
     """What can be set, beside `SoftSettings`.
 
     Attributes:
@@ -48,7 +48,7 @@ class Settings(SoftSettings):
     calibrated: bool = True
 
 
-class CalQL(SoftLearner[Settings]):
+class CalQL(SoftLearner[CalQLSettings]):
     """The learner; see the module.
 
     Args:
@@ -56,11 +56,17 @@ class CalQL(SoftLearner[Settings]):
         action_space: a Box.
         seed: of weights, exploration and updates.
         device: where the networks live.
-        settings: see `Settings`.
+        settings: see `CalQLSettings`.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: CalQLSettings,
     ) -> None:
         super().__init__(
             observation_space, action_space, seed=seed, device=device, settings=settings, returns=settings.calibrated
@@ -127,4 +133,4 @@ def conservative(
     return ((values - log_probs).flatten(2).logsumexp(-1) - q).mean(1).sum()
 
 
-calql = maker(CalQL, Settings)
+calql = maker(CalQL, CalQLSettings)

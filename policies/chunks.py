@@ -16,7 +16,13 @@ from policies.core import Batch, Memory
 
 
 def nothing_planned(count: int, chunk: int, num_actions: int) -> Memory:
-    """The memory of `play` before the first step: each world's chunk, and how many of it are left."""
+    """The memory of `play` before the first step: each world's chunk, and how many of it are left.
+
+    Args:
+        count: E.
+        chunk: K.
+        num_actions: A.
+    """
     return {"chunk": np.zeros((count, chunk, num_actions), np.float32), "left": np.zeros(count, np.int64)}
 
 
@@ -43,6 +49,11 @@ def chunks_of(batch: Batch, chunk: int, generator: torch.Generator) -> tuple[Flo
 
     It does where all K steps were done, and where the task ended within them: then any others would have earned the
     same, so they are drawn, uniform in [-1, 1]. Where the episode was cut within them, nobody knows.
+
+    Args:
+        batch: windows of K steps or more.
+        chunk: K.
+        generator: of what fills up a chunk that an episode's end cuts.
     """
     valid, action = batch.valid[:chunk], batch.action[:chunk]
     if chunk > 1:

@@ -204,7 +204,7 @@ class Learner(Actor, Protocol):
         ...
 
 
-class Imagined(NamedTuple):
+class ImaginedEpisode(NamedTuple):
     """An episode of T actions as a model sees it, and as it imagines it from each of N = T − P + 1 of its moments.
 
     Attributes:
@@ -222,7 +222,7 @@ class Imagined(NamedTuple):
 class Imagines(Protocol):
     """A learner whose model can be held against what really happened."""
 
-    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> ImaginedEpisode:
         """Imagine one episode from each of its moments that `horizon` actions follow.
 
         Args:
@@ -237,12 +237,21 @@ class Imagines(Protocol):
 
 
 def leaves(obs: Obs) -> dict[str, Any]:
-    """The arrays of an observation by name; one array has the name ""."""
+    """The arrays of an observation by name; one array has the name "".
+
+    Args:
+        obs: an array, or a dictionary of some.
+    """
     return dict(obs) if isinstance(obs, Mapping) else {"": obs}
 
 
 def map_leaves(function: Callable[..., Any], *parts: Any) -> Any:
-    """A function of corresponding arrays, in the form of the first."""
+    """A function of corresponding arrays, in the form of the first.
+
+    Args:
+        function: of as many arrays as there are parts.
+        parts: of one form.
+    """
     if isinstance(parts[0], Mapping):
         return {name: function(*(part[name] for part in parts)) for name in parts[0]}
     return function(*parts)

@@ -25,9 +25,9 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.core import Batch, ImaginedEpisode, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import MLP, GaussianActor, Sample, action_size, adam, averages, dormant_ratio, follow
-from policies.rssm import RSSM, SIZES, Decoder, Encoder, Observed, State
+from policies.rssm import RSSM, SIZES, Decoder, ObservationEncoder, Observed, State
 from policies.saving import State as Saved
 from policies.saving import pack, unpack
 from policies.settings import check
@@ -103,6 +103,7 @@ class Dual:
     Args:
         value: with which it begins, > 0.
         rate: of the ascent; 0 leaves it as it is.
+        device: where it lies.
     """
 
     LOW, HIGH = 1e-8, 1e4  # a multiplier out there has lost its constraint
@@ -123,15 +124,23 @@ class Dual:
         self.log.copy_(moved.clamp(float(np.log(self.LOW)), float(np.log(self.HIGH))))
 
 
-class World(nn.Module):
-    """Encoder, dynamics and the heads of a world model; a decoder where it is the control."""
+class LatentWorld(nn.Module):
+    """Encoder, dynamics and the heads of a world model; a decoder where it is the control.
+
+    Args:
+        space: of observations.
+        actions: A.
+        settings: sizes among them.
+        who: the learner, for errors.
+        generator: of the weights.
+    """
 
     def __init__(
         self, space: spaces.Space, actions: int, settings: DreamingSettings, who: str, generator: torch.Generator
     ) -> None:
         super().__init__()
         sizes = SIZES[settings.size]
-        self.encoder = Encoder(space, sizes, who, generator=generator)
+        self.encoder = ObservationEncoder(space, sizes, who, generator=generator)
         self.rssm = RSSM(sizes, actions, generator=generator)
         self.features = sizes.deterministic + sizes.stochastic
         self.reward = MLP(self.features, [sizes.hidden], 1, generator=generator)
@@ -190,7 +199,7 @@ class Dreaming(ABC):
             rollout_steps=s.rollout_steps, updates_per_step=s.updates_per_step, learning_starts=s.learning_starts
         )
         self.sampling: Sampling | None = Sampling(length=s.length, batch_size=s.batch_size, demo_share=s.demo_share)
-        self.world = World(observation_space, self.num_actions, s, self.name, build).to(self.device)
+        self.world = LatentWorld(observation_space, self.num_actions, s, self.name, build).to(self.device)
         widths, features = [SIZES[s.size].hidden] * 2, self.world.features
         actor = GaussianActor(features, self.num_actions, widths, generator=build, norm=True, log_std=LOG_STD)
         self.actor = actor.to(self.device)
@@ -279,7 +288,7 @@ class Dreaming(ABC):
         actor, critic = self.actor.mlp.hidden(x), self.critic.hidden(x)
         return {"dormant_actor": dormant_ratio(actor), "dormant_critic": dormant_ratio(critic)}
 
-    def see(self, batch: Batch, encoder: Encoder | None = None) -> Seen:
+    def see(self, batch: Batch, encoder: ObservationEncoder | None = None) -> Seen:
         """A batch through the model, states drawn; `encoder` in place of its own."""
         embedding = (encoder or self.world.encoder)(batch.obs)
         before = torch.cat([torch.zeros_like(batch.action[:1]), batch.action])
@@ -363,7 +372,7 @@ class Dreaming(ABC):
             return self.critic(state.features)[:, 0].cpu().numpy()
 
     @torch.no_grad()
-    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> ImaginedEpisode:
         """See `policies.core.Imagines`; nothing is drawn."""
         done = torch.as_tensor(action, dtype=torch.float32, device=self.device)
         embedding = self.world.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
@@ -379,7 +388,7 @@ class Dreaming(ABC):
             ahead.append(state.features)
             rewards.append(self.world.reward(state.features)[:, 0])
         seen = inside.states.features[:, 0]
-        return Imagined(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
+        return ImaginedEpisode(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
 
     def relabelled(self) -> None:
         """Other rewards: the former returns' range counts no more."""

@@ -41,7 +41,7 @@ LEAST = 0.2  # of α
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(drqv2.Settings):
+class DrMSettings(drqv2.DrQv2Settings):
     """What can be set, beside DrQ-v2's.
 
     Attributes:
@@ -67,7 +67,13 @@ class Settings(drqv2.Settings):
 
 
 class Value(nn.Module):
-    """Encoded observations to what they are worth, (B,)."""
+    """Encoded observations to what they are worth, (B,).
+
+    Args:
+        trunk: reads encoded pictures.
+        widths: of hidden layers.
+        generator: of the weights.
+    """
 
     def __init__(self, trunk: Trunk, widths: tuple[int, ...], *, generator: torch.Generator) -> None:
         super().__init__()
@@ -84,14 +90,17 @@ class DrM(drqv2.DrQv2):
     Attributes:
         beta: β of the last update's batch; 1 at first.
         awakened: transitions there were when β fell below 0.2; None: it has not yet.
+
+    Args:
+        observation_space, action_space, total_steps, seed, device, settings: as of `policies.drqv2.DrQv2`.
     """
 
     name = "drm"
-    settings: Settings
+    settings: DrMSettings
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, total_steps: int, seed: int, device: str,
-        settings: Settings,
+        settings: DrMSettings,
     ) -> None:  # fmt: skip
         self._renewing = torch.Generator().manual_seed(seed + 4)  # apart, so that without V the rest is DrQ-v2's
         self._value: Value | None = None
@@ -169,22 +178,41 @@ class DrM(drqv2.DrQv2):
 
 
 def dormant_noise(beta: float) -> float:
-    """σ of a dormant ratio: near 1 for a dormant actor, 0.12 for a fully awake one."""
+    """σ of a dormant ratio: near 1 for a dormant actor, 0.12 for a fully awake one.
+
+    Args:
+        beta: dormant ratio, in [0, 1].
+    """
     return 1 / (1 + math.exp(-10 * (beta - AWAKE)))
 
 
 def value_share(beta: float, most: float) -> float:
-    """λ of a dormant ratio: nearly `most` for an awake actor, nearly 0 for a dormant one."""
+    """λ of a dormant ratio: nearly `most` for an awake actor, nearly 0 for a dormant one.
+
+    Args:
+        beta: dormant ratio, in [0, 1].
+        most: λ at most.
+    """
     return most / (1 + math.exp(50 * (beta - AWAKE)))
 
 
 def kept_share(beta: float, most: float) -> float:
-    """α of a dormant ratio: how much of the weights a perturbation keeps."""
+    """α of a dormant ratio: how much of the weights a perturbation keeps.
+
+    Args:
+        beta: dormant ratio, in [0, 1].
+        most: α at most.
+    """
     return min(max(1 - 2 * beta, LEAST), most)
 
 
 def expectile_loss(u: Float[Tensor, " B"], expectile: float) -> Tensor:
-    """mean |τ − 1{u < 0}| u²: above ½ it draws V towards the better of the actions seen."""
+    """mean |τ − 1{u < 0}| u²: above ½ it draws V towards the better of the actions seen.
+
+    Args:
+        u: target less V.
+        expectile: τ, in (0, 1).
+    """
     return ((u < 0).float().sub(expectile).abs() * u.square()).mean()
 
 
@@ -205,4 +233,4 @@ def perturb(module: nn.Module, kept: float, generator: torch.Generator) -> None:
             layer.bias.mul_(kept)
 
 
-drm = maker(DrM, Settings, scheduled=True)
+drm = maker(DrM, DrMSettings, scheduled=True)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling
 from policies.mixing import n_step
 from policies.networks import MLP, action_size, adam, averages, dormant_ratio, follow
-from policies.pixels import Encoder, Frames, Sight, Trunk, orthogonal, random_shift
+from policies.pixels import Frames, PixelEncoder, Sight, Trunk, orthogonal, random_shift
 from policies.predictive import Predictor, prediction_error
 from policies.saving import State, pack, unpack
 from policies.settings import check, maker
@@ -44,7 +44,7 @@ EDGE = 1 - 1e-6  # of actions, so that tanh has reached none
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class DrQv2Settings:
     """What can be set.
 
     Attributes:
@@ -109,8 +109,15 @@ class Settings:
             raise ValueError(f"{who}: {name} must be {expected}; got {getattr(self, name)}.")
 
 
-class Actor(nn.Module):
-    """Encoded observations to actions: trunk, hidden layers, tanh."""
+class PixelActor(nn.Module):
+    """Encoded observations to actions: trunk, hidden layers, tanh.
+
+    Args:
+        trunk: reads encoded pictures.
+        widths: of hidden layers.
+        action: A.
+        generator: of the weights.
+    """
 
     def __init__(self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -127,7 +134,15 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """K action values that share a trunk."""
+    """K action values that share a trunk.
+
+    Args:
+        trunk: reads encoded pictures.
+        widths: of hidden layers.
+        action: A.
+        generator: of the weights.
+        count: K.
+    """
 
     def __init__(
         self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator, count: int = 2
@@ -153,7 +168,7 @@ class DrQv2:
         total_steps: transitions of the run, for the noise.
         seed: of weights, shifts, exploration and updates.
         device: where the networks live.
-        settings: see `Settings`.
+        settings: see `DrQv2Settings`.
 
     Raises:
         ValueError: other spaces, or a prediction without pictures.
@@ -163,7 +178,7 @@ class DrQv2:
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, total_steps: int, seed: int, device: str,
-        settings: Settings,
+        settings: DrQv2Settings,
     ) -> None:  # fmt: skip
         s, self.settings, self.device = settings, settings, torch.device(device)
         self.sight = Sight(observation_space, s.stack, self.name)
@@ -177,8 +192,8 @@ class DrQv2:
             capacity=s.capacity,
         )  # fmt: skip
         build = torch.Generator().manual_seed(seed)
-        self.encoder = Encoder(self.sight, generator=build).to(self.device)
-        self.actor = Actor(self._trunk(build), s.hidden, self.num_actions, generator=build)
+        self.encoder = PixelEncoder(self.sight, generator=build).to(self.device)
+        self.actor = PixelActor(self._trunk(build), s.hidden, self.num_actions, generator=build)
         self.critic = Critic(self._trunk(build), s.hidden, self.num_actions, generator=build)
         for part in (self.actor, self.critic):
             orthogonal(part, build).to(self.device)
@@ -354,4 +369,4 @@ class DrQv2:
         self.steps, self.noise_steps = values["steps"], values["noise_steps"]
 
 
-drqv2 = maker(DrQv2, Settings, scheduled=True)
+drqv2 = maker(DrQv2, DrQv2Settings, scheduled=True)

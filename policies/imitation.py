@@ -34,7 +34,7 @@ from policies.settings import maker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ImitationSettings:
     """What can be set.
 
     Attributes:
@@ -76,11 +76,17 @@ class Imitation:
         action_space: a Box.
         seed: of weights and exploration.
         device: where the network lives.
-        settings: see `Settings`.
+        settings: see `ImitationSettings`.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: ImitationSettings,
     ) -> None:
         size, self.num_actions = flat_size(observation_space, "imitation"), action_size(action_space, "imitation")
         self.settings, self.device = settings, torch.device(device)
@@ -169,4 +175,4 @@ class Imitation:
         unpack("Imitation.load_state", self._parts, tensors)
 
 
-imitation = maker(Imitation, Settings)
+imitation = maker(Imitation, ImitationSettings)

@@ -38,7 +38,7 @@ LOG_STD = (-3.0, 1.0)  # of the inverse head, so that its bound stays one
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DreamingSettings):
+class InfoPowerSettings(DreamingSettings):
     """What can be set, beside `DreamingSettings`.
 
     Attributes:
@@ -79,7 +79,14 @@ class Settings(DreamingSettings):
 
 
 class Heads(nn.Module):
-    """Projections of latent and embedding for the bound; which action led from one s to the next, and how surely."""
+    """Projections of latent and embedding for the bound; which action led from one s to the next, and how surely.
+
+    Args:
+        sizes: of the networks.
+        features: width of a latent state.
+        actions: A.
+        generator: of the weights.
+    """
 
     def __init__(self, sizes: Sizes, features: int, actions: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -90,12 +97,22 @@ class Heads(nn.Module):
 
 
 class InfoPower(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s."""
+    """The learner; see the module. Arguments are `Dreaming`'s.
+
+    Args:
+        observation_space, action_space, seed, device, settings: as of `Dreaming`.
+    """
 
     name = "infopower"
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: InfoPowerSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         self.settings, sizes, build = settings, SIZES[settings.size], self._build
@@ -150,10 +167,14 @@ class InfoPower(Dreaming):
 def info_nce(latent: Float[Tensor, "N D"], seen: Float[Tensor, "N D"]) -> Tensor:
     """A lower bound on I(O; Z), nats, at most log N: log N + mean_i log softmax_j(z_i · o_j / √D) at j = i.
 
+    Args:
+        latent: z, projected.
+        seen: o, projected; row i belongs to row i of `latent`.
+
     Source: van den Oord et al., arXiv 1807.03748, §2.3 and eq. 6.
     """
     scores = latent @ seen.T / math.sqrt(latent.shape[-1])
     return math.log(len(scores)) + torch.log_softmax(scores, -1).diagonal().mean()
 
 
-infopower = maker(InfoPower, Settings)
+infopower = maker(InfoPower, InfoPowerSettings)

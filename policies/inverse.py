@@ -26,7 +26,7 @@ from policies.settings import settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class InverseSettings:
     """What can be set.
 
     Attributes:
@@ -78,14 +78,20 @@ class Inverse:
         action_space: a Box.
         seed: of the weights.
         device: where the network lives.
-        settings: see `Settings`.
+        settings: see `InverseSettings`.
 
     Attributes:
         sampling: the batches that `update` wants; every step counts, whoever did it.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: InverseSettings,
     ) -> None:
         size, actions = flat_size(observation_space, "inverse"), action_size(action_space, "inverse")
         self.device = torch.device(device)
@@ -124,7 +130,12 @@ class Inverse:
 
 
 def r_squared(said: np.ndarray, done: np.ndarray) -> float:
-    """Share of the actions' variance that is explained, over all of (T, A); 1 is perfect, 0 as good as their mean."""
+    """Share of the actions' variance that is explained, over all of (T, A); 1 is perfect, 0 as good as their mean.
+
+    Args:
+        said: (T, A) what was inferred.
+        done: (T, A).
+    """
     rest = np.square(done - said).sum(dtype=np.float64)
     return float(1 - rest / np.square(done - done.mean(0)).sum(dtype=np.float64))
 
@@ -139,7 +150,7 @@ def inverse(
         action_space: a Box.
         seed: of the weights.
         device: "auto", "cuda", "mps" or "cpu".
-        settings: see `Settings`.
+        settings: see `InverseSettings`.
     """
-    made = settings_of(Settings, settings)
+    made = settings_of(InverseSettings, settings)
     return Inverse(observation_space, action_space, seed=seed, device=choose_device(device), settings=made)

@@ -36,7 +36,11 @@ def symlog(x: Tensor) -> Tensor:
 
 
 def symexp(x: Tensor) -> Tensor:
-    """Undo of `symlog`."""
+    """Undo of `symlog`.
+
+    Args:
+        x: any shape.
+    """
     return x.sign() * x.abs().expm1()
 
 
@@ -91,7 +95,11 @@ class TwoHot(nn.Module):
 
 
 def simnorm(x: Float[Tensor, "*S L"]) -> Float[Tensor, "*S L"]:
-    """A softmax within each group of eight entries."""
+    """A softmax within each group of eight entries.
+
+    Args:
+        x: L is a multiple of eight.
+    """
     return x.unflatten(-1, (-1, GROUP)).softmax(-1).flatten(-2)
 
 
@@ -99,7 +107,13 @@ def simnorm(x: Float[Tensor, "*S L"]) -> Float[Tensor, "*S L"]:
 
 
 class Size(NamedTuple):
-    """Widths: of the encoder and how many layers, of all other networks, of the latent; and how many value heads."""
+    """Widths: of the encoder and how many layers, of all other networks, of the latent; and how many value heads.
+
+    Attributes:
+        encoder, width, latent: units.
+        layers: of the encoder.
+        critics: value heads.
+    """
 
     encoder: int
     layers: int
@@ -119,7 +133,7 @@ SIZES = {  # those below 1M are ours, the others the paper's
 }
 
 
-class Encoder(nn.Module):
+class LatentEncoder(nn.Module):
     """Vectors, images, or dictionaries of both to a latent.
 
     Args:
@@ -223,7 +237,7 @@ class WorldModel(nn.Module):
             return MLP(inputs, widths, outputs, generator=generator, count=count, activation=nn.functional.silu)
 
         both = size.latent + num_actions
-        self.encoder = Encoder(space, size, generator=generator)
+        self.encoder = LatentEncoder(space, size, generator=generator)
         self.dynamics, self.out = network(both, size.latent), LayerNorm(size.latent)
         self.rewards = network(both, bins)
         self.critics = network(both, bins, size.critics)
@@ -275,11 +289,20 @@ class WorldModel(nn.Module):
 
 
 def log_prob(mean: Tensor, log_std: Tensor, action: Tensor) -> Tensor:
-    """(…) log-density of actions (…, A) in [-1, 1] under squashed Gaussians; at ±1 as at ±0.999, where it is finite."""
+    """(…) log-density of actions (…, A) in [-1, 1] under squashed Gaussians; at ±1 as at ±0.999, where it is finite.
+
+    Args:
+        mean, log_std: (…, A) of the Gaussian before tanh.
+        action: (…, A).
+    """
     u = torch.atanh(action.clamp(-0.999, 0.999))
     return squashed(mean, log_std, (u - mean) * (-log_std).exp()).log_prob
 
 
 def flatten(obs: Any) -> Any:
-    """(T, B, …) as (T·B, …)."""
+    """(T, B, …) as (T·B, …).
+
+    Args:
+        obs: an array, or a dictionary of some.
+    """
     return map_leaves(lambda leaf: leaf.flatten(0, 1), obs)

@@ -17,7 +17,7 @@ from policies.core import Batch, Sampling, map_leaves
 
 
 @runtime_checkable
-class Source(Protocol):
+class BatchSource(Protocol):
     """What batches come from; `policies.replay.Replay` is one.
 
     Attributes:
@@ -38,7 +38,7 @@ class Mix:
         demos: what was shown; None or empty: every batch is the learner's own.
     """
 
-    def __init__(self, own: Source, demos: Source | None = None) -> None:
+    def __init__(self, own: BatchSource, demos: BatchSource | None = None) -> None:
         self.own, self.demos = own, demos
 
     def share(self, sampling: Sampling) -> float:
@@ -78,6 +78,11 @@ class NStep(NamedTuple):
 
 def n_step(batch: Batch, gamma: float, n: int) -> NStep:
     """The first up to n steps of each window as one.
+
+    Args:
+        batch: windows of n steps or more.
+        gamma: γ, in [0, 1].
+        n: steps summed before bootstrapping.
 
     Raises:
         ValueError: the windows are shorter than n.

@@ -38,13 +38,13 @@ from policies.networks import adam
 from policies.saving import State
 from policies.settings import check, maker
 from policies.tdmpc2 import TDMPC2
-from policies.tdmpc2 import Settings as Base
+from policies.tdmpc2 import TDMPC2Settings as Base
 
 HANDOVERS = ("measured", "schedule", None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(Base):
+class MoDemSettings(Base):
     """What can be set, beside TD-MPC2's, some of which begin elsewhere here.
 
     Attributes:
@@ -54,6 +54,8 @@ class Settings(Base):
         demo_share_over: transitions that this takes.
         handover: from imitation to plans: "measured", by "schedule", or None: plans play from the warm-up's end.
         handover_over: transitions that the schedule takes, from `learning_starts` on.
+        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise,
+            burst, demo_share: as of TD-MPC2's settings, with other defaults.
     """
 
     critics: int | None = 5
@@ -86,12 +88,22 @@ class Settings(Base):
 
 
 class MoDem(TDMPC2):
-    """The learner; see the module. Arguments and errors as of `TDMPC2`."""
+    """The learner; see the module. Arguments and errors as of `TDMPC2`.
 
-    settings: Settings
+    Args:
+        observation_space, action_space, seed, device, settings: as of `TDMPC2`.
+    """
+
+    settings: MoDemSettings
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: MoDemSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         s = settings
@@ -231,4 +243,4 @@ class MoDem(TDMPC2):
         self.handover.load_state(values["handover"])
 
 
-modem = maker(MoDem, Settings)
+modem = maker(MoDem, MoDemSettings)

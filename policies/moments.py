@@ -152,7 +152,12 @@ class Moments:
 
 
 def allocate(shape: tuple[int, ...], dtype: Any, folder: Path | None) -> np.ndarray:
-    """Zeros; in a nameless file where they are large."""
+    """Zeros; in a nameless file where they are large.
+
+    Args:
+        shape, dtype: of the array.
+        folder: where the file lies; None: the system's folder for such files.
+    """
     if math.prod(shape) * np.dtype(dtype).itemsize <= MAPPED_BYTES:
         return np.zeros(shape, dtype)
     with tempfile.TemporaryFile(dir=folder) as file:

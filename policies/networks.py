@@ -28,6 +28,11 @@ class Linear(nn.Module):
     """K linear layers side by side, as one batched product; K = 1 drops the axis.
 
     Weights begin uniform in ±1/√I, as torch's own do.
+
+    Args:
+        inputs, outputs: widths.
+        generator: of the weights.
+        count: K.
     """
 
     def __init__(self, inputs: int, outputs: int, *, generator: torch.Generator, count: int = 1) -> None:
@@ -47,7 +52,12 @@ class Linear(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """K layer norms side by side, each with its own scale and offset."""
+    """K layer norms side by side, each with its own scale and offset.
+
+    Args:
+        width: of the last axis.
+        count: K.
+    """
 
     def __init__(self, width: int, *, count: int = 1) -> None:
         super().__init__()
@@ -99,7 +109,15 @@ class MLP(nn.Module):
 
 
 class Critics(nn.Module):
-    """K action values as one batched product."""
+    """K action values as one batched product.
+
+    Args:
+        observation: S.
+        action: A.
+        widths: of hidden layers.
+        generator: of the weights.
+        count: K.
+    """
 
     def __init__(
         self, observation: int, action: int, widths: Sequence[int], *, generator: torch.Generator, count: int = 2
@@ -113,7 +131,13 @@ class Critics(nn.Module):
 
 
 class Sample(NamedTuple):
-    """An action drawn, (B, A) in (-1, 1), its log-density, (B,), and what would be done without noise, (B, A)."""
+    """An action drawn, (B, A) in (-1, 1), its log-density, (B,), and what would be done without noise, (B, A).
+
+    Attributes:
+        action: (B, A).
+        log_prob: (B,).
+        best: (B, A).
+    """
 
     action: Tensor
     log_prob: Tensor
@@ -124,6 +148,10 @@ def squashed(mean: Tensor, log_std: Tensor, noise: Tensor) -> Sample:
     """An action of a Gaussian squashed by tanh, from standard normal noise, differentiable; (…, A) each.
 
     log π = Σ log N(u; μ, σ) − log(1 − tanh² u), the latter as 2 (log 2 − u − softplus(−2u)), which never overflows.
+
+    Args:
+        mean, log_std: of the Gaussian.
+        noise: standard normal.
     """
     u = mean + log_std.exp() * noise
     log_prob = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
@@ -178,6 +206,9 @@ class Standardise(nn.Module):
     """Observations as standard deviations from their running mean (Welford's sums, in float64).
 
     An entry that has not changed yet is left at its scale: its deviation counts as 1.
+
+    Args:
+        width: S.
     """
 
     def __init__(self, width: int) -> None:
@@ -216,6 +247,10 @@ class Standardise(nn.Module):
 def flat_size(space: spaces.Space, who: str) -> int:
     """S of an observation of flat vectors.
 
+    Args:
+        space: of observations.
+        who: the learner, for errors.
+
     Raises:
         ValueError: something in it is no vector.
     """
@@ -232,6 +267,10 @@ def flat_size(space: spaces.Space, who: str) -> int:
 def action_size(space: spaces.Space, who: str) -> int:
     """A of continuous actions.
 
+    Args:
+        space: of actions.
+        who: the learner, for errors.
+
     Raises:
         ValueError: they are discrete.
     """
@@ -241,7 +280,11 @@ def action_size(space: spaces.Space, who: str) -> int:
 
 
 def flat(obs: Any) -> Tensor:
-    """(…, S) float32 from an observation of vectors; entries in the order of their names."""
+    """(…, S) float32 from an observation of vectors; entries in the order of their names.
+
+    Args:
+        obs: an array, or a dictionary of some.
+    """
     parts = leaves(obs)
     tensors = [torch.as_tensor(parts[name]) for name in sorted(parts)]
     return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)).float()
@@ -265,12 +308,24 @@ def dormant_ratio(layers: Iterable[Float[Tensor, "... B _"]], threshold: float =
 
 @torch.no_grad()
 def follow(target: nn.Module, source: nn.Module, tau: float) -> None:
-    """Move a target network a step towards its source."""
+    """Move a target network a step towards its source.
+
+    Args:
+        target: is changed.
+        source: stays.
+        tau: length of the step, in [0, 1].
+    """
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)  # pyright: ignore
 
 
 def adam(modules: Iterable[nn.Module] | nn.Module, learning_rate: float, **settings: Any) -> torch.optim.Adam:
-    """Adam over the weights of some modules, one fused step where the device has it."""
+    """Adam over the weights of some modules, one fused step where the device has it.
+
+    Args:
+        modules: one or several.
+        learning_rate: α.
+        settings: other ones of torch's Adam.
+    """
     modules = [modules] if isinstance(modules, nn.Module) else modules
     weights = [weight for module in modules for weight in module.parameters()]
     fused = all(weight.device.type in ("cpu", "cuda", "mps") for weight in weights)
@@ -278,7 +333,11 @@ def adam(modules: Iterable[nn.Module] | nn.Module, learning_rate: float, **setti
 
 
 def choose_device(device: str) -> str:
-    """ "auto" becomes CUDA, else Apple's GPU, else the CPU."""
+    """ "auto" becomes CUDA, else Apple's GPU, else the CPU.
+
+    Args:
+        device: "auto", or a torch device.
+    """
     if device != "auto":
         return device
     if torch.cuda.is_available():

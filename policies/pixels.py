@@ -134,7 +134,12 @@ def shifted(
 
 
 def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator) -> UInt8[Tensor, "B H W C"]:
-    """Each picture moved by up to 4 pixels either way; all its frames alike."""
+    """Each picture moved by up to 4 pixels either way; all its frames alike.
+
+    Args:
+        pictures: of stacked frames.
+        generator: of the draws.
+    """
     if not pictures.numel():
         return pictures
     offsets = torch.randint(2 * PAD + 1, (2, len(pictures)), generator=generator, device=generator.device)
@@ -142,14 +147,24 @@ def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator)
 
 
 def encoded(size: int) -> int:
-    """Height or width after the convolutions."""
+    """Height or width after the convolutions.
+
+    Args:
+        size: of the picture, pixels.
+    """
     for stride in STRIDES:
         size = (size - 3) // stride + 1
     return size
 
 
 class Conv(nn.Module):
-    """A 3 × 3 convolution without padding; orthogonal weights with ReLU's gain, no offset at first."""
+    """A 3 × 3 convolution without padding; orthogonal weights with ReLU's gain, no offset at first.
+
+    Args:
+        inputs, outputs: channels.
+        stride: pixels.
+        generator: of the weights.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -160,7 +175,7 @@ class Conv(nn.Module):
         return nn.functional.conv2d(x, self.weight, self.bias, self._stride)
 
 
-class Encoder(nn.Module):
+class PixelEncoder(nn.Module):
     """Pictures and vectors to one vector: four convolutions of 32 channels, and the vectors standardised.
 
     Args:
@@ -205,7 +220,7 @@ class Trunk(nn.Module):
         width: F + S, or S without pictures.
     """
 
-    def __init__(self, encoder: Encoder, features: int, *, generator: torch.Generator) -> None:
+    def __init__(self, encoder: PixelEncoder, features: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self._parts = (encoder.pictures, encoder.vectors)
         self.linear = Linear(encoder.pictures, features, generator=generator) if encoder.pictures else None
@@ -225,7 +240,12 @@ class Trunk(nn.Module):
 
 @torch.no_grad()
 def orthogonal(module: nn.Module, generator: torch.Generator) -> Any:
-    """The module, its linear layers begun anew: orthogonal weights, no offset."""
+    """The module, its linear layers begun anew: orthogonal weights, no offset.
+
+    Args:
+        module: is changed in place.
+        generator: of the weights.
+    """
     for layer in module.modules():
         if isinstance(layer, Linear):
             for weight in layer.weight:

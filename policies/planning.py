@@ -171,7 +171,14 @@ def plan(
 def rollouts(
     model: WorldModel, z: Float[Tensor, "E L"], noise: Float[Tensor, "E R P A"], settings: PlanSettings
 ) -> Float[Tensor, "E R2 P A"]:
-    """What the policies would do; R2 is R rounded down to as many for each, and the first of each is without noise."""
+    """What the policies would do; R2 is R rounded down to as many for each, and the first of each is without noise.
+
+    Args:
+        model: the world model.
+        z: where each world is.
+        noise: of R rollouts of P steps.
+        settings: of the planner.
+    """
     N, E = len(model.policies.head.weight), len(z)
     each = noise.shape[1] // N
     noise = noise[:, : each * N].unflatten(1, (each, N)).permute(3, 2, 0, 1, 4).clone()  # (P, N, E, each, A)
@@ -194,7 +201,15 @@ def worth(
     model: WorldModel, z: Float[Tensor, "E L"], actions: Float[Tensor, "E C P A"], *, gamma: float,
     settings: PlanSettings,
 ) -> Float[Tensor, "E C"]:  # fmt: skip
-    """What sequences of actions are worth from where each world is."""
+    """What sequences of actions are worth from where each world is.
+
+    Args:
+        model: the world model.
+        z: where each world is.
+        actions: C sequences of P steps.
+        gamma: γ, in [0, 1].
+        settings: of the planner.
+    """
     E, C = actions.shape[:2]
     x = z[:, None].expand(E, C, -1).flatten(0, 1)
     total = torch.zeros(E * C, device=z.device)
@@ -212,7 +227,12 @@ def worth(
 
 def terminal(model: WorldModel, z: Float[Tensor, "B L"]) -> Float[Tensor, "K B"]:
     """What each value head thinks of a latent: of the one policy's best action; of several policies', the best of what
-    the others would do (MoDem-V2: a head is not asked about the policy that climbed it)."""
+    the others would do (MoDem-V2: a head is not asked about the policy that climbed it).
+
+    Args:
+        model: the world model.
+        z: B latents.
+    """
     actions = torch.tanh(model.gaussian(z)[0])
     N, B = actions.shape[:2]
     if N == 1:

@@ -31,7 +31,7 @@ from policies.settings import check, maker
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(DreamingSettings):
+class RePoSettings(DreamingSettings):
     """What can be set, beside `DreamingSettings`.
 
     Attributes:
@@ -66,12 +66,22 @@ class Settings(DreamingSettings):
 
 
 class RePo(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s."""
+    """The learner; see the module. Arguments are `Dreaming`'s.
+
+    Args:
+        observation_space, action_space, seed, device, settings: as of `Dreaming`.
+    """
 
     name = "repo"
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: RePoSettings,
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
         self.settings = s = settings
@@ -136,6 +146,9 @@ class RePo(Dreaming):
 def energy_distance(one: Float[Tensor, "N D"], other: Float[Tensor, "M D"]) -> Tensor:
     """2 E|X − Y| − E|X − X'| − E|Y − Y'|, each mean over all pairs: 0 for the same rows, else > 0.
 
+    Args:
+        one, other: rows.
+
     Source: Székely and Rizzo, "Energy statistics", J. Stat. Plan. Inference 143 (2013), eq. 5 (the V-statistic).
     """
     between, within, beside = (_distances(a, b).mean() for a, b in ((one, other), (one, one), (other, other)))
@@ -147,4 +160,4 @@ def _distances(one: Tensor, other: Tensor) -> Tensor:
     return torch.cdist(one, other, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-repo = maker(RePo, Settings)
+repo = maker(RePo, RePoSettings)

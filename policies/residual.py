@@ -36,7 +36,7 @@ BASE = "base/"  # what the base remembers, in this one's memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(SoftSettings):
+class ResidualSettings(SoftSettings):
     """What can be set, beside `SoftSettings`.
 
     Attributes:
@@ -72,7 +72,7 @@ class _Corrected(Soft):
         return Sample(whole, drawn.log_prob, best)
 
 
-class Residual(SoftLearner[Settings]):
+class Residual(SoftLearner[ResidualSettings]):
     """The learner; see the module.
 
     Args:
@@ -80,18 +80,18 @@ class Residual(SoftLearner[Settings]):
         action_space: a Box.
         seed: of weights, exploration and updates.
         device: where the networks live.
-        settings: see `Settings`.
+        settings: see `ResidualSettings`.
         base: what is corrected, for instance a finetuned VLA, which draws nothing where it does not explore; a learner
             is pretrained on demonstrations first, and saved with this one's state. None: imitation.
     """
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str,
-        settings: Settings, base: Actor | None = None,
+        settings: ResidualSettings, base: Actor | None = None,
     ) -> None:  # fmt: skip
         if base is None:
             base = imitation.Imitation(
-                observation_space, action_space, seed=seed + 10, device=device, settings=imitation.Settings()
+                observation_space, action_space, seed=seed + 10, device=device, settings=imitation.ImitationSettings()
             )
         self.base = base
         super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
@@ -182,4 +182,4 @@ class Residual(SoftLearner[Settings]):
         self.handover.load_state(values["handover"])
 
 
-residual = maker(Residual, Settings)
+residual = maker(Residual, ResidualSettings)

@@ -50,7 +50,7 @@ KEEPING = "keeping/"  # the kept episodes, in a state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(SoftSettings):
+class RLPDSettings(SoftSettings):
     """What can be set, beside `SoftSettings`; all of it matters with demonstrations alone but the first three.
 
     Attributes:
@@ -83,7 +83,7 @@ class Settings(SoftSettings):
             )
 
 
-class RLPD(SoftLearner[Settings]):
+class RLPD(SoftLearner[RLPDSettings]):
     """The learner; see the module.
 
     Args:
@@ -91,14 +91,20 @@ class RLPD(SoftLearner[Settings]):
         action_space: a Box.
         seed: of weights, exploration and updates.
         device: where the networks live.
-        settings: see `Settings`.
+        settings: see `RLPDSettings`.
 
     Raises:
         ValueError: observations are no vectors, or actions discrete.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: RLPDSettings,
     ) -> None:
         super().__init__(
             observation_space, action_space, seed=seed, device=device, settings=settings,
@@ -248,4 +254,4 @@ class RLPD(SoftLearner[Settings]):
         self._keeping.load_state(kept, values["keeping"])
 
 
-rlpd = maker(RLPD, Settings)
+rlpd = maker(RLPD, RLPDSettings)

@@ -87,7 +87,11 @@ class State(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """Independent normals, (…, Z) each."""
+    """Independent normals, (…, Z) each.
+
+    Attributes:
+        mean, std: (…, Z).
+    """
 
     mean: Tensor
     std: Tensor
@@ -211,6 +215,9 @@ class Contrast(nn.Module):
     """Pictures less their running mean picture, in running deviations of what is left, so that what moves counts.
 
     A pole of a few pixels before a wall is then found in a third of the updates. The deviation is one number for all.
+
+    Args:
+        shape: (C, H, W).
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
@@ -242,7 +249,7 @@ class Contrast(nn.Module):
         self.scale.copy_(1 / (self.square / self.count).sqrt().clamp(min=1e-2))
 
 
-class Encoder(nn.Module):
+class ObservationEncoder(nn.Module):
     """Images and vectors to one embedding: convolutions of stride 2 down to 3 or 4 pixels, an MLP for all vectors.
 
     Args:
@@ -314,7 +321,7 @@ class Decoder(nn.Module):
         generator: of the first weights.
     """
 
-    def __init__(self, encoder: Encoder, features: int, sizes: Sizes, *, generator: torch.Generator) -> None:
+    def __init__(self, encoder: ObservationEncoder, features: int, sizes: Sizes, *, generator: torch.Generator) -> None:
         super().__init__()
         self.images, self.vectors = encoder.images, encoder.vectors
         self.starts, self.convolutions = nn.ModuleDict(), nn.ModuleDict()
@@ -329,7 +336,7 @@ class Decoder(nn.Module):
         if self.vectors:
             self.mlp = MLP(features, [sizes.hidden], sum(self.vectors.values()), generator=generator)
 
-    def error(self, features: Float[Tensor, "N F"], obs: Any, encoder: Encoder) -> Float[Tensor, " N"]:
+    def error(self, features: Float[Tensor, "N F"], obs: Any, encoder: ObservationEncoder) -> Float[Tensor, " N"]:
         """−log p(o | features) of N observations, less a constant: ½ Σ (o − ô)², pixels in [−½, ½]."""
         parts = leaves(obs)
         total = features.new_zeros(len(features))
@@ -342,12 +349,20 @@ class Decoder(nn.Module):
 
 
 def as_planes(image: Tensor) -> Float[Tensor, "N C H W"]:
-    """(…, H, W, C) uint8 as rows in [−½, ½], channels first."""
+    """(…, H, W, C) uint8 as rows in [−½, ½], channels first.
+
+    Args:
+        image: frames, stacked or not.
+    """
     return image.flatten(0, -4).movedim(-1, 1).float().div(255).sub(0.5)
 
 
 def images_of(space: spaces.Space, who: str) -> dict[str, tuple[int, int]]:
     """The images of an observation: name -> side in pixels, channels.
+
+    Args:
+        space: of observations.
+        who: the learner, for errors.
 
     Raises:
         ValueError: an entry that is neither a vector nor such an image; tells which.
@@ -370,7 +385,11 @@ def images_of(space: spaces.Space, who: str) -> dict[str, tuple[int, int]]:
 
 
 def vectors_of(space: spaces.Space) -> dict[str, int]:
-    """The vectors of an observation, in the order of their names: name -> width."""
+    """The vectors of an observation, in the order of their names: name -> width.
+
+    Args:
+        space: of observations.
+    """
     boxes = sorted(_boxes(space).items())
     return {name: box.shape[0] for name, box in boxes if isinstance(box, spaces.Box) and len(box.shape) == 1}
 

@@ -13,7 +13,11 @@ Part = nn.Module | torch.optim.Optimizer | torch.Generator | Tensor
 
 
 def pack(parts: Mapping[str, Part]) -> dict[str, Tensor]:
-    """A copy of every number in these, by name, on the CPU."""
+    """A copy of every number in these, by name, on the CPU.
+
+    Args:
+        parts: name -> network, optimiser, generator or tensor.
+    """
     out = {}
     for name, part in parts.items():
         for key, tensor in _tensors(part).items():
@@ -24,6 +28,11 @@ def pack(parts: Mapping[str, Part]) -> dict[str, Tensor]:
 @torch.no_grad()
 def unpack(who: str, parts: Mapping[str, Part], tensors: Mapping[str, Tensor]) -> None:
     """Undo of `pack`, into parts made with the same settings.
+
+    Args:
+        who: the learner, for errors.
+        parts: are filled.
+        tensors: of `pack`.
 
     Raises:
         ValueError: there are others, or of other shapes; nothing was changed.

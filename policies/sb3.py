@@ -300,7 +300,15 @@ class _Adapter:
 
 
 class OffPolicy(_Adapter):
-    """SAC, TD3 or DQN, whose batches come from the loop's replay."""
+    """SAC, TD3 or DQN, whose batches come from the loop's replay.
+
+    Args:
+        model: stable-baselines3's.
+        pace: how collecting and updating take turns.
+        sampling: of batches.
+        n_steps: rewards summed before bootstrapping.
+        total_steps: of the run.
+    """
 
     def __init__(
         self, model: OffPolicyAlgorithm, pace: Pace, sampling: Sampling, n_steps: int, total_steps: int
@@ -361,7 +369,13 @@ class _Batches:
 
 
 class OnPolicy(_Adapter):
-    """PPO, which learns from the newest rollout alone."""
+    """PPO, which learns from the newest rollout alone.
+
+    Args:
+        model: stable-baselines3's.
+        pace: how collecting and updating take turns.
+        total_steps: of the run.
+    """
 
     sampling = None
 
@@ -435,7 +449,11 @@ def _attribute(model: Any, path: str) -> Any:
 
 
 def policy_name(space: spaces.Space) -> str:
-    """SB3's network for an observation form: mixed, pixels or state."""
+    """SB3's network for an observation form: mixed, pixels or state.
+
+    Args:
+        space: of observations.
+    """
     if isinstance(space, spaces.Dict):
         return "MultiInputPolicy"
     is_image = isinstance(space, spaces.Box) and len(space.shape) == 3

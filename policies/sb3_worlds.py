@@ -87,7 +87,15 @@ def takes_worlds(factory: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def alone(learner: Any, worlds: SB3Worlds) -> BaseAlgorithm:
-    """An adapter's algorithm with worlds and a replay of its own, for SB3's `learn`."""
+    """An adapter's algorithm with worlds and a replay of its own, for SB3's `learn`.
+
+    Args:
+        learner: `OffPolicy` or `OnPolicy`.
+        worlds: as SB3 knows them.
+
+    Raises:
+        ValueError: more than one reward is summed before bootstrapping.
+    """
     model: Any = learner.model
     model.set_env(worlds)
     if isinstance(model, OffPolicyAlgorithm):

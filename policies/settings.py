@@ -44,6 +44,10 @@ def check(
 def settings_of(kind: type[T], settings: dict[str, Any]) -> T:
     """Settings from a config's values, whose lists are tuples here.
 
+    Args:
+        kind: the dataclass.
+        settings: its values by name.
+
     Raises:
         TypeError: one that there is not.
         ValueError: one out of range.

@@ -119,6 +119,10 @@ def saliency(classifier: MLP, features: Float[Tensor, "B F"]) -> Float[Tensor, "
 
     a_b is the guided backpropagation of the logits' mean: gradients pass a hidden unit where both it and they are
     positive. One hidden layer: a_b = W₁ (1{h_b > 0} ⊙ relu(mean of W₂'s columns, each before the mean)).
+
+    Args:
+        classifier: of looks.
+        features: of one batch.
     """
     (hidden,) = classifier.hidden(features)
     down = torch.relu(classifier.head.weight[0]).mean(-1)  # (G,), each look's gradient is rectified by itself
@@ -138,7 +142,12 @@ def fourier(
 
 
 def dependence(waves: Float[Tensor, "N F C"], weights: Float[Tensor, " N"], importance: Float[Tensor, "F F"]) -> Tensor:
-    """Σ_c Σ_{i≠j} S_ij Cov_w(x_ic, x_jc)², the covariances under the weights, which sum to 1."""
+    """Σ_c Σ_{i≠j} S_ij Cov_w(x_ic, x_jc)², the covariances under the weights, which sum to 1.
+
+    Args:
+        waves: random Fourier features.
+        importance: S of `saliency`.
+    """
     weighted = waves * weights[:, None, None]
     mean = weighted.sum(0).T  # (C, F)
     covariance = weighted.permute(2, 1, 0) @ waves.permute(2, 0, 1) - mean[:, :, None] * mean[:, None, :]

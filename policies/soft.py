@@ -96,7 +96,12 @@ class SoftSettings:
 
 
 class Policy(nn.Module):
-    """Standardised observations to a Gaussian over actions."""
+    """Standardised observations to a Gaussian over actions.
+
+    Args:
+        norm: standardises observations.
+        actor: gives the Gaussian.
+    """
 
     def __init__(self, norm: Standardise, actor: GaussianActor) -> None:
         super().__init__()

@@ -37,7 +37,7 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from policies.core import Batch, Imagined, Memory, Obs, Pace, Rollout, Sampling, map_leaves
+from policies.core import Batch, ImaginedEpisode, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.latent import SIZES, WorldModel, flatten, log_prob
 from policies.networks import action_size, averages, dormant_ratio, follow
 from policies.planning import Noise, Plan, PlanSettings, plan
@@ -51,7 +51,7 @@ SCALE_RATE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(PlanSettings):
+class TDMPC2Settings(PlanSettings):
     """What can be set, beside `PlanSettings`.
 
     Attributes:
@@ -139,14 +139,20 @@ class TDMPC2:
         action_space: a Box.
         seed: of weights, plans and updates.
         device: where the networks live.
-        settings: see `Settings`.
+        settings: see `TDMPC2Settings`.
 
     Raises:
         ValueError: observations of another kind, or actions discrete.
     """
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int, device: str, settings: Settings
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        *,
+        seed: int,
+        device: str,
+        settings: TDMPC2Settings,
     ) -> None:
         s, self.settings, self.device = settings, settings, torch.device(device)
         self.num_actions = action_size(action_space, "tdmpc2")
@@ -254,7 +260,7 @@ class TDMPC2:
         return self.model.values(self.model.critics, self._encode(obs), taken).mean(0).cpu().numpy()
 
     @torch.no_grad()
-    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> Imagined:
+    def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> ImaginedEpisode:
         """One episode as the model sees and imagines it; see `policies.core.Imagines`."""
         seen = self._encode(obs)
         taken = torch.as_tensor(action, device=self.device)
@@ -265,7 +271,7 @@ class TDMPC2:
             rewards.append(self.model.reward(z, now))
             z = self.model.next(z, now)
             ahead.append(z)
-        return Imagined(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
+        return ImaginedEpisode(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
 
     # Learning -------------------------------------------------------------------------------------------
 
@@ -423,7 +429,11 @@ class TDMPC2:
 
 
 def spread(values: Tensor) -> Tensor:
-    """From the 5th to the 95th percentile."""
+    """From the 5th to the 95th percentile.
+
+    Args:
+        values: any shape.
+    """
     low, high = torch.quantile(values.flatten(), torch.tensor([0.05, 0.95], device=values.device))
     return high - low
 
@@ -433,4 +443,4 @@ def _shifted(found: Plan) -> np.ndarray:
     return torch.cat([found.mean[:, 1:], torch.zeros_like(found.mean[:, :1])], 1).cpu().numpy()
 
 
-tdmpc2 = maker(TDMPC2, Settings)
+tdmpc2 = maker(TDMPC2, TDMPC2Settings)

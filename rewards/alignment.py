@@ -56,6 +56,10 @@ class AlignmentRecipe:
         cross_weight: weight of pairs whose sentence speaks of another world.
         max_shift_px: largest random translation of a training frame.
         anchor_weight: of the loss against anchors; 0 when the towers already know the words.
+        epochs: passes over all frames.
+        batch_size: frames in one update.
+        weight_decay: of AdamW, on weights alone.
+        seed: of the order, the draws and the anchors.
     """
 
     epochs: int = 8
@@ -88,6 +92,12 @@ def align(
         tokenize: M texts to (M, L) int64.
         draw: one training sentence of a fact.
         on_epoch: called after each epoch with its number (from 1) and a state that `resume` takes.
+        examples: frames and how true each fact is in each.
+        recipe: how long and how hard.
+        device: where it trains.
+
+    Raises:
+        FloatingPointError: the loss is NaN or infinite; says the epoch.
     """
     if getattr(model, "logit_bias", None) is None:
         model.logit_bias = nn.Parameter(torch.tensor(-4.0, device=device))

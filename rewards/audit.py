@@ -22,7 +22,13 @@ RewardOfStates = Callable[[np.ndarray, np.ndarray], np.ndarray]  # indices of s 
 
 
 class Detection(NamedTuple):
-    """What a threshold finds: true and false positives, and the positives it misses."""
+    """What a threshold finds: true and false positives, and the positives it misses.
+
+    Attributes:
+        hits: true positives.
+        false_alarms: false positives.
+        misses: false negatives.
+    """
 
     hits: int
     false_alarms: int

@@ -226,7 +226,12 @@ def hypergradient(
 
 
 def returns_to_go(rewards: Float[Tensor, "B T"], discount: Float[Tensor, ""]) -> Float[Tensor, "B T"]:
-    """G_t = r_t + γ·G_{t+1}, differentiable in both."""
+    """G_t = r_t + γ·G_{t+1}, differentiable in both.
+
+    Args:
+        rewards: r, of whole episodes.
+        discount: γ, a tensor of one number in [0, 1].
+    """
     following, columns = torch.zeros_like(rewards[:, 0]), []
     for reward in reversed(rewards.unbind(1)):
         following = reward + discount * following

@@ -55,6 +55,11 @@ def fit_platt(logits: ArrayLike, labels: ArrayLike, *, trials: int | None = None
 
     For log-odds that lean to one side, such as those of a chat model that likes to say yes.
 
+    Args:
+        logits: (N,).
+        labels: (N,) 0 or 1.
+        trials: as of `fit_temperature`.
+
     Source: Platt 1999.
     """
     logits, labels = _labelled(logits, labels, "fit_platt")
@@ -291,6 +296,12 @@ class Latch:
 
     Attributes:
         on: (B,) whether success holds.
+
+    Args:
+        batch: B, streams side by side.
+
+    Raises:
+        ValueError: `hold` is less than 1.
     """
 
     def __init__(self, hold: int, batch: int = 1, device: torch.device | None = None) -> None:

@@ -111,7 +111,12 @@ def _check_image(image: np.ndarray, where: str) -> None:
 
 
 def digest(messages: Sequence[Message], *about: str) -> bytes:
-    """SHA-256 of what is asked, and of other texts that an answer depends on; images by their pixels."""
+    """SHA-256 of what is asked, and of other texts that an answer depends on; images by their pixels.
+
+    Args:
+        messages: what is asked.
+        about: other texts that the answer depends on.
+    """
     made = hashlib.sha256()
 
     def add(*values: str) -> None:
@@ -172,6 +177,9 @@ class VLMError(RuntimeError):
         got: what came instead.
         refused: whether the model declined to answer.
         answered: whether it said anything at all; False where it was not reached.
+
+    Args:
+        advice: what to do, a sentence; "" where there is nothing to say.
     """
 
     def __init__(
@@ -183,7 +191,12 @@ class VLMError(RuntimeError):
 
 
 def excerpt(text: str, limit: int = 200) -> str:
-    """The beginning of a text, on one line, quoted."""
+    """The beginning of a text, on one line, quoted.
+
+    Args:
+        text: of any length.
+        limit: characters that are kept.
+    """
     line = " ".join(text.split())
     return repr(line if len(line) <= limit else line[: limit - 1] + "…")
 
@@ -220,13 +233,20 @@ def answered(text: str) -> str:
     """An answer without the reasoning before it; "" where the reasoning never ends.
 
     Models put their thoughts between marks (`<think>` … `</think>`); of some, the first mark is part of the prompt.
+
+    Args:
+        text: a model's whole answer.
     """
     after = THOUGHT_ENDS.split(text)[-1]
     return THOUGHT.split(after)[0].strip()
 
 
 def plain(text: str) -> str:
-    """An answer's words and numbers as ASCII has them: no Markdown, no LaTeX, no typographic minus or wide digits."""
+    """An answer's words and numbers as ASCII has them: no Markdown, no LaTeX, no typographic minus or wide digits.
+
+    Args:
+        text: an answer.
+    """
     text = unicodedata.normalize("NFKC", html.unescape(text)).replace("\N{MINUS SIGN}", "-")
     text = re.sub(r"\\(?:boxed|text|mathbf|textbf)\s*\{([^{}]*)\}", r"\1", text)
     return re.sub(r"[*_`$\\#\"\u201c\u201d]", "", text)

@@ -166,13 +166,23 @@ class LocalChat:
 
 
 def put_model(model: str) -> str:
-    """What to do where weights are missing."""
+    """What to do where weights are missing.
+
+    Args:
+        model: its hub id or folder.
+    """
     put = f"Run `hf download {model} --local-dir FOLDER` where there is a network"
     return f"{put}, copy FOLDER here, and give model=FOLDER."
 
 
 def defused(processor: Any, text: str, kept: Sequence[str] = ()) -> str:
-    """A text in which no mark of the model's own (`<|im_end|>`) is one but those kept: it may come from a dataset."""
+    """A text in which no mark of the model's own (`<|im_end|>`) is one but those kept: it may come from a dataset.
+
+    Args:
+        processor: the model's own, whose tokenizer knows the marks.
+        text: that a stranger may have written.
+        kept: marks that stay marks.
+    """
     tokenizer = getattr(processor, "tokenizer", processor)
     added = (token.content for token in tokenizer.added_tokens_decoder.values())  # those not called special too
     return broken(text, set(filter(None, {*tokenizer.all_special_tokens, *added})) - set(kept))

@@ -74,7 +74,14 @@ class ClipGoal:
 def goal_baseline_reward(
     state: Float[Tensor, "*S D"], goal: Float[Tensor, " D"], baseline: Float[Tensor, " D"] | None, alpha: float
 ) -> Float[Tensor, "*S"]:
-    """VLM-RM's R(s) in closed form; two dot products a frame. See `ClipGoal`."""
+    """VLM-RM's R(s) in closed form; two dot products a frame. See `ClipGoal`.
+
+    Args:
+        state: s, unit vectors.
+        goal: g, the goal's vector.
+        baseline: b, the ordinary scene's vector; None: no line.
+        alpha: strength of the projection, in [0, 1].
+    """
     goal = goal.to(state)
     square = (state * state).sum(-1) - 2 * state @ goal + goal @ goal  # ‖s−g‖²
     if baseline is None or alpha == 0:
@@ -88,7 +95,11 @@ def goal_baseline_reward(
 def goal_baseline_reward_by_projection(
     state: Float[Tensor, "*S D"], goal: Float[Tensor, " D"], baseline: Float[Tensor, " D"], alpha: float
 ) -> Float[Tensor, "*S"]:
-    """The same R(s) as VLM-RM's code computes it, through a (D, D) matrix P = α·DᵀD/‖D‖² + (1−α)·I."""
+    """The same R(s) as VLM-RM's code computes it, through a (D, D) matrix P = α·DᵀD/‖D‖² + (1−α)·I.
+
+    Args:
+        state, goal, baseline, alpha: as of `goal_baseline_reward`; golden tests hold the two to each other.
+    """
     line = (goal - baseline).to(state)
     matrix = alpha * torch.outer(line, line) / (line @ line) + (1 - alpha) * torch.eye(len(line)).to(state)
     return 1 - torch.linalg.vector_norm((state - goal.to(state)) @ matrix, dim=-1) ** 2 / 2
@@ -320,7 +331,11 @@ def clip_scorer(
 def contrast_scorer(
     *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
 ) -> Scorer:
-    """`ContrastingGoals` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    """`ContrastingGoals` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's.
+
+    Args:
+        encoder: embeds the texts, and later the frames.
+    """
     return _scorer(encoder, {"contrast": ContrastingGoals(**head, encoder=encoder)}, views, shaping)
 
 
@@ -354,7 +369,11 @@ def softmax_scorer(
 def calibrated_scorer(
     *, encoder: Encoder, views: str = "first", shaping: Mapping[str, Any] | None = None, **head: Any
 ) -> Scorer:
-    """`CalibratedThreshold` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's."""
+    """`CalibratedThreshold` as a scorer; `views` and `shaping` as of `clip_scorer`, other arguments are the head's.
+
+    Args:
+        encoder: embeds the texts, and later the frames.
+    """
     return _scorer(encoder, {"calibrated": CalibratedThreshold(**head, encoder=encoder)}, views, shaping)
 
 
@@ -367,7 +386,12 @@ def synthesis_scorer(
     **head: Any,
 ) -> Scorer:
     """VLM-RL whole: `ContrastingGoals` times the state terms of `Synthesis`; `views` and `shaping` as of
-    `clip_scorer`, other arguments are the head's."""
+    `clip_scorer`, other arguments are the head's.
+
+    Args:
+        encoder: embeds the texts, and later the frames.
+        synthesis: arguments of `rewards.combine.Synthesis`.
+    """
     heads = {"contrast": ContrastingGoals(**head, encoder=encoder)}
     return _scorer(encoder, heads, views, shaping, Synthesis(**synthesis))
 

@@ -127,6 +127,9 @@ def compare(
 def draw_pairs(episodes: Sequence[Episode], count: int, *, length: int = 1, seed: int = 0) -> Pairs:
     """Pairs of segments from anywhere in the episodes, uniform over rows.
 
+    Args:
+        seed: of the draws.
+
     Raises:
         ValueError: no episode is `length` rows long, or count < 1.
     """
@@ -149,6 +152,11 @@ def labels_by_text(
     """The encoder as judge: the segment more similar to the goal text, by more than `margin` of cosine, is better.
 
     Similarity is the mean over the segment's rows and the episode's cameras.
+
+    Args:
+        episodes: encoded.
+        pairs: N pairs of segments.
+        length: rows of a segment.
     """
     text = encoder.encode_texts([goal])[0]
     value = [
@@ -164,6 +172,11 @@ def labels_by_vlm(
     episodes: Sequence[Episode], pairs: Pairs, goal: str, model: ChatModel, *, cache: Path | None = None
 ) -> Int[np.ndarray, " N"]:
     """A chat model as judge of the segments' last frames, in two stages (`ask_preference`); episodes hold frames.
+
+    Args:
+        pairs: N pairs of segments, of which the last frames are shown.
+        goal: what "better" means.
+        cache: a folder that keeps answers; None: none are kept.
 
     Raises:
         ValueError: the episodes hold no frames of all rows.
@@ -187,6 +200,12 @@ def ask_preference(
 
     Stage one compares in free words; stage two reads the words, without images, and decides.
 
+    Args:
+        model: is asked.
+        goal: what "better" means.
+        first, second: the two frames.
+        cache: a folder that keeps answers; None: none are kept.
+
     Raises:
         VLMError: a refusal, or no decision.
     Source: RL-VLM-F, arXiv 2402.03681 (two-stage query, −1 and identical pairs dropped). Departs: the wording is ours,
@@ -209,6 +228,9 @@ def read_labels(path: str | Path, episodes: Sequence[Episode], *, length: int = 
 
     `row` is the last of a segment's `length` rows; `label` is 0 (a is better), 1 (b is) or −1 (neither); `user`, a
     name, may say whose opinion it is. Empty lines are skipped.
+
+    Args:
+        path: of the file.
 
     Raises:
         FileNotFoundError: no such file.

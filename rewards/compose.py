@@ -16,7 +16,11 @@ from rewards.shaping import PotentialShaping
 
 @dataclass
 class Part:
-    """A scorer as a head: its heads' potentials by its own combination; its shaping is not used."""
+    """A scorer as a head: its heads' potentials by its own combination; its shaping is not used.
+
+    Attributes:
+        name: of the head, as it is logged.
+    """
 
     name: str
     scorer: Scorer

@@ -248,6 +248,10 @@ class Scorer:
 def check_frames(frames: Tensor, where: str) -> None:
     """Refuse anything but a (B, H, W, 3) uint8 tensor.
 
+    Args:
+        frames: what came.
+        where: begins the error's text.
+
     Raises:
         TypeError: not a tensor, or another dtype.
         ValueError: another shape.

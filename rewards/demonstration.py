@@ -76,6 +76,9 @@ class Demonstration:
         form: "onward", "gaussian", "literal" or "logistic".
         sequenced: whether a later step needs the earlier ones.
 
+    Raises:
+        ValueError: `form` is unknown.
+
     Source: arXiv 1612.06699 §3. Departs: frozen features of one encoder instead of Inception's maps (on the embedded
         encoder's last map the steps found agree less with the known ones); steps found jointly; the squashing, which
         the paper leaves open; φ is divided by its largest value. The weights 2^(k−1) (appendix A.1) and the logistic
@@ -292,7 +295,12 @@ def classifier(rows: np.ndarray, positive: np.ndarray, *, ridge: float) -> tuple
 
 def calibration(likelihood: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
     """a and b of σ(a ℓ + b), fitted with balanced classes on ℓ scaled to deviation 1 and a slight ridge, that a
-    perfect split stays finite."""
+    perfect split stays finite.
+
+    Args:
+        likelihood: ℓ, (N,).
+        positive: (N,) bool.
+    """
     mean, scale = likelihood.mean(), max(float(likelihood.std()), 1e-9)
     stretch, shift = classifier(((likelihood - mean) / scale)[:, None], positive, ridge=0.01)
     return float(stretch[0]) / scale, shift - float(stretch[0]) * mean / scale

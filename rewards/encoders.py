@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import logging
 import socket
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -254,7 +255,15 @@ def open_clip_source(model: str) -> str:
 
 
 def load_open_clip(model: str, pretrained: str | None = None) -> Any:
-    """An open_clip model in float32 on the CPU; arguments and errors as of `OpenCLIPEncoder`."""
+    """An open_clip model in float32 on the CPU; arguments and errors as of `OpenCLIPEncoder`.
+
+    Args:
+        model, pretrained: as of `OpenCLIPEncoder`.
+
+    Raises:
+        ValueError: an unknown name, or weights that `model` names already.
+        FileNotFoundError: weights that are neither here nor to be downloaded.
+    """
     open_clip = import_open_clip()
     where = "OpenCLIPEncoder: model"
     source = open_clip_source(model)
@@ -276,7 +285,20 @@ def load_open_clip(model: str, pretrained: str | None = None) -> Any:
     _check_runs_nothing(where, model, open_clip.get_model_config(source))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # random weights are the same everywhere
-        return open_clip.create_model(source, **options)
+        with _as_asked(weights):
+            return open_clip.create_model(source, **options)
+
+
+@contextmanager
+def _as_asked(weights: bool) -> Iterator[None]:
+    """No warning that a model is random, where that is what was asked for."""
+    before = logging.root.manager.disable
+    if not weights:
+        logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _check_runs_nothing(where: str, model: str, config: Any) -> None:

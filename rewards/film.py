@@ -97,5 +97,10 @@ class FilmHead(ABC):
 
 
 def first_view(film: Film, count: int) -> list[np.ndarray]:
-    """At most `count` ≥ 2 frames of the first view, evenly spread, the first and the newest among them."""
+    """At most `count` ≥ 2 frames of the first view, evenly spread, the first and the newest among them.
+
+    Args:
+        film: what was seen so far.
+        count: frames at most.
+    """
     return [film.moments[k][0] for k in thinned(range(len(film.moments)), count)]

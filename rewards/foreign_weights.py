@@ -25,6 +25,9 @@ FILES = ("*.json", "*.jinja", "*.txt", "*.yaml", "*.safetensors")
 def fetched(weights: str) -> Path:
     """The folder of a checkpoint; one of the hub is downloaded, but for what is not safetensors or words.
 
+    Args:
+        weights: a folder, or a hub id.
+
     Raises:
         FileNotFoundError: it is neither here nor to be had.
     """
@@ -45,6 +48,9 @@ def fetched(weights: str) -> Path:
 def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """`config.json`, and `config.yaml` where there is one, both plain.
 
+    Args:
+        folder: of the checkpoint.
+
     Raises:
         ValueError: one that is damaged, or no names and values.
     """
@@ -61,7 +67,18 @@ def read_configs(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def whole_number(values: Mapping[str, Any], name: str, least: int, folder: Path, *, default: int) -> int:
-    """A count that a config gives, from `least` to 10,000; ValueError where it is none."""
+    """A count that a config gives, from `least` to 10,000; ValueError where it is none.
+
+    Args:
+        values: the config.
+        name: the key.
+        least: smallest number that is taken.
+        folder: named in the error.
+        default: where the key is missing.
+
+    Raises:
+        ValueError: no whole number from `least` to 10,000.
+    """
     value = values.get(name)
     value = default if value is None else value
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= 10_000:
@@ -71,6 +88,9 @@ def whole_number(values: Mapping[str, Any], name: str, least: int, folder: Path,
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Every weight of a checkpoint by name, on the CPU.
+
+    Args:
+        folder: of the checkpoint.
 
     Raises:
         ValueError: none, a damaged file, or an adapter alone.
@@ -92,6 +112,11 @@ def prediction_head(tensors: Mapping[str, Tensor], name: str, source: str) -> tu
     """A head and the number of its outputs: linear to half the width, LayerNorm, GELU, linear.
 
     Its weights' names are the places in the authors' sequence, whose third is dropout.
+
+    Args:
+        tensors: all weights of the checkpoint, by name.
+        name: prefix of the head's.
+        source: named in errors.
 
     Raises:
         ValueError: no such head, or one of another form.
@@ -115,14 +140,22 @@ def _sides(weight: Tensor | None) -> tuple[int, int]:
 
 
 def from_logits(progress: Float[Tensor, "N K"]) -> Float[Tensor, " N"]:
-    """Progress in [0, 1]: the mean of K bins, evenly spaced from 0 to 1; a sigmoid where K is 1."""
+    """Progress in [0, 1]: the mean of K bins, evenly spaced from 0 to 1; a sigmoid where K is 1.
+
+    Args:
+        progress: logits of K bins.
+    """
     if progress.shape[1] == 1:
         return progress[:, 0].sigmoid()
     return progress.softmax(-1) @ torch.linspace(0, 1, progress.shape[1], device=progress.device)
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """What a config holds there, if it is names and values."""
+    """What a config holds there, if it is names and values.
+
+    Args:
+        value: anything.
+    """
     return dict(value) if isinstance(value, Mapping) else {}
 
 

@@ -32,6 +32,13 @@ class FrozenEncoder(ABC):
         dim: D.
         image_size: (H, W) at which frames need no resizing.
         precision: what runs, "fp32", "bf16", "fp16" or "int8".
+
+    Args:
+        device: "auto" (CUDA if there is one), or a torch device.
+        batch_size: frames in one forward pass, ≥ 1.
+
+    Raises:
+        ValueError: an unknown precision, a batch of less than 1, or int8 on another device than the CPU.
     """
 
     name: str

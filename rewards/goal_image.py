@@ -151,7 +151,13 @@ class GoalDiscriminators:
 
 
 def ensemble_reward(logits: Float[Tensor, "K B T"], form: str, penalty: float) -> Float[Tensor, "B T"]:
-    """Mean of K members less `penalty` times their standard deviation; see `GoalDiscriminators`."""
+    """Mean of K members less `penalty` times their standard deviation; see `GoalDiscriminators`.
+
+    Args:
+        logits: of K members.
+        form: "mean" or "log_ratio".
+        penalty: how many standard deviations are subtracted.
+    """
     each = logits.sigmoid() if form == "mean" else logits
     return each.mean(0) - penalty * each.std(0, correction=0)
 
@@ -161,6 +167,9 @@ def ensemble_reward(logits: Float[Tensor, "K B T"], form: str, penalty: float) -
 
 def read_images(paths: Sequence[str | Path]) -> Pictures:
     """RGB pictures of one size.
+
+    Args:
+        paths: of the files.
 
     Raises:
         FileNotFoundError: a path that is no file.
@@ -181,7 +190,13 @@ def read_images(paths: Sequence[str | Path]) -> Pictures:
 
 
 def augment(pictures: Pictures, copies: int, seed: int) -> UInt8[Tensor, "M H W 3"]:
-    """The pictures, then `copies` variants of each: shifted by up to 4 % of their size, brighter or darker by 10 %."""
+    """The pictures, then `copies` variants of each: shifted by up to 4 % of their size, brighter or darker by 10 %.
+
+    Args:
+        pictures: of one size.
+        copies: variants of each.
+        seed: of the draws.
+    """
     rng = np.random.default_rng(seed)
     reach = max(1, round(0.04 * min(pictures.shape[1:3])))
     found = [pictures]
@@ -296,7 +311,11 @@ def goal_image_scorer(
 
 
 def start_rows(episodes: Sequence[Episode]) -> dict[str, Float[Tensor, "N D"]]:
-    """Camera -> rows that are surely not the goal: each episode's first quarter, and all of the known failures."""
+    """Camera -> rows that are surely not the goal: each episode's first quarter, and all of the known failures.
+
+    Args:
+        episodes: encoded.
+    """
     ends = [len(e) if e.success is False else max(1, len(e) // 4) for e in episodes]
     return {
         camera: torch.cat([e.features.views[camera][0, :end] for e, end in zip(episodes, ends, strict=True)])

@@ -108,7 +108,12 @@ class Projector(nn.Module):
 
 
 def resnet_maps(tower: Any, images: Tensor) -> list[Float[Tensor, "B C h w"]]:
-    """The four scales of an open_clip ResNet, finest first."""
+    """The four scales of an open_clip ResNet, finest first.
+
+    Args:
+        tower: open_clip's image tower.
+        images: (B, 3, H, W), preprocessed.
+    """
     x, maps = tower.stem(images), []
     for layer in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
         x = layer(x)

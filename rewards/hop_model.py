@@ -92,7 +92,7 @@ class HopModel(nn.Module):
 
 
 @dataclass(frozen=True)
-class Demo:
+class LabelledDemo:
     """One labelled demonstration.
 
     Attributes:
@@ -110,8 +110,12 @@ class Demo:
         return bool(self.progress.isnan().any())
 
 
-def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[Demo]:
+def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[LabelledDemo]:
     """Episodes with hop labels; failed ones (success False) get no labels, only the bound `CAP`.
+
+    Args:
+        episodes: encoded.
+        views: names, in order.
 
     Raises:
         ValueError: one without an instruction, without any of the views, or of a single row.
@@ -129,12 +133,17 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[De
         rows = stack_views(episode.features, views)[0]
         labels = torch.full((len(rows),), math.nan) if episode.success is False else _labels(rows, episode.steps)
         end = len(rows) if episode.success is False else int((labels < 1).sum()) + RESTING
-        demos.append(Demo(rows[:end], labels[:end], episode.instruction))
+        demos.append(LabelledDemo(rows[:end], labels[:end], episode.instruction))
     return demos
 
 
 def stack_views(features: Features, views: Sequence[str]) -> Float[Tensor, "B T V D"]:
-    """The views in order, NaN where one is missing."""
+    """The views in order, NaN where one is missing.
+
+    Args:
+        features: of B episodes.
+        views: names, in order.
+    """
     blank = torch.full_like(features.main, math.nan)
     return torch.stack([features.views.get(name, blank) for name in views], 2)
 
@@ -178,11 +187,19 @@ class Recipe:
 
 
 class Pairs:
-    """Draws training pairs from demonstrations: p, q, what the model is told, and the hop it should say."""
+    """Draws training pairs from demonstrations: p, q, what the model is told, and the hop it should say.
+
+    Args:
+        demos: with hop labels.
+        texts: task text -> (D,) its vector.
+        recipe: how many of which kind.
+        generator: of the draws.
+        share: task text -> how much more often than the others it is drawn.
+    """
 
     def __init__(
         self,
-        demos: Sequence[Demo],
+        demos: Sequence[LabelledDemo],
         texts: Mapping[str, Tensor],
         recipe: Recipe,
         generator: torch.Generator,
@@ -261,7 +278,7 @@ class Pairs:
 
 def train(
     model: HopModel,
-    demos: Sequence[Demo],
+    demos: Sequence[LabelledDemo],
     texts: Mapping[str, Tensor],
     recipe: Recipe,
     *,

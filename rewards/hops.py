@@ -52,14 +52,24 @@ def segment_progress(length: int, steps: Sequence[int] = ()) -> Float[Tensor, " 
 
 
 def hop(before: Float[Tensor, "*S"], after: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """h(p, q) of two progresses in [0, 1]; 0 where both are equal."""
+    """h(p, q) of two progresses in [0, 1]; 0 where both are equal.
+
+    Args:
+        before: Φ(p).
+        after: Φ(q).
+    """
     change = after - before
     base = torch.where(change >= 0, 1 - before, before)
     return torch.where(change == 0, 0.0, change / base.clamp(min=1e-12)).clamp(-1, 1)
 
 
 def apply_hop(before: Float[Tensor, "*S"], hops: Float[Tensor, "*S"]) -> Float[Tensor, "*S"]:
-    """The progress a hop leads to, the inverse of `hop`: Φ + (1 − Φ)·h forward, Φ + Φ·h back."""
+    """The progress a hop leads to, the inverse of `hop`: Φ + (1 − Φ)·h forward, Φ + Φ·h back.
+
+    Args:
+        before: Φ, in [0, 1].
+        hops: h, in [-1, 1].
+    """
     return before + torch.where(hops >= 0, 1 - before, before) * hops
 
 

@@ -19,6 +19,10 @@ LEAST = 1e-12  # largest number of a row that is all zeros
 class Int8Linear(nn.Module):
     """A linear layer whose weights, and inputs on their way in, are 8-bit integers.
 
+    Args:
+        weight: (outputs, inputs) float32.
+        bias: (outputs,); None: none.
+
     Source: dynamic quantisation by row and by output channel, as of LLM.int8 (arXiv 2208.07339) without its outliers.
     """
 

@@ -42,6 +42,7 @@ class Walked(NamedTuple):
         size: H, W of its frames, px.
         robot: (T, D), x_t in the axes of the way.
         opening: (T,) of the gripper; empty where nothing measures it.
+        path: the way that the plan gave.
     """
 
     path: Way

@@ -36,7 +36,7 @@ class Tracker(Protocol):
     def track(self, frames: UInt8[Tensor, "N H W 3"], text: str) -> Float[Tensor, "N 2"]: ...
 
 
-class Found(NamedTuple):
+class FoundCamera(NamedTuple):
     """A camera that was found.
 
     Attributes:
@@ -48,7 +48,7 @@ class Found(NamedTuple):
     scene_m: float
 
 
-def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, camera: str) -> Found | None:
+def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, camera: str) -> FoundCamera | None:
     """The camera that sees the gripper where it is, as the robot's readings tell.
 
     At most `FRAMES` frames are looked at, evenly. The camera has square pixels and its optical axis in the middle of
@@ -60,6 +60,7 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
             and so are readings that are not finite.
         gripper: words for the robot's gripper.
         camera: whose frames.
+        tracker: finds the gripper in frames.
 
     Returns:
         None where fewer than `LEAST` frames tell, where the gripper's places in the images spread by less than
@@ -93,7 +94,7 @@ def camera_from_demos(demos: Sequence[Episode], tracker: Tracker, gripper: str, 
         return None
     log.info("%s moves by %.1f px, and is missed by %.1f.", about, moved, missed)
     away = float(found.extrinsics[2, :3] @ tips.mean(0) + found.extrinsics[2, 3])
-    return Found(found, height * away / float(found.intrinsics[1, 1]))
+    return FoundCamera(found, height * away / float(found.intrinsics[1, 1]))
 
 
 def fit_camera(

@@ -50,7 +50,12 @@ class Selection(BaseModel):
 
 @cache
 def selection_schema(held: int, free: int) -> type[Selection]:
-    """`Selection` that takes only the marks P1…, Q1… and tiles a1…e5 that are in the picture."""
+    """`Selection` that takes only the marks P1…, Q1… and tiles a1…e5 that are in the picture.
+
+    Args:
+        held: number of marks on the object that is held.
+        free: number of the other marks.
+    """
     p, q = ("", *(f"P{i}" for i in range(1, held + 1))), ("", *(f"Q{i}" for i in range(1, free + 1)))
     tile = ("", *(column + row for column in COLUMNS for row in ROWS))
     choices = {
@@ -78,7 +83,12 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
 
 
 def tile_centre(tile: str, height: int, width: int) -> tuple[float, float]:
-    """(u, v) px of a tile's middle; a random point of it, as in MOKA, would make the reward random."""
+    """(u, v) px of a tile's middle; a random point of it, as in MOKA, would make the reward random.
+
+    Args:
+        tile: "a1" to "e5".
+        height, width: of the picture, px.
+    """
     column, row = COLUMNS.index(tile[0]), ROWS.index(tile[1])
     return (column + 0.5) * width / 5 - 0.5, height - (row + 0.5) * height / 5 - 0.5
 
@@ -167,7 +177,13 @@ class ChatAnswerer:
 def selected_stops(
     chosen: Selection, marks: Mapping[str, Sequence[tuple[float, float]]], height: int, width: int
 ) -> list[PathStop]:
-    """The way that a selection describes: grasp, before the contact, the contact, after it."""
+    """The way that a selection describes: grasp, before the contact, the contact, after it.
+
+    Args:
+        chosen: the model's answer.
+        marks: object -> (u, v) px of its marks.
+        height, width: of the picture, px.
+    """
 
     def mark(name: str) -> tuple[float, float]:
         return marks[name[0]][int(name[1:]) - 1]

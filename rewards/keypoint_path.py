@@ -124,6 +124,12 @@ def lift_path(stops: Sequence[PathStop], camera: CalibratedCamera, depth: np.nda
     A stop's depth is the median of the 3 x 3 pixels about it. Of a thin thing it is that of what lies nearest within a
     24th of the image, and its place the middle of all there that is no more than `THIN` farther. Pixels that were not
     measured, 0 or not finite, do not count; where none was, the plane stands in.
+
+    Args:
+        stops: in pixels.
+        camera: calibrated.
+        depth: (H, W) metres; None: not measured.
+        plane: height, metres.
     """
 
     @cache  # several stops are about one place
@@ -154,7 +160,13 @@ def lift_path(stops: Sequence[PathStop], camera: CalibratedCamera, depth: np.nda
 
 
 def flat_path(stops: Sequence[PathStop], unit: float, up: Sequence[float] = (0.0, -1.0)) -> Way:
-    """Stops in the image plane, scaled to metres by `unit` a pixel; `up` is how far a metre up moves them, metres."""
+    """Stops in the image plane, scaled to metres by `unit` a pixel; `up` is how far a metre up moves them, metres.
+
+    Args:
+        stops: in pixels.
+        unit: metres a pixel.
+        up: (du, dv) metres in the picture for a metre up.
+    """
     points = []
     for stop in stops:
         point = unit * np.array(stop.at) + stop.up * np.array(up)
@@ -238,7 +250,12 @@ def path_progress(
 def nearest_on_polyline(
     way: Float[np.ndarray, "K D"], points: Float[np.ndarray, "T D"]
 ) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
-    """Arc length to the polyline's nearest point, and the distance to it; of equally near ones the farthest on."""
+    """Arc length to the polyline's nearest point, and the distance to it; of equally near ones the farthest on.
+
+    Args:
+        way: K corners.
+        points: T places, in the units of `way`.
+    """
     if len(way) == 1:
         return np.zeros(len(points)), np.linalg.norm(points - way, axis=1)
     starts, legs = way[:-1], np.diff(way, axis=0)  # (K-1, D)

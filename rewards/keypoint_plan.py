@@ -64,7 +64,14 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Move:
-    """A step of a rule, in its own words: where `PathStop` has pixels, it has "object" or "place"."""
+    """A step of a rule, in its own words: where `PathStop` has pixels, it has "object" or "place".
+
+    Attributes:
+        at: "object" or "place".
+        up: metres above it.
+        out: metres outwards, from the middle of the rule's `body` to the object.
+        gate: as of `PathStop`.
+    """
 
     at: str = "object"
     up: float = 0.0
@@ -152,6 +159,10 @@ class KeypointTask:
 def read_instruction(text: str, rules: Sequence[Rule] = RULES) -> KeypointTask:
     """The rule that an instruction fits, with its object and place.
 
+    Args:
+        text: the instruction.
+        rules: tried in order.
+
     Raises:
         ValueError: none fits; lists the forms that are understood.
     """
@@ -222,5 +233,9 @@ class GrammarAnswerer:
 
 
 def pixel(point: np.ndarray) -> tuple[float, float]:
-    """(u, v) as plain numbers."""
+    """(u, v) as plain numbers.
+
+    Args:
+        point: (2,).
+    """
     return float(point[0]), float(point[1])

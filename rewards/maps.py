@@ -21,6 +21,9 @@ def open_clip_maps(visual: Any) -> Towers:
 
     A ResNet's stages are its layers (`layer2` first: 1/8 of the image's side, before places blur). A transformer has
     `patches`, those of its last block but one, as OpenVLA-OFT takes them.
+
+    Args:
+        visual: open_clip's image tower.
     """
     if all(hasattr(visual, name) for name in ("stem", *STAGES)):
         return {name: _stages(visual, name) for name in (RESNET, *(s for s in STAGES if s != RESNET))}
@@ -48,7 +51,11 @@ def _stages(visual: Any, last: str) -> Callable[[Tensor], Tensor]:
 
 
 def transformers_maps(network: nn.Module) -> Towers:
-    """The patches of a transformers image tower, from its last block but one; none where they form no grid."""
+    """The patches of a transformers image tower, from its last block but one; none where they form no grid.
+
+    Args:
+        network: the model.
+    """
     tower = getattr(network, "vision_model", network)
     config: Any = getattr(tower, "config", None)
     size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)

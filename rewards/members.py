@@ -133,13 +133,23 @@ def descend(
 
 
 def flat(views: Mapping[str, Float[Tensor, "B T D"]], module: nn.Module) -> dict[str, Float[Tensor, "N D"]]:
-    """Every view with batch and time in one dimension, float32, where the module's weights are."""
+    """Every view with batch and time in one dimension, float32, where the module's weights are.
+
+    Args:
+        views: name -> features.
+        module: tells device.
+    """
     device = next(module.parameters()).device
     return {camera: view.float().to(device).flatten(0, 1) for camera, view in views.items()}
 
 
 def fitted_views(features: Features, cameras: Sequence[str], kind: str) -> dict[str, Float[Tensor, "B T D"]]:
     """The views a head was fitted on that the features have; a lone view is itself, whatever it is called.
+
+    Args:
+        features: of B episodes.
+        cameras: that the head was fitted on.
+        kind: of the head, for errors.
 
     Raises:
         ValueError: none of them is there.
@@ -156,7 +166,16 @@ def fitted_views(features: Features, cameras: Sequence[str], kind: str) -> dict[
 
 
 def check_episodes(episodes: Any, kind: str) -> None:
-    """Refuse what is no sequence of episodes of the same cameras, or none at all."""
+    """Refuse what is no sequence of episodes of the same cameras, or none at all.
+
+    Args:
+        episodes: what came.
+        kind: of the head, for errors.
+
+    Raises:
+        TypeError: not recorded episodes.
+        ValueError: none, or episodes of different cameras.
+    """
     if not isinstance(episodes, Sequence) or not all(isinstance(episode, Episode) for episode in episodes):
         raise TypeError(
             f"{kind}: demos must be recorded episodes (rewards.core.Episode); got {episodes!r}. "

@@ -55,6 +55,9 @@ def epic_distance(first: ArrayLike, second: ArrayLike) -> float:
     NaN if one is constant. Rewards of a state alone need nothing else (VLM-RM, arXiv 2310.12921 §4.4): canonical
     shaping only shifts them. Others go through `rewards.audit.canonical_reward` first.
 
+    Args:
+        first, second: (N,) rewards of the same transitions.
+
     Source: Gleave et al., arXiv 2006.13900, Definition 4.5.
     """
     first, second = paired(first, second, "epic_distance", "first", "second")
@@ -63,7 +66,11 @@ def epic_distance(first: ArrayLike, second: ArrayLike) -> float:
 
 
 def spearman(first: ArrayLike, second: ArrayLike) -> float:
-    """Pearson's correlation of the ranks, ties sharing their mean rank; in [-1, 1]."""
+    """Pearson's correlation of the ranks, ties sharing their mean rank; in [-1, 1].
+
+    Args:
+        first, second: (N,).
+    """
     first, second = paired(first, second, "spearman", "first", "second")
     return _pearson(_ranks(first), _ranks(second))
 
@@ -105,6 +112,9 @@ def kendall_tau(first: ArrayLike, second: ArrayLike) -> float:
     """Kendall's τ-b: concordant less discordant pairs over the geometric mean of untied pairs; in [-1, 1].
 
     Compares all pairs, N² of them: for some thousands of values.
+
+    Args:
+        first, second: (N,).
     """
     first, second = paired(first, second, "kendall_tau", "first", "second")
     signs = [np.sign(np.subtract.outer(values, values)) for values in (first, second)]
@@ -193,6 +203,10 @@ def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike) -> 
     Args:
         before, after: (N,) scores of the two states.
         truth: (N,) above 0 where the second is further, below 0 where the first is.
+
+    Raises:
+        ValueError: arrays of different shapes, numbers that are not finite, or a truth of 0.
+
     Source: RoboPulse, arXiv 2603.21669.
     """
     before, after = paired(before, after, "pairwise_accuracy", "before", "after")
@@ -203,7 +217,12 @@ def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike) -> 
 
 
 def ordinal(progress: ArrayLike, levels: int = 5) -> np.ndarray:
-    """Progress, (N,) in [0, 1], as whole levels from 1: the nearest of evenly spaced ones, a half to the even one."""
+    """Progress, (N,) in [0, 1], as whole levels from 1: the nearest of evenly spaced ones, a half to the even one.
+
+    Args:
+        progress: (N,) in [0, 1].
+        levels: number of levels.
+    """
     values = np.clip(np.asarray(progress, np.float64), 0, 1)
     return (np.round(values * (levels - 1)) + 1).astype(np.int64)
 
@@ -215,6 +234,10 @@ def ordinal_error(progress: ArrayLike, truth: ArrayLike, levels: int = 5) -> flo
         progress: (N,) in [0, 1], at the end of each episode; what lies outside is clipped.
         truth: (N,) whole numbers from 1 to `levels`.
         levels: how many there are.
+
+    Raises:
+        ValueError: arrays of different shapes, or levels that are not whole numbers from 1 to `levels`.
+
     Source: RoboReward, arXiv 2601.00675; progress becomes a level as in Robometer's evaluation of it.
     """
     progress, truth = paired(progress, truth, "ordinal_error", "progress", "truth")
@@ -229,6 +252,10 @@ def confusion_margin(scores: ArrayLike) -> float:
     Args:
         scores: (K, K) mean last score of each task's episodes (columns) under each task's instruction (rows), in one
             order; NaN with fewer than two tasks.
+
+    Raises:
+        ValueError: not finite, or not of a shape (K, K).
+
     Source: `normalized_trace_minus_offdiag` of Robometer, arXiv 2603.02115.
     """
     scores = np.asarray(scores, np.float64)
@@ -359,7 +386,14 @@ def _pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def paired(first: ArrayLike, second: ArrayLike, where: str, *names: str) -> tuple[np.ndarray, np.ndarray]:
-    """Two finite (N,) float64 arrays, N ≥ 1; ValueError where they are not, which names `where` and what they are."""
+    """Two finite (N,) float64 arrays, N ≥ 1; ValueError where they are not, which names `where` and what they are.
+
+    Args:
+        first, second: what came.
+
+    Raises:
+        ValueError: not of one shape (N,), N ≥ 1, or not finite.
+    """
     first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if first.ndim != 1 or first.shape != second.shape or len(first) == 0:
         raise ValueError(

@@ -170,7 +170,12 @@ class OutcomeBound:
 
 
 def bound(progress: Float[Tensor, "*S"], outcome: Float[Tensor, "*S"], dense: float) -> Float[Tensor, "*S"]:
-    """φ = q + (1 − q) · dense · p."""
+    """φ = q + (1 − q) · dense · p.
+
+    Args:
+        progress: q, in [0, 1].
+        outcome: p, in [0, 1].
+    """
     return outcome + (1 - outcome) * dense * progress
 
 

@@ -16,7 +16,11 @@ DEEP = ("I", "F")  # Pillow's modes of 32-bit whole numbers and floats; "I;16" a
 
 
 def lack_of_colours(image: Image.Image) -> str:
-    """Why a picture is no camera's, in words; "" where its pixels are 8-bit greys or colours."""
+    """Why a picture is no camera's, in words; "" where its pixels are 8-bit greys or colours.
+
+    Args:
+        image: opened, not yet converted.
+    """
     if image.mode not in DEEP and not image.mode.startswith("I;"):
         return ""
     kind = "floats" if image.mode == "F" else "whole numbers of 16 bits or more"
@@ -24,7 +28,14 @@ def lack_of_colours(image: Image.Image) -> str:
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8, C-contiguous; ValueError where the picture has no colours."""
+    """(H, W, 3) uint8, C-contiguous; ValueError where the picture has no colours.
+
+    Args:
+        image: opened by Pillow.
+
+    Raises:
+        ValueError: the picture has no colours; says why.
+    """
     if lack := lack_of_colours(image):
         raise ValueError(lack)
     return np.ascontiguousarray(image if image.mode == "RGB" else image.convert("RGB"))

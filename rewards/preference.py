@@ -163,6 +163,15 @@ def judged(
 ) -> Comparisons:
     """Comparisons by whoever is there to judge: a person's file, else a chat model, else the encoder with the goal.
 
+    Args:
+        episodes: encoded.
+        labels: path of a person's comparisons; None: there are none.
+        vlm: a chat model or its arguments; None: the encoder compares.
+        pairs: number of pairs.
+        length: rows of a segment.
+        margin: cosine by which the encoder must prefer one.
+        seed: of the draws.
+
     Raises:
         ValueError: no file and no goal.
     """

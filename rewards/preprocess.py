@@ -143,7 +143,15 @@ def open_clip_preprocess(tower: Any) -> Preprocess:
 
 
 def transformers_preprocess(processor: Any, where: str) -> Preprocess:
-    """What an image processor does, if it resizes to one size, crops, scales and normalises."""
+    """What an image processor does, if it resizes to one size, crops, scales and normalises.
+
+    Args:
+        processor: transformers' image processor.
+        where: begins the error's text.
+
+    Raises:
+        ValueError: it does anything else, such as tiling.
+    """
 
     def sides(size: Any) -> tuple[int, int] | None:
         return (size["height"], size["width"]) if size and size.get("height") else None

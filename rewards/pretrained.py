@@ -198,7 +198,13 @@ def _grm(goal: str, ask: Any, views: Sequence[str] | None, goal_image: str | Non
 
 
 def chat_settings(about: Published, weights: str, vlm: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `rewards.vlm.chat_model`: a person's, then what was published for the model."""
+    """Arguments of `rewards.vlm.chat_model`: a person's, then what was published for the model.
+
+    Args:
+        about: what was published of the model.
+        weights: folder or hub id.
+        vlm: what a person set; None counts as not set.
+    """
     given = {name: value for name, value in vlm.items() if value is not None}
     made: dict[str, Any] = {"model": weights, "max_tokens": about.max_tokens}
     if "url" not in given:

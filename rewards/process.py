@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Scorer
-from rewards.hop_model import OTHER_TASKS, Demo, HopModel, Recipe, demonstrations, stack_views, train
+from rewards.hop_model import OTHER_TASKS, HopModel, LabelledDemo, Recipe, demonstrations, stack_views, train
 from rewards.hops import EPSILON, STRENGTH, Fused, fuse_next
 from rewards.outcome import held_to_outcome
 from rewards.shaping import PotentialShaping
@@ -35,8 +35,13 @@ ADAPTATION = Recipe(steps=150, lr=1e-3)  # longer, it unlearns what the new task
 Hops = tuple[Float[Tensor, "B T"], Float[Tensor, "B T"], Float[Tensor, "B T"] | None]  # back, from start, from goal
 
 
-class Known(NamedTuple):
-    """What one reference goal makes of an episode's first and last row and of itself: states (B, 1, E), seen (B, 1)."""
+class GoalStates(NamedTuple):
+    """What one reference goal makes of an episode's first and last row and of itself: states (B, 1, E), seen (B, 1).
+
+    Attributes:
+        start, goal, last: (B, 1, E) states of the first row, the goal and the last row.
+        start_seen, goal_seen, last_seen: (B, 1) bool, whether a camera showed it.
+    """
 
     start: Tensor
     start_seen: Tensor
@@ -46,11 +51,17 @@ class Known(NamedTuple):
     last_seen: Tensor
 
 
-class Memory(NamedTuple):
-    """What the rows after need of an episode: its first row (B, V, D), its states by each goal, and its progress."""
+class ProcessMemory(NamedTuple):
+    """What the rows after need of an episode: its first row (B, V, D), its states by each goal, and its progress.
+
+    Attributes:
+        start: (B, V, D).
+        known: by goal, what is made of the first and the last row.
+        fused: progress so far.
+    """
 
     start: Tensor
-    known: list[Known]
+    known: list[GoalStates]
     fused: Fused
 
 
@@ -80,7 +91,7 @@ class ProcessReward:
     def __init__(
         self,
         model: HopModel,
-        demos: Sequence[Demo],
+        demos: Sequence[LabelledDemo],
         *,
         encoder: Encoder,
         goal: str | None = None,
@@ -113,7 +124,9 @@ class ProcessReward:
         """Fused progress of each row."""
         return self.advance(features)[0]
 
-    def advance(self, features: Features, memory: Memory | None = None) -> tuple[Float[Tensor, "B T"], Memory]:
+    def advance(
+        self, features: Features, memory: ProcessMemory | None = None
+    ) -> tuple[Float[Tensor, "B T"], ProcessMemory]:
         """Fused progress of the rows that follow (see `rewards.core.Head`)."""
         (inc, fwd, bwd), start, states = self._hops(features, memory)
         if memory is None:
@@ -121,7 +134,7 @@ class ProcessReward:
         else:
             fused = memory.fused
         progress, fused = fuse_next(inc, fwd, bwd, fused, **self._fusion)
-        return progress, Memory(start, states, fused)
+        return progress, ProcessMemory(start, states, fused)
 
     def toward(self, goal: str) -> ProcessReward:
         """The same model, judging another task."""
@@ -133,19 +146,19 @@ class ProcessReward:
         """Predicted h(t−1, t), h(start, t) and h(goal, t), NaN where no camera shows what they need."""
         return self._hops(features, None)[0]
 
-    def _hops(self, features: Features, memory: Memory | None) -> tuple[Hops, Tensor, list[Known]]:
+    def _hops(self, features: Features, memory: ProcessMemory | None) -> tuple[Hops, Tensor, list[GoalStates]]:
         """The hops of the rows that follow, the episode's first row, and what each goal makes of first and last."""
         rows = self._rows(features)
         start = rows[:, 0] if memory is None else memory.start
         text = self.text.to(rows).expand(len(rows), -1)
         given = [goal.to(rows).expand_as(start) for goal in self.references] or [torch.full_like(start, math.nan)]
         found: list[list[Tensor]] = [[], [], []]
-        known: list[Known] = []
+        known: list[GoalStates] = []
         for k, goal in enumerate(given):
             states, seen = self.model.states(rows, start, goal, text)  # (B, T, E)
             if memory is None:
                 goal_state, goal_seen = self.model.states(goal[:, None], start, goal, text)  # (B, 1, E)
-                was = Known(states[:, :1], seen[:, :1], goal_state, goal_seen, states[:, :1], seen[:, :1])
+                was = GoalStates(states[:, :1], seen[:, :1], goal_state, goal_seen, states[:, :1], seen[:, :1])
             else:
                 was = memory.known[k]
             before = torch.cat([was.last, states[:, :-1]], 1)
@@ -266,7 +279,7 @@ class ProcessReward:
         texts = [str(each["instruction"]) for each in config["demos"]]
         lengths = [int(each["rows"]) for each in config["demos"]]
         labelled = zip(tensors["rows"].float().split(lengths), tensors["progress"].split(lengths), texts, strict=True)
-        demos = [Demo(rows, progress, text) for rows, progress, text in labelled]
+        demos = [LabelledDemo(rows, progress, text) for rows, progress, text in labelled]
         model = HopModel(encoder.dim)
         model.load_state_dict(
             {name.removeprefix("model."): value.float() for name, value in tensors.items() if name.startswith("model.")}
@@ -322,25 +335,25 @@ def process_scorer(
     return Scorer(encoder, {head.name: bound}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 
-def _instructions(demos: Sequence[Demo]) -> list[str]:
+def _instructions(demos: Sequence[LabelledDemo]) -> list[str]:
     return list(dict.fromkeys(demo.instruction for demo in demos))
 
 
-def _texts(demos: Sequence[Demo], encoder: Encoder) -> dict[str, Tensor]:
+def _texts(demos: Sequence[LabelledDemo], encoder: Encoder) -> dict[str, Tensor]:
     """The tasks of the demonstrations, and some that no demonstration shows."""
     known = dict.fromkeys([*_instructions(demos), *OTHER_TASKS])
     return dict(zip(known, encoder.encode_texts([*known]).cpu().float(), strict=True))
 
 
-def _thinned(demos: Sequence[Demo]) -> list[Demo]:
+def _thinned(demos: Sequence[LabelledDemo]) -> list[LabelledDemo]:
     """`KEPT_ROWS` even rows of the last `KEPT_DEMOS` demonstrations of each task and outcome, in half precision."""
-    kept: list[Demo] = []
+    kept: list[LabelledDemo] = []
     count: Counter[tuple[str, bool]] = Counter()
     for demo in reversed(demos):
         if count[demo.instruction, demo.failed] < KEPT_DEMOS:
             count[demo.instruction, demo.failed] += 1
             at = torch.linspace(0, len(demo.rows) - 1, min(KEPT_ROWS, len(demo.rows))).round().long()
-            kept.insert(0, Demo(demo.rows[at].half().float(), demo.progress[at], demo.instruction))
+            kept.insert(0, LabelledDemo(demo.rows[at].half().float(), demo.progress[at], demo.instruction))
     return kept
 
 

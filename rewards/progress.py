@@ -16,6 +16,9 @@ class tqdm(std.tqdm):  # noqa: N801 (it stands where the other one would)
 
     A bar that redraws itself fills a log with thousands of states that nobody sees move. There it tells how far it is
     every `EVERY_S`, and once at its end if it is to stay (`leave`).
+
+    Args:
+        args, kwargs: as of tqdm.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -181,6 +181,7 @@ class PublishedTOPReward(TOPReward):
     Args:
         instruction, ask, view, calibration, normalize, max_frames, stride, between: see `TOPReward`.
         fps: the times that frames are told to be of; the authors' 2.
+        head: other arguments of `TOPReward`.
 
     Raises:
         ValueError: as `TOPReward`, or fps ≤ 0.
@@ -247,7 +248,11 @@ class SoleR1(FilmHead):
 
 
 def montage(columns: Sequence[Moment]) -> np.ndarray:
-    """SOLE-R1's picture, (H, W, 3) uint8: a column a moment, the first view above the second, black between them."""
+    """SOLE-R1's picture, (H, W, 3) uint8: a column a moment, the first view above the second, black between them.
+
+    Args:
+        columns: moments, in order.
+    """
     rows = []
     for view in range(min(2, len(columns[0]))):
         tiles = [_tile(column[view]) for column in columns]

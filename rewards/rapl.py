@@ -85,6 +85,10 @@ def band_mask(num_rows: int, num_columns: int, band: float) -> Bool[Tensor, "N M
     """Which pairs are at about the same share of their sequences: |i/(N−1) − j/(M−1)| ≤ band; 1 allows all.
 
     The band is widened to one step of the shorter sequence, so that every row and column has room.
+
+    Args:
+        num_rows: N.
+        num_columns: M.
     """
     row, column = (torch.linspace(0, 1, size) if size > 1 else torch.zeros(1) for size in (num_rows, num_columns))
     widest = max(band, 1 / max(min(num_rows, num_columns) - 1, 1))
@@ -100,6 +104,10 @@ def transport_rewards(
 
     The plan needs the whole rollout: for labelling recorded episodes, not for acting. Σ_t r_t is minus the distance.
 
+    Args:
+        demo: M embedded rows.
+        epsilon: weight of the entropy.
+
     Source: arXiv 2310.07932 with its equations from memory, unverified; the band is ours, since plain transport
         ignores the order of time.
     """
@@ -109,13 +117,22 @@ def transport_rewards(
 
 
 def cosine_cost(first: Float[Tensor, "*S N E"], second: Float[Tensor, "*R M E"]) -> Float[Tensor, "*Q N M"]:
-    """1 − cos, in [0, 2]."""
+    """1 − cos, in [0, 2].
+
+    Args:
+        first, second: embedded rows.
+    """
     unit = nn.functional.normalize
     return 1 - unit(first, dim=-1) @ unit(second, dim=-1).transpose(-1, -2)
 
 
 def preference_loss(preferred: Float[Tensor, " N"], other: Float[Tensor, " N"]) -> Float[Tensor, ""]:
-    """−log( e^(−d(A,P)) / (e^(−d(A,P)) + e^(−d(A,N))) ), mean over triplets, from the two distances to anchors."""
+    """−log( e^(−d(A,P)) / (e^(−d(A,P)) + e^(−d(A,N))) ), mean over triplets, from the two distances to anchors.
+
+    Args:
+        preferred: d(A, P) of N triplets.
+        other: d(A, N).
+    """
     return nn.functional.softplus(preferred - other).mean()
 
 
@@ -152,7 +169,13 @@ class SoFar(NamedTuple):
 
 
 class Aligned(nn.Module):
-    """f: features (…, D) -> (…, E), centred then linear; and the demonstrations in it, (K, M, E), M = `ROWS`."""
+    """f: features (…, D) -> (…, E), centred then linear; and the demonstrations in it, (K, M, E), M = `ROWS`.
+
+    Args:
+        dim: D.
+        num_demos: K.
+        width: E.
+    """
 
     mean: Tensor
     demos: Tensor
@@ -185,6 +208,9 @@ class RAPL:
     Args:
         models: view -> its f, with the demonstrations.
         readout: "causal" or "episode".
+
+    Raises:
+        ValueError: `readout` is unknown.
 
     Source: arXiv 2310.07932; equations from memory, unverified. Departs: f is a linear map on centred frozen features;
         the band for the order of time; "causal" is ours.
@@ -322,7 +348,12 @@ def resample(rows: Float[Tensor, "T D"], count: int) -> Float[Tensor, "N D"]:
 def transport_distance(
     first: Float[Tensor, "*S N E"], second: Float[Tensor, "*S N E"], iterations: int = 50
 ) -> Float[Tensor, "*S"]:
-    """d = Σ C μ* of two sequences of one length, banded. Its gradient holds μ* still (the envelope theorem)."""
+    """d = Σ C μ* of two sequences of one length, banded. Its gradient holds μ* still (the envelope theorem).
+
+    Args:
+        first, second: embedded rows.
+        iterations: of Sinkhorn's algorithm.
+    """
     cost = cosine_cost(first, second)
     with torch.no_grad():
         plan = sinkhorn(cost, iterations=iterations, allowed=band_mask(cost.shape[-2], cost.shape[-1], BAND))

@@ -50,7 +50,7 @@ OUTPUTS = ("progress", "success")
 
 
 @dataclass(frozen=True)
-class Settings:
+class CheckpointSettings:
     """What a checkpoint says of itself.
 
     Attributes:
@@ -216,8 +216,11 @@ class WindowHead(FilmHead):
 # A checkpoint, as data ------------------------------------------------------------------------------------------
 
 
-def read_settings(folder: Path) -> Settings:
+def read_settings(folder: Path) -> CheckpointSettings:
     """What a checkpoint says of itself, in either layout.
+
+    Args:
+        folder: of the checkpoint.
 
     Raises:
         ValueError: not a checkpoint of this kind, or one that reads progress elsewhere than at its tokens.
@@ -232,11 +235,11 @@ def read_settings(folder: Path) -> Settings:
             f"Robometer: {folder} must read progress at its tokens; it pools frames, which is not done here."
         )
     frames = whole_number({**config, **mapping(said.get("data"))}, "max_frames", 2, folder, default=8)
-    return Settings(backbone, str(model.get("base_model_id") or BASE), frames)
+    return CheckpointSettings(backbone, str(model.get("base_model_id") or BASE), frames)
 
 
 def _backbone(
-    transformers: Any, settings: Settings, tensors: Mapping[str, Tensor], dtype: torch.dtype, weights: str
+    transformers: Any, settings: CheckpointSettings, tensors: Mapping[str, Tensor], dtype: torch.dtype, weights: str
 ) -> Any:
     left = ("model_type", "auto_map", "quantization_config", "vlm_config")
     config = {name: value for name, value in settings.backbone.items() if name not in left}

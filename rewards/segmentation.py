@@ -17,7 +17,11 @@ FLOOR = 0.05  # least standard deviation of a normalised feature within a step: 
 
 
 class Gaussians(NamedTuple):
-    """What each step looks like: means and standard deviations, (K, D)."""
+    """What each step looks like: means and standard deviations, (K, D).
+
+    Attributes:
+        mean, std: (K, D).
+    """
 
     mean: np.ndarray
     std: np.ndarray
@@ -46,7 +50,11 @@ def segment(values: np.ndarray, num_steps: int, *, min_length: int = 3) -> tuple
 
 
 def spreads(values: np.ndarray) -> np.ndarray:
-    """(T + 1, T + 1): S(a, b) of `segment` at [a, b] for a < b, else infinity."""
+    """(T + 1, T + 1): S(a, b) of `segment` at [a, b] for a < b, else infinity.
+
+    Args:
+        values: (T, D) rows of one demonstration.
+    """
     values = np.asarray(values, np.float64)
     values = values - values.mean(0)  # keeps the difference of moments accurate
     first = np.concatenate([np.zeros((1, values.shape[1])), np.cumsum(values, 0)])
@@ -101,7 +109,12 @@ def segment_jointly(
 
 
 def gaussians(demos: Sequence[np.ndarray], steps: Sequence[tuple[int, ...]]) -> Gaussians:
-    """Mean and standard deviation of each step's rows over all demonstrations; the deviation at least `FLOOR`."""
+    """Mean and standard deviation of each step's rows over all demonstrations; the deviation at least `FLOOR`.
+
+    Args:
+        demos: (T, D) rows of each.
+        steps: ends of each one's steps.
+    """
     values, labels = np.concatenate(demos), np.concatenate([row_steps(each) for each in steps])
     rows = [values[labels == k] for k in range(len(steps[0]))]
     return Gaussians(
@@ -110,13 +123,23 @@ def gaussians(demos: Sequence[np.ndarray], steps: Sequence[tuple[int, ...]]) -> 
 
 
 def log_likelihood(values: np.ndarray, model: Gaussians) -> np.ndarray:
-    """(T, K): log density of each row in each step, mean over features, without the constant −½ log 2π."""
+    """(T, K): log density of each row in each step, mean over features, without the constant −½ log 2π.
+
+    Args:
+        values: (T, D).
+        model: of K steps.
+    """
     offset = (np.asarray(values, np.float64)[:, None] - model.mean) / model.std
     return -(0.5 * offset**2 + np.log(model.std)).mean(-1)
 
 
 def follow(values: np.ndarray, model: Gaussians, *, min_length: int = 3) -> tuple[tuple[int, ...], float]:
     """The likeliest cuts of one demonstration under given steps, and its log-likelihood per row.
+
+    Args:
+        values: (T, D).
+        model: of K steps.
+        min_length: fewest rows of a step.
 
     Raises:
         ValueError: fewer than K · min_length rows.
@@ -130,7 +153,11 @@ def follow(values: np.ndarray, model: Gaussians, *, min_length: int = 3) -> tupl
 
 
 def row_steps(ends: Sequence[int]) -> np.ndarray:
-    """(T,) int: the step, from 0, that each row belongs to."""
+    """(T,) int: the step, from 0, that each row belongs to.
+
+    Args:
+        ends: of each step, exclusive.
+    """
     return np.repeat(np.arange(len(ends)), np.diff([-1, *ends]))
 
 
@@ -157,13 +184,24 @@ def select_features(
 
 
 def jaccard(found: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two (T,) bool masks; 1 if both are empty."""
+    """Intersection over union of two (T,) bool masks; 1 if both are empty.
+
+    Args:
+        found, truth: (T,) bool.
+    """
     union = np.logical_or(found, truth).sum()
     return float(np.logical_and(found, truth).sum() / union) if union else 1.0
 
 
 def ordered_random(length: int, num_steps: int, rng: np.random.Generator, *, min_length: int = 1) -> tuple[int, ...]:
-    """The paper's baseline: steps in order, with cuts drawn uniformly."""
+    """The paper's baseline: steps in order, with cuts drawn uniformly.
+
+    Args:
+        length: T.
+        num_steps: K.
+        rng: of the draws.
+        min_length: fewest rows of a step.
+    """
     _check_steps("ordered_random", length, num_steps, min_length)
     spare = length - num_steps * min_length
     cuts = np.sort(rng.integers(0, spare + 1, num_steps - 1)) + min_length * np.arange(1, num_steps)

@@ -135,6 +135,9 @@ def both_sides(potential: Float[Tensor, "B T1"]) -> Float[Tensor, "B T 2"]:
 
     `shaping(*kept.unbind(-1), terminated)` is the reward, now or after any sampling; and a head that has learned since
     must not score one side again, for γ·φ_new(t+1) − φ_old(t) no longer cancels along the episode.
+
+    Args:
+        potential: φ of T + 1 rows.
     """
     return torch.stack([potential[:, :-1], potential[:, 1:]], -1)
 
@@ -146,6 +149,11 @@ def finite_horizon(
 
     With γ = 1 the last step gets −φ(s_(T−1)), the others φ' − φ, and every episode sums to −φ(s_0), so no ranking of
     episodes changes. Only right where the learner knows the time and does not bootstrap over the limit.
+
+    Args:
+        shaping: makes the rewards.
+        potential: φ of T + 1 rows.
+        terminated: of T transitions.
     """
     ended = terminated.clone()
     ended[:, -1] = True

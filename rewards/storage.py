@@ -57,6 +57,10 @@ def save_fitted(
 def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The config and weights that `save_fitted` wrote.
 
+    Args:
+        folder: that `embodied fit` wrote.
+        kind: of head that is wanted.
+
     Raises:
         FileNotFoundError: no such head.
         ValueError: another family, another encoder or other weights of it, or a damaged file.
@@ -100,6 +104,8 @@ def save_half(file: Path, module: nn.Module, probe: Float[Tensor, " D"]) -> None
     Args:
         file: beside the weights of the encoder that it was trained for.
         probe: unit length; what that encoder makes of something known, checked on loading.
+        file: is written.
+        module: whose weights.
     """
     tensors = {name: value.detach().half().contiguous().cpu() for name, value in module.state_dict().items()}
     part = file.with_name(f"{file.name}.part")

@@ -40,6 +40,11 @@ def fit_logistic(
     Weights give successes and failures half each: left to their numbers, the rare successes would lose their onsets
     to the failures, turn by turn. The log-odds are therefore those at a base rate of one half.
 
+    Args:
+        x: inputs.
+        y: targets in [0, 1].
+        penalty: of each weight.
+
     Raises:
         ValueError: one class alone.
     """
@@ -59,7 +64,11 @@ def fit_logistic(
 
 
 def first_labels(episodes: Sequence[Episode]) -> list[Float[np.ndarray, " T"]]:
-    """What an episode's label surely says of its rows: 1, 0, or NaN where it says nothing. See `fit_success`."""
+    """What an episode's label surely says of its rows: 1, 0, or NaN where it says nothing. See `fit_success`.
+
+    Args:
+        episodes: encoded, of known success or none.
+    """
     labels = []
     for episode in episodes:
         y = np.zeros(len(episode))
@@ -126,12 +135,23 @@ def calibrated(
 
 
 def with_ones(rows: np.ndarray) -> np.ndarray:
-    """(N, F) -> (N, F+1), a last column of ones."""
+    """(N, F) -> (N, F+1), a last column of ones.
+
+    Args:
+        rows: (N, F).
+    """
     return np.concatenate([rows, np.ones((len(rows), 1))], 1)
 
 
 def whitening(rows: np.ndarray, goal: str | None, encoder: Encoder, cameras: int) -> np.ndarray:
-    """(F+1, F'+1): from [s; 1] to the regression's inputs, centred and scaled, the text's similarity last, and 1."""
+    """(F+1, F'+1): from [s; 1] to the regression's inputs, centred and scaled, the text's similarity last, and 1.
+
+    Args:
+        rows: (N, F).
+        goal: text whose similarity is an input; None: none is.
+        encoder: embeds it.
+        cameras: number of them.
+    """
     middle = rows.mean(0)
     scale = max(float(np.sqrt(((rows - middle) ** 2).mean())), 1e-8)
     width = rows.shape[1]
@@ -147,7 +167,12 @@ def whitening(rows: np.ndarray, goal: str | None, encoder: Encoder, cameras: int
 
 
 def assign_folds(outcomes: Sequence[bool], seed: int) -> np.ndarray:
-    """(episodes,) fold of each, successes and failures spread evenly; every member keeps a success."""
+    """(episodes,) fold of each, successes and failures spread evenly; every member keeps a success.
+
+    Args:
+        outcomes: success of each episode.
+        seed: of the order.
+    """
     rng = np.random.default_rng(seed)
     good = np.array(outcomes)
     folds = np.empty(len(good), int)

@@ -55,6 +55,12 @@ def check_mass(
 ) -> None:
     """Refuse probabilities of answers that the model would hardly give.
 
+    Args:
+        asked: what was asked, for the error.
+        mass: probability of all answers together.
+        said: the likeliest tokens.
+        least: mass that must be there.
+
     Raises:
         VLMError: says how much of the probability is missing.
     """

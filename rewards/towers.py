@@ -23,6 +23,7 @@ class Towers:
     Args:
         model: a model as `rewards.encoders.OpenCLIPEncoder` takes it.
         weights: False starts from seeded random weights instead of the model's own.
+        device: "auto" (CUDA if there is one), or a torch device.
 
     Attributes:
         image_size: (H, W) at which frames need no resizing.

@@ -232,6 +232,9 @@ def merged(worlds: Bool[Tensor, " E"], new: Any, old: Any, name: str) -> Any:
 
     Objects that are neither tensors nor made of them have a method `merged(worlds, old)`.
 
+    Args:
+        name: of the head, for errors.
+
     Raises:
         ValueError: a memory that is not one of worlds side by side.
     """
@@ -259,7 +262,11 @@ def merged(worlds: Bool[Tensor, " E"], new: Any, old: Any, name: str) -> Any:
 
 
 def on_device(value: Any, device: torch.device, keep: Any = None) -> Any:
-    """A copy of a head, or of anything of ours, all of whose tensors are on a device; `keep` in it stays itself."""
+    """A copy of a head, or of anything of ours, all of whose tensors are on a device; `keep` in it stays itself.
+
+    Args:
+        value: a head, a tensor, or what holds some.
+    """
     return _moved(value, device, {id(keep): keep})
 
 

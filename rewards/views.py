@@ -49,6 +49,12 @@ def mean_over_views(
     camera never raises the mean. Views that were not fitted are ignored. One view of another name serves a head that
     was fitted on one.
 
+    Args:
+        where: begins errors.
+        features: of B episodes.
+        models: view -> what was fitted on it.
+        potential: of a model, on one view's features.
+
     Raises:
         ValueError: none of the fitted views is there.
     """
@@ -66,6 +72,11 @@ def mean_over_views(
 
 def shared_views(where: str, demos: Sequence[Episode], success_only: bool = True) -> list[dict[str, Tensor]]:
     """Per demonstration, view -> (T, D) float64, of the views that all of them have, without the rest at its end.
+
+    Args:
+        where: begins errors.
+        demos: encoded.
+        success_only: whether failures are left out.
 
     Raises:
         ValueError: no demonstration, one that failed, one of several episodes at once, or no view in common.

@@ -192,13 +192,24 @@ def token_logprob(
 
 
 def content_key(model: ChatModel, messages: Sequence[Message], purpose: str) -> str:
-    """A hash of all that an answer depends on, how the model is asked included (`asked_by`, where it has one)."""
+    """A hash of all that an answer depends on, how the model is asked included (`asked_by`, where it has one).
+
+    Args:
+        model: that is asked.
+        messages: what is asked.
+        purpose: tells questions apart that look alike.
+    """
     asked_by = str(getattr(model, "asked_by", ""))
     return digest(messages, model.name, purpose, *([asked_by] if asked_by else [])).hex()
 
 
 def read_cache(folder: Path | None, key: str) -> Any:
-    """What was kept under a key; None where nothing was, or its file is damaged."""
+    """What was kept under a key; None where nothing was, or its file is damaged.
+
+    Args:
+        folder: of the answers; None: none are kept.
+        key: of `content_key`.
+    """
     if folder is None:
         return None
     try:
@@ -208,7 +219,12 @@ def read_cache(folder: Path | None, key: str) -> Any:
 
 
 def write_cache(folder: Path | None, key: str, value: Any) -> None:
-    """Keep a JSON value under a key, whole or not at all."""
+    """Keep a JSON value under a key, whole or not at all.
+
+    Args:
+        folder: of the answers; None: none are kept.
+        key: of `content_key`.
+    """
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

@@ -36,6 +36,9 @@ LISTED = re.compile(rf"[\[(]?\s*((?:{NUMBER}){UNIT}(?:\s*[,;\n]\s*(?:{NUMBER}){U
 def parse_score(text: str) -> list[float]:
     """[hop] of a `score` tag, or of an answer that is a score alone; a percentage clipped to ±100, in [-1, 1].
 
+    Args:
+        text: the answer.
+
     Raises:
         ValueError: no number that must be the score, or several that differ.
     """
@@ -56,6 +59,9 @@ def parse_grade(text: str) -> list[float]:
     RoboReward's form. Its repository's adapter takes any digit where this form is missing, and 1 where there is none;
     here both are missing.
 
+    Args:
+        text: the answer.
+
     Raises:
         ValueError: no grade, several that differ, or one that is not a whole number from 1 to 5.
     """
@@ -73,6 +79,9 @@ def parse_answer_percent(text: str) -> list[float]:
     """[progress] of a percentage in `answer` tags, or of an answer that is a number alone; clipped to ±100, in [-1, 1].
 
     SOLE-R1's form, `<think>…</think><answer>28%</answer>`, whose last tag may be cut short.
+
+    Args:
+        text: the answer.
 
     Raises:
         ValueError: no number that must be the answer, or several that differ.
@@ -92,6 +101,9 @@ def parse_percentages(text: str, count: int) -> list[float]:
 
     Read as "Frame 1: 0%" wherever that is said; else from an answer that is nothing but a numbered list, or `count`
     numbers.
+
+    Args:
+        text: the answer.
 
     Raises:
         ValueError: a frame is left out, unknown or given two values, or a value is outside 0 to 100.

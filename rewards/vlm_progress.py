@@ -261,7 +261,11 @@ def topreward_scorer(
     shaping: Mapping[str, Any] | None = None,
     **head: Any,
 ) -> Scorer:
-    """`TOPReward` as a scorer; arguments as of `grm_vlm_scorer`, others are the head's."""
+    """`TOPReward` as a scorer; arguments as of `grm_vlm_scorer`, others are the head's.
+
+    Args:
+        encoder, goal, vlm, asking, shaping: as of `grm_vlm_scorer`.
+    """
     return _scorer(encoder, TOPReward(goal, ask=questions(vlm, asking), **head), shaping)
 
 
@@ -274,7 +278,11 @@ def gvl_scorer(
     shaping: Mapping[str, Any] | None = None,
     **head: Any,
 ) -> Scorer:
-    """`GVL` as a scorer; arguments as of `grm_vlm_scorer`, others are the head's."""
+    """`GVL` as a scorer; arguments as of `grm_vlm_scorer`, others are the head's.
+
+    Args:
+        encoder, goal, vlm, asking, shaping: as of `grm_vlm_scorer`.
+    """
     return _scorer(encoder, GVL(goal, ask=questions(vlm, asking), **head), shaping)
 
 
@@ -288,7 +296,14 @@ def _one_view(features: Features, head: str, view: str | None) -> list[list[np.n
 
 
 def picture(path: str) -> np.ndarray:
-    """A goal's picture, (H, W, 3) uint8; FileNotFoundError where there is none."""
+    """A goal's picture, (H, W, 3) uint8; FileNotFoundError where there is none.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"grm_vlm_scorer: goal_image must be a picture; got {path}, which is not there.")
     with Image.open(path) as picture:

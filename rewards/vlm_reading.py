@@ -188,12 +188,21 @@ def images(features: Features, head: str, views: Sequence[str] | None = None) ->
 
 
 def asked_rows(rows: int, stride: int) -> list[int]:
-    """0, stride, 2·stride, … below T; not the last for being last, or its answer would change as time goes on."""
+    """0, stride, 2·stride, … below T; not the last for being last, or its answer would change as time goes on.
+
+    Args:
+        rows: T.
+        stride: of the rows that are asked about.
+    """
     return list(range(0, rows, stride))
 
 
 def thinned(rows: Sequence[int], count: int) -> list[int]:
-    """At most `count` ≥ 2 of these, evenly spread, the first and the last among them."""
+    """At most `count` ≥ 2 of these, evenly spread, the first and the last among them.
+
+    Args:
+        rows: in order.
+    """
     if len(rows) <= count:
         return list(rows)
     return [rows[round(k * (len(rows) - 1) / (count - 1))] for k in range(count)]
@@ -222,6 +231,13 @@ def fill(values: Sequence[float], at: Sequence[int], rows: int, between: str) ->
 def check_reading(head: str, instruction: str, stride: int, between: str, max_frames: int = 2) -> None:
     """Refuse an instruction, a stride, a filling or a number of frames that cannot be.
 
+    Args:
+        head: its name, for errors.
+        instruction: of the task.
+        stride: ≥ 1.
+        between: "hold" or "linear".
+        max_frames: of one question, ≥ 2.
+
     Raises:
         ValueError: names it.
     """
@@ -238,6 +254,9 @@ def check_reading(head: str, instruction: str, stride: int, between: str, max_fr
 def toward(head: Reader, goal: str) -> Reader:
     """A head that reads progress, with another task; model and settings are shared.
 
+    Args:
+        goal: the other task's text.
+
     Raises:
         ValueError: no task.
     """
@@ -248,5 +267,9 @@ def toward(head: Reader, goal: str) -> Reader:
 
 
 def questions(vlm: Mapping[str, Any] | ChatModel, asking: Mapping[str, Any] | None) -> Questions:
-    """From plain values: arguments of `rewards.vlm.chat_model`, and of `Questions`."""
+    """From plain values: arguments of `rewards.vlm.chat_model`, and of `Questions`.
+
+    Args:
+        asking: arguments of `Questions`; None: its defaults.
+    """
     return Questions(chat_model(vlm), **(asking or {}))

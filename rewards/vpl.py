@@ -43,7 +43,11 @@ def gaussian_kl(q: Gaussian, p: tuple[Float[Tensor, "*P Z"], Float[Tensor, "*P Z
 
 
 def annealed(step: int, steps: int, cycles: int) -> float:
-    """The share of β at a step: 1 without cycles; else each rises from 0 to 1 by a half-cosine, then stays as long."""
+    """The share of β at a step: 1 without cycles; else each rises from 0 to 1 by a half-cosine, then stays as long.
+
+    Args:
+        steps: in all.
+    """
     if cycles == 0:
         return 1.0
     within = step * cycles / steps % 1

@@ -34,6 +34,9 @@ class Embedder(nn.Module):
 
     Keeps what a score needs of the demonstrations: the embeddings of their rows, their times in [0, 1] and whose they
     are (`path`, `times`, `lengths`), the goal and the mean distance of the first embeddings from it.
+
+    Args:
+        dim: D.
     """
 
     mean: Tensor
@@ -89,6 +92,9 @@ class XIRL:
     Args:
         embedders: view -> its f, with the demonstrations embedded.
         readout: "time" or "distance".
+
+    Raises:
+        ValueError: `readout` is unknown.
 
     Source: google-research/xirl (arXiv 2106.03911). Departs: f is linear on frozen features, 8 wide, one per view,
         whose φ are averaged (with ten demonstrations or fewer a hidden layer or 32 dimensions ranked frames worse by
@@ -182,7 +188,12 @@ class XIRL:
 def goal_reward(
     embedded: Float[Tensor, "*S E"], goal: Float[Tensor, " E"], start_distance: Float[Tensor, ""] | float
 ) -> Float[Tensor, "*S"]:
-    """r = −|f(o) − g| / mean |f(first) − g|: 0 at the goal, about −1 at the start."""
+    """r = −|f(o) − g| / mean |f(first) − g|: 0 at the goal, about −1 at the start.
+
+    Args:
+        embedded: f(o).
+        start_distance: mean distance of first rows from the goal.
+    """
     return -torch.linalg.vector_norm(embedded - goal, dim=-1) / start_distance
 
 

@@ -1,12 +1,13 @@
 """Collect episodes as a LeRobot dataset: from a scripted expert, random actions, a mixture, or a trained policy.
 
-Mixed is what rewards are judged on: the expert, the expert with noise, near misses (all but solved, then stopped or
-undone), failures (set out well, then wandered off) and random actions, in declared shares. Counterfactual episodes show
-robot and outcome part ways: see embodied judge. Each row holds what was
-seen before an action and what followed it; rows at which the expert's phases end are marked. Killed, it goes on where
-it was when it is run again. A dataset opens in LeRobot itself. Frames are square, as the reward model gets them in
-training: of a world whose own pictures are not, the whole picture is squeezed. Of a world that does not tell success
-the dataset has no column of it.
+Rewards are judged on policy=mixed: the expert, the expert with noise, near misses (almost solved, then stopped or
+undone), failures (begun well, then wandered off) and random actions, in the shares that `shares` gives. In
+counterfactual episodes robot and outcome differ; `embodied judge` uses them.
+
+Each row holds what was seen before an action and what followed it. Rows at which a phase of the expert ends are marked.
+The dataset opens in LeRobot itself; it has no column of success where the world does not tell success. Frames are
+square, as the reward model gets them in training: where a world's own pictures are not, the whole picture is squeezed.
+The same command continues after a kill.
 
     embodied collect env=desk-drawer policy=mixed episodes=40
     embodied collect env=desk-place policy=expert cameras=[front,side,wrist] out=data/place
@@ -20,8 +21,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import runs
+from embodied import cli, runs
 from embodied.collecting import Player, collect
+from embodied.errors import UserError
 from embodied.literal import load_literal
 from embodied.training.acting import load_policy
 from embodied.training.playing import Solo
@@ -41,7 +43,7 @@ def run(config: DictConfig) -> None:
         told = f"solved at the end {sum(known)}" if known else "success is not told"
         if 0 < len(known) < len(of):
             told += f" of {len(known)} that tell"
-        print(f"{kind:10} {len(of):4} episodes, {told}")
+        print(f"{kind:10} {len(of):4} episode{'s' * (len(of) != 1)}, {told}")
     size = sum(path.stat().st_size for path in dataset.root.rglob("*") if path.is_file())
     frames = sum(map(len, rows))
     print(f"Dataset: {dataset.root} ({len(rows)} episodes, {frames} rows, {size / 1e6:.1f} MB)")
@@ -52,5 +54,9 @@ def _trained(config: DictConfig) -> tuple[Any, Player]:
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
     actor, perception = load_policy(folder, trust=config.get("trust"))
     trained = load_literal(folder / "config.yaml")
+    if given := [key for key in config.env if cli.given(config.env, key)]:
+        raise UserError(
+            f"policy=run:… plays in its run's own world; got env.{given[0]}. Leave env out, or train the policy there."
+        )
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
     return changed, lambda env: Solo(actor, env, perception)

@@ -1,11 +1,13 @@
 """Judge a trained policy: success rate with its 95 % interval, returns, videos.
 
 Rebuilds the world, the reward and the policy from the run's config, which is data and never runs code, and loads the
-newest checkpoint. With distractors=… the world looks otherwise than in training; with align=… a policy of RePo first
-learns to see it again, without rewards, and is judged before and after. Of somebody else's run only those servers, keys
-and modules are used that you name by trust=[…]. Writes evaluation.json and videos into the run folder, and its report
-again. Of a policy with a world model, imagined=10 holds what it imagines up to ten steps ahead against what then
-happened: imagination.json, and charts in the report.
+newest checkpoint. From a config of somebody else it uses only the servers, keys and modules that you name by trust=[…].
+Writes evaluation.json, videos and a new report.html into the run folder.
+
+distractors=… shows the policy a world that looks otherwise than in training; with align=… a policy of RePo first learns
+to see that world, without rewards, and is judged before and after. imagined=10, for a policy with a world model,
+compares what the model predicts up to ten steps ahead with what then happened (imagination.json, and charts in the
+report).
 
     embodied evaluate run=latest
     embodied evaluate run=runs/train/20260101-120000-desk-drawer-clip-s0 episodes=200 videos=0
@@ -34,7 +36,7 @@ from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
 from embodied.training.acting import actor_of
 from embodied.training.aligning import align
-from embodied.training.imagination import Episodes, compare, names_of
+from embodied.training.imagination import WholeEpisodes, compare, names_of
 from embodied.training.stage import Stage
 from policies.core import Imagines, Learner
 from rewards.progress import tqdm
@@ -72,7 +74,7 @@ def run(config: DictConfig) -> None:
     summary: dict[str, Any] = {"steps": int(checkpoint.name), "seed": config.seed, "observation": stage.observation}
     if config.align:
         summary |= {"unaligned": _judged(config, stage, actor), "align": _aligned(config, before, stage, actor)}
-    played = Episodes()
+    played = WholeEpisodes()
     summary |= _judged(config, stage, actor, **({"watch": played.add} if config.imagined else {}))
     if config.imagined and model is not None:
         found = compare(model, played.whole, config.imagined, names_of(stage.perception))

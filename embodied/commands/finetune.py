@@ -1,10 +1,10 @@
 """Fine-tune a policy that reads cameras, a sentence and the robot's own readings, from demonstrations good and bad.
 
-The demonstrations' frames are encoded once. The success reward says from pixels which of them were solved (it is fitted
-to the few that a person labelled, or was fitted before), and these are imitated, in chunks of actions. How many steps
-of a chunk are executed is chosen on validation starts. Then the policy is judged beside imitation of everything, on
-the same starts of the world that the data come from: report.html says whether it is better, by a paired test.
-Killed, resume=true goes on to the same curve; run=… stages=[…] adds to a finished run:
+The demonstrations' frames are encoded once. The success reward, which is fitted to the few episodes that a person
+labelled or was fitted before, says from pixels which demonstrations were solved. The policy imitates those, in chunks
+of actions; how many actions of a chunk it executes is chosen on validation starts. Then it is judged beside imitation
+of everything, on the same starts of the world that the data come from, and report.html says by a paired test whether it
+is better. After a kill, resume=true continues the same curve. run=… stages=[…] adds to a finished run:
 
   rollouts     starts where the policy fails are tried again with noise; what the success reward accepts is imitated too
   corrections  the policy acts, then the scripted expert takes over; what the expert did from there is imitated too
@@ -40,7 +40,7 @@ from embodied.envs import is_world
 from embodied.errors import UserError, nearest
 from embodied.finetuning import backbones, imagining, inputs, judging, labels
 from embodied.finetuning.report import write_finetuning
-from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, Session, chunked_settings
+from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, FinetuningRun, chunked_settings
 from embodied.finetuning.training import POLICY
 from embodied.literal import literal_config, load_literal, resolved
 from embodied.report import read_progress
@@ -71,7 +71,7 @@ def run(config: DictConfig) -> None:
         runs.save_config(folder, config)
     runs.write_run(folder, status="running")
     try:
-        session = Session(config, folder, encoder, planned)
+        session = FinetuningRun(config, folder, encoder, planned)
         told = _stages(session)
     except BaseException as error:
         runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
@@ -80,12 +80,12 @@ def run(config: DictConfig) -> None:
     print(f"{told} Report: {write_finetuning(folder)}")
 
 
-def _stages(session: Session) -> str:
+def _stages(session: FinetuningRun) -> str:
     """Do what is not done yet; returns the end in words."""
     config, planned = session.config, session.plan
     print(f"data      {_told(planned)}", flush=True)
     found, _ = session.labelled
-    print(f"labels    {found.told()} (imitated by {config.labels.weights})", flush=True)
+    print(f"labels    {found.told()} (labels.weights={config.labels.weights})", flush=True)
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
     usable = session.rows.usable.astype(float)
@@ -127,7 +127,7 @@ def _stages(session: Session) -> str:
     return judging.verdict(about["compared"]) + kept
 
 
-def _practised(session: Session, policy: ChunkPolicy, before: str, results: Mapping[str, Any]) -> ChunkPolicy:
+def _practised(session: FinetuningRun, policy: ChunkPolicy, before: str, results: Mapping[str, Any]) -> ChunkPolicy:
     """Practise in a learned world; one that is not true is refused, and what it said stands in the report."""
     try:
         return session.practise(policy, before, lambda told: print(f"{WORLD:9} {told}", flush=True))
@@ -139,7 +139,7 @@ def _practised(session: Session, policy: ChunkPolicy, before: str, results: Mapp
         raise
 
 
-def _ranked(session: Session, policy: ChunkPolicy, before: str) -> None:
+def _ranked(session: FinetuningRun, policy: ChunkPolicy, before: str) -> None:
     """Judge the critic, and tell how it went."""
     found = session.ranked(policy, before)
     if found is None:
@@ -156,7 +156,11 @@ def _ranked(session: Session, policy: ChunkPolicy, before: str) -> None:
 
 
 def _judge(
-    session: Session, name: str, policy: ChunkPolicy | BestOfN, weights: np.ndarray | None, results: dict[str, Any]
+    session: FinetuningRun,
+    name: str,
+    policy: ChunkPolicy | BestOfN,
+    weights: np.ndarray | None,
+    results: dict[str, Any],
 ) -> None:
     """Judge a stage's policy where there is a world, and tell how it went."""
     imitated = "" if weights is None else f"{int((weights > 0).sum())} of {len(weights)} rows, "
@@ -167,7 +171,7 @@ def _judge(
         print(f"{'':9} {judging.told_rate(rows)}; {_steps(session, name, policy)}", flush=True)
 
 
-def _told(planned: inputs.Plan) -> str:
+def _told(planned: inputs.PolicyPlan) -> str:
     datasets = [source.dataset for source in planned.sources]
     count = sum(len(each) for each in datasets)
     rows = sum(each.length(i) for each in datasets for i in range(len(each)))
@@ -177,17 +181,22 @@ def _told(planned: inputs.Plan) -> str:
     )
 
 
+HERE = ("device", "eval_episodes", "threads", "videos")  # what a run that goes on may have otherwise
+FREE = ("run", "resume", "stages", "trust", *HERE)
+OF_STAGES = {  # settings of later stages, which may be given until the stage is begun
+    "own": ("rollouts", "corrections"), "rl": (CHUNKED,), "ranked": (CHUNKED,), "world": (WORLD,), "rloo": (WORLD,),
+}  # fmt: skip
 CURVES = {"train/error": "error", "train/critic": "critic's error", "validation/error": "held out"}
 
 
-def _curve(session: Session, name: str) -> str:
+def _curve(session: FinetuningRun, name: str) -> str:
     """The last of a stage's errors, in words."""
     curves = read_progress(session.folder / name / "progress.csv")
     parts = [f"{label} {curves[key][1][-1]:.4f}" for key, label in CURVES.items() if curves.get(key, ([], []))[1]]
     return ", ".join(parts) or "trained"
 
 
-def _steps(session: Session, name: str, policy: ChunkPolicy | BestOfN) -> str:
+def _steps(session: FinetuningRun, name: str, policy: ChunkPolicy | BestOfN) -> str:
     chosen, horizon = session.execute(name, policy), policy.spec.horizon
     how = "as given" if session.config.execute is not None else "chosen on validation starts"
     return f"{chosen} of {horizon} steps executed ({how})"
@@ -205,16 +214,22 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
         assert isinstance(saved, DictConfig)
         check_trusted(folder, resolved(saved), config.get("trust"))
-        for key in ("eval_episodes", "videos", "threads"):
+        if others := runs.changed(config, saved, "finetune", (*FREE, *OF_STAGES)):
+            raise UserError(
+                f"run: {folder} goes on with its own settings; got others for {', '.join(others)}. Leave them out, or "
+                f"begin a new run. What a later stage does is set by {', '.join(OF_STAGES)}."
+            )
+        for key in HERE:
             if cli.given(config, key):
                 saved[key] = config[key]
         if cli.given(config, "stages"):  # what was done before stays
             saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
             saved.stages += [each for each in config.stages if each not in STAGES]
-        for group, stage in {"rl": CHUNKED, "ranked": CHUNKED, "world": WORLD, "rloo": WORLD}.items():
+        for group, stages in OF_STAGES.items():
             for key in config[group]:
                 if cli.given(config[group], key):
-                    _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
+                    for stage in stages:
+                        _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
         return saved, folder
     if config.run and Path(config.run).exists():
@@ -248,7 +263,7 @@ def _begun(config: DictConfig) -> Path:
     return folder
 
 
-def _world(config: DictConfig, planned: inputs.Plan) -> Any:
+def _world(config: DictConfig, planned: inputs.PolicyPlan) -> Any:
     """The world that policies are judged in: the one that was asked for, or that all the data come from; else none."""
     if config.env is not None or not config.evaluate:
         return config.env

@@ -1,12 +1,14 @@
 """Say how good rewards are, before anyone trains on them: which to trust, for what, and which would fool a learner.
 
 Scores every reward on the same labelled episodes (successes, near misses, failures, random behaviour), on films that
-must not pay (frozen, reversed, with another instruction), and on episodes in which robot and outcome part ways: does it
-pay for what was achieved, or for the pose that comes with it? Writes report.html and judgement.json into a run folder,
-and prints the table. The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is
-not there. Thresholds are chosen on a part of the episodes and reported on the rest; a reward that is fitted to
-demonstrations gets ones that are not judged: fresh ones of the world, or, without a world, some of the successes.
-benchmark= reads a public benchmark from its folder, data=, and tells its own figures.
+must not pay (frozen, reversed, with another instruction), and on episodes in which robot and outcome differ: does the
+reward pay for what was achieved, or for the pose that comes with it? Prints a table, and writes report.html and
+judgement.json into a run folder.
+
+The data are a LeRobot folder, or a name such as desk-drawer-mixed, which is collected if it is missing. Thresholds are
+chosen on a part of the episodes and reported on the rest. A reward that is fitted to demonstrations gets some that are
+not judged: new ones of the world or, without a world, some of the successes. benchmark= reads a public benchmark from
+its folder, data=, and gives that benchmark's own figures.
 
     embodied judge reward=[clip,keypoint,demonstration,process] data=desk-drawer-mixed
     embodied judge reward=clip goal="the cup is upright" data=path/to/lerobot wrong=["the cup lies on its side"]

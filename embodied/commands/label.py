@@ -1,11 +1,13 @@
 """Label a dataset: the progress and the reward of every frame, by any reward model.
 
-Writes LeRobot's sidecar (`<name>_progress.parquet`: what its reward-weighted training reads, and the raw potential and
-reward), or a copy of the dataset with the features `progress.<name>` and `reward.<name>`; `next.reward` stays what it
-was. Row t's potential is that of its frame; its reward is that of action t, which leads to the next frame, and the last
-frame, whose successor no dataset holds, is taken to stay. Killed, it goes on where it was when it is run again. The
-source is never touched, unless in_place=true says so. On several machines or GPUs, each labels a shard of the episodes
-into the same folder, and one writes what all have made; the result has the same bits as one run's.
+Writes LeRobot's sidecar (`<name>_progress.parquet`, which its reward-weighted training reads, with the raw potential
+and the reward beside the progress), or a copy of the dataset with the features `progress.<name>` and `reward.<name>`.
+The column `next.reward` stays as it was, and the source is not changed unless you say in_place=true.
+
+Row t's potential is that of its frame. Row t's reward is that of action t, which leads to the next frame; after the
+last frame, whose successor no dataset holds, the world is taken to stay as it is. The same command continues after a
+kill. On several machines or GPUs, each labels a shard of the episodes into the same folder, and one joins them; the
+result has the same bits as one run's.
 
     embodied label data=path/to/lerobot reward=clip goal="put the cube in the tray"
     embodied label data=desk-drawer-mixed reward=process columns=columns out=data/labelled

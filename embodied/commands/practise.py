@@ -1,13 +1,14 @@
 """Let a robot practise a task and its undoing by turns, with a success model for its only judge and nobody resetting.
 
-RoboFuME's loop (`embodied.practice`): demonstrations of both tasks and two success models to begin with; then attempts
-at the one and the other, each ended by the success model's yes or by its time, and updates between them. The person
-who must reset a stuck world is counted. Demonstrations should be recorded by turns too, each from where the other task
-ended (demos=<world>-turns): those that all begin at a reset do not show what to do from there.
+RoboFuME's loop (`embodied.practice`) begins with demonstrations of both tasks and a success model of each. Then the
+policy attempts the two tasks by turns. An attempt ends when the success model says yes or when its time is over, and
+the policy is updated between attempts. When the world is stuck, a person must reset it; the log counts how often.
+Record demonstrations by turns too, each from where the other task ended (demos=<world>-turns): those that all begin at
+a reset do not show what to do from there.
 
-Writes a run folder with a line an attempt (attempts.jsonl: what the model said, and the truth where a simulator knows
-it), curves, checkpoints, evaluations before and after, videos and report.html. Ctrl-C or a crash loses nothing before
-the last checkpoint: resume=true goes on from it.
+Writes a run folder with one line for each attempt (attempts.jsonl: what the model said, and the truth where a simulator
+knows it), curves, checkpoints, evaluations before and after, videos and report.html. Ctrl-C or a crash loses nothing
+before the last checkpoint; resume=true continues from it.
 
     embodied practise
     embodied practise env=desk-drawer observe=state steps=20000

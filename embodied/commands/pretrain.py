@@ -83,7 +83,7 @@ def run(config: DictConfig) -> None:
     judgement |= {"minutes": minutes, "frames": len(examples.frames)}
     (folder / "encoder" / "judgement.json").write_text(json.dumps(judgement, indent=1) + "\n")
     print(summary(judgement))
-    print(f"encoder: {folder / 'encoder'}")
+    print(f"Encoder: {folder / 'encoder'}. Use it: encoder=open_clip encoder.model=local-dir:{folder / 'encoder'}")
 
 
 def judge(

@@ -1,10 +1,10 @@
 """See what the reward model sees: a contact sheet of frames with their scores, before any training.
 
-One row each for starts of episodes, an episode of random actions and, where the world has a scripted expert, an
-episode of it; for every camera, at the encoder's size. The score is the potential that shaping turns into reward:
-each camera's own, in place of the chosen one's, or one of all the views in env.cameras.
-Frames in which the task is solved have a green border: a good reward model gives those the high scores, and a picture
-that is upside down, empty or too dark shows here.
+There is one row each for starts of episodes, an episode of random actions and, where the world has a scripted expert,
+an episode of the expert; so for every camera, at the encoder's size. The score is the potential that shaping turns into
+reward: with each camera in place of the chosen one, or one score of all the views in env.cameras. Frames in which the
+task is solved have a green border. A good reward model gives those the high scores, and a picture that is upside down,
+empty or too dark shows here.
 
     embodied preview env=desk-drawer reward=clip goal="the drawer is open"
     embodied preview env=desk-drawer env.cameras=[front,side] reward=clip goal="the drawer is open"

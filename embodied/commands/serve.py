@@ -1,10 +1,12 @@
 """Serve a reward model or a policy to other computers: HTTP and WebSocket, many clients in one batch.
 
-A camera watched elsewhere, a policy in training (reward=remote), or anything that can send a picture asks it, and
-bears a token: that of token_file or the variable EMBODIED_TOKEN, never of the command line; else one is made at each
-start, in a file that only you can read and your other programs here find. token=false serves every user of this
-machine. It listens to this machine alone; host=0.0.0.0 to others too, and for the open network put a TLS proxy before
-it (proxies=[ITS ADDRESS]). What goes over the wire: GET /docs. Ctrl-C or SIGTERM finishes what is queued and ends.
+Its clients are cameras that are watched elsewhere, policies in training (reward=remote), and whatever can send a
+picture. Every request bears a token: the one in token_file or in the variable EMBODIED_TOKEN, never on the command
+line. Where you give none, the server makes one at each start, in a file that only you can read and that your other
+programs on this machine find by themselves. token=false serves every user of this machine without a token.
+
+The server listens to this machine alone, with host=0.0.0.0 to others too. Before the open network put a TLS proxy
+(proxies=[ITS ADDRESS]). GET /docs tells what goes over the wire. Ctrl-C or SIGTERM finishes what is queued and ends.
 
     embodied serve encoder=open_clip goal="the cup is upright"
     embodied serve reward=process reward.model=runs/fit/process host=0.0.0.0 token_file=token.txt
@@ -36,7 +38,7 @@ from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import is_loopback, read_token
 from embodied.serving.policy_app import PolicyService, make_policy_app, policy_id
 from embodied.settings import check_device, check_least
@@ -97,7 +99,7 @@ def served(config: DictConfig, **options: Any) -> Any:
     return make_app(scorer, model_id=_model_id(scorer, reward), goal_scorer=goal_scorer, **options)
 
 
-def policy_served(config: DictConfig, *, limits: Limits, token: str | None) -> Any:
+def policy_served(config: DictConfig, *, limits: RequestLimits, token: str | None) -> Any:
     """The application of a fine-tuned policy, loaded."""
     from embodied.finetuning import inputs, trying  # of the extra train, which serving rewards does without
     from embodied.finetuning.training import POLICY
@@ -150,12 +152,12 @@ def _check_proxy(address: str) -> None:
         raise UserError(f"proxies must be addresses of proxies, such as 10.0.0.2; got {address!r}.") from error
 
 
-def _limits(config: DictConfig) -> Limits:
+def _limits(config: DictConfig) -> RequestLimits:
     given: Any = OmegaConf.to_container(config.limits, resolve=True)
     try:
-        return Limits(**{name: type(getattr(Limits, name))(value) for name, value in given.items()})
+        return RequestLimits(**{name: type(getattr(RequestLimits, name))(value) for name, value in given.items()})
     except ValueError as error:
-        raise UserError(str(error).replace("Limits: ", "limits.")) from error
+        raise UserError(str(error).replace("RequestLimits: ", "limits.")) from error
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -1,9 +1,9 @@
 """Watch a camera: one number a frame from any reward model, live, shown and recorded.
 
-The source may be a device, a network camera, a video, a folder of images, an episode of a dataset or one of our own
-worlds; several at once are a rig. Of a live camera the newest frame is scored, so the numbers stay fresh however slow
-the model is; what is old, lost or unscorable is said to be so. Of a recording every frame is scored, and gets the
-number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
+The source may be a device, a network camera, a video, a folder of images, an episode of a dataset, one of our own
+worlds, or several of them by name. From a live camera the newest frame is scored, so numbers stay fresh however slow
+the model is; frames that are old, lost or could not be scored are marked. From a recording every frame is scored, and
+gets the number that `embodied label` gives it. Ctrl-C ends the run with a summary and complete files.
 
     embodied watch source=0 reward=clip goal="the drawer is open"
     embodied watch source=rtsp://host/stream reward=[clip,process] goal="it is open" reward.process.model=models/open
@@ -40,7 +40,7 @@ from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
 from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal
 from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
-from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.terminal_view import TerminalView
 
 VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
@@ -69,7 +69,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         _threshold(config), hysteresis=float(config.hysteresis), time_constant_s=float(config.smoothing_s)
     )
     ranges = (config.ranges or {}).items()
-    normaliser = Normaliser({str(name): (float(low), float(high)) for name, (low, high) in ranges})
+    normaliser = PotentialRanges({str(name): (float(low), float(high)) for name, (low, high) in ranges})
     keys: list[Keys] = []
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")
@@ -114,6 +114,8 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             summary = pipeline.summary()
             if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
                 print(summary.text(), file=sys.stderr)
+                if config.record is not None:
+                    print(f"Record: {config.record}", file=sys.stderr)
     if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
         where = "" if config.record is None else f"record={config.record}: "
         raise UserError(

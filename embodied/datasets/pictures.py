@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from embodied.datasets import layout
-from embodied.datasets.places import Places, Span
+from embodied.datasets.places import EpisodePlaces, Span
 from embodied.datasets.rows import Rows
 from embodied.datasets.video import MAX_PIXELS, FilmInfo, VideoError, film, frames_at, read_frames
 from embodied.errors import UserError, nearest
@@ -50,7 +50,7 @@ class Pictures:
         keys: short name of a camera -> feature; those with colours first, then grey ones.
     """
 
-    def __init__(self, dataset: _Owner, places: Places, rows: Rows) -> None:
+    def __init__(self, dataset: _Owner, places: EpisodePlaces, rows: Rows) -> None:
         self._of, self._places, self._rows = dataset, places, rows
         self._films: dict[Path, FilmInfo] = {}
         self._told: dict[str, dict[Path, tuple[int, float]]] = {}

@@ -117,7 +117,7 @@ def check_own(file: Path, own: Any, lengths: Mapping[int, int]) -> tuple[dict[st
 # Episodes -----------------------------------------------------------------------------------------------
 
 
-class Places:
+class EpisodePlaces:
     """The episodes that the meta data name, in the order of their numbers.
 
     Args:

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from embodied.datasets import layout, recovery
 from embodied.datasets.pictures import Pictures
-from embodied.datasets.places import Places, Span, check_info, check_own
+from embodied.datasets.places import EpisodePlaces, Span, check_info, check_own
 from embodied.datasets.rows import Rows
 from embodied.datasets.video import SHARE
 from embodied.errors import UserError, nearest
@@ -115,7 +115,7 @@ class Dataset:
         if surplus not in SURPLUS:
             raise UserError(f"surplus must be {', '.join(SURPLUS)}; got {surplus!r}.")
         self.tolerance, self.surplus = float(tolerance), surplus
-        places = Places(self.root, info)
+        places = EpisodePlaces(self.root, info)
         everything = places.spans()
         self.spans = [span for span in everything if span.length]
         if not self.spans:

@@ -20,8 +20,8 @@ from torch import Tensor
 from embodied.datasets import layout
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError, nearest
-from policies.vla.core import Batch
-from policies.vla.embedded import Observation
+from policies.vla.core import ChunkBatch
+from policies.vla.embedded import ChunkObservation
 
 STATE, ACTION, IMAGES = "observation.state", "action", "observation.images."
 
@@ -105,7 +105,7 @@ def ordered(have: Sequence[str], want: Sequence[str], what: str) -> list[int]:
 
 
 @dataclass(frozen=True)
-class Episode:
+class EncodedEpisode:
     """One demonstration, encoded.
 
     Attributes:
@@ -139,7 +139,7 @@ def read_episode(
     states: Sequence[str],
     actions: Sequence[str],
     fps: float,
-) -> Episode:
+) -> EncodedEpisode:
     """Episode i of a dataset, as a policy reads it.
 
     Args:
@@ -158,7 +158,7 @@ def read_episode(
     state = columns[names.state].reshape(length, -1) if names.state else np.zeros((length, 0))
     action = columns[names.action].reshape(length, -1)
     success = dataset.columns(i, ["next.success"])["next.success"] if "next.success" in dataset.features else None
-    return Episode(
+    return EncodedEpisode(
         {name: eye(dataset, i, names.cameras[name]) for name, eye in eyes.items() if name in names.cameras},
         state[:, ordered(names.states, states, f"{where}: {names.state}")].astype(np.float32),
         action[:, ordered(names.actions, actions, f"{where}: {names.action}")].astype(np.float32),
@@ -188,7 +188,7 @@ class Windows:
     """
 
     def __init__(
-        self, episodes: Sequence[Episode], *, horizon: int, cameras: Sequence[str], texts: Mapping[str, Tensor]
+        self, episodes: Sequence[EncodedEpisode], *, horizon: int, cameras: Sequence[str], texts: Mapping[str, Tensor]
     ) -> None:
         if not episodes:
             raise UserError("data must hold at least one episode; it holds none.")
@@ -230,17 +230,17 @@ class Windows:
         inside = np.minimum(wanted, last)
         return inside, (wanted <= last) & self._finite[inside]
 
-    def batch(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+    def batch(self, rows: Int64[np.ndarray, " B"]) -> ChunkBatch:
         """What the policy sees at some rows, and what was done then."""
         inside, real = self._real(rows)
         index = torch.from_numpy(rows)
-        obs = Observation(
+        obs = ChunkObservation(
             {name: self._shown(name, rows) for name in self.cameras},
             {name: torch.from_numpy(seen[rows]) for name, seen in self._seen.items()},
             self._texts[torch.from_numpy(self._sentence[self.episode[rows]])],
             self._state[index],
         )
-        return Batch(obs, self._actions[torch.from_numpy(inside)], torch.from_numpy(~real))
+        return ChunkBatch(obs, self._actions[torch.from_numpy(inside)], torch.from_numpy(~real))
 
     def _shown(self, name: str, rows: np.ndarray) -> Tensor:
         """What one camera shows at some rows."""

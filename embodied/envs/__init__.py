@@ -22,12 +22,20 @@ SCRIPTED = (*DESK, "drive-town")  # those with an expert
 
 
 def world_id(name: str) -> str:
-    """The Gymnasium id of one of `WORLDS`."""
+    """The Gymnasium id of one of `WORLDS`.
+
+    Args:
+        name: of a world, as "desk-drawer".
+    """
     return f"embodied/{name}-v0"
 
 
 def world_cameras(name: str) -> tuple[str, ...]:
-    """The cameras of one of `WORLDS`, its own first."""
+    """The cameras of one of `WORLDS`, its own first.
+
+    Args:
+        name: of a world, as "desk-drawer".
+    """
     from gymnasium.envs.registration import load_env_creator
 
     world: Any = load_env_creator(_SCENES[name.partition("-")[0]])
@@ -35,7 +43,11 @@ def world_cameras(name: str) -> tuple[str, ...]:
 
 
 def world_scene(name: str) -> str:
-    """The folder below `sim_assets/` of one of `WORLDS`."""
+    """The folder below `sim_assets/` of one of `WORLDS`.
+
+    Args:
+        name: of a world, as "desk-drawer".
+    """
     from gymnasium.envs.registration import load_env_creator
 
     world: Any = load_env_creator(_SCENES[name.partition("-")[0]])
@@ -43,7 +55,11 @@ def world_scene(name: str) -> str:
 
 
 def is_world(env_id: str | None) -> bool:
-    """Whether a Gymnasium id is of one of `WORLDS`."""
+    """Whether a Gymnasium id is of one of `WORLDS`.
+
+    Args:
+        env_id: as "embodied/desk-drawer-v0"; None is of none.
+    """
     return env_id in {world_id(name) for name in WORLDS}
 
 

@@ -17,8 +17,8 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
-from embodied.envs.spaces import Actions, Readings, number
-from embodied.envs.suites import DEFAULT_STEPS, Found, find, physics_of
+from embodied.envs.spaces import Actions, FlatObservations, number
+from embodied.envs.suites import DEFAULT_STEPS, SuiteWorld, find, physics_of
 from embodied.envs.world import OBS_FORMS, World
 from embodied.errors import UserError, nearest
 
@@ -99,12 +99,20 @@ class Bridged(gymnasium.Env):
     """See `make`. Not a wrapper: `unwrapped` stays here, with the frames, the random generator and the state.
 
     Every episode's start is drawn from `np_random`, also where the suite keeps a generator of its own.
+
+    Args:
+        found: the environment, made.
+        name: its id, for errors.
+        obs, camera, image_size: as of `make`.
+
+    Raises:
+        UserError: `obs` needs pictures that the environment does not render.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
-        self, found: Found, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
+        self, found: SuiteWorld, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
     ) -> None:
         self._found, self.inner, self.world_id = found, found.env, name
         self.instruction, self.script = found.instruction, found.script
@@ -117,7 +125,7 @@ class Bridged(gymnasium.Env):
         self.camera = self._camera(camera or self._usual_camera())
         self._actions = Actions(self.inner.action_space, self.world_id)
         self.action_space = self._actions.space
-        self._readings = Readings(self.inner.observation_space, self.world_id)
+        self._readings = FlatObservations(self.inner.observation_space, self.world_id)
         state = self._readings.space
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         if obs != "state" and physics is None and not renders(self.inner):
@@ -278,6 +286,7 @@ def _imported(id: str) -> str:
         UserError: the module cannot be imported, or registers no such environment.
     """
     module, _, name = id.rpartition(":")
+    before = set(gymnasium.registry)
     try:
         importlib.import_module(module)
     except Exception as error:  # a person's own module may fail in any way
@@ -285,9 +294,17 @@ def _imported(id: str) -> str:
         what = f"{type(error).__name__}: {error}"
         raise UserError(f"make: {id!r}: the module {module!r} cannot be imported: {what}. {where}") from error
     if name not in gymnasium.registry:
-        known = nearest(name, gymnasium.registry)
+        registry = gymnasium.registry.items()
+        own = [each for each, spec in registry if each not in before or _made_in(module, spec.entry_point)]
+        known = nearest(name, own or gymnasium.registry)
         raise UserError(f"make: the module {module!r} registers no environment {name!r}. {known}")
     return name
+
+
+def _made_in(module: str, entry_point: Any) -> bool:
+    """Whether an environment's entry point lies in a module or below it."""
+    place = entry_point.partition(":")[0] if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return place == module or place.startswith(f"{module}.")
 
 
 def _is_ours(id: str) -> bool:

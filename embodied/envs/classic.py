@@ -22,6 +22,9 @@ class FixedCartPole(CartPoleEnv):
 
     The reward is 1 while cart and pole are within Gymnasium's bounds, and `is_success` says whether they never left
     them in this episode. Against the rail's end the cart also stops; in the authors' code its speed goes on growing.
+
+    Args:
+        kwargs: as of Gymnasium's `CartPoleEnv`.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -52,6 +55,9 @@ class FixedMountainCar(Continuous_MountainCarEnv):
 
     The reward is Gymnasium's until then (100 on arrival, less the force), then 0. In the authors' code the car can
     roll back from the goal, and one success marks every later episode.
+
+    Args:
+        kwargs: as of Gymnasium's `Continuous_MountainCarEnv`.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -56,6 +56,9 @@ class Desk(World):
         image_size: see `World`.
         looks: see `World`.
         render_mode: see `World`.
+
+    Raises:
+        ValueError: an unknown task, a target that it has not, or an action that has neither 4 nor 7 numbers.
     """
 
     scene = "desk/desk.xml"

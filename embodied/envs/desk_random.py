@@ -23,7 +23,12 @@ TOLD = ("red", "green", "blue", "mark", "button")  # colours that sentences name
 
 
 def start(world: Desk, rng: np.random.Generator) -> None:
-    """An episode's first state: cubes apart and clear of the drawer, the arm near its rest, the button up."""
+    """An episode's first state: cubes apart and clear of the drawer, the arm near its rest, the button up.
+
+    Args:
+        world: is set to it.
+        rng: of the draws.
+    """
     spots = _apart(rng, 3)
     for cube, spot in zip(CUBES, spots, strict=True):
         world.put_cube(cube, np.array([*spot, ON_DESK]), rng.uniform(-0.3, 0.3))
@@ -46,7 +51,12 @@ def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
 
 
 def sample_state(world: Desk, rng: np.random.Generator) -> None:
-    """Any plausible state, solved ones included, each fact in a tenth of them or more."""
+    """Any plausible state, solved ones included, each fact in a tenth of them or more.
+
+    Args:
+        world: is set to it.
+        rng: of the draws.
+    """
     data = world.data
     mujoco.mj_resetData(world.model, data)
     opened = rng.choice([0.0, rng.uniform(0.0, 0.012), rng.uniform(0.012, 0.09), rng.uniform(0.09, 0.15)],
@@ -188,7 +198,12 @@ def _clear(world: Desk, tip: np.ndarray, carried: str | None, margin: float) -> 
 
 
 def randomize_look(model: mujoco.MjModel, rng: np.random.Generator) -> None:
-    """Light, cameras, surfaces, colours and distractors; the colours that sentences name stay themselves."""
+    """Light, cameras, surfaces, colours and distractors; the colours that sentences name stay themselves.
+
+    Args:
+        model: is changed in place.
+        rng: of the draws.
+    """
     _light(model, rng)
     for camera in range(model.ncam):
         wrist = model.camera(camera).name == "wrist"

@@ -53,6 +53,7 @@ class Drive(World):
         traffic: how full the town is, in [0, 1]: of 12 cars that drive, 10 that are parked, and a walker.
         ends: whether a violation ends the episode (terminated), as in VLM-RL.
         **kwargs: those of `World`.
+        obs, camera, image_size, looks, render_mode: as of `World`.
 
     Attributes:
         synthesis: what `reward=synthesis` takes of the world's own readings; see `rewards.combine.Synthesis`.
@@ -60,6 +61,9 @@ class Drive(World):
         way: the route, and on.
         at: metres along it.
         others: the traffic.
+
+    Raises:
+        ValueError: an unknown task, or a traffic that is no number in [0, 1].
     """
 
     scene = "drive"

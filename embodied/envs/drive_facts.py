@@ -24,7 +24,11 @@ SEEN = np.array([[-7.5, 21.0], [-14.5, 14.5]])  # metres ahead and to the left t
 
 
 def degrees(world: Drive) -> dict[str, float]:
-    """See `World.degrees`."""
+    """See `World.degrees`.
+
+    Args:
+        world: in any state.
+    """
     others = np.concatenate([world.others.poses, world.others.parked])
     pose, walker = world.pose, world.others.walker
     shown = others[seen(pose, others[:, :2])]
@@ -53,7 +57,12 @@ def degrees(world: Drive) -> dict[str, float]:
 
 
 def seen(pose: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(K,) bool: which points (K, 2) the bird's-eye camera over a car shows well."""
+    """(K,) bool: which points (K, 2) the bird's-eye camera over a car shows well.
+
+    Args:
+        pose: (3,) the car's x, y in metres and heading in radians.
+        points: (K, 2) metres.
+    """
     local = turned(points - pose[:2], -pose[2])
     return np.all((local > SEEN[:, 0]) & (local < SEEN[:, 1]), axis=-1)
 

@@ -24,7 +24,12 @@ SHARES = (0.2, 0.13, 0.2, 0.1, 0.1, 0.08, 0.11, 0.08)
 
 
 def start(world: Drive, rng: np.random.Generator) -> None:
-    """An episode's first state: the car at rest in its lane, everybody else where they happen to be."""
+    """An episode's first state: the car at rest in its lane, everybody else where they happen to be.
+
+    Args:
+        world: is set to it.
+        rng: of the draws.
+    """
     way = RoadWay(int(rng.integers(len(LANES))), float(rng.uniform(3.0, STREET - 12.0)), rng.integers(0, 6, TURNS))
     world.place(way, _populated(way, world.traffic, rng))
 
@@ -66,7 +71,12 @@ def _parked(way: RoadWay, count: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def sample_state(world: Drive, rng: np.random.Generator) -> None:
-    """Any plausible state, accidents and the wrong lane included; each fact in some of them."""
+    """Any plausible state, accidents and the wrong lane included; each fact in some of them.
+
+    Args:
+        world: is set to it.
+        rng: of the draws.
+    """
     way = RoadWay(int(rng.integers(len(LANES))), float(rng.uniform(0.0, STREET)), rng.integers(0, 6, TURNS))
     others = _populated(way, float(rng.choice([0.25, 0.5, 0.8])), rng)
     kind = str(rng.choice(KINDS, p=SHARES))
@@ -147,7 +157,12 @@ def _make_room(world: Drive, placed: list[int]) -> None:
 
 
 def randomize_look(model: mujoco.MjModel, rng: np.random.Generator) -> None:
-    """Another light, another day, other paints and houses; the cameras sit a little otherwise on the car."""
+    """Another light, another day, other paints and houses; the cameras sit a little otherwise on the car.
+
+    Args:
+        model: is changed in place.
+        rng: of the draws.
+    """
     relight(model, rng)
     bird, front = model.camera("bird").id, model.camera("front").id
     model.cam_pos[bird] = [AHEAD + rng.uniform(-0.8, 0.8), rng.uniform(-0.8, 0.8), HEIGHT * rng.uniform(0.95, 1.08)]

@@ -28,6 +28,9 @@ class CarDriver:
 
     Attributes:
         phase: how many quarters of the route are done.
+
+    Raises:
+        ValueError: noise without `rng`.
     """
 
     def __init__(self, world: Drive, *, noise: float = 0.0, rng: np.random.Generator | None = None) -> None:

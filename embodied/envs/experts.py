@@ -37,6 +37,10 @@ def expert(
 
     Arguments are `Expert`'s, which it is on the desk; in the town it is a `CarDriver`, elsewhere a `SuiteExpert`.
 
+    Args:
+        noise: standard deviation on each entry of an action in [-1, 1].
+        rng: of the noise; needed where there is some.
+
     Raises:
         ValueError: a world without one, or another than the desk's that is asked to leave.
     """

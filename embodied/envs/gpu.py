@@ -47,7 +47,11 @@ def maniskill_reward(
 
 
 def maniskill_frames(obs: Mapping[str, Any], cameras: Sequence[str]) -> dict[str, Tensor]:
-    """`obs["sensor_data"][camera]["rgb"]` of each camera."""
+    """`obs["sensor_data"][camera]["rgb"]` of each camera.
+
+    Args:
+        cameras: names of those to read.
+    """
     return {name: obs["sensor_data"][name]["rgb"] for name in cameras}
 
 
@@ -75,7 +79,11 @@ def mjlab_reward(
 
 
 def mjlab_frames(env: Any, cameras: Sequence[str]) -> dict[str, Tensor]:
-    """`env.scene[camera].data.rgb` of each camera."""
+    """`env.scene[camera].data.rgb` of each camera.
+
+    Args:
+        cameras: names of those to read.
+    """
     return {name: env.scene[name].data.rgb for name in cameras}
 
 

@@ -42,6 +42,9 @@ class Humanoid(World):
     Args:
         task: stand or kneel.
         **kwargs: those of `World`.
+
+    Raises:
+        ValueError: an unknown task.
     """
 
     scene = "humanoid"

@@ -55,7 +55,13 @@ def orbit(
 
 
 def relight(model: mujoco.MjModel, rng: np.random.Generator, strength: float = 0.3) -> None:
-    """Scale the brightness of every light by one draw each, warm or cold, and turn its direction a little."""
+    """Scale the brightness of every light by one draw each, warm or cold, and turn its direction a little.
+
+    Args:
+        model: is changed in place.
+        rng: of the draws.
+        strength: largest change of brightness, as a share.
+    """
     for light in range(model.nlight):
         tint = 1 + rng.uniform(-0.06, 0.06, 3)
         model.light_diffuse[light] *= rng.uniform(1 - strength, 1 + strength) * tint
@@ -64,13 +70,23 @@ def relight(model: mujoco.MjModel, rng: np.random.Generator, strength: float = 0
 
 
 def tint(rgba: np.ndarray, rng: np.random.Generator, amount: float = 0.08) -> np.ndarray:
-    """(4,) the same colour by name, a little lighter, darker or off in hue."""
+    """(4,) the same colour by name, a little lighter, darker or off in hue.
+
+    Args:
+        rgba: (4,) in [0, 1].
+        rng: of the draws.
+        amount: largest shift of a channel, in [0, 1]; its scale changes by up to twice that.
+    """
     out = rgba.copy()
     out[:3] = np.clip(rgba[:3] * rng.uniform(1 - 2 * amount, 1 + 2 * amount) + rng.uniform(-amount, amount, 3), 0, 1)
     return out
 
 
 def muted(rng: np.random.Generator) -> np.ndarray:
-    """(4,) a colour without a strong hue, so that it passes for none of the named ones."""
+    """(4,) a colour without a strong hue, so that it passes for none of the named ones.
+
+    Args:
+        rng: of the draws.
+    """
     grey = rng.uniform(0.25, 0.9)
     return np.append(np.clip(grey + rng.uniform(-0.1, 0.1, 3), 0, 1), 1.0)

@@ -62,14 +62,23 @@ def _bytes(image: np.ndarray, where: str) -> np.ndarray:
 
 
 def resized(image: np.ndarray, size: int) -> np.ndarray:
-    """(size, size, 3) uint8: the whole picture, by area; one that is not square is squeezed, as VLM-RM does."""
+    """(size, size, 3) uint8: the whole picture, by area; one that is not square is squeezed, as VLM-RM does.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: side in pixels.
+    """
     if image.shape[:2] == (size, size):
         return image
     return np.array(Image.fromarray(image).resize((size, size), Image.Resampling.BOX))
 
 
 def renders(env: gymnasium.Env) -> bool:
-    """Whether a world has frames for a reward model: a `frame()` of ours, or pictures to make them of."""
+    """Whether a world has frames for a reward model: a `frame()` of ours, or pictures to make them of.
+
+    Args:
+        env: any.
+    """
     return env.has_wrapper_attr("frame") or str(env.render_mode).startswith("rgb_array")
 
 

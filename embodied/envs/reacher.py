@@ -35,6 +35,9 @@ class Reacher(World):
     Args:
         task: colour of the ball to reach: red, green, blue or yellow.
         **kwargs: those of `World`.
+
+    Raises:
+        ValueError: an unknown task.
     """
 
     scene = "reacher/scene.xml"

@@ -24,7 +24,12 @@ DIRECTIONS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [0.0, -1.0]])
 
 
 class Junction(NamedTuple):
-    """Where a way goes through a junction: metres along the way, and which one."""
+    """Where a way goes through a junction: metres along the way, and which one.
+
+    Attributes:
+        enter, leave: metres along the way.
+        node: number of the junction.
+    """
 
     enter: float
     leave: float
@@ -33,7 +38,11 @@ class Junction(NamedTuple):
 
 class Crossing(NamedTuple):
     """Where a way goes over a zebra crossing: metres along the way, the street, and on which side of its middle line
-    (metres to the left of east or north) the way runs."""
+    (metres to the left of east or north) the way runs.
+
+    Attributes:
+        at: metres along the way.
+    """
 
     at: float
     street: int
@@ -41,12 +50,21 @@ class Crossing(NamedTuple):
 
 
 def place(node: int) -> np.ndarray:
-    """(2,) the middle of a junction."""
+    """(2,) the middle of a junction.
+
+    Args:
+        node: number of the junction.
+    """
     return (np.array(divmod(node, GRID)) - (GRID - 1) / 2) * BLOCK
 
 
 def neighbour(node: int, direction: int) -> int | None:
-    """The junction that a street leads to from another; None where the town ends."""
+    """The junction that a street leads to from another; None where the town ends.
+
+    Args:
+        node: number of the junction.
+        direction: in which the street leaves it.
+    """
     i, j = np.array(divmod(node, GRID)) + DIRECTIONS[direction].astype(int)
     return int(i * GRID + j) if min(i, j) >= 0 and max(i, j) < GRID else None
 
@@ -56,14 +74,22 @@ STREETS = tuple((n, k) for n, k in LANES if k < 2)  # each once, towards the eas
 
 
 def ways(node: int, direction: int) -> list[int]:
-    """The directions in which one may leave the junction at the end of a lane: all but back."""
+    """The directions in which one may leave the junction at the end of a lane: all but back.
+
+    Args:
+        node, direction: of the lane.
+    """
     end = neighbour(node, direction)
     assert end is not None
     return [k for k in range(4) if k != (direction + 2) % 4 and neighbour(end, k) is not None]
 
 
 def street_of(node: int, direction: int) -> int:
-    """The street in `STREETS` that a lane belongs to."""
+    """The street in `STREETS` that a lane belongs to.
+
+    Args:
+        node, direction: of the lane.
+    """
     if direction >= 2:
         end = neighbour(node, direction)
         assert end is not None

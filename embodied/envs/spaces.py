@@ -120,7 +120,7 @@ class Actions:
         )
 
 
-class Readings:
+class FlatObservations:
     """A world's observations as one row of numbers, float32: dictionaries and tuples in order, choices one-hot.
 
     Args:
@@ -237,6 +237,10 @@ def array(value: Any, space: spaces.Space, what: str) -> np.ndarray:
 def number(value: Any, what: str) -> float:
     """A reward: one finite number, however it is packed.
 
+    Args:
+        value: what came.
+        what: its name, for the error.
+
     Raises:
         UserError: it is not.
     """
@@ -247,7 +251,11 @@ def number(value: Any, what: str) -> float:
 
 
 def world_name(env: gymnasium.Env) -> str:
-    """What a person calls a world: its id, else its class."""
+    """What a person calls a world: its id, else its class.
+
+    Args:
+        env: any.
+    """
     if env.spec is not None:
         return env.spec.id
     return str(getattr(env.unwrapped, "world_id", type(env.unwrapped).__name__))
@@ -257,6 +265,9 @@ def told_success(info: dict[str, Any]) -> bool | None:
     """Whether the task is solved, by a world's `is_success` or `success`; None where it does not say.
 
     Unknown is not no: a missing key, None and NaN are all unknown.
+
+    Args:
+        info: of a step.
     """
     for key in ("is_success", "success"):
         value = info.get(key)

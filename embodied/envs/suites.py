@@ -32,8 +32,20 @@ _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # Meta-World's camer
 
 
 @dataclass(frozen=True)
-class Found:
-    """An environment of a suite and what the suite is known for."""
+class SuiteWorld:
+    """An environment of a suite and what the suite is known for.
+
+    Attributes:
+        env: made, without a time limit.
+        steps: of an episode.
+        success: info -> whether the task is solved; None where it does not say.
+        proprio: observation as one row -> own readings.
+        camera: the usual one; None: the environment's own.
+        upside_down: cameras whose pictures are turned.
+        seeds: seed -> what begins that episode; None: `reset` takes the seed.
+        script: makes a scripted expert; None: there is none.
+        instruction: the task as an order; "" where unknown.
+    """
 
     env: gymnasium.Env
     steps: int  # the suite's own time limit
@@ -46,15 +58,19 @@ class Found:
     instruction: str = ""  # the task in words
 
 
-def find(id: str, kwargs: dict[str, Any]) -> Found:
+def find(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     """Make an environment of a suite, or of Gymnasium's registry.
+
+    Args:
+        id: as `embodied.envs.bridge.make` takes it.
+        kwargs: of the environment.
 
     Raises:
         UserError: there is none, or it cannot be made.
     """
     if id in _CLASSIC and comes_from("gymnasium", id):
         kind, steps = _CLASSIC[id]
-        return Found(kind(render_mode="rgb_array", **kwargs), steps)
+        return SuiteWorld(kind(render_mode="rgb_array", **kwargs), steps)
     if id.startswith("metaworld/"):
         return _metaworld(id, kwargs)
     if id.startswith("dm_control/"):
@@ -64,7 +80,7 @@ def find(id: str, kwargs: dict[str, Any]) -> Found:
         steps, control._step_limit = control._step_limit, float("inf")  # ours cuts instead, and can be saved
         named = physics_of(env)
         first = named[0].camera(0).name if named and named[0].ncam else None
-        return Found(env, int(steps) if np.isfinite(steps) else DEFAULT_STEPS, camera=first)
+        return SuiteWorld(env, int(steps) if np.isfinite(steps) else DEFAULT_STEPS, camera=first)
     if id.startswith(_ROBOTICS) and (id not in gymnasium.registry or comes_from("gymnasium_robotics", id)):
         _suite("gymnasium_robotics", id)
         env = _registered(id, kwargs)
@@ -72,21 +88,21 @@ def find(id: str, kwargs: dict[str, Any]) -> Found:
         parts = env.observation_space
         width = parts["observation"].shape if isinstance(parts, spaces.Dict) and "observation" in parts.spaces else None
         keep = own.get(width[0]) if id.startswith("Fetch") and width else None
-        return Found(
+        return SuiteWorld(
             env,
             _limit(env),
             _kitchen_done if id.startswith("FrankaKitchen") else told_success,
-            (lambda flat: flat[..., 6:][keep]) if keep else Found.proprio,
+            (lambda flat: flat[..., 6:][keep]) if keep else SuiteWorld.proprio,
             camera="free",
         )
-    return Found(env := _registered(id, kwargs), _limit(env))
+    return SuiteWorld(env := _registered(id, kwargs), _limit(env))
 
 
 def _kitchen_done(info: dict[str, Any]) -> bool | None:
     return not info["tasks_to_complete"] if "tasks_to_complete" in info else None
 
 
-def _metaworld(id: str, kwargs: dict[str, Any]) -> Found:
+def _metaworld(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     metaworld = _suite("metaworld", id)
     tasks = {key.removesuffix("-goal-observable"): key for key in metaworld.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE}
     task = id.removeprefix("metaworld/")
@@ -96,7 +112,7 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> Found:
     env._freeze_rand_vec, env.seeded_rand_vec = False, True  # a new start and goal each episode, drawn from its seed
     env.observation_space = env.sawyer_observation_space  # what it was made with gives the goal no room
     steps, env.max_path_length = int(env.max_path_length), 10**9  # ours cuts instead
-    return Found(
+    return SuiteWorld(
         env,
         steps,
         proprio=lambda flat: flat[:4],  # hand position and gripper opening
@@ -123,7 +139,8 @@ def _suite(module: str, id: str) -> Any:
 def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
     """From Gymnasium's registry, without a time limit."""
     if id not in gymnasium.registry:
-        raise UserError(f"make: no environment {id!r}. {nearest(id, [*WORLDS, *gymnasium.registry], listed='worlds')}")
+        known = nearest(id, [*WORLDS, *gymnasium.registry], listed="worlds")
+        raise UserError(f"make: no environment {id!r}. {known} One of your own is written module:{id}.")
     spec = gymnasium.spec(id)
     try:
         entry = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
@@ -140,7 +157,12 @@ def _registered(id: str, kwargs: dict[str, Any]) -> gymnasium.Env:
 
 
 def comes_from(package: str, id: str) -> bool:
-    """Whether a registered environment is made by a package."""
+    """Whether a registered environment is made by a package.
+
+    Args:
+        package: its name.
+        id: as Gymnasium knows it.
+    """
     spec = gymnasium.registry.get(id)
     made: Any = None if spec is None else spec.entry_point
     module = made if isinstance(made, str) else str(getattr(made, "__module__", ""))
@@ -153,7 +175,11 @@ def _limit(env: gymnasium.Env) -> int:
 
 
 def physics_of(env: gymnasium.Env) -> tuple[mujoco.MjModel, mujoco.MjData] | None:
-    """MuJoCo's model and data behind an environment, if it has them."""
+    """MuJoCo's model and data behind an environment, if it has them.
+
+    Args:
+        env: any.
+    """
     base = env.unwrapped
     control = getattr(base, "__dict__", {}).get("_env")
     if control is not None and hasattr(control, "physics"):

@@ -30,13 +30,23 @@ _OUTLINE = np.array([(x, y) for x in (-1, -0.5, 0, 0.5, 1) for y in (-1, 1)] + [
 
 
 def turned(points: np.ndarray, heading: np.ndarray | float) -> np.ndarray:
-    """Points (..., 2) turned by a heading (...)."""
+    """Points (..., 2) turned by a heading (...).
+
+    Args:
+        points: metres.
+        heading: radians.
+    """
     c, s = np.cos(heading), np.sin(heading)
     return np.stack([c * points[..., 0] - s * points[..., 1], s * points[..., 0] + c * points[..., 1]], -1)
 
 
 def gaps(pose: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(K,) metres between a car (3,) and other cars (K, 3), each x, y, heading; 0 where they touch."""
+    """(K,) metres between a car (3,) and other cars (K, 3), each x, y, heading; 0 where they touch.
+
+    Args:
+        pose: metres, radians.
+        others: the same of K cars.
+    """
     mine = pose[:2] + turned(_OUTLINE, pose[2])
     theirs = others[:, None, :2] + turned(_OUTLINE, others[:, None, 2])
     found = np.minimum(
@@ -51,12 +61,21 @@ def _beside(points: np.ndarray) -> np.ndarray:
 
 
 def walker_gap(pose: np.ndarray, walker: np.ndarray) -> float:
-    """Metres between a car (3,) and the walker (2,)."""
+    """Metres between a car (3,) and the walker (2,).
+
+    Args:
+        pose: metres, radians.
+        walker: metres.
+    """
     return max(float(_beside(turned(walker - pose[:2], -pose[2]))) - GIRTH, 0.0)
 
 
 def discs(poses: np.ndarray) -> np.ndarray:
-    """(K, 3, 2) the middles of the discs that cars (K, 3) are made of."""
+    """(K, 3, 2) the middles of the discs that cars (K, 3) are made of.
+
+    Args:
+        poses: metres, radians.
+    """
     along = np.stack([FEELERS, np.zeros(3)], -1)
     return poses[:, None, :2] + turned(along, poses[:, None, 2])
 
@@ -65,7 +84,16 @@ def free(
     way: RoadWay, at: float, obstacles: np.ndarray, *, width: float = WIDTH, sight: float = SIGHT, aside: float = 0.0
 ) -> float:
     """Metres from a car's front, at a place of its way, to the first of some discs (K, 2) that stand in the way, or so
-    many metres to the left of it."""
+    many metres to the left of it.
+
+    Args:
+        way: that the car follows.
+        at: metres along it.
+        obstacles: metres.
+        width: of the strip that must be free, metres.
+        sight: metres that are looked ahead.
+        aside: metres to the left of the way.
+    """
     ahead = np.arange(1.0, sight + 1.0)
     if not len(obstacles):
         return sight
@@ -77,12 +105,21 @@ def free(
 
 
 def speed_for(distance: float) -> float:
-    """m/s at which one can still stop comfortably within so many metres."""
+    """m/s at which one can still stop comfortably within so many metres.
+
+    Args:
+        distance: metres.
+    """
     return math.sqrt(2 * COMFORT * max(distance, 0.0))
 
 
 def bend_speed(way: RoadWay, at: float) -> float:
-    """m/s at which the bends ahead can be taken, as seen from here."""
+    """m/s at which the bends ahead can be taken, as seen from here.
+
+    Args:
+        way: that the car follows.
+        at: metres along it.
+    """
     bends = np.abs(way.curvature(at + _AHEAD))
     return float(np.sqrt((SIDEWAYS / np.maximum(bends, 1e-3) + 2 * COMFORT * _AHEAD).min()))
 
@@ -97,6 +134,11 @@ class Traffic:
         turn: (9,) whose turn it is at each junction, a vehicle's number; -1: nobody's.
         street, across, sense, wait: of the walker: the street it crosses, metres to the left of its middle line, +1 or
             -1 as it walks, seconds that it still waits. Nobody walks where `street` is -1.
+
+    Args:
+        lanes: (K,) where each begins.
+        begins: (K,) metres along it.
+        turns: where each goes at junctions.
     """
 
     def __init__(self, lanes: np.ndarray, begins: np.ndarray, turns: np.ndarray, cruise: np.ndarray) -> None:
@@ -250,7 +292,12 @@ _KEPT = ("lanes", "begins", "turns", "cruise", "at", "speed", "aside", "parked",
 
 
 def spread(rng: np.random.Generator, count: int, apart: float, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lanes (K,) and metres along them (K,) of up to `count` cars, so far from one another and from `taken` (N, 2)."""
+    """Lanes (K,) and metres along them (K,) of up to `count` cars, so far from one another and from `taken` (N, 2).
+
+    Args:
+        rng: of the draws.
+        apart: metres between two, at least.
+    """
     lanes: list[int] = []
     begins: list[float] = []
     places = [*taken]

@@ -50,6 +50,14 @@ class Worlds:
     """The worlds of one process, each answer a list with one item a world.
 
     Actions are translated and observations checked (see `embodied.envs.spaces`), whoever made the world.
+
+    Args:
+        make: makes one.
+        part: numbers of these worlds among all.
+        look: what is rendered; None: nothing is.
+
+    Raises:
+        UserError: a world has nothing to render.
     """
 
     def __init__(self, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
@@ -193,7 +201,12 @@ class Worlds:
 
 
 def work(pipe: Connection, make: Callable[[], gymnasium.Env], part: list[int], look: Look | None) -> None:
-    """A worker's whole life: make the worlds, answer commands until told to close or the parent is gone."""
+    """A worker's whole life: make the worlds, answer commands until told to close or the parent is gone.
+
+    Args:
+        pipe: commands come and answers go by it.
+        make, part, look: as of `Worlds`.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
     worlds: Worlds | None = None
     memory: SharedMemory | None = None
@@ -245,7 +258,11 @@ def _check_learnable(env: gymnasium.Env, actions: spaces.Space) -> None:
 
 
 def own_view(env: gymnasium.Env) -> str:
-    """The name of the view that a world's `frame()` shows: its camera's; "free" or "main" where that has none."""
+    """The name of the view that a world's `frame()` shows: its camera's; "free" or "main" where that has none.
+
+    Args:
+        env: one world.
+    """
     if not env.has_wrapper_attr("camera"):
         return "main"
     camera = env.get_wrapper_attr("camera")
@@ -254,6 +271,9 @@ def own_view(env: gymnasium.Env) -> str:
 
 def view_names(env: gymnasium.Env, cameras: Sequence[str], policy_cameras: Sequence[str] = ()) -> tuple[str, ...]:
     """The views a reward model gets, `cameras` or the world's own; after them those that the policy alone sees.
+
+    Args:
+        env: one world.
 
     Raises:
         WorldError: a camera that the world lacks, or one twice.
@@ -271,7 +291,12 @@ def view_names(env: gymnasium.Env, cameras: Sequence[str], policy_cameras: Seque
 
 
 def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str = "frame") -> np.ndarray:
-    """(V, H, W, 3) uint8, what a world looks like now in some of its views; its depth (V, H, W) as `kind="depth"`."""
+    """(V, H, W, 3) uint8, what a world looks like now in some of its views; its depth (V, H, W) as `kind="depth"`.
+
+    Args:
+        env: one world.
+        size: side in pixels.
+    """
     own, pictures_of = own_view(env), []
     for each in views:
         named = {} if each == own else {"camera": each}
@@ -325,12 +350,21 @@ def _offsets(specs: Specs) -> Iterator[tuple[str, int, int]]:
 
 
 def block_size(specs: Specs) -> int:
-    """Bytes that `views` needs."""
+    """Bytes that `views` needs.
+
+    Args:
+        specs: name -> shape and type of each array.
+    """
     return max(end for _, _, end in _offsets(specs))
 
 
 def views(buffer: Any, specs: Specs) -> dict[str, np.ndarray]:
-    """The arrays that lie in one block of memory."""
+    """The arrays that lie in one block of memory.
+
+    Args:
+        buffer: the block.
+        specs: name -> shape and type of each array.
+    """
     return {
         name: np.ndarray(specs[name][0], specs[name][1], buffer=buffer, offset=start)
         for name, start, _ in _offsets(specs)

@@ -39,6 +39,9 @@ class World(gymnasium.Env, ABC):
         looks: what each episode looks like: so many looks, of which one is drawn, or their numbers; `info["look"]` is
             then where the episode's look stands among them. 0: always the world's own. A number is one look for ever.
         render_mode: only "rgb_array" (`render()`: a 480 px picture for people, with shadows).
+
+    Raises:
+        ValueError: an unknown camera, form of observation or render mode, or looks that are no numbers of looks.
     """
 
     scene: ClassVar[str]  # file below sim_assets/

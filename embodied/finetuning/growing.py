@@ -22,7 +22,7 @@ from embodied.envs.experts import expert, has_expert
 from embodied.errors import UserError
 from embodied.finetuning.judging import PLANNED, Arena
 from embodied.finetuning.labels import SOLVED, Teacher
-from embodied.finetuning.rollouts import Played, Stage, play
+from embodied.finetuning.rollouts import Played, RolloutWorlds, play
 from policies.vla.core import ChunkPolicy
 from rewards.progress import tqdm
 
@@ -41,7 +41,7 @@ class Handover:
         UserError: worlds without an expert.
     """
 
-    def __init__(self, actor: Any, stage: Stage, after: Sequence[int]) -> None:
+    def __init__(self, actor: Any, stage: RolloutWorlds, after: Sequence[int]) -> None:
         self._worlds: list[Any] = [env.unwrapped for env in stage.envs]
         if not all(has_expert(world) for world in self._worlds):
             raise UserError(
@@ -134,7 +134,7 @@ def _counted(accepted: Sequence[Played]) -> dict[str, Any]:
 
 
 def write(
-    root: Path, played: Sequence[Played], policy: ChunkPolicy, stage: Stage, *, kind: str,
+    root: Path, played: Sequence[Played], policy: ChunkPolicy, stage: RolloutWorlds, *, kind: str,
     cut: Callable[[Played], int] = lambda each: 0,
 ) -> None:  # fmt: skip
     """Episodes as a LeRobot dataset, each from its row `cut` on; nothing where there is none."""

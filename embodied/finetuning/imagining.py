@@ -24,20 +24,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from embodied.datasets import Dataset
-from embodied.datasets.windows import Episode, Windows, names_of
+from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.finetuning import growing, inputs, judging, labels, truth
-from embodied.finetuning.inputs import Source
+from embodied.finetuning.inputs import DataSource
 from embodied.finetuning.labels import Teacher
 from embodied.finetuning.training import POLICY, advance
 from embodied.opening import open_dataset
 from embodied.settings import check_least
 from policies.saving import pack, unpack
 from policies.vla.core import CONFIG, ChunkPolicy
-from policies.vla.rloo import Practice, Starts
+from policies.vla.rloo import RLOO, ImaginedStarts
 from policies.vla.stats import Normaliser
-from policies.vla.world import Reflector, Tracks, World, WorldSpec, build_world
+from policies.vla.world import Reflector, Tracks, WorldEnsemble, WorldSpec, build_world
 from policies.vla.world_learning import WorldLearning
 from rewards.progress import tqdm
 
@@ -86,7 +86,7 @@ def check_world(config: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Known:
+class WorldData:
     """Everything that was recorded, as a world reads it.
 
     Attributes:
@@ -127,7 +127,7 @@ def gather(session: Any, folder: Path, policy: ChunkPolicy, execute: int) -> dic
     return json.loads(file.read_text("utf-8"))
 
 
-def know(session: Any, folder: Path, teacher: Teacher) -> Known:
+def know(session: Any, folder: Path, teacher: Teacher) -> WorldData:
     """Read all there is, and have our rewards judge every frame.
 
     Raises:
@@ -136,9 +136,9 @@ def know(session: Any, folder: Path, teacher: Teacher) -> Known:
     config, plan = session.config, session.plan
     given = [config.world.data] if isinstance(config.world.data, str) else list(config.world.data)
     more = [open_dataset(str(each), setting="world.data") for each in given]
-    extra = [Source(dataset, names_of(dataset)) for dataset in more]
+    extra = [DataSource(dataset, names_of(dataset)) for dataset in more]
     tried = [Dataset(folder / "data")] if (folder / "data").is_dir() else []
-    own = [Source(dataset, names_of(dataset)) for dataset in tried]
+    own = [DataSource(dataset, names_of(dataset)) for dataset in tried]
     sources = [*plan.sources, *extra, *own]
     for source in extra:
         if source.dataset.fps != plan.fps:
@@ -147,7 +147,7 @@ def know(session: Any, folder: Path, teacher: Teacher) -> Known:
         if missing := [name for name in plan.cameras if name not in source.names.cameras]:
             raise UserError(f"stages=[world] needs every camera in every dataset; {source.dataset.root} lacks "
                             f"{missing[0]!r}.")  # fmt: skip
-    episodes: list[Episode] = [*session.episodes]
+    episodes: list[EncodedEpisode] = [*session.episodes]
     episodes += inputs.read(replace(plan, sources=(*extra, *own)), session.eyes, desc="world: encoding")
     if any(episode.ratio != 1 for episode in episodes):
         raise UserError("stages=[world] needs data at the policy's rate. Leave policy.fps out.")
@@ -163,7 +163,7 @@ def know(session: Any, folder: Path, teacher: Teacher) -> Known:
         success += [_recorded(source.dataset, i) for i in range(len(source.dataset))]
     count, near = len(episodes), len(session.episodes)
     order = np.arange(count)
-    return Known(
+    return WorldData(
         rows, order % HELD_OUT == HELD_OUT - 1, (order < near) | (order >= count - sum(map(len, tried))),
         np.concatenate(targets).astype(np.float32), np.concatenate(success),
     )  # fmt: skip
@@ -181,14 +181,14 @@ def _recorded(dataset: Dataset, i: int) -> np.ndarray:
 class Model:
     """A world that was taught, its control and its reflector, with what they were taught."""
 
-    world: World
-    blind: World
+    world: WorldEnsemble
+    blind: WorldEnsemble
     reflector: Reflector
     tracks: Tracks
     kept: dict[str, float]
 
 
-def model(config: Any, folder: Path, known: Known) -> Model:
+def model(config: Any, folder: Path, known: WorldData) -> Model:
     """Teach a world, or read the one that was taught before.
 
     Args:
@@ -244,7 +244,7 @@ def model(config: Any, folder: Path, known: Known) -> Model:
 # Truth ----------------------------------------------------------------------------------------------------
 
 
-def tell(config: Any, file: Path, known: Known, made: Model) -> dict[str, Any]:
+def tell(config: Any, file: Path, known: WorldData, made: Model) -> dict[str, Any]:
     """Ask for the truth, and write it down; the reward model's own word of real frames stands beside the reflector's.
 
     Raises:
@@ -291,7 +291,7 @@ def refusal(told: dict[str, Any]) -> str | None:
 # Practice -------------------------------------------------------------------------------------------------
 
 
-def drawer(known: Known, tracks: Tracks, done: float) -> Callable[[torch.Generator, int], Starts]:
+def drawer(known: WorldData, tracks: Tracks, done: float) -> Callable[[torch.Generator, int], ImaginedStarts]:
     """Draws moments to begin at, where the task is not done: any of the demonstrations and own rollouts, and the first
     ones of other data."""
     rows = known.rows
@@ -300,20 +300,20 @@ def drawer(known: Known, tracks: Tracks, done: float) -> Callable[[torch.Generat
     if not len(chosen):
         raise UserError("stages=[world] needs moments where the task is not done yet; the success reward sees none.")
 
-    def draw(random: torch.Generator, count: int) -> Starts:
+    def draw(random: torch.Generator, count: int) -> ImaginedStarts:
         found = chosen[torch.randint(len(chosen), (count,), generator=random)]
-        return Starts(tracks.tokens[found].float(), tracks.state[found], tracks.text[found])
+        return ImaginedStarts(tracks.tokens[found].float(), tracks.state[found], tracks.text[found])
 
     return draw
 
 
-def practise(config: Any, folder: Path, policy: ChunkPolicy, known: Known, made: Model) -> ChunkPolicy:
+def practise(config: Any, folder: Path, policy: ChunkPolicy, known: WorldData, made: Model) -> ChunkPolicy:
     """Practise in imagination; the practised policy lies in `folder/practised` too."""
     where = folder / "practised"
     if (where / CONFIG).is_file():
         return ChunkPolicy.load(where).to(policy.device)
     settings = config.rloo
-    learner = Practice(
+    learner = RLOO(
         policy, made.world, made.reflector, drawer(known, made.tracks, settings.done), steps=settings.updates,
         groups=settings.groups,
         rollouts=settings.rollouts, horizon=settings.horizon, scale=settings.scale, done=settings.done,

@@ -16,7 +16,7 @@ from torch import Tensor
 from embodied.build import build
 from embodied.datasets import Dataset, layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
-from embodied.datasets.windows import Episode, Names, Windows, names_of, ordered, read_episode
+from embodied.datasets.windows import EncodedEpisode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
 from embodied.finetuning import backbones
 from embodied.opening import open_dataset
@@ -31,7 +31,7 @@ MISSING = ("refuse", "zeros")
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """One dataset, with what its names mean."""
 
     dataset: Dataset
@@ -39,7 +39,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class PolicyPlan:
     """What the policy will read and give, settled before a frame is decoded.
 
     Attributes:
@@ -50,7 +50,7 @@ class Plan:
         frames: camera -> (H, W) of the pictures.
     """
 
-    sources: tuple[Source, ...]
+    sources: tuple[DataSource, ...]
     cameras: tuple[str, ...]
     states: tuple[str, ...]
     actions: tuple[str, ...]
@@ -58,7 +58,7 @@ class Plan:
     frames: dict[str, tuple[int, int]]
 
 
-def plan(config: DictConfig) -> Plan:
+def plan(config: DictConfig) -> PolicyPlan:
     """Open the datasets of a config and settle names, order and rate.
 
     Raises:
@@ -74,7 +74,7 @@ def plan(config: DictConfig) -> Plan:
     sources = []
     for each in given:
         dataset = open_dataset(str(each))
-        sources.append(Source(dataset, names_of(dataset, mapping)))
+        sources.append(DataSource(dataset, names_of(dataset, mapping)))
     if not sum(len(source.dataset) for source in sources):
         raise UserError("data must hold at least one episode; it holds none.")
     known = list(dict.fromkeys(name for source in sources for name in source.names.cameras))
@@ -110,16 +110,16 @@ def plan(config: DictConfig) -> Plan:
     for name in cameras:
         source = next(source for source in sources if name in source.names.cameras)
         frames[name] = _size(source, name)
-    return Plan(tuple(sources), tuple(cameras), first.states, first.actions, fps, frames)
+    return PolicyPlan(tuple(sources), tuple(cameras), first.states, first.actions, fps, frames)
 
 
-def _size(source: Source, camera: str) -> tuple[int, int]:
+def _size(source: DataSource, camera: str) -> tuple[int, int]:
     short = source.names.cameras[camera]
     key = next(k for k in source.dataset.features if short in (k, layout.short_name(k)))
     return layout.image_shape(source.dataset.features[key])
 
 
-def make_eyes(planned: Plan, encoder: Any, *, layer: str | None, channels: int) -> dict[str, Eye]:
+def make_eyes(planned: PolicyPlan, encoder: Any, *, layer: str | None, channels: int) -> dict[str, Eye]:
     """An eye a camera, fitted to the plan's datasets.
 
     Raises:
@@ -171,7 +171,7 @@ def kept_eyes(policy: ChunkPolicy | BestOfN, encoder: Any) -> dict[str, Eye]:
     }
 
 
-def read(planned: Plan, eyes: Mapping[str, Any], *, desc: str = "encoding") -> list[Episode]:
+def read(planned: PolicyPlan, eyes: Mapping[str, Any], *, desc: str = "encoding") -> list[EncodedEpisode]:
     """Every episode of the plan's datasets, encoded; what was encoded before is read again."""
 
     def look(name: str) -> Any:
@@ -205,7 +205,7 @@ class Sentences:
 
 
 def windows(
-    episodes: Sequence[Episode], planned: Plan, horizon: int, say: Callable[[Sequence[str]], Tensor]
+    episodes: Sequence[EncodedEpisode], planned: PolicyPlan, horizon: int, say: Callable[[Sequence[str]], Tensor]
 ) -> Windows:
     """The episodes as windows."""
     sentences = list(dict.fromkeys(episode.instruction for episode in episodes))
@@ -213,7 +213,9 @@ def windows(
     return Windows(episodes, horizon=horizon, cameras=planned.cameras, texts=texts)
 
 
-def new_policy(config: DictConfig, planned: Plan, eyes: Mapping[str, Any], encoder: Any, rows: Windows) -> ChunkPolicy:
+def new_policy(
+    config: DictConfig, planned: PolicyPlan, eyes: Mapping[str, Any], encoder: Any, rows: Windows
+) -> ChunkPolicy:
     """A policy that knows nothing yet but how to normalise, and what its backbone knows; the same for one seed."""
     policy = config.policy
     keep = [str(name) for name in policy.keep]

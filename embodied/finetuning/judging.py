@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from embodied.files import write_text
-from embodied.finetuning.rollouts import Played, Stage, play
+from embodied.finetuning.rollouts import Played, RolloutWorlds, play
 from embodied.training.evaluation import Evaluation
 from embodied.training.labeller import Ended
 from policies.vla.actor import ChunkActor
@@ -47,18 +47,18 @@ class Arena:
     worlds: int
     instruction: str | None = None
 
-    def stage(self, policy: ChunkPolicy | BestOfN, count: int) -> Stage:
+    def stage(self, policy: ChunkPolicy | BestOfN, count: int) -> RolloutWorlds:
         """Worlds that show what a policy reads; close them."""
         spec = policy.spec
         cameras = {name: spec.frames[name] for name in spec.cameras}
-        return Stage(
+        return RolloutWorlds(
             self.make, min(self.worlds, count), cameras=cameras, states=spec.states, instruction=self.instruction
         )
 
     def actor(
         self,
         policy: ChunkPolicy | BestOfN,
-        stage: Stage,
+        stage: RolloutWorlds,
         execute: int,
         *,
         noise: float = 0.0,

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from embodied.datasets.encoding import encode
 from embodied.datasets.windows import Windows, names_of
 from embodied.errors import UserError
-from embodied.finetuning.inputs import Plan, Source
+from embodied.finetuning.inputs import DataSource, PolicyPlan
 from embodied.opening import open_dataset
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
@@ -34,7 +34,7 @@ Label = str
 
 
 @dataclass(frozen=True)
-class Labels:
+class EpisodeLabels:
     """What is said of every episode, and by whom.
 
     Attributes:
@@ -55,15 +55,15 @@ class Labels:
         solved, unsolved, unsure = (self.count(word) for word in (SOLVED, NOT, ABSTAINED))
         people = self.said_by.count("person")
         by = {"recorded": "recorded", "all": "not asked"}.get(self.said_by[0], "success")
-        known = f", {people} of them said by a person" if people else ""
-        return f"{by}: {solved} solved, {unsolved} not, {unsure} abstained{known}"
+        known = f"; a person labelled {people} of them" if people else ""
+        return f"{by}: {solved} solved, {unsolved} not, {unsure} unsure{known}"
 
     def as_dict(self) -> dict[str, Any]:
         quality = None if self.quality is None else self.quality.as_dict()
         return {"words": list(self.words), "said_by": list(self.said_by), "quality": quality}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Labels:
+    def from_dict(cls, values: Mapping[str, Any]) -> EpisodeLabels:
         quality = values.get("quality")
         return cls(
             tuple(values["words"]), tuple(values["said_by"]), None if quality is None else Quality.from_dict(quality)
@@ -118,7 +118,7 @@ class Teacher:
 
 
 def encoded(
-    source: Source, encoder: Any, cameras: Sequence[str], indices: Sequence[int] | None = None
+    source: DataSource, encoder: Any, cameras: Sequence[str], indices: Sequence[int] | None = None
 ) -> list[Episode]:
     """Episodes of a dataset by their vectors, views called as the policy calls them."""
     names = [source.names.cameras[name] for name in cameras if name in source.names.cameras]
@@ -133,7 +133,7 @@ def encoded(
     ]  # fmt: skip
 
 
-def make_teacher(config: DictConfig, planned: Plan, encoder: Any, known: Sequence[Episode]) -> Teacher:
+def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: Sequence[Episode]) -> Teacher:
     """The success reward of a config: a fitted one, one fitted to other labelled episodes, or to what a person said.
 
     Raises:
@@ -146,7 +146,7 @@ def make_teacher(config: DictConfig, planned: Plan, encoder: Any, known: Sequenc
         shown = list(known)
         if labels.labelled is not None:
             dataset = open_dataset(str(labels.labelled), setting="labels.labelled")
-            shown = encoded(Source(dataset, names_of(dataset)), encoder, planned.cameras)
+            shown = encoded(DataSource(dataset, names_of(dataset)), encoder, planned.cameras)
         goal = shown[0].instruction or None if shown else None
         try:
             head = fit_success(shown, encoder=encoder, goal=goal, hold=labels.hold, precision=labels.precision)
@@ -159,7 +159,7 @@ def make_teacher(config: DictConfig, planned: Plan, encoder: Any, known: Sequenc
     return Teacher(encoder, head)
 
 
-def label(config: DictConfig, planned: Plan, encoder: Any) -> tuple[Labels, Teacher | None]:
+def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[EpisodeLabels, Teacher | None]:
     """What is said of every episode of the plan's datasets, and who says so.
 
     Raises:
@@ -168,7 +168,7 @@ def label(config: DictConfig, planned: Plan, encoder: Any) -> tuple[Labels, Teac
     labels = config.labels
     count = sum(len(source.dataset) for source in planned.sources)
     if labels.source == "all":
-        return Labels((SOLVED,) * count, ("all",) * count), None
+        return EpisodeLabels((SOLVED,) * count, ("all",) * count), None
     if labels.source == "recorded":
         words = []
         for source in planned.sources:
@@ -180,7 +180,7 @@ def label(config: DictConfig, planned: Plan, encoder: Any) -> tuple[Labels, Teac
             for i in range(len(source.dataset)):
                 last = source.dataset.columns(i, ["next.success"])["next.success"].reshape(-1)[-1]
                 words.append(SOLVED if last else NOT)
-        return Labels(tuple(words), ("recorded",) * count), None
+        return EpisodeLabels(tuple(words), ("recorded",) * count), None
     cameras = planned.cameras
     episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras)]
     own = labels.model is None and labels.labelled is None
@@ -196,10 +196,12 @@ def label(config: DictConfig, planned: Plan, encoder: Any) -> tuple[Labels, Teac
     for k in known:
         words[k] = SOLVED if episodes[k].success else NOT
     said = tuple("person" if k in set(known) else "success" for k in range(len(episodes)))
-    return Labels(tuple(words), said, teacher.head.quality), teacher
+    return EpisodeLabels(tuple(words), said, teacher.head.quality), teacher
 
 
-def row_weights(config: DictConfig, labels: Labels, planned: Plan, encoder: Any, rows: Windows) -> np.ndarray:
+def row_weights(
+    config: DictConfig, labels: EpisodeLabels, planned: PolicyPlan, encoder: Any, rows: Windows
+) -> np.ndarray:
     """(N,) how much each row is imitated; rows that cannot be learned from have 0.
 
     Raises:
@@ -221,7 +223,7 @@ def row_weights(config: DictConfig, labels: Labels, planned: Plan, encoder: Any,
 
 
 @torch.inference_mode()
-def progress(config: DictConfig, source: Source, encoder: Any, planned: Plan) -> list[np.ndarray]:
+def progress(config: DictConfig, source: DataSource, encoder: Any, planned: PolicyPlan) -> list[np.ndarray]:
     """Progress of each row of each episode, by the process reward."""
     found, heads = [], {}
     for each in encoded(source, encoder, planned.cameras):

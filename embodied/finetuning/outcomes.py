@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embodied.finetuning.inputs import Source
+from embodied.finetuning.inputs import DataSource
 from embodied.finetuning.labels import ABSTAINED, NOT, SOLVED, Label, Teacher, encoded
 from policies.vla.critic import Outcomes
 
@@ -19,7 +19,7 @@ ENDS = {SOLVED: 1.0, NOT: 0.0, ABSTAINED: float("nan")}
 
 
 def outcomes(
-    sources: Sequence[Source], words: Sequence[Label], teacher: Teacher | None, encoder: Any, cameras: Sequence[str]
+    sources: Sequence[DataSource], words: Sequence[Label], teacher: Teacher | None, encoder: Any, cameras: Sequence[str]
 ) -> Outcomes:
     """Of the episodes of some datasets, one after the other.
 

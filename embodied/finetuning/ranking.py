@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from embodied.finetuning.judging import Arena
-from embodied.finetuning.rollouts import Played, Stage, play
-from policies.vla.actor import ChunkActor, Memory
+from embodied.finetuning.rollouts import Played, RolloutWorlds, play
+from policies.vla.actor import ChunkActor, ChunkMemory
 from policies.vla.choosing import BestOfN, candidates
 from rewards.metrics import auroc
 from rewards.progress import tqdm
@@ -48,11 +48,13 @@ class Branching:
         self._trunks, self._branches, self._begun = trunks, branches, 0
         self.scores = np.full(len(trunks), np.nan)
 
-    def begin(self, count: int) -> Memory:
+    def begin(self, count: int) -> ChunkMemory:
         self._episode, self._step = np.zeros(count, int), np.zeros(count, int)
         return self._actor.begin(count)
 
-    def act(self, obs: Mapping[str, Any], memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[Any, Memory]:
+    def act(
+        self, obs: Mapping[str, Any], memory: ChunkMemory, first: np.ndarray, *, explore: bool
+    ) -> tuple[Any, ChunkMemory]:
         queue, at = memory.queue.copy(), memory.at.copy()
         for e in np.flatnonzero(first):
             self._episode[e], self._step[e], self._begun = self._begun, 0, self._begun + 1
@@ -112,7 +114,7 @@ def rank(
     )
 
 
-def _scaled(played: Played, stage: Stage) -> np.ndarray:
+def _scaled(played: Played, stage: RolloutWorlds) -> np.ndarray:
     """An episode's actions in [-1, 1]."""
     return (2 * (played.actions - stage.low) / (stage.high - stage.low) - 1).astype(np.float32)
 

@@ -179,8 +179,8 @@ def _labels(labels: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str:
         of = [word for word, by in zip(words, said, strict=True) if by == who]
         cells = "".join(f'<td class="n">{of.count(word)}</td>' for word in ("solved", "not", "abstained"))
         rows += f"<tr><th>{escape(who)}</th>{cells}</tr>"
-    head = "<tr><th>said by</th>" + "".join(f'<th class="n">{w}</th>' for w in ("solved", "not", "abstained")) + "</tr>"
-    note = f"What the demonstrations are said to be; imitated by {config['labels']['weights']}."
+    head = "<tr><th>said by</th>" + "".join(f'<th class="n">{w}</th>' for w in ("solved", "not", "unsure")) + "</tr>"
+    note = f"What is said of the demonstrations, of which labels.weights={config['labels']['weights']} are imitated."
     if labels.get("quality"):
         note += " The success model judges from pixels; its quality is of episodes it was not fitted to."
     table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"

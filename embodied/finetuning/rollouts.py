@@ -20,7 +20,7 @@ from embodied.errors import UserError, nearest
 
 
 @runtime_checkable
-class Actor(Protocol):
+class ChunkPlayer(Protocol):
     """What plays: see `policies.vla.actor.ChunkActor`."""
 
     def begin(self, count: int) -> Any: ...
@@ -59,7 +59,7 @@ class Played:
     pictures: list[np.ndarray] = field(default_factory=list)
 
 
-class Stage:
+class RolloutWorlds:
     """Worlds to play in, with what the policy is shown of them.
 
     Args:
@@ -128,8 +128,8 @@ class Stage:
 
 
 def play(
-    actor: Actor,
-    stage: Stage,
+    actor: ChunkPlayer,
+    stage: RolloutWorlds,
     seeds: Sequence[int],
     *,
     explore: bool = False,
@@ -204,7 +204,7 @@ class _Run:
     rewards: list[float] = field(default_factory=list)
     success: list[bool] = field(default_factory=list)
 
-    def look(self, stage: Stage) -> None:
+    def look(self, stage: RolloutWorlds) -> None:
         """Keep what there is to see, where it is wanted."""
         if not self.keep and not self.film:
             return
@@ -220,7 +220,7 @@ class _Run:
             room = [np.pad(i, ((0, max(heights) - len(i)), (0, 0), (0, 0))) for i in shown]
             self.pictures.append(np.concatenate(room, 1))
 
-    def step(self, stage: Stage, action: np.ndarray) -> bool:
+    def step(self, stage: RolloutWorlds, action: np.ndarray) -> bool:
         """Act; whether the episode is over."""
         obs, reward, terminated, truncated, info = stage.envs[self.e].step(action)
         self.states.append(self.readings)
@@ -255,7 +255,7 @@ class _Run:
         )
 
 
-def _begin(stage: Stage, e: int, place: int, seed: int, keep: bool, film: Sequence[int]) -> _Run:
+def _begin(stage: RolloutWorlds, e: int, place: int, seed: int, keep: bool, film: Sequence[int]) -> _Run:
     obs, _ = stage.envs[e].reset(seed=int(seed))
     run = _Run(e, place, int(seed), stage.readings(e, obs), keep, seed in film)
     run.look(stage)

@@ -24,7 +24,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from embodied.datasets import Dataset
-from embodied.datasets.windows import Episode, Windows, names_of
+from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking
@@ -35,7 +35,7 @@ from embodied.runs import write_run
 from embodied.training import evaluation
 from embodied.worlds import env_maker
 from policies.vla.choosing import BestOfN, load_acting, load_critic, save_critic
-from policies.vla.chunked import ChunkedRL, Settings
+from policies.vla.chunked import ChunkedRL, ChunkedRLSettings
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.critic import Outcomes
 
@@ -45,7 +45,7 @@ BASELINE, DATA, REFUSED = "baseline", "data", "refused"
 
 
 @dataclass
-class Session:
+class FinetuningRun:
     """One run's parts, each made when it is first needed.
 
     Attributes:
@@ -58,7 +58,7 @@ class Session:
     config: DictConfig
     folder: Path
     encoder: Any
-    plan: inputs.Plan
+    plan: inputs.PolicyPlan
 
     @cached_property
     def say(self) -> Any:
@@ -77,7 +77,7 @@ class Session:
         )
 
     @cached_property
-    def episodes(self) -> list[Episode]:
+    def episodes(self) -> list[EncodedEpisode]:
         return inputs.read(self.plan, self.eyes)
 
     @cached_property
@@ -85,7 +85,7 @@ class Session:
         return inputs.windows(self.episodes, self.plan, self.config.policy.horizon, self.say)
 
     @cached_property
-    def labelled(self) -> tuple[labels.Labels, labels.Teacher | None]:
+    def labelled(self) -> tuple[labels.EpisodeLabels, labels.Teacher | None]:
         """The labels of the demonstrations, and who can label more."""
         found, teacher = labels.label(self.config, self.plan, self.encoder)
         write_text(self.folder / "labels.json", json.dumps(found.as_dict(), indent=2) + "\n")
@@ -156,17 +156,17 @@ class Session:
         write_text(file, json.dumps(found) + "\n")
         return found
 
-    def sources(self, names: Sequence[str], kind: str = DATA) -> list[inputs.Source]:
+    def sources(self, names: Sequence[str], kind: str = DATA) -> list[inputs.DataSource]:
         """The datasets that stages wrote: what is imitated, or what was refused."""
         found = [Dataset(root) for name in names if (root := self.folder / name / kind).is_dir()]
-        return [inputs.Source(dataset, names_of(dataset)) for dataset in found]
+        return [inputs.DataSource(dataset, names_of(dataset)) for dataset in found]
 
     def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
         """The demonstrations' rows and those that stages gathered, and how much each is imitated."""
         rows = self._windows(self.sources(names))
         return rows, np.concatenate([weights, rows.usable[len(weights) :].astype(np.float64)])
 
-    def _windows(self, more: Sequence[inputs.Source]) -> Windows:
+    def _windows(self, more: Sequence[inputs.DataSource]) -> Windows:
         """The demonstrations' rows, and after them those of other datasets."""
         read = inputs.read(replace(self.plan, sources=tuple(more)), self.eyes, desc="encoding") if more else []
         return inputs.windows([*self.episodes, *read], self.plan, self.config.policy.horizon, self.say)
@@ -214,7 +214,7 @@ class Session:
         acting.save(folder / POLICY)
         return acting
 
-    def outcomes(self, more: Sequence[inputs.Source]) -> Outcomes:
+    def outcomes(self, more: Sequence[inputs.DataSource]) -> Outcomes:
         """What the rows of the demonstrations, and of other datasets after them, led to."""
         found, teacher = self.labelled
         return outcomes([*self.plan.sources, *more], found.words, teacher, self.encoder, self.plan.cameras)
@@ -318,7 +318,7 @@ class Session:
         return found
 
 
-def chunked_settings(config: DictConfig) -> Settings:
+def chunked_settings(config: DictConfig) -> ChunkedRLSettings:
     """The settings of chunked RL of a config.
 
     Raises:
@@ -326,9 +326,9 @@ def chunked_settings(config: DictConfig) -> Settings:
     """
     values: Any = OmegaConf.to_container(config.rl)
     try:
-        return Settings(**values)
+        return ChunkedRLSettings(**values)
     except ValueError as error:
-        raise UserError(f"rl: {str(error).removeprefix('Settings: ')}") from error
+        raise UserError(f"rl: {str(error).removeprefix('ChunkedRLSettings: ')}") from error
 
 
 def _padded(values: np.ndarray, count: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from embodied.datasets.windows import Windows
 from embodied.files import latest_checkpoint, write_checkpoint
 from embodied.training.log import RunLog
 from policies.vla.core import CONFIG, ChunkPolicy
-from policies.vla.imitation import Imitation
+from policies.vla.imitation import ChunkImitation
 from rewards.progress import tqdm
 
 POLICY = "policy"
@@ -43,14 +43,14 @@ def train(
         policy: as it starts.
         weights: (N,) of the rows.
         rows: the windows.
-        steps, batch_size, learning_rate, seed: see `Imitation`.
+        steps, batch_size, learning_rate, seed: see `ChunkImitation`.
         held_out: row numbers whose error is watched; may be none.
         checkpoint_every, log_every: steps; 0 of the former: only at the end.
         name: for the bar.
     """
     if (folder / POLICY / CONFIG).is_file():
         return ChunkPolicy.load(folder / POLICY).to(policy.device)
-    learner = Imitation(
+    learner = ChunkImitation(
         policy, weights, rows.batch, steps=steps, batch_size=batch_size, learning_rate=learning_rate, seed=seed
     )
 

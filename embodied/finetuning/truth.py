@@ -26,7 +26,7 @@ from torch import Tensor
 
 from policies.core import Batch
 from policies.inverse import inverse, r_squared
-from policies.vla.world import Reflector, Segment, Tracks, World, error
+from policies.vla.world import Reflector, Segment, Tracks, WorldEnsemble, error
 from rewards.metrics import auroc
 
 STEPS = (8, 16)  # actions after which it is asked
@@ -58,7 +58,7 @@ def windows(tracks: Tracks, held_out: np.ndarray) -> np.ndarray:
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), WINDOWS)).astype(int))] if len(rows) else rows
 
 
-def roll(world: World, blind: World, tracks: Tracks, rows: np.ndarray) -> Rolled:
+def roll(world: WorldEnsemble, blind: WorldEnsemble, tracks: Tracks, rows: np.ndarray) -> Rolled:
     """Foretell windows from their first moments."""
     segment = tracks.segment(rows, world.spec.stride, max(STEPS) // world.spec.stride)
     still = segment.tokens[:, :1].expand(-1, segment.actions.shape[1], -1, -1)
@@ -105,7 +105,7 @@ def same(rolled: Rolled, episode: np.ndarray, seed: int) -> dict[str, Any]:
 
 
 def happened(
-    world: World, tracks: Tracks, taught: np.ndarray, rolled: Rolled, *, seed: int
+    world: WorldEnsemble, tracks: Tracks, taught: np.ndarray, rolled: Rolled, *, seed: int
 ) -> dict[str, dict[str, float]]:
     """The mean action of the last model step, read back by an inverse model that knows real pairs alone.
 

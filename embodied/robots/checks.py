@@ -27,6 +27,12 @@ def check_number(where: str, name: str, value: Any, *, above: float, most: float
 def check_count(where: str, name: str, value: Any, *, least: int) -> None:
     """Refuse what is not a whole number of at least `least`.
 
+    Args:
+        where: begins the error's text.
+        name: of the setting.
+        value: what came.
+        least: smallest that is taken.
+
     Raises:
         ValueError: it is none, or below.
     """
@@ -35,5 +41,9 @@ def check_count(where: str, name: str, value: Any, *, least: int) -> None:
 
 
 def is_finite(value: Any) -> bool:
-    """Whether it is a number, and neither infinite nor NaN."""
+    """Whether it is a number, and neither infinite nor NaN.
+
+    Args:
+        value: anything.
+    """
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,7 +17,11 @@ FINGERS_STILL = 0.005  # m/s
 
 
 class Arm(Desk):
-    """The desk, stepped by the servo's tick; its brakes, friction as in a real arm's, hold the joints, not the tip."""
+    """The desk, stepped by the servo's tick; its brakes, friction as in a real arm's, hold the joints, not the tip.
+
+    Args:
+        options: as of `embodied.envs.desk.Desk`.
+    """
 
     ctrl_dt = TICK_S
     braked, _braking = False, 0

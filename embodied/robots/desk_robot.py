@@ -49,14 +49,14 @@ class Options:
 
     Attributes:
         address: path of a unix socket, or "127.0.0.1:PORT"; port 0: any free one.
-        task: of `Desk`; decides how the desk is laid out, and `truth`.
-        speed: of the robot's clock, see `Clock`.
-        cameras: of `Desk`, which are filmed.
-        size: of a frame, pixels.
+        task: task of the desk, such as drawer or lift; decides how the desk is laid out, and `truth`.
+        speed: seconds of the robot that pass in one of ours.
+        cameras: cameras of the desk that are filmed, such as front,side.
+        size: pixels a side of a frame.
         fps: frames a second.
-        noise: of the cameras, in grey levels: without any, two pictures of a still scene are equal and look frozen.
-        seed: of the scene, the noise and the faults.
-        deadman_s: without a command while moving, after which the arm stops by itself.
+        noise: noise of the cameras, grey levels; without any, two pictures of a still scene are equal and look frozen.
+        seed: seed of the scene, the noise and the faults.
+        deadman_s: seconds without a command, while moving, after which the arm stops by itself.
         log: a file for every command, stop and movement, one JSON object a line; "": none.
         until_eof: end when the standard input ends, so that it does not outlive whoever started it.
 
@@ -84,7 +84,11 @@ class Options:
 
 
 class DeskRobot:
-    """The arm, its cameras and its one connection; `run` is its loop, in one thread."""
+    """The arm, its cameras and its one connection; `run` is its loop, in one thread.
+
+    Args:
+        options: of `embodied.robots.simulated`'s command line.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options, self.clock = options, Clock(options.speed)
@@ -344,6 +348,9 @@ def _whole(message: dict[str, Any], name: str) -> int:
 
 def serve(options: Options) -> None:
     """Be the robot; says `ready ADDRESS` on the standard output when it can be connected to.
+
+    Args:
+        options: of `embodied.robots.simulated`'s command line.
 
     Raises:
         ValueError: an address of another machine.

@@ -33,7 +33,11 @@ _process = 0
 
 
 def begin(robot: InUse) -> None:
-    """From now on end it with the program. Signals are heeded where the main thread says so first."""
+    """From now on end it with the program. Signals are heeded where the main thread says so first.
+
+    Args:
+        robot: has been connected.
+    """
     global _process
     if _process != os.getpid():  # a fork has a copy of what is in use, and no say in it
         _in_use.clear()
@@ -48,7 +52,11 @@ def begin(robot: InUse) -> None:
 
 
 def forget(robot: InUse) -> None:
-    """It has been closed."""
+    """It has been closed.
+
+    Args:
+        robot: that `begin` was told of.
+    """
     _in_use.pop(id(robot), None)
     if not _in_use and threading.current_thread() is threading.main_thread():
         for number, handler in tuple(_before.items()):

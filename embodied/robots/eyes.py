@@ -138,14 +138,24 @@ def _fault(frame: Any, now: float) -> str | None:
 
 
 def observed(form: str, proprio: np.ndarray, pixels: np.ndarray | None) -> Any:
-    """What a policy sees: (S,) float32 for "state", (H, W, 3) uint8 for "pixels", a dict of both for "mixed"."""
+    """What a policy sees: (S,) float32 for "state", (H, W, 3) uint8 for "pixels", a dict of both for "mixed".
+
+    Args:
+        form: of those.
+        proprio: (S,) own readings.
+        pixels: (H, W, 3) uint8; None only for "state".
+    """
     if form == "state":
         return proprio
     return pixels if form == "pixels" else {"pixels": pixels, "agent_pos": proprio}
 
 
 def observed_space(obs: Any) -> spaces.Space:
-    """The space of observations that look like one."""
+    """The space of observations that look like one.
+
+    Args:
+        obs: of `observed`.
+    """
     if isinstance(obs, dict):
         return spaces.Dict({name: observed_space(each) for name, each in obs.items()})
     if obs.dtype == np.uint8:

@@ -20,7 +20,14 @@ LONGEST_S = 3600.0  # of a dead-man time
 
 @contextmanager
 def told(where: str) -> Iterator[None]:
-    """Whatever a robot's own code raises, as DriverError that says where and what; it lets Ctrl-C through."""
+    """Whatever a robot's own code raises, as DriverError that says where and what; it lets Ctrl-C through.
+
+    Args:
+        where: begins the error's text.
+
+    Raises:
+        DriverError: for whatever the robot's code raised.
+    """
     try:
         yield
     except DriverError:

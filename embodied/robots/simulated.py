@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import select
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -323,20 +324,32 @@ def end(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Be a simulated robot, until killed."""
+    """Be a simulated robot, until killed.
+
+    Args:
+        arguments: of the command line; None takes them from there.
+    """
     from embodied.robots.desk_robot import Options, serve  # MuJoCo, which the driver does not need
 
-    parser = argparse.ArgumentParser(prog="python -m embodied.robots.simulated", description=Options.__doc__)
-    parser.add_argument("--address", required=True)
-    for name in ("task", "log"):
-        parser.add_argument(f"--{name}", default=getattr(Options, name))
-    for name in ("speed", "fps", "deadman_s"):
-        parser.add_argument(f"--{name}", type=float, default=getattr(Options, name))
-    for name in ("size", "noise", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(Options, name))
-    parser.add_argument("--cameras", type=lambda text: tuple(text.split(",")), default=Options.cameras)
-    parser.add_argument("--until_eof", action="store_true")
+    about = "A simulated robot: the desk, stepped in this process, its arm commanded over a local socket."
+    parser = argparse.ArgumentParser(prog="python -m embodied.robots.simulated", description=about)
+    told = dict(re.findall(r"^ {8}(\w+): (.*)$", Options.__doc__ or "", re.MULTILINE))
+    kinds: dict[str, Any] = {"float": float, "int": int, "str": str, "tuple[str, ...]": _names}
+    for each in fields(Options):
+        text = told[each.name].replace("%", "%%")
+        if each.type == "bool":
+            parser.add_argument(f"--{each.name}", action="store_true", help=text)
+        else:
+            needed = each.default is MISSING
+            shown = ",".join(each.default) if isinstance(each.default, tuple) else each.default
+            text = text if needed else f"{text} ({shown})" if shown != "" else text
+            kind, default = kinds[str(each.type)], None if needed else each.default
+            parser.add_argument(f"--{each.name}", type=kind, required=needed, default=default, help=text)
     try:
         options = Options(**vars(parser.parse_args(arguments)))
     except ValueError as error:

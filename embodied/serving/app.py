@@ -23,7 +23,7 @@ from embodied.serving.bodies import linger, media
 from embodied.serving.connections import LONGEST_PAUSE_S
 from embodied.serving.gate import BYTES_PER_REQUEST, VERSION, Gate
 from embodied.serving.images import check_size, read_images
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.protocol import JSON, MSGPACK, RefusedError, decode_array, encode_array, mapping
 from embodied.serving.service import Service
 from embodied.serving.sessions import MAX_NAMES, Session, read_moments
@@ -39,7 +39,7 @@ def make_app(
     scorer: Scorer,
     *,
     model_id: str,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     token: str | None = None,
     goal_scorer: Callable[[str], Scorer] | None = None,
     max_batch: int = 64,
@@ -63,7 +63,7 @@ def make_app(
     service = Service(
         scorer,
         model_id=model_id,
-        limits=limits or Limits(),
+        limits=limits or RequestLimits(),
         token=token,
         goal_scorer=goal_scorer,
         max_batch=max_batch,
@@ -256,7 +256,7 @@ async def serve(request: Request, work: Work) -> Response:
     return response
 
 
-def _message(request: Request, body: bytes, limits: Limits) -> dict[str, Any]:
+def _message(request: Request, body: bytes, limits: RequestLimits) -> dict[str, Any]:
     kind = media(request)
     if request.method == "GET":
         return {}
@@ -302,7 +302,7 @@ async def _not_found(request: Request, error: Any) -> Response:
 # What messages hold -------------------------------------------------------------------------------------
 
 
-def _goal(message: dict[str, Any], limits: Limits) -> str | None:
+def _goal(message: dict[str, Any], limits: RequestLimits) -> str | None:
     return None if message.get("goal") is None else protocol.text(message["goal"], "goal", limits)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from embodied import scoring
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.protocol import RefusedError
 from rewards.core import Scorer
 
@@ -66,7 +66,7 @@ class Batcher:
     def __init__(
         self,
         scorer: Scorer,
-        limits: Limits,
+        limits: RequestLimits,
         *,
         max_batch: int = 64,
         max_wait_ms: float = 2.0,

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from embodied.serving.limits import BODY_GRACE_S, Limits
+from embodied.serving.limits import BODY_GRACE_S, RequestLimits
 from embodied.serving.protocol import JSON, RefusedError, too_large
 
 CRAWL = 16  # times the least pace: slower ones make room where connections run out
@@ -49,7 +49,7 @@ class Bodies:
         limits: on each.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self._limits = limits
         self._coming: dict[str, dict[_Coming, None]] = {}  # host -> its unfinished ones
         self.held = 0  # bytes
@@ -158,7 +158,7 @@ class Bodies:
             raise RefusedError("busy", "Too many bodies at once.", status=503, retry_after_s=1.0)
 
 
-async def linger(request: Any, limits: Limits) -> bool:
+async def linger(request: Any, limits: RequestLimits) -> bool:
     """Read what is left of a body, up to as much as is allowed: a sender that is cut off reads no answer.
 
     Returns:

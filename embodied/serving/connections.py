@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from embodied.serving.bodies import Bodies
-from embodied.serving.limits import Limits, Rates
+from embodied.serving.limits import Rates, RequestLimits
 
 BAD_PER_S, BAD_BURST = 5.0, 50  # connections of one host that sent rubbish, before its new ones wait
 BAD_DEBT_S = 2.0  # after which a host that sends no more is served as ever
@@ -46,7 +46,7 @@ class Guard:
         proxies: addresses of proxies whose word on their clients is believed; no client of theirs is one of them.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self.limits, self.bodies = limits, Bodies(limits)
         self.silent: dict[PatientProtocol, None] = {}  # have sent no whole request header, oldest first
         self.proxies: frozenset[str] = frozenset()

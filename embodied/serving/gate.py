@@ -17,7 +17,7 @@ import numpy as np
 from embodied.serving import protocol
 from embodied.serving.connections import Guard
 from embodied.serving.images import Chunk
-from embodied.serving.limits import Limits, Rate, Rates
+from embodied.serving.limits import Rate, Rates, RequestLimits
 from embodied.serving.metrics import Metrics
 from embodied.serving.peer import is_loopback
 from embodied.serving.protocol import RefusedError
@@ -41,7 +41,7 @@ class Gate:
 
     paths = ""  # that it answers to, for an error's text
 
-    def __init__(self, *, model_id: str, limits: Limits, token: str | None = None) -> None:
+    def __init__(self, *, model_id: str, limits: RequestLimits, token: str | None = None) -> None:
         self.limits = limits
         self.stamp = {"model_id": model_id, "version": VERSION}
         self.metrics, self.guard = Metrics(model_id, VERSION), Guard(limits)
@@ -78,7 +78,9 @@ class Gate:
         )
         if self._token is not None and not known:
             wanted = "Authorization: Bearer TOKEN"
-            got = "another token" if given else "none" if not scheme else "another scheme"
+            bearer = scheme.lower() == "bearer"
+            got = ("another token" if given.strip() else "an empty token") if bearer else "another scheme"
+            got = got if scheme else "none"
             raise RefusedError("unauthorised", "The token is wrong or missing.", expected=wanted, got=got, status=401)
         try:
             host = urlsplit(f"//{headers.get('host', '')}")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from embodied.serving.headers import stripped
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.protocol import ADVICE, RefusedError, kind_of, octets, sides, too_large
 from rewards.pictures import lack_of_colours, rgb
 
@@ -52,7 +52,7 @@ class Chunk:
         return pixels[None]
 
 
-def read_images(value: Any, name: str, limits: Limits) -> list[Chunk]:
+def read_images(value: Any, name: str, limits: RequestLimits) -> list[Chunk]:
     """What a message calls Images, with every size checked and nothing decoded.
 
     Raises:
@@ -67,7 +67,7 @@ def read_images(value: Any, name: str, limits: Limits) -> list[Chunk]:
     return chunks
 
 
-def check_total(chunks: Sequence[Chunk], limits: Limits) -> None:
+def check_total(chunks: Sequence[Chunk], limits: RequestLimits) -> None:
     """Refuse more images or pixels than one message may hold."""
     frames, pixels = sum(chunk.shape[0] for chunk in chunks), sum(chunk.pixels for chunk in chunks)
     if frames > limits.message_frames:
@@ -76,7 +76,7 @@ def check_total(chunks: Sequence[Chunk], limits: Limits) -> None:
         raise too_large("pixels in one message", limits.message_pixels, pixels)
 
 
-def _read_image(value: Any, name: str, limits: Limits) -> Chunk:
+def _read_image(value: Any, name: str, limits: RequestLimits) -> Chunk:
     forms = [form for form in ("raw", "jpeg", "png") if isinstance(value, dict) and form in value]
     if len(forms) != 1:
         raise RefusedError("bad_image", f"{name} must be an image. {ADVICE}", expected=FORMS, got=kind_of(value))
@@ -115,7 +115,7 @@ def _opened(kind: str, data: bytes | memoryview) -> Any:
     return (JpegImageFile if kind == "jpeg" else PngImageFile)(io.BytesIO(data))
 
 
-def check_size(height: int, width: int, limits: Limits) -> None:
+def check_size(height: int, width: int, limits: RequestLimits) -> None:
     """Refuse an image without pixels, with too many, or so narrow that resizing it would make far more of them.
 
     Raises:

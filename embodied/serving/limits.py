@@ -11,7 +11,7 @@ BODY_GRACE_S = 5.0  # in which a body may be as slow as it likes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """Bounds on every request; a request beyond one is refused by name, before it costs memory or time.
 
     Attributes:
@@ -84,7 +84,7 @@ class Limits:
     def __post_init__(self) -> None:
         for each in fields(self):
             if not getattr(self, each.name) > 0:
-                raise ValueError(f"Limits: {each.name} must be above 0; got {getattr(self, each.name)}.")
+                raise ValueError(f"RequestLimits: {each.name} must be above 0; got {getattr(self, each.name)}.")
 
 
 class Rate:

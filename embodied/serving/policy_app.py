@@ -21,12 +21,12 @@ from torch import Tensor
 from embodied.serving import protocol
 from embodied.serving.app import application, serve
 from embodied.serving.gate import Gate
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.protocol import RefusedError, decode_array, encode_array, mapping
 from embodied.serving.sessions import read_moments
 from policies.vla.actor import Deciding
 from policies.vla.core import ChunkPolicy
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 from policies.vla.execute import GoingOn
 
 
@@ -51,7 +51,7 @@ class PolicyService(Gate):
         *,
         execute: int,
         model_id: str,
-        limits: Limits,
+        limits: RequestLimits,
         token: str | None = None,
     ) -> None:
         super().__init__(model_id=model_id, limits=limits, token=token)
@@ -97,7 +97,7 @@ class PolicyService(Gate):
         going_on = self._going_on(message.get("going_on"))
 
         def decide() -> Float[np.ndarray, "H A"]:
-            obs = Observation(
+            obs = ChunkObservation(
                 {name: self._see[name](np.array(frame[None])) for name, frame in zip(cameras, frames, strict=True)},
                 {name: torch.ones(1, dtype=torch.bool) for name in cameras},
                 self._say([instruction]),

@@ -79,7 +79,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 
 MSGPACK, JSON = "application/msgpack", "application/json"
 ENCODE, POTENTIALS, SCORE, MODEL = "/v1/encode", "/v1/potentials", "/v1/score", "/v1/model"
@@ -144,7 +144,7 @@ def pack(message: Mapping[str, Any]) -> bytes:
     return msgpack.packb(message)  # pyright: ignore[reportReturnType]
 
 
-def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
+def unpack(data: bytes, limits: RequestLimits | None = None) -> dict[str, Any]:
     """A msgpack map; `limits` None: of a server that is trusted.
 
     Raises:
@@ -174,7 +174,7 @@ def unpack(data: bytes, limits: Limits | None = None) -> dict[str, Any]:
     return mapping(message, "message")
 
 
-def from_json(data: bytes, limits: Limits) -> dict[str, Any]:
+def from_json(data: bytes, limits: RequestLimits) -> dict[str, Any]:
     """A JSON map, its bytes still base64.
 
     Raises:
@@ -285,7 +285,7 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def text(value: Any, name: str, limits: Limits) -> str:
+def text(value: Any, name: str, limits: RequestLimits) -> str:
     """A text of at most `text_chars` characters.
 
     Raises:

@@ -19,7 +19,7 @@ import torch
 from embodied.errors import UserError
 from embodied.serving.batching import Batcher
 from embodied.serving.gate import Gate
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import UNSCORABLE, push_all, reason
 from rewards.core import Features, Scorer
@@ -44,7 +44,7 @@ class Service(Gate):
         scorer: Scorer,
         *,
         model_id: str,
-        limits: Limits,
+        limits: RequestLimits,
         token: str | None = None,
         goal_scorer: Callable[[str], Scorer] | None = None,
         max_batch: int = 64,

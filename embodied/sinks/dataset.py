@@ -35,7 +35,7 @@ GAP_S = 60.0  # between moments of one episode, whose rows in between repeat the
 TASK = "watch"  # of an episode without a goal
 
 
-class Episodes:
+class DatasetSink:
     """Writes `dataset/` below a record's folder.
 
     Args:

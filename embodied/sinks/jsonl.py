@@ -76,7 +76,7 @@ class LinesOut:
             self._rest = self._rest[sent:]
 
 
-class Readings:
+class ReadingsFile:
     """Lines to a file, and at the end the same as a parquet table beside it.
 
     Args:

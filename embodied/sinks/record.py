@@ -101,18 +101,18 @@ def recover(root: Path) -> list[str]:
 
 def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int | float) -> Iterator[Sink]:
     """The sinks of one run, one a format, each on a thread of its own."""
-    from embodied.sinks.jsonl import Readings
+    from embodied.sinks.jsonl import ReadingsFile
 
-    readings = Readings(folder.path("readings.jsonl"), parquet="parquet" in formats)
+    readings = ReadingsFile(folder.path("readings.jsonl"), parquet="parquet" in formats)
     yield Background(readings, live=live, room=LINES_ROOM)
     if "overlay" in formats:
         from embodied.sinks.overlay import Overlay
 
         yield Background(Overlay(folder.path("overlay.mp4")), live=live, room=ROOM)
     if "lerobot" in formats:
-        from embodied.sinks.dataset import Episodes
+        from embodied.sinks.dataset import DatasetSink
 
-        yield Background(Episodes(folder.root, live=live, fps=fps), live=live, room=ROOM)
+        yield Background(DatasetSink(folder.root, live=live, fps=fps), live=live, room=ROOM)
     if "rerun" in formats:
         from embodied.sinks.rerun_view import RerunFile
 

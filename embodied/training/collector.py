@@ -21,14 +21,14 @@ from gymnasium import spaces
 
 from embodied.envs.vector import WorldVecEnv
 from embodied.scoring import Layout
-from embodied.training.perception import Perception, Seen
+from embodied.training.perception import Perceived, Perception
 from policies.core import Actor, Memory, Obs, Rollout, leaves, map_leaves
 
 LATENCIES = 1000  # encoder calls behind the logged statistics
 
 
 @dataclass
-class Moments:
+class RolloutMoments:
     """What a reward model reads of a rollout.
 
     Attributes:
@@ -56,7 +56,7 @@ class Collected:
     """
 
     rollout: Rollout
-    moments: Moments | None
+    moments: RolloutMoments | None
     infos: list[list[dict[str, Any]]]
 
     @property
@@ -176,7 +176,7 @@ class Collector:
         if self._queue is not None:
             encoded, next_rows = self._encoded(rollout)
             rows = [*encoded]
-        moments = Moments(np.stack(rows[:-1]), np.stack(next_rows), np.stack(frames) if frames else None, starts)  # pyright: ignore
+        moments = RolloutMoments(np.stack(rows[:-1]), np.stack(next_rows), np.stack(frames) if frames else None, starts)  # pyright: ignore
         return Collected(rollout, moments, infos)
 
     # What is seen ---------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ class Collector:
         self._row = two.rows
         return next_obs, obs, one.rows
 
-    def _see(self, frames: np.ndarray, signals: list[dict[str, float]]) -> Seen:
+    def _see(self, frames: np.ndarray, signals: list[dict[str, float]]) -> Perceived:
         assert self.perception is not None
         begun = time.perf_counter()
         seen = self.perception.see(frames, signals)

@@ -17,14 +17,14 @@ import numpy as np
 
 from embodied.errors import UserError
 from embodied.training.perception import Perception
-from policies.core import Imagined, Imagines, Obs, Rollout, leaves, map_leaves
+from policies.core import ImaginedEpisode, Imagines, Obs, Rollout, leaves, map_leaves
 
 RIDGE = 1e-3  # of the read-out, relative to the number of moments
 SHOWN = 3  # entries of the observation that are drawn over time
 
 
 @dataclass
-class Episodes:
+class WholeEpisodes:
     """Whole episodes out of rollouts, in the order of their ends: (T + 1, …) observations, (T, A) actions, (T,)
     rewards."""
 
@@ -56,7 +56,7 @@ def compare(
 
     Args:
         model: of the policy that played, or of another.
-        episodes: as `Episodes.whole` holds them; at least two that are long enough.
+        episodes: as `WholeEpisodes.whole` holds them; at least two that are long enough.
         horizon: P.
         names: of the S numbers; else they are numbered.
 
@@ -120,7 +120,7 @@ class _Readout:
         return states @ self.weights + self.offset
 
 
-def _readout(fitted: Sequence[tuple[Imagined, np.ndarray, np.ndarray]]) -> _Readout:
+def _readout(fitted: Sequence[tuple[ImaginedEpisode, np.ndarray, np.ndarray]]) -> _Readout:
     states = np.concatenate([imagined.seen.numpy() for imagined, _, _ in fitted]).astype(np.float64)
     obs = np.concatenate([each for _, each, _ in fitted])
     x, y = states - states.mean(0), obs - obs.mean(0)
@@ -130,7 +130,7 @@ def _readout(fitted: Sequence[tuple[Imagined, np.ndarray, np.ndarray]]) -> _Read
 
 
 def _example(
-    told: tuple[Imagined, np.ndarray, np.ndarray], read: _Readout, horizon: int, names: Sequence[str]
+    told: tuple[ImaginedEpisode, np.ndarray, np.ndarray], read: _Readout, horizon: int, names: Sequence[str]
 ) -> dict[str, Any]:
     imagined, obs, reward = told
     guessed = read(imagined.ahead[:, -1].numpy())

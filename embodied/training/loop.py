@@ -171,7 +171,7 @@ def _note(training: Training, labels: RolloutLabels, log: RunLog, collected: Col
             figures["success"] = float(ended.success)
         for name, value in figures.items():
             training.recent.setdefault(name, deque(maxlen=EPISODES)).append(value)
-        log.record_mean("rollout/ep_gt_rew_mean", ended.env_return)
+        log.record_mean("rollout/ep_env_rew_mean", ended.env_return)
 
 
 def _log(training: Training, log: RunLog, first: int, begun: float) -> None:

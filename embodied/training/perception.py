@@ -24,7 +24,7 @@ from rewards.core import Encoder
 from rewards.points import PointMemory, PointReader
 
 
-class Seen(NamedTuple):
+class Perceived(NamedTuple):
     """N moments.
 
     Attributes:
@@ -35,9 +35,9 @@ class Seen(NamedTuple):
     rows: np.ndarray
     points: np.ndarray | None
 
-    def take(self, moments: np.ndarray) -> Seen:
+    def take(self, moments: np.ndarray) -> Perceived:
         """Some of them, by index."""
-        return Seen(self.rows[moments], None if self.points is None else self.points[moments])
+        return Perceived(self.rows[moments], None if self.points is None else self.points[moments])
 
 
 class Perception:
@@ -70,7 +70,7 @@ class Perception:
         width = {"points": 3 * views * len(self.things), "features": views * self.encoder.dim}.get(self.form)
         return own if width is None else spaces.Box(-np.inf, np.inf, (readings + width,), np.float32)
 
-    def see(self, frames: np.ndarray, signals: Sequence[Mapping[str, float]]) -> Seen:
+    def see(self, frames: np.ndarray, signals: Sequence[Mapping[str, float]]) -> Perceived:
         """(N, V, H, W, 3) uint8 and the N moments' readings, encoded now."""
         images, points = torch.from_numpy(frames.reshape(-1, *frames.shape[-3:])), None
         if self._reader is None:
@@ -78,9 +78,9 @@ class Perception:
         else:
             vectors, found = self._reader.read(images)
             points = found.numpy().reshape(len(frames), frames.shape[1], len(self.things), 3)
-        return Seen(np.stack(self.layout.rows(vectors.float().cpu().numpy(), signals)), points)
+        return Perceived(np.stack(self.layout.rows(vectors.float().cpu().numpy(), signals)), points)
 
-    def observe(self, seen: Seen, first: np.ndarray, memory: PointMemory | None) -> np.ndarray:
+    def observe(self, seen: Perceived, first: np.ndarray, memory: PointMemory | None) -> np.ndarray:
         """The policy's observations of N moments, (N, …); things too faint to be seen are where `memory` had them."""
         vectors, readings = np.split(seen.rows, [seen.rows.shape[1] - len(self.layout.signals)], axis=1)
         if self.form == "features":

@@ -19,7 +19,7 @@ from policies.core import Actor, map_leaves
 
 
 @dataclass(frozen=True)
-class Moment:
+class PlayedMoment:
     """What one time showed, and what led to it.
 
     Attributes:
@@ -97,7 +97,7 @@ def play(
     seed: int | None = None,
     explore: bool = False,
     depth: bool = False,
-) -> Iterator[Moment]:
+) -> Iterator[PlayedMoment]:
     """One episode from its reset to its end.
 
     Args:
@@ -106,7 +106,7 @@ def play(
         depth: whether it is wanted at the reset.
     """
     obs, info = env.reset(seed=seed)
-    solo, moment = Solo(actor, env, perception, explore=explore), Moment(obs, info)
+    solo, moment = Solo(actor, env, perception, explore=explore), PlayedMoment(obs, info)
     while True:
         obs, frames, row = solo.see(moment.obs)
         measured = None
@@ -118,4 +118,4 @@ def play(
             return
         action = solo.act(obs)
         obs, reward, terminated, truncated, info = env.step(action)
-        moment = Moment(obs, info, action, float(reward), bool(terminated), bool(truncated))
+        moment = PlayedMoment(obs, info, action, float(reward), bool(terminated), bool(truncated))

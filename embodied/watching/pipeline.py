@@ -23,7 +23,7 @@ from embodied.cameras.camera import CameraEvent, Frame
 from embodied.errors import UserError
 from embodied.streaming import Reading
 from embodied.watching.live_scoring import LiveScoring, UnscorableError
-from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.summary import Latencies, Summary
 from embodied.watching.watched import Sink, Watched
 
@@ -73,7 +73,7 @@ class Pipeline:
         sinks: Sequence[Sink] = (),
         *,
         smoothing: SuccessSmoothing | None = None,
-        normaliser: Normaliser | None = None,
+        normaliser: PotentialRanges | None = None,
         tell: Callable[[str], None] = lambda text: None,
         max_age_s: float = MAX_AGE_S,
         clock: Callable[[], float] = time.monotonic,
@@ -81,7 +81,7 @@ class Pipeline:
     ) -> None:
         self.source, self.scoring = source, scoring
         self._sinks = list(sinks)
-        self._smoothing, self._normaliser = smoothing or SuccessSmoothing(), normaliser or Normaliser()
+        self._smoothing, self._normaliser = smoothing or SuccessSmoothing(), normaliser or PotentialRanges()
         self._tell, self._max_age_s, self._clock, self._wall = tell, max_age_s, clock, wall
         self.ended = False  # nothing more will come
         self._stop = threading.Event()

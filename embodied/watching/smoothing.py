@@ -11,7 +11,7 @@ _PUBLISHED = ("robometer", "rewind", "roboreward", "topreward", "sole_r1")
 KNOWN_RANGES = dict.fromkeys((*_BOUNDED, *_PUBLISHED), (0.0, 1.0))
 
 
-class Normaliser:
+class PotentialRanges:
     """Each head's potential in [0, 1]: by its known range, else by the extremes it has had so far.
 
     By extremes the same potential can mean less later, when a higher one has been seen: for reading a picture, never
@@ -27,7 +27,9 @@ class Normaliser:
     def __init__(self, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
         for name, (low, high) in (ranges or {}).items():
             if not low < high:
-                raise ValueError(f"Normaliser: ranges[{name!r}] must be (low, high), low < high; got ({low}, {high}).")
+                raise ValueError(
+                    f"PotentialRanges: ranges[{name!r}] must be (low, high), low < high; got ({low}, {high})."
+                )
         self._known = KNOWN_RANGES | dict(ranges or {})
         self._seen: dict[str, tuple[float, float]] = {}
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from policies.vla.core import ChunkPolicy, Spec
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 from policies.vla.execute import Ensemble, GoingOn
 
 See = Callable[[str, np.ndarray], Tensor]  # camera, (n, H, W, 3) uint8 -> (n, C, h, w), as the policy reads maps
@@ -27,11 +27,11 @@ class Deciding(Protocol):
 
     spec: Spec
 
-    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Tensor: ...
+    def predict_chunk(self, obs: ChunkObservation, random: torch.Generator | None = None) -> Tensor: ...
 
 
 @dataclass
-class Memory:
+class ChunkMemory:
     """Actions that are still to come.
 
     Attributes:
@@ -96,16 +96,16 @@ class ChunkActor:
         self._random = np.random.default_rng(seed)
         self._drawn = torch.Generator().manual_seed(seed)
 
-    def begin(self, count: int) -> Memory:
+    def begin(self, count: int) -> ChunkMemory:
         """A memory for E worlds that know nothing yet."""
         horizon, actions = self.policy.spec.horizon, len(self.policy.spec.actions)
         queue = np.zeros((count, horizon, actions), np.float32)
         ensemble = None if self._ensemble is None else Ensemble.begun(count, horizon, actions, self._ensemble)
-        return Memory(queue, np.full(count, self.execute), queue, np.full(count, -1), 0, ensemble)
+        return ChunkMemory(queue, np.full(count, self.execute), queue, np.full(count, -1), 0, ensemble)
 
     def act(
-        self, obs: Mapping[str, Any], memory: Memory, first: np.ndarray, *, explore: bool = False
-    ) -> tuple[np.ndarray, Memory]:
+        self, obs: Mapping[str, Any], memory: ChunkMemory, first: np.ndarray, *, explore: bool = False
+    ) -> tuple[np.ndarray, ChunkMemory]:
         """Actions (E, A) in [-1, 1], and the memory for the next moment.
 
         Args:
@@ -130,7 +130,7 @@ class ChunkActor:
         queue[there], at[there], wait[there] = coming[there], self._delay, -1
         actions = queue[np.arange(len(queue)), at]
         chunks = memory.chunks + len(begun) + len(after)
-        return actions, Memory(queue, at + 1, coming, np.where(wait > 0, wait - 1, wait), chunks)
+        return actions, ChunkMemory(queue, at + 1, coming, np.where(wait > 0, wait - 1, wait), chunks)
 
     def _chunk(
         self, obs: Mapping[str, Any], worlds: np.ndarray, explore: bool, before: tuple[np.ndarray, np.ndarray] | None
@@ -146,13 +146,13 @@ class ChunkActor:
         chunk = self.policy.predict_chunk(looked, random, GoingOn(robot, queue.shape[1] - at, self._delay))
         return self.scaled(chunk, explore)
 
-    def look(self, obs: Mapping[str, Any], worlds: np.ndarray) -> Observation:
+    def look(self, obs: Mapping[str, Any], worlds: np.ndarray) -> ChunkObservation:
         """What the policy is told of some worlds."""
         images: Any = obs["images"]
         shown: Any = images(worlds) if callable(images) else {name: each[worlds] for name, each in images.items()}
         spec, count = self.policy.spec, len(worlds)
         blank = {name: torch.zeros(count, channels, 1, 1) for name, channels in spec.cameras.items()}
-        return Observation(
+        return ChunkObservation(
             blank | {name: self._see(name, shown[name]) for name in spec.cameras if name in shown},
             {name: torch.full((count,), name in shown) for name in spec.cameras},
             self._say([obs["instruction"][e] for e in worlds]),

@@ -17,13 +17,19 @@ from torch import Tensor, nn
 
 from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Context, PrefixCritic
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 
 CONFIG, WEIGHTS = "critic.json", "critic.safetensors"
 
 
 def many(critic: PrefixCritic, context: Context, drawn: Float[Tensor, "B M H A"]) -> Float[Tensor, "K B M"]:
-    """What each of several whole chunks (B, M, H, A) of an observation is worth."""
+    """What each of several whole chunks (B, M, H, A) of an observation is worth.
+
+    Args:
+        critic: of K heads.
+        context: what it reads of each observation.
+        drawn: M chunks of each, normalised.
+    """
     wide = (context[0].repeat_interleave(drawn.shape[1], 0), context[1].repeat_interleave(drawn.shape[1], 0))
     return critic(wide, drawn.flatten(0, 1))[..., -1].unflatten(1, drawn.shape[:2])
 
@@ -35,6 +41,13 @@ def candidates(
 
     The others are drawn by a head that starts from noise; of an L1 head they are its chunk, moved by noise that is held
     for the whole of it.
+
+    Args:
+        policy: whose chunks.
+        context: what it reads of each observation.
+        count: M.
+        deviation: of the noise, in normalised actions.
+        random: of the draws.
     """
     own = policy.decide(context)
     if policy.spec.head != "l1":
@@ -67,7 +80,7 @@ class BestOfN(nn.Module):
         return self.policy.device
 
     @torch.no_grad()
-    def predict_chunk(self, obs: Observation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
+    def predict_chunk(self, obs: ChunkObservation, random: torch.Generator | None = None) -> Float[Tensor, "B H A"]:
         """The chosen chunk in the robot's units, on the CPU; `random` draws the candidates, where it is given."""
         self.eval()
         context, (count, deviation, _) = self.policy.look(obs), self.about
@@ -87,7 +100,13 @@ class BestOfN(nn.Module):
 
 
 def save_critic(folder: Path, critic: PrefixCritic, about: dict[str, Any]) -> None:
-    """Write critic.json and critic.safetensors into a folder; the JSON last, so that it tells that both are there."""
+    """Write critic.json and critic.safetensors into a folder; the JSON last, so that it tells that both are there.
+
+    Args:
+        folder: is there.
+        critic: is written.
+        about: what else is kept with it, JSON values.
+    """
     save_file(
         {name: value.detach().cpu().contiguous() for name, value in critic.state_dict().items()}, folder / WEIGHTS
     )
@@ -96,6 +115,9 @@ def save_critic(folder: Path, critic: PrefixCritic, about: dict[str, Any]) -> No
 
 def load_critic(folder: Path) -> tuple[PrefixCritic, dict[str, Any]]:
     """A critic that `save_critic` wrote, and what was written with it.
+
+    Args:
+        folder: that `save_critic` wrote to.
 
     Raises:
         FileNotFoundError: none is there.

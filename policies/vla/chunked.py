@@ -29,7 +29,7 @@ from torch import Tensor
 
 from policies.saving import pack, unpack
 from policies.vla.choosing import BestOfN, candidates, many
-from policies.vla.core import Batch, ChunkPolicy
+from policies.vla.core import ChunkBatch, ChunkPolicy
 from policies.vla.critic import (
     HELD,
     Context,
@@ -41,7 +41,7 @@ from policies.vla.critic import (
     prefix_targets,
     temporal,
 )
-from policies.vla.imitation import Imitation, Rows, scheduled
+from policies.vla.imitation import ChunkImitation, Rows, scheduled
 
 ACTORS = ("td3_bc", "distil", "best_of_n")
 LOOKED = 256  # rows at once
@@ -49,7 +49,7 @@ ACTOR = "actor/"  # its part of the learner's state
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ChunkedRLSettings:
     """What can be set.
 
     Attributes:
@@ -116,7 +116,7 @@ class Settings:
         if self.width % self.heads:
             wrong.append(f"width must be a multiple of heads ({self.heads}); got {self.width}")
         if wrong:
-            raise ValueError(f"Settings: {'; '.join(wrong)}.")
+            raise ValueError(f"ChunkedRLSettings: {'; '.join(wrong)}.")
 
 
 class ChunkedRL:
@@ -128,7 +128,7 @@ class ChunkedRL:
         outcomes: of the N rows.
         weights: (N,) ≥ 0, how much each row is imitated.
         learned: (N,) bool, rows that the critic learns from.
-        settings: see `Settings`.
+        settings: see `ChunkedRLSettings`.
         seed: of weights, batches and noise.
 
     Raises:
@@ -137,7 +137,7 @@ class ChunkedRL:
 
     def __init__(
         self, policy: ChunkPolicy, rows: Rows, outcomes: Outcomes, weights: Float[np.ndarray, " N"],
-        learned: Bool[np.ndarray, " N"], *, settings: Settings, seed: int,
+        learned: Bool[np.ndarray, " N"], *, settings: ChunkedRLSettings, seed: int,
     ) -> None:  # fmt: skip
         count = len(outcomes.end)
         solved, others = learned & (outcomes.end == 1).numpy(), learned & (outcomes.end != 1).numpy()
@@ -161,9 +161,9 @@ class ChunkedRL:
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self._optimizer = torch.optim.Adam(self.critic.parameters(), lr=settings.learning_rate)
         self.ahead = self.returns.nan_to_num(nan=0.0)  # v of each row's observation
-        self.actor: Imitation | None = None
+        self.actor: ChunkImitation | None = None
         if settings.actor != "best_of_n":
-            self.actor = Imitation(
+            self.actor = ChunkImitation(
                 policy, weights, self.frozen, steps=max((settings.steps - self._warmup) // settings.delay, 1),
                 batch_size=settings.batch_size, learning_rate=settings.actor_rate, seed=seed,
                 also={"td3_bc": self._climb, "distil": self._towards_best}[settings.actor],
@@ -173,7 +173,7 @@ class ChunkedRL:
     def _warmup(self) -> int:
         return self.settings.steps // 2
 
-    def frozen(self, rows: Int64[np.ndarray, " B"]) -> Batch:
+    def frozen(self, rows: Int64[np.ndarray, " B"]) -> ChunkBatch:
         """The batch of some rows, with what the policy made of them: so no gradient reaches `look`."""
         return replace(self._rows(rows), context=self._context(torch.from_numpy(rows)))
 
@@ -279,12 +279,12 @@ class ChunkedRL:
 
     # Actors ---------------------------------------------------------------------------------------------
 
-    def _climb(self, batch: Batch, random: torch.Generator) -> Tensor:
+    def _climb(self, batch: ChunkBatch, random: torch.Generator) -> Tensor:
         """−w·mean Q(o, π(o))."""
         assert batch.context is not None
         return -self.settings.weight * self.critic(batch.context, self.policy.decide(batch.context))[0, :, -1].mean()
 
-    def _towards_best(self, batch: Batch, random: torch.Generator) -> Tensor:
+    def _towards_best(self, batch: ChunkBatch, random: torch.Generator) -> Tensor:
         """w·mean |π(o) − a*| over the rows whose best candidate the critic puts above what was done."""
         assert batch.context is not None
         context, settings = batch.context, self.settings

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from policies.vla.embedded import Fusion, Observation
+from policies.vla.embedded import ChunkObservation, Fusion
 from policies.vla.execute import GoingOn
 from policies.vla.heads import HEADS, FlowHead
 from policies.vla.pretrained import Backbone
@@ -81,7 +81,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Batch:
+class ChunkBatch:
     """Rows to learn from.
 
     Attributes:
@@ -91,7 +91,7 @@ class Batch:
         context: what `ChunkPolicy.look` makes of `obs`, where it was kept; None: it is looked at again.
     """
 
-    obs: Observation
+    obs: ChunkObservation
     chunk: Float[Tensor, "B H A"]
     pad: Bool[Tensor, "B H"]
     context: tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]] | None = None
@@ -141,7 +141,7 @@ class ChunkPolicy(nn.Module):
     def device(self) -> torch.device:
         return self.fusion.slots.device
 
-    def loss(self, batch: Batch, random: torch.Generator) -> Float[Tensor, " B"]:
+    def loss(self, batch: ChunkBatch, random: torch.Generator) -> Float[Tensor, " B"]:
         """Each row's error, in normalised units."""
         context: Any = batch.context
         if context is None:
@@ -154,7 +154,7 @@ class ChunkPolicy(nn.Module):
 
     @torch.no_grad()
     def predict_chunk(
-        self, obs: Observation, random: torch.Generator | None = None, going_on: GoingOn | None = None
+        self, obs: ChunkObservation, random: torch.Generator | None = None, going_on: GoingOn | None = None
     ) -> Float[Tensor, "B H A"]:
         """Actions in the robot's units, on the CPU.
 
@@ -170,7 +170,7 @@ class ChunkPolicy(nn.Module):
         self.eval()
         return self.action.backward(self.decide(self.look(obs), random, going_on).cpu())
 
-    def look(self, obs: Observation, random: torch.Generator | None = None) -> Any:
+    def look(self, obs: ChunkObservation, random: torch.Generator | None = None) -> Any:
         """What the slots read of what is seen; a pretrained body's pictures are augmented with a generator."""
         obs = self._normal(obs)
         if isinstance(self.fusion, Backbone):
@@ -197,9 +197,9 @@ class ChunkPolicy(nn.Module):
         before, weights = self.action.forward(going_on.chunk), going_on.weights(self.spec.horizon)
         return self.head.go_on(slots, noise.to(self.device), before.to(self.device), weights.to(self.device))
 
-    def _normal(self, obs: Observation) -> Observation:
+    def _normal(self, obs: ChunkObservation) -> ChunkObservation:
         device = self.device
-        return Observation(
+        return ChunkObservation(
             {name: value.to(device) for name, value in obs.maps.items()},
             {name: value.to(device) for name, value in obs.seen.items()},
             obs.text.to(device),

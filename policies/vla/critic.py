@@ -147,7 +147,12 @@ class Outcomes:
 
 
 def gaussian_log_prob(noise: Float[Tensor, "*B H A"], deviation: float) -> Float[Tensor, "*B"]:
-    """log N(noise; 0, deviation²) of whole chunks."""
+    """log N(noise; 0, deviation²) of whole chunks.
+
+    Args:
+        noise: chunks.
+        deviation: of each number.
+    """
     each = -0.5 * (noise / deviation).square() - math.log(deviation) - 0.5 * math.log(2 * math.pi)
     return each.sum((-2, -1))
 
@@ -203,6 +208,12 @@ def distant(
 
 
 def temporal(q: Float[Tensor, "K B H"], target: Float[Tensor, "B H"], known: Bool[Tensor, "B H"]) -> Float[Tensor, ""]:
-    """½ Σ_k of the mean squared error over the prefixes whose target is known."""
+    """½ Σ_k of the mean squared error over the prefixes whose target is known.
+
+    Args:
+        q: of K critics, for each prefix.
+        target: of each prefix.
+        known: which of those count.
+    """
     error = (q - target).square() * known
     return 0.5 * (error.sum((1, 2)) / known.sum().clamp_min(1)).sum()

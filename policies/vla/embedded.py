@@ -18,7 +18,7 @@ SPREAD = 4.0  # of coordinates, which move little of their whole range
 
 
 @dataclass(frozen=True)
-class Observation:
+class ChunkObservation:
     """What a policy is told at one moment.
 
     Attributes:
@@ -79,7 +79,12 @@ class Places(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention of some tokens to themselves and a context, and an MLP; every mask is given, none implied."""
+    """Pre-norm attention of some tokens to themselves and a context, and an MLP; every mask is given, none implied.
+
+    Args:
+        width: of a token.
+        heads: of attention.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -155,7 +160,7 @@ class Fusion(nn.Module):
         self.decoder = nn.ModuleList(Block(width, heads) for _ in range(layers[1]))
         self.norm = nn.LayerNorm(width)
 
-    def look(self, obs: Observation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
+    def look(self, obs: ChunkObservation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
         """The context, and which of its tokens exist."""
         count, device = len(obs), obs.text.device
         tokens, there = [self.text(obs.text)[:, None] + self.kinds[0]], [torch.ones(count, 1, device=device).bool()]
@@ -201,7 +206,12 @@ class Fusion(nn.Module):
 
 
 def sinusoid(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B W"]:
-    """Sines and cosines of a time in [0, 1], periods from 4e-3 to 4 as in π0."""
+    """Sines and cosines of a time in [0, 1], periods from 4e-3 to 4 as in π0.
+
+    Args:
+        time: in [0, 1].
+        width: W, even.
+    """
     half = width // 2
     periods = 4e-3 * (4 / 4e-3) ** torch.linspace(0, 1, half, device=time.device)
     angles = 2 * math.pi * time[:, None] / periods

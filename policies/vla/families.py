@@ -72,7 +72,12 @@ def _look_qwen(network: Any, pictures: Float[Tensor, "N 3 s s"]) -> Looked:
 
 
 def patches(pictures: Float[Tensor, "N 3 s s"], vision: Any) -> Float[Tensor, "n d"]:
-    """Pictures cut as Qwen's processor cuts them: patches that are merged later lie together, still times repeated."""
+    """Pictures cut as Qwen's processor cuts them: patches that are merged later lie together, still times repeated.
+
+    Args:
+        pictures: squares.
+        vision: the vision tower's config.
+    """
     size, merge, times = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
     count, channels, side = len(pictures), pictures.shape[1], pictures.shape[-1] // size
     cut = pictures.view(count, channels, side // merge, merge, size, side // merge, merge, size)
@@ -111,7 +116,11 @@ FAMILIES: Mapping[str, Family] = {  # a config's model_type -> its family
 
 
 def natural_size(config: Any) -> int:
-    """The side of pictures that a backbone was trained on; 224 where it takes any."""
+    """The side of pictures that a backbone was trained on; 224 where it takes any.
+
+    Args:
+        config: the backbone's.
+    """
     step = FAMILIES[config.model_type].step(config)
     size = getattr(config.vision_config, "image_size", None) or 224
     return max(int(size) // step * step, step)

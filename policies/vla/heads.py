@@ -20,7 +20,12 @@ TRAIN_STEPS = 50  # of the diffusion schedule, as in OFT
 
 
 def mean_rows(errors: Float[Tensor, "B H A"], pad: Bool[Tensor, "B H"]) -> Float[Tensor, " B"]:
-    """Each row's mean over the actions that are real; 0 where none is."""
+    """Each row's mean over the actions that are real; 0 where none is.
+
+    Args:
+        errors: of each action.
+        pad: which actions are none.
+    """
     real = (~pad).float()
     return (errors.mean(-1) * real).sum(-1) / real.sum(-1).clamp_min(1)
 

@@ -14,13 +14,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from policies.vla.core import Batch, ChunkPolicy
+from policies.vla.core import ChunkBatch, ChunkPolicy
 
-Rows = Callable[[Int64[np.ndarray, " B"]], Batch]
-Term = Callable[[Batch, torch.Generator], Tensor]
+Rows = Callable[[Int64[np.ndarray, " B"]], ChunkBatch]
+Term = Callable[[ChunkBatch, torch.Generator], Tensor]
 
 
-class Imitation:
+class ChunkImitation:
     """Gradient steps on weighted rows, with a cosine schedule and a moving average of the weights.
 
     A row is drawn with a chance that is proportional to its weight, so that every batch is of what counts. Where it
@@ -58,9 +58,9 @@ class Imitation:
         also: Term | None = None,
     ) -> None:
         if not np.isfinite(weights).all() or (weights < 0).any():
-            raise ValueError("Imitation: weights must be finite and 0 or more.")
+            raise ValueError("ChunkImitation: weights must be finite and 0 or more.")
         if not weights.sum() > 0:
-            raise ValueError("Imitation: weights must leave something to imitate; all of them are 0.")
+            raise ValueError("ChunkImitation: weights must leave something to imitate; all of them are 0.")
         self.policy, self._rows, self.steps, self.batch_size = policy, rows, steps, batch_size
         self._chosen = np.flatnonzero(weights)
         self._chances = np.cumsum(weights[self._chosen]) / weights.sum()
@@ -89,7 +89,7 @@ class Imitation:
         if self._also is not None:
             loss = loss + self._also(batch, random)
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"Imitation: the loss must be finite; got {loss.item()} at step {self.done}.")
+            raise FloatingPointError(f"ChunkImitation: the loss must be finite; got {loss.item()} at step {self.done}.")
         self._optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._learned, 1.0)
@@ -142,7 +142,13 @@ class Imitation:
 
 
 def scheduled(done: int, steps: int, warmup: int) -> float:
-    """The share of the learning rate after so many of all steps: it rises in a line, and falls by a cosine to 0.01."""
+    """The share of the learning rate after so many of all steps: it rises in a line, and falls by a cosine to 0.01.
+
+    Args:
+        done: updates so far.
+        steps: updates in all.
+        warmup: updates in which it rises.
+    """
     if done < warmup:
         return (done + 1) / warmup
     share = (done - warmup) / max(steps - warmup, 1)

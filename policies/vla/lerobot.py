@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from policies.vla.actor import Deciding, Say
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 
 IMAGES, STATE, TASK = "observation.images.", "observation.state", "task"
 
@@ -71,7 +71,7 @@ class LeRobotPolicy:
         said: Sequence[str] = [batch[TASK]] if isinstance(batch[TASK], str) else list(batch[TASK])
         count = len(said)
         state = batch[STATE].float().cpu() if spec.states else torch.zeros(count, 0)
-        obs = Observation(
+        obs = ChunkObservation(
             {name: self._see[name](_frames(batch[IMAGES + name])) for name in spec.cameras},
             {name: torch.ones(count, dtype=torch.bool) for name in spec.cameras},
             self._say(said),

@@ -17,7 +17,12 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = 0.2, 0.2, 0.2, 0.05
 
 
 def resized(frames: UInt8[np.ndarray, "N H W 3"], size: int) -> UInt8[Tensor, "N 3 s s"]:
-    """Frames as squares; what is not square is squashed, as OFT's data are."""
+    """Frames as squares; what is not square is squashed, as OFT's data are.
+
+    Args:
+        frames: of any size.
+        size: s, pixels.
+    """
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     if images.shape[-2:] == (size, size):
         return images.contiguous()
@@ -28,7 +33,13 @@ def resized(frames: UInt8[np.ndarray, "N H W 3"], size: int) -> UInt8[Tensor, "N
 def cropped(
     images: Float[Tensor, "N 3 s s"], random: torch.Generator | None = None, share: float = CROP
 ) -> Float[Tensor, "N 3 s s"]:
-    """A square of a share of the area, enlarged again: of the middle, or with a generator from anywhere."""
+    """A square of a share of the area, enlarged again: of the middle, or with a generator from anywhere.
+
+    Args:
+        images: in [0, 1].
+        random: of the draws; None: the middle.
+        share: of the area that is kept.
+    """
     side = math.sqrt(share)
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
@@ -40,6 +51,10 @@ def cropped(
 
 def recoloured(images: Float[Tensor, "N 3 s s"], random: torch.Generator) -> Float[Tensor, "N 3 s s"]:
     """Other light: brightness, contrast, saturation and hue, each drawn for each image; values stay in [0, 1].
+
+    Args:
+        images: in [0, 1].
+        random: of the draws.
 
     Source: OpenVLA-OFT's augmentation (brightness ± 0.2, contrast and saturation 0.8 to 1.2, hue ± 0.05 of a turn).
         Departs: saturation and hue by a turn and a stretch of the YIQ plane, not in HSV.

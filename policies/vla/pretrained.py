@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from policies.vla.embedded import Observation, sinusoid
+from policies.vla.embedded import ChunkObservation, sinusoid
 from policies.vla.families import FAMILIES, Family, part, places
 from policies.vla.film import FilmBlock, Told
 from policies.vla.pictures import cropped, recoloured
@@ -127,7 +127,7 @@ class Backbone(nn.Module):
 
     # Looking ---------------------------------------------------------------------------------------------
 
-    def see(self, obs: Observation, random: torch.Generator | None = None) -> Observation:
+    def see(self, obs: ChunkObservation, random: torch.Generator | None = None) -> ChunkObservation:
         """An observation with its pictures as numbers in [0, 1], cropped and, with a generator, augmented."""
         pictures = {}
         for name in self.cameras:
@@ -139,9 +139,9 @@ class Backbone(nn.Module):
                 values = cropped(values, random)
                 values = values if random is None else recoloured(values, random)
             pictures[name] = values
-        return Observation(pictures, obs.seen, obs.text, obs.state)
+        return ChunkObservation(pictures, obs.seen, obs.text, obs.state)
 
-    def look(self, obs: Observation) -> Given:
+    def look(self, obs: ChunkObservation) -> Given:
         """What is given, as tokens; `obs` of `see`, its text of `prompts`."""
         batch, device = len(obs), self.slots.device
         embed = self.network.get_input_embeddings()

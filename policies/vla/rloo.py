@@ -23,30 +23,46 @@ from torch import Tensor
 
 from policies.saving import pack, unpack
 from policies.vla.core import ChunkPolicy
-from policies.vla.embedded import Observation
-from policies.vla.world import Reflector, World
+from policies.vla.embedded import ChunkObservation
+from policies.vla.world import Reflector, WorldEnsemble
 
 
 def leave_one_out(rewards: Float[Tensor, "G N"]) -> Float[Tensor, "G N"]:
-    """A_n = R_n − mean over j ≠ n of R_j: how much better than the others of its group (RLOO)."""
+    """A_n = R_n − mean over j ≠ n of R_j: how much better than the others of its group (RLOO).
+
+    Args:
+        rewards: of N rollouts in each of G groups.
+    """
     count = rewards.shape[1]
     return (rewards - rewards.mean(1, keepdim=True)) * count / (count - 1)
 
 
 def clipped_loss(log_ratio: Float[Tensor, " n"], advantage: Float[Tensor, " n"], clip: float) -> Float[Tensor, " n"]:
-    """−min(r·A, clip(r, 1 − ε, 1 + ε)·A), r the probability of what was done against what it was."""
+    """−min(r·A, clip(r, 1 − ε, 1 + ε)·A), r the probability of what was done against what it was.
+
+    Args:
+        log_ratio: log r.
+        advantage: A.
+        clip: ε.
+    """
     ratio = log_ratio.exp()
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def log_density(actions: Float[Tensor, "n K A"], mean: Float[Tensor, "n K A"], scale: float) -> Float[Tensor, " n"]:
-    """Of a Gaussian with one scale, summed over the actions that are executed."""
+    """Of a Gaussian with one scale, summed over the actions that are executed.
+
+    Args:
+        actions: that were executed, normalised.
+        mean: that the policy said.
+        scale: standard deviation.
+    """
     off = ((actions - mean) / scale).square() / 2 + math.log(scale * math.sqrt(2 * math.pi))
     return -off.sum((1, 2))
 
 
 @dataclass(frozen=True)
-class Starts:
+class ImaginedStarts:
     """Moments that rollouts begin at.
 
     Attributes:
@@ -61,7 +77,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Imagined:
+class ImaginedRollouts:
     """What rollouts were.
 
     Attributes:
@@ -85,17 +101,24 @@ class Imagined:
     stopped: Bool[Tensor, " R"]
 
 
-def seen(world: World, tokens: Tensor, state: Tensor, text: Tensor) -> Observation:
-    """An imagined moment as a policy reads it; `state` in the robot's units."""
+def seen(world: WorldEnsemble, tokens: Tensor, state: Tensor, text: Tensor) -> ChunkObservation:
+    """An imagined moment as a policy reads it; `state` in the robot's units.
+
+    Args:
+        world: in which it is imagined.
+        tokens: of the moment.
+        state: (B, S).
+        text: (B, D) the sentence's vector.
+    """
     there = torch.ones(len(tokens), dtype=torch.bool)
-    return Observation(world.codec.decode(tokens), dict.fromkeys(world.spec.cameras, there), text, state)
+    return ChunkObservation(world.codec.decode(tokens), dict.fromkeys(world.spec.cameras, there), text, state)
 
 
 @torch.no_grad()
 def imagine(
-    policy: ChunkPolicy, world: World, reflector: Reflector, starts: Starts,
+    policy: ChunkPolicy, world: WorldEnsemble, reflector: Reflector, starts: ImaginedStarts,
     *, horizon: int, scale: float, done: float, random: torch.Generator,
-) -> Imagined:  # fmt: skip
+) -> ImaginedRollouts:  # fmt: skip
     """One rollout a start.
 
     Args:
@@ -131,10 +154,10 @@ def imagine(
         reward[kept], solved[kept] = said[:, 0], said[:, 1] >= done
     shapes = (tokens[:0, 0, 0].long(), tokens[:0].half(), state[:0], state.new_zeros(0, stride, 1), state.new_zeros(0))
     joined = [torch.cat(each) for each in zip(*parts, strict=True)] if parts else shapes
-    return Imagined(*joined, reward=reward, solved=solved, stopped=stopped)
+    return ImaginedRollouts(*joined, reward=reward, solved=solved, stopped=stopped)
 
 
-class Practice:
+class RLOO:
     """Updates of a policy by what it imagines.
 
         L = mean over decisions of [ −min(r·A, clip(r, 1 ± ε)·A) + β·KL ],   KL = ‖μ − μ_former‖² / (2σ²)
@@ -167,20 +190,21 @@ class Practice:
     """
 
     def __init__(
-        self, policy: ChunkPolicy, world: World, reflector: Reflector, draw: Callable[[torch.Generator, int], Starts],
-        *, steps: int, groups: int = 8, rollouts: int = 8, horizon: int = 10, scale: float = 0.2, done: float = 0.5,
+        self, policy: ChunkPolicy, world: WorldEnsemble, reflector: Reflector,
+        draw: Callable[[torch.Generator, int], ImaginedStarts], *, steps: int, groups: int = 8, rollouts: int = 8,
+        horizon: int = 10, scale: float = 0.2, done: float = 0.5,
         clip: float = 0.1, anchor: float = 0.1, epochs: int = 2, batch_size: int = 256, learning_rate: float = 1e-4,
         spread: float = 0.05, seed: int = 0,
     ) -> None:  # fmt: skip
         if policy.spec.head != "l1":
-            raise ValueError(f"Practice: the policy's head must be l1; got {policy.spec.head}.")
+            raise ValueError(f"RLOO: the policy's head must be l1; got {policy.spec.head}.")
         if policy.spec.horizon < world.spec.stride:
             raise ValueError(
-                f"Practice: the policy's chunk must have the {world.spec.stride} actions of a model step; "
+                f"RLOO: the policy's chunk must have the {world.spec.stride} actions of a model step; "
                 f"got {policy.spec.horizon}."
             )
         if rollouts < 2 or scale <= 0:
-            raise ValueError(f"Practice: rollouts must be 2 or more, and scale more than 0; got {rollouts}, {scale}.")
+            raise ValueError(f"RLOO: rollouts must be 2 or more, and scale more than 0; got {rollouts}, {scale}.")
         self.policy, self.world, self.reflector, self._draw = policy, world, reflector, draw
         self._former = copy.deepcopy(policy).eval().requires_grad_(False)
         self._groups, self._rollouts, self._epochs, self._batch = groups, rollouts, epochs, batch_size
@@ -202,7 +226,7 @@ class Practice:
         random = torch.Generator().manual_seed((self._seed << 32) + self.done)
         self.policy.eval()
         starts = self._draw(random, self._groups)
-        starts = Starts(*(each.repeat_interleave(self._rollouts, 0) for each in vars(starts).values()))
+        starts = ImaginedStarts(*(each.repeat_interleave(self._rollouts, 0) for each in vars(starts).values()))
         found = imagine(self.policy, self.world, self.reflector, starts, random=random, **self._how)
         grouped = found.reward.view(self._groups, self._rollouts)
         used = grouped.amax(1) - grouped.amin(1) > self._spread
@@ -216,7 +240,7 @@ class Practice:
         means = {name: float(getattr(found, name).float().mean()) for name in ("reward", "solved", "stopped")}
         return means | {"skipped": float((~used).float().mean())} | told
 
-    def _epoch(self, found: Imagined, advantage: Tensor, text: Tensor, order: Tensor) -> dict[str, float]:
+    def _epoch(self, found: ImaginedRollouts, advantage: Tensor, text: Tensor, order: Tensor) -> dict[str, float]:
         clipped = divergence = 0.0
         for part in order.split(self._batch):
             rollout, actions = found.rollout[part], found.actions[part]
@@ -228,7 +252,7 @@ class Practice:
             apart = ((mean - before) / self._scale).square().sum((1, 2)) / 2
             loss = (clipped_loss(log_ratio, advantage[rollout], self._clip) + self._anchor * apart).mean()
             if not torch.isfinite(loss):
-                raise FloatingPointError(f"Practice: the loss must be finite; got {loss.item()}.")
+                raise FloatingPointError(f"RLOO: the loss must be finite; got {loss.item()}.")
             self._adam.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)

@@ -100,6 +100,9 @@ class Prompts:
 def fetched(source: str) -> Path:
     """The folder of a backbone; one of the hub is downloaded, but for what is not safetensors, JSON or words.
 
+    Args:
+        source: a folder, or a hub id.
+
     Raises:
         FileNotFoundError: it is neither here nor to be had.
     """
@@ -120,7 +123,11 @@ def fetched(source: str) -> Path:
 
 
 def content_hash(folder: Path) -> str:
-    """SHA-256 of a backbone's weights and config, by name."""
+    """SHA-256 of a backbone's weights and config, by name.
+
+    Args:
+        folder: of the backbone.
+    """
     found = hashlib.sha256()
     for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"], key=lambda file: file.name):
         found.update(file.name.encode())
@@ -131,6 +138,10 @@ def content_hash(folder: Path) -> str:
 
 def read_config(folder: Path, source: str) -> Any:
     """A backbone's config.
+
+    Args:
+        folder: of the backbone.
+        source: named in errors.
 
     Raises:
         ValueError: no image-text model of `FAMILIES`.
@@ -151,6 +162,11 @@ def read_config(folder: Path, source: str) -> Any:
 
 def check_size(config: Any, size: int, source: str) -> None:
     """Refuse pictures of a size that a backbone cannot take.
+
+    Args:
+        config: the backbone's.
+        size: side in pixels.
+        source: named in errors.
 
     Raises:
         ValueError: so.
@@ -177,7 +193,14 @@ def lora_package() -> Any:
 
 
 def colours(folder: Path) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation that its pictures are normalised by."""
+    """Mean and standard deviation that its pictures are normalised by.
+
+    Args:
+        folder: of the backbone.
+
+    Raises:
+        ValueError: the folder does not say them.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
         if (folder / name).is_file():
             about = json.loads((folder / name).read_text("utf-8"))
@@ -188,7 +211,16 @@ def colours(folder: Path) -> tuple[list[float], list[float]]:
 
 
 def loaded(folder: Path, chosen: Chosen) -> Any:
-    """The network without its language head, from safetensors alone, and every weight of it."""
+    """The network without its language head, from safetensors alone, and every weight of it.
+
+    Args:
+        folder: of the backbone.
+        chosen: precision and attention among it.
+
+    Raises:
+        FileNotFoundError: no weights as safetensors.
+        ValueError: weights are missing.
+    """
     import transformers
 
     half = chosen.precision == "bf16" and chosen.train != "full"
@@ -221,7 +253,12 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def add_lora(network: Any, chosen: Chosen) -> None:
-    """LoRA on every linear layer, begun from the random numbers that torch gives; OFT's Gaussian start."""
+    """LoRA on every linear layer, begun from the random numbers that torch gives; OFT's Gaussian start.
+
+    Args:
+        network: is changed in place.
+        chosen: rank and alpha among it.
+    """
     peft = lora_package()
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     config = peft.LoraConfig(

@@ -55,10 +55,18 @@ class TokenHead(nn.Module):
 
 
 def binned(values: Float[Tensor, "*B"]) -> Int64[Tensor, "*B"]:
-    """The bin of each value of [-1, 1]; what lies outside is in the last one."""
+    """The bin of each value of [-1, 1]; what lies outside is in the last one.
+
+    Args:
+        values: actions, normalised.
+    """
     return ((values + 1) / 2 * BINS).floor().clamp(0, BINS - 1).long()
 
 
 def middles(bins: Int64[Tensor, "*B"]) -> Float[Tensor, "*B"]:
-    """The middle of each bin."""
+    """The middle of each bin.
+
+    Args:
+        bins: of `binned`.
+    """
     return (bins.float() + 0.5) * 2 / BINS - 1

@@ -28,6 +28,10 @@ def progress_weights(
 
     Returns:
         The weights of each episode, in [0, 1].
+
+    Raises:
+        ValueError: a horizon of less than 1.
+
     Source: LeRobot's `sample_weighting.type=rabc`. Departs: not rescaled to sum to the batch, for rows are drawn with
         chances in proportion to them.
     """

@@ -230,7 +230,7 @@ class Dynamics(nn.Module):
         return tokens + self.change(mixed[:, :-1]), state + self.move(mixed[:, -1])
 
 
-class World(nn.Module):
+class WorldEnsemble(nn.Module):
     """M members with one way to cut maps into tokens; they are asked together.
 
     Args:
@@ -326,15 +326,26 @@ class Reflector(nn.Module):
 
 def build_world(
     spec: WorldSpec, state: Normaliser, action: Normaliser, *, text: int, seed: int
-) -> tuple[World, World, Reflector]:
-    """An untaught world, its action-blind control of one member, and a reflector; the same for one seed."""
+) -> tuple[WorldEnsemble, WorldEnsemble, Reflector]:
+    """An untaught world, its action-blind control of one member, and a reflector; the same for one seed.
+
+    Args:
+        spec: its size.
+        state, action: normalise own readings and actions.
+        text: width of the sentence's vector.
+        seed: of the weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        world = World(spec, state, action)
+        world = WorldEnsemble(spec, state, action)
         control = WorldSpec(**{**asdict(spec), "members": 1, "blind": True})
-        return world, World(control, state, action), Reflector(world.codec.count, spec.tokens, text)
+        return world, WorldEnsemble(control, state, action), Reflector(world.codec.count, spec.tokens, text)
 
 
 def error(found: Float[Tensor, "B L D"], truth: Float[Tensor, "B L D"]) -> float:
-    """Mean squared error of tokens."""
+    """Mean squared error of tokens.
+
+    Args:
+        found, truth: L tokens of B moments.
+    """
     return float((found - truth).square().mean())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from policies.saving import pack, unpack
 from policies.vla.imitation import scheduled
-from policies.vla.world import Dynamics, Reflector, Segment, Tracks, World
+from policies.vla.world import Dynamics, Reflector, Segment, Tracks, WorldEnsemble
 
 
 class WorldLearning:
@@ -45,8 +45,8 @@ class WorldLearning:
 
     def __init__(
         self,
-        world: World,
-        blind: World,
+        world: WorldEnsemble,
+        blind: WorldEnsemble,
         reflector: Reflector,
         tracks: Tracks,
         starts: Int64[np.ndarray, " n"],

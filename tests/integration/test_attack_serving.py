@@ -23,12 +23,12 @@ from websockets.frames import Frame, Opcode
 
 from embodied.serving import bodies, gate, images, protocol
 from embodied.serving.images import read_images
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from tests.serving_client import DEADLINE_S, FRAMES, PICTURE, ask, close_code, fine, frames, serving, session
 from tests.waiting import until
 
 WORK_S = 2.0  # of this process, for any one attack; the worst took 20 to 60
-MANY = Limits(requests_per_s=1e6, burst=1_000_000)
+MANY = RequestLimits(requests_per_s=1e6, burst=1_000_000)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_thread_of_raw_pixels_is_refused_at_every_door(shared):
 
 
 def decoded(data, form):
-    return read_images({form: data}, "images", Limits())[0].decode()[0]
+    return read_images({form: data}, "images", RequestLimits())[0].decode()[0]
 
 
 def test_metadata_is_left_out_and_the_pixels_are_the_same():
@@ -145,7 +145,7 @@ def test_pictures_that_wait_for_a_decoder_do_not_keep_the_server_from_ending(mon
         with contextlib.suppress(OSError, ValueError, http.client.HTTPException):  # whatever it still says
             ask(server, protocol.SCORE, body=png(8, 8), media="image/png")
 
-    with serving(limits=Limits(drain_s=0.2)) as server, ThreadPoolExecutor(8) as pool:
+    with serving(limits=RequestLimits(drain_s=0.2)) as server, ThreadPoolExecutor(8) as pool:
         asked = pool.map(asking, range(8))
         until(lambda: len(entered) == gate.DECODERS and server.service.answering == 8)
         server.server.should_exit = True
@@ -243,7 +243,7 @@ def test_a_hosts_debt_has_a_ceiling():
 
 def test_behind_a_proxy_that_is_named_each_client_is_its_own(monkeypatch):
     monkeypatch.setattr(gate, "LONGEST_DEBT_S", 600.0)
-    limits = Limits(requests_per_s=1.0, burst=30)
+    limits = RequestLimits(requests_per_s=1.0, burst=30)
     with serving(limits=limits, proxies=["127.0.0.1"]) as server:
         assert asked_often(server, 3, {"X-Forwarded-For": "192.0.2.7"})[-1] == 429
         assert ask(server, protocol.MODEL, headers={"X-Forwarded-For": "192.0.2.8"})[0] == 200
@@ -283,7 +283,7 @@ def unfinished(server):
 
 
 def test_unfinished_bodies_leave_room_for_those_that_ask():
-    limits = Limits(connections=16, bodies_per_host=64, body_s=600.0, header_s=600.0)
+    limits = RequestLimits(connections=16, bodies_per_host=64, body_s=600.0, header_s=600.0)
     with serving(limits=limits) as server, contextlib.ExitStack() as stack:
         for k in range(60):
             wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -296,7 +296,7 @@ def test_unfinished_bodies_leave_room_for_those_that_ask():
 
 
 def test_one_host_has_so_many_unfinished_bodies_and_the_slowest_goes():
-    with serving(limits=Limits(bodies_per_host=4, body_s=600.0)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=RequestLimits(bodies_per_host=4, body_s=600.0)) as server, contextlib.ExitStack() as stack:
         body = protocol.pack(PICTURE)
         steady = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S))
         steady.sendall(HEADER.replace(b"1000", str(len(body)).encode()) + body[:-1])
@@ -318,7 +318,7 @@ def test_one_host_has_so_many_unfinished_bodies_and_the_slowest_goes():
 def test_a_body_that_drips_is_cut_off_and_one_that_pauses_is_not(monkeypatch):
     monkeypatch.setattr(bodies, "BODY_GRACE_S", 0.2)
     body = protocol.pack(PICTURE)
-    with serving(limits=Limits(body_s=600.0, body_bytes_per_s=5.0)) as server:
+    with serving(limits=RequestLimits(body_s=600.0, body_bytes_per_s=5.0)) as server:
         head = HEADER.replace(b"1000", str(len(body)).encode())
         with (
             socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as drip,
@@ -332,7 +332,7 @@ def test_a_body_that_drips_is_cut_off_and_one_that_pauses_is_not(monkeypatch):
 
 
 def test_bodies_count_until_they_are_answered_and_small_ones_always_pass():
-    with serving(limits=Limits(body_total_bytes=3_000_000)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=RequestLimits(body_total_bytes=3_000_000)) as server, contextlib.ExitStack() as stack:
         wires = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(3)]
         for wire in wires:
             wire.sendall(HEADER.replace(b"1000", b"2000000") + bytes(1_000_000))
@@ -408,7 +408,7 @@ def test_pings_without_end_end_their_session_alone(shared):
 
 
 def test_one_host_does_not_keep_all_sessions_from_another():
-    limits = Limits(sessions=4, spare_s=600.0)
+    limits = RequestLimits(sessions=4, spare_s=600.0)
 
     def of(stack, host):
         return stack.enter_context(session(server, headers={"X-Forwarded-For": host}))

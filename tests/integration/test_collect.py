@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -179,7 +180,7 @@ def test_only_what_is_asked_for_is_collected_and_grows(tmp_path, monkeypatch):
     assert {k: seeds(tmp_path / "runs/collect/reacher-red-random")[k] for k in first} == first
 
 
-def test_a_trained_policy_acts(tmp_path, monkeypatch):
+def test_a_trained_policy_acts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     train = [
         "train",
@@ -196,6 +197,10 @@ def test_a_trained_policy_acts(tmp_path, monkeypatch):
     dataset = Dataset("a")
     assert (dataset.kind(0), dataset.env_id) == ("policy", "embodied/cartpole-v0")
     assert dataset.recording(0).actions.std() > 0 or len(dataset.recording(0)) > 1
+    for words in (["env=desk-drawer"], ["env.looks=4"]):  # neither would be heeded
+        assert cli.main(["collect", "policy=run:latest", "out=b", *words]) == 2
+        assert "policy=run:… plays in its run's own world; got env." in capsys.readouterr().err
+    assert not Path("b").exists()
 
 
 def test_meta_worlds_own_experts(tmp_path):

@@ -16,9 +16,9 @@ from embodied.finetuning.outcomes import after_each
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.trying import lerobot_policy
 from embodied.report import read_progress
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from policies.vla.chunked import ChunkedRL
-from policies.vla.imitation import Imitation
+from policies.vla.imitation import ChunkImitation
 from tests.tiny_vla import save_tiny_backbone
 
 SMALL = [
@@ -64,6 +64,9 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
 
     episodes = (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes()
     assert run("run=tuned") == 0  # nothing is done again
+    capsys.readouterr()
+    assert run("run=tuned", "steps=9", "policy.width=32") == cli.EXIT_USER_ERROR  # neither would be heeded
+    assert "goes on with its own settings; got others for policy.width, steps." in capsys.readouterr().err
     assert (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes() == episodes
     assert cli.main(["evaluate", "run=tuned", "episodes=2", "num_worlds=1", "videos=0"]) == 0
     again = json.loads((tmp_path / "tuned" / "evaluate.json").read_text())
@@ -75,9 +78,9 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
 def test_an_experts_corrections_are_imitated_too(demos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["baseline=false", "execute=4", "eval_episodes=1", "videos=0", "own.starts=3", "num_worlds=2"]
-    assert (
-        run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *quick, "stages=[imitate,corrections]") == 0
-    )
+    assert run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *quick[:4], "num_worlds=2") == 0
+    assert run("run=tuned", "stages=[corrections]", "own.starts=3") == 0  # a later stage has settings of its own
+    assert run("run=tuned", "own.starts=4") == cli.EXIT_USER_ERROR  # until it is begun
     gathered = json.loads((tmp_path / "tuned" / "corrections" / "gathered.json").read_text())
     assert gathered["starts"] == gathered["accepted"] == 3
     assert gathered["wrongly"] <= 1  # the expert takes over with at least eight of twenty steps left
@@ -200,7 +203,7 @@ def test_a_stopped_run_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["labels.source=all", "labels.weights=uniform", "evaluate=false", *SMALL]
     assert run(f"data={demos}", "run=straight", *words) == 0
-    step, left = Imitation.step, [5]
+    step, left = ChunkImitation.step, [5]
 
     def stops(self):
         left[0] -= 1
@@ -208,10 +211,10 @@ def test_a_stopped_run_goes_on_to_the_same_curve(demos, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Imitation, "step", stops)
+    monkeypatch.setattr(ChunkImitation, "step", stops)
     assert run(f"data={demos}", "run=stopped", *words) == cli.EXIT_INTERRUPTED
     assert json.loads((tmp_path / "stopped" / "run.json").read_text())["status"] == "interrupted"
-    monkeypatch.setattr(Imitation, "step", step)
+    monkeypatch.setattr(ChunkImitation, "step", step)
     assert run("run=stopped", "resume=true") == 0
     curves = [read_progress(tmp_path / name / "imitate" / "progress.csv") for name in ("straight", "stopped")]
     assert curves[0]["train/error"] == curves[1]["train/error"]
@@ -250,7 +253,7 @@ def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tm
     monkeypatch.chdir(tmp_path)
     source = save_tiny_backbone(tmp_path / "smolvlm", "smolvlm")
     words = [f"data={demos}", "labels.source=recorded", "baseline=false", f"policy.backbone={source}", *SMALL]
-    step, left = Imitation.step, [5]
+    step, left = ChunkImitation.step, [5]
 
     def runs_out(self):
         left[0] -= 1
@@ -258,10 +261,10 @@ def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tm
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(self)
 
-    monkeypatch.setattr(Imitation, "step", runs_out)
+    monkeypatch.setattr(ChunkImitation, "step", runs_out)
     told = refused(capsys, *words, "run=tuned", "policy.lora.rank=2")
     assert "not enough memory for batch_size=4. Try batch_size=2, policy.checkpointing=true" in told
-    monkeypatch.setattr(Imitation, "step", step)
+    monkeypatch.setattr(ChunkImitation, "step", step)
     assert run("run=tuned", "resume=true") == 0
     about = json.loads((tmp_path / "tuned/imitate/policy/policy.json").read_text())["spec"]
     assert (about["backbone"]["rank"], about["backbone"]["source"], about["cameras"]) == (
@@ -271,7 +274,7 @@ def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tm
     )
     assert set(load_file(tmp_path / "tuned/imitate/policy/policy.safetensors")) >= {"network/fusion.slots"}
     assert cli.main(["evaluate", "run=tuned", "episodes=1", "num_worlds=1", "videos=0"]) == 0
-    app = serve.policy_served(cli.compose("serve", ["policy=tuned"]), limits=Limits(), token=None)
+    app = serve.policy_served(cli.compose("serve", ["policy=tuned"]), limits=RequestLimits(), token=None)
     told = app.state.service.describe()
     app.state.service.close()
     assert (told["cameras"], told["horizon"]) == ({"front": [32, 32], "wrist": [32, 32]}, 4)
@@ -370,6 +373,6 @@ def test_of_equal_numbers_of_steps_the_one_that_looks_less_is_executed(tmp_path)
 
 
 def test_labels_are_told_and_kept():
-    found = labels.Labels(("solved", "not", "abstained", "solved"), ("person", "person", "success", "success"))
-    assert re.fullmatch("success: 2 solved, 1 not, 1 abstained, 2 of them said by a person", found.told())
-    assert labels.Labels.from_dict(json.loads(json.dumps(found.as_dict()))) == found
+    found = labels.EpisodeLabels(("solved", "not", "abstained", "solved"), ("person", "person", "success", "success"))
+    assert re.fullmatch("success: 2 solved, 1 not, 1 unsure; a person labelled 2 of them", found.told())
+    assert labels.EpisodeLabels.from_dict(json.loads(json.dumps(found.as_dict()))) == found

@@ -8,7 +8,7 @@ from embodied import cli
 from embodied.finetuning import imagining, truth
 from embodied.report import read_progress
 from policies.vla.core import ChunkPolicy
-from policies.vla.rloo import Practice
+from policies.vla.rloo import RLOO
 from tests.integration.test_finetune import SMALL, run
 
 TINY = [
@@ -57,7 +57,7 @@ def test_a_policy_practises_and_is_kept_only_where_it_is_better(demos, tmp_path,
     assert "How true the learned world is" in page
     assert "Whether practice is kept" in page
 
-    step, left = Practice.step, [5]
+    step, left = RLOO.step, [5]
 
     def stops(self):
         left[0] -= 1
@@ -65,9 +65,9 @@ def test_a_policy_practises_and_is_kept_only_where_it_is_better(demos, tmp_path,
             raise KeyboardInterrupt
         return step(self)
 
-    monkeypatch.setattr(Practice, "step", stops)
+    monkeypatch.setattr(RLOO, "step", stops)
     assert run(*words, "run=stopped") == cli.EXIT_INTERRUPTED
-    monkeypatch.setattr(Practice, "step", step)
+    monkeypatch.setattr(RLOO, "step", step)
     assert run("run=stopped", "resume=true") == 0
     curves = [read_progress(tmp_path / name / "world/practice/progress.csv") for name in ("straight", "stopped")]
     assert curves[0] == curves[1]

@@ -33,6 +33,12 @@ def test_every_choice_of_every_group_has_a_line(capsys):
     assert all(entry["text"] for of in found.values() for entry in of)
 
 
+def test_what_it_is_and_what_it_needs_are_two_sentences(capsys):
+    lines = [line for line in listed(capsys).splitlines() if " Needs " in line]
+    assert len(lines) > 30
+    assert [line for line in lines if line.partition(" Needs ")[0][-1] != "."] == []
+
+
 def test_a_person_reads_the_same(capsys):
     lines = listed(capsys, "what=rewards").splitlines()
     assert lines[0] == "rewards (reward=NAME, or several: reward=[a,b])"

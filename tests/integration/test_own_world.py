@@ -110,6 +110,7 @@ def test_one_that_is_a_world_of_ours_keeps_its_face(mine):
     [
         ("nowhere:Mine-v0", None, "the module 'nowhere' cannot be imported: ModuleNotFoundError.*PYTHONPATH"),
         ("my_worlds:Min-v0", None, "the module 'my_worlds' registers no environment 'Min-v0'.*[Dd]id you mean Mine-v0"),
+        ("my_worlds:Zz-v0", None, "registers no environment 'Zz-v0'.*(Mine|Handover|Face|Lost)-v0"),
         ("my_worlds:Lost-v0", None, "Lost-v0 cannot be made: module 'my_worlds' has no attribute 'Lost'"),
         ("my_worlds:Mine-v0", 0, "max_episode_steps must be a whole number, at least 1; got 0"),
         ("my_worlds:Mine-v0", "ten", "max_episode_steps must be a whole number, at least 1; got 'ten'"),

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from embodied.serving import protocol
 from embodied.serving.connections import BAD_BURST
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from tests.fakes import FakeEncoder
 from tests.serving_client import (
     DEADLINE_S,
@@ -48,7 +48,7 @@ HEADER = b"POST /v1/score HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: applicati
 
 
 def test_half_sent_requests_are_cut_off_in_time():
-    with serving(limits=Limits(header_s=0.3, body_s=0.3)) as server:
+    with serving(limits=RequestLimits(header_s=0.3, body_s=0.3)) as server:
         started = time.monotonic()
         assert raw(server, b"") == b""  # opened and silent
         assert raw(server, HEADER) == b""  # half a header
@@ -67,13 +67,13 @@ def test_half_sent_requests_are_cut_off_in_time():
 
 
 def test_a_session_outlives_the_patience_for_headers():
-    with serving(limits=Limits(header_s=0.2)) as server, session(server) as say:
+    with serving(limits=RequestLimits(header_s=0.2)) as server, session(server) as say:
         until(lambda: all(each.idle_s() > 0.3 for each in server.service.sessions))
         assert say(frames(FRAMES[0]))["type"] == "reading"
 
 
 def test_silent_connections_make_room_for_those_that_ask():
-    with serving(limits=Limits(connections=8, header_s=30.0)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=RequestLimits(connections=8, header_s=30.0)) as server, contextlib.ExitStack() as stack:
         say = stack.enter_context(session(server))
         for _ in range(30):
             wire = stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
@@ -84,7 +84,7 @@ def test_silent_connections_make_room_for_those_that_ask():
 
 
 def test_nobody_is_crowded_out_by_another_host():
-    with serving(limits=Limits(connections=4, header_s=30.0)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=RequestLimits(connections=4, header_s=30.0)) as server, contextlib.ExitStack() as stack:
         mine = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S))
         until(lambda: server.service.guard.silent)
         others = []
@@ -99,7 +99,7 @@ def test_nobody_is_crowded_out_by_another_host():
 
 
 def test_a_host_of_too_many_slow_bodies_waits():
-    with serving(limits=Limits(bodies_per_host=1, body_s=60.0)) as server, contextlib.ExitStack() as stack:
+    with serving(limits=RequestLimits(bodies_per_host=1, body_s=60.0)) as server, contextlib.ExitStack() as stack:
         guard = server.service.guard
         assert not guard.pause("127.0.0.2")
         for _ in range(BAD_BURST + 20):
@@ -111,7 +111,7 @@ def test_a_host_of_too_many_slow_bodies_waits():
 
 
 def test_bodies_have_a_size():
-    with serving(limits=Limits(body_bytes=10_000, json_bytes=2_000)) as server:
+    with serving(limits=RequestLimits(body_bytes=10_000, json_bytes=2_000)) as server:
         for media, size in ((protocol.MSGPACK, 15_000), (protocol.JSON, 2_500)):
             status, _, answer = ask(server, protocol.SCORE, body=bytes(size), media=media)
             assert (status, answer["code"], answer["got"]) == (413, "too_large", str(size))
@@ -127,7 +127,7 @@ def test_bodies_have_a_size():
 
 def test_an_answer_nobody_reads_does_not_hold_the_server():
     wide = FakeEncoder(dim=4096)
-    with serving(scorer(wide), limits=Limits(answer_s=1.0)) as server:
+    with serving(scorer(wide), limits=RequestLimits(answer_s=1.0)) as server:
         body = protocol.pack({"images": protocol.encode_images(np.zeros((1000, 8, 8, 3), np.uint8))})
         with socket.socket() as wire:
             wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -140,7 +140,7 @@ def test_an_answer_nobody_reads_does_not_hold_the_server():
 
 
 def test_rates_are_held():
-    with serving(limits=Limits(requests_per_s=0.5, burst=3)) as server:
+    with serving(limits=RequestLimits(requests_per_s=0.5, burst=3)) as server:
         with socket.create_connection(("127.0.0.1", server.port), timeout=DEADLINE_S) as wire:
             got = b""
             wire.sendall(b"GET /v1/model HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 6)
@@ -153,7 +153,7 @@ def test_rates_are_held():
 
 
 def test_a_session_that_only_sends_rubbish_is_closed():
-    with serving(limits=Limits(requests_per_s=5.0, burst=10)) as server:
+    with serving(limits=RequestLimits(requests_per_s=5.0, burst=10)) as server:
         with session(server) as bad, session(server) as good:
             assert bad(b"rubbish")["type"] == "error"
             assert close_code(bad) == protocol.POLICY
@@ -162,12 +162,12 @@ def test_a_session_that_only_sends_rubbish_is_closed():
 
 
 def test_sessions_are_counted_and_idle_ones_go():
-    with serving(limits=Limits(sessions=2, spare_s=600.0)) as server, session(server), session(server):
+    with serving(limits=RequestLimits(sessions=2, spare_s=600.0)) as server, session(server), session(server):
         with pytest.raises(InvalidStatus) as refused, session(server):
             pass
         assert refused.value.response.status_code == 503
         assert refused.value.response.headers["retry-after"]
-    with serving(limits=Limits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
+    with serving(limits=RequestLimits(sessions=2, header_s=0.3, session_idle_s=0.5)) as server:
         with session(server) as one, session(server) as two:
             assert {close_code(one), close_code(two)} == {protocol.IDLE}
         with session(server, opening=False) as never:
@@ -176,7 +176,7 @@ def test_sessions_are_counted_and_idle_ones_go():
 
 
 def test_the_session_idle_longest_makes_room():
-    with serving(limits=Limits(sessions=2, spare_s=0.05)) as server, session(server) as idle:
+    with serving(limits=RequestLimits(sessions=2, spare_s=0.05)) as server, session(server) as idle:
         until(lambda: all(each.idle_s() > 0.05 for each in server.service.sessions))
         with session(server) as busy:
             busy(frames(FRAMES[0]))
@@ -186,7 +186,7 @@ def test_the_session_idle_longest_makes_room():
 
 
 def test_an_episode_that_keeps_images_is_bounded():
-    limits = Limits(episode_pixels=200)
+    limits = RequestLimits(episode_pixels=200)
     opening = {"views": ["side"], "signals": ["force"]}
     with serving(total_scorer(), limits=limits) as server, session(server, opening=opening) as say:
         message = frames(FRAMES[0], view="side", signals={"force": 1.0})

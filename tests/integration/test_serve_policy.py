@@ -12,11 +12,11 @@ import torch
 from embodied.serving import protocol
 from embodied.serving.connections import Server
 from embodied.serving.http_client import Client
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import ServerRefusedError
 from embodied.serving.policy_app import PolicyService, make_policy_app
 from embodied.serving.policy_client import RemotePolicy
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 from policies.vla.execute import GoingOn
 from tests.serving_client import ask
 from tests.unit.test_vla_policy import CAMERAS, make
@@ -39,7 +39,7 @@ def say(texts):
 
 
 def at_home(policy, text="push", going_on=None):
-    obs = Observation(
+    obs = ChunkObservation(
         {name: see(name)(frame[None]) for name, frame in IMAGES.items()},
         {name: torch.ones(1, dtype=torch.bool) for name in CAMERAS}, say([text]), torch.from_numpy(STATE)[None],
     )  # fmt: skip
@@ -49,7 +49,7 @@ def at_home(policy, text="push", going_on=None):
 @contextlib.contextmanager
 def serving(policy, *, token=None):
     service = PolicyService(policy, {name: see(name) for name in CAMERAS}, say, execute=2, model_id="policy-1",
-                            limits=Limits(), token=token)  # fmt: skip
+                            limits=RequestLimits(), token=token)  # fmt: skip
     server = Server(make_policy_app(service), port=0)
     thread = threading.Thread(target=server.run)
     thread.start()

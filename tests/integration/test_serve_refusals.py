@@ -8,7 +8,7 @@ import torch
 from websockets.exceptions import InvalidStatus
 
 from embodied.serving import protocol
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
@@ -48,6 +48,9 @@ def test_without_the_token_nothing_is_served():
                 pass
             assert refused.value.response.status_code == 401
             assert json.loads(refused.value.response.body)["code"] == "unauthorised"
+        wrong = {"": "none", "Bearer": "an empty token", "Bearer wrong": "another token", "Basic x": "another scheme"}
+        for given, got in wrong.items():
+            assert ask(server, protocol.MODEL, headers={"Authorization": given})[2]["got"] == got
         with session(server) as say:
             assert say(frames(FRAMES[0]))["type"] == "reading"
 
@@ -91,7 +94,7 @@ BAD = {
 
 
 def test_every_bad_request_is_answered_with_what_is_wrong():
-    with serving(limits=Limits(requests_per_s=1e6, burst=1_000_000)) as server:
+    with serving(limits=RequestLimits(requests_per_s=1e6, burst=1_000_000)) as server:
         for name, (path, message) in BAD.items():
             body = {"body": message} if isinstance(message, bytes) else {"message": message}
             status, _, answer = ask(server, path, **body)

@@ -4,18 +4,21 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
+from embodied.robots.desk_robot import Options
 from embodied.robots.driver import DriverError
 from embodied.robots.env import RobotEnv
-from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot, end, start
+from embodied.robots.simulated import ABSOLUTE, LIMITS, SimulatedRobot, end, main, start
 from embodied.robots.watchdog import MaxAge
 from embodied.robots.wire import Faults, packed
 from tests.waiting import until
@@ -386,3 +389,13 @@ def test_a_killed_robot_ends_the_episode_and_reset_starts_it_again():
     env.close()
     with pytest.raises(ProcessLookupError):
         os.kill(robot.pid, 0)
+
+
+def test_its_help_says_what_each_option_is(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    told = " ".join(capsys.readouterr().out.split())
+    for each in fields(Options):
+        assert re.search(rf"--{each.name}( [A-Z_]+)? [a-z]", told.partition("options:")[2]), each.name
+    assert "--cameras CAMERAS cameras of the desk that are filmed, such as front,side. (front)" in told

@@ -65,9 +65,9 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
     assert [line["steps"] for line in lines] == [150, 300]
     assert {"success_rate", "ci_low", "ci_high", "episodes", "mean_reward", "mean_env_reward"} <= set(lines[0])
     rows = progress(folder)
-    wanted = {"rollout/ep_rew_mean", "rollout/ep_gt_rew_mean", "rollout/success_rate", "reward/clip_mean"}
+    wanted = {"rollout/ep_rew_mean", "rollout/ep_env_rew_mean", "rollout/success_rate", "reward/clip_mean"}
     assert wanted <= set(rows[-1])
-    assert rows[-1]["rollout/ep_rew_mean"] != rows[-1]["rollout/ep_gt_rew_mean"]
+    assert rows[-1]["rollout/ep_rew_mean"] != rows[-1]["rollout/ep_env_rew_mean"]
     about = json.loads((folder / "run.json").read_text())
     assert (about["status"], about["steps"], about["seed"]) == ("finished", 300, 0)
     assert list(folder.glob("events.out.tfevents.*"))
@@ -223,8 +223,8 @@ def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
 def test_the_true_reward_trains_without_frames(monkeypatch):
     monkeypatch.setattr("embodied.envs.world.World.frame", None)  # a render would fail
     assert main(["train", "env=cartpole", "reward=true", *SMALL, *QUICK, "steps=220", "log_every=100", "run=here"]) == 0
-    row = [each for each in progress(Path("here")) if each["rollout/ep_gt_rew_mean"]][-1]
-    assert float(row["rollout/ep_rew_mean"]) == pytest.approx(float(row["rollout/ep_gt_rew_mean"]), rel=1e-4)
+    row = [each for each in progress(Path("here")) if each["rollout/ep_env_rew_mean"]][-1]
+    assert float(row["rollout/ep_rew_mean"]) == pytest.approx(float(row["rollout/ep_env_rew_mean"]), rel=1e-4)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -119,6 +119,7 @@ def test_a_video_file_is_scored_frame_by_frame_and_recorded(data, tiny_clip, wat
     np.testing.assert_allclose([line["potentials"]["clip"] for line in lines], expected, atol=1e-5)
     assert {line["success"] for line in lines} == {True}
     assert f"{len(frames)} moments scored" in err
+    assert err.rstrip().endswith("Record: out")
     kept = [json.loads(line) for line in (tmp_path / "out/readings.jsonl").read_text().splitlines()]
     assert [line["combined"] for line in kept] == [line["combined"] for line in lines]
     assert len(pq.read_table(tmp_path / "out/readings.parquet")) == len(frames)

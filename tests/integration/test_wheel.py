@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -80,3 +82,37 @@ def test_its_command_line_works(installed, tmp_path):
     assert "train" in run(installed, tmp_path, str(script), "--help")
     assert "desk-drawer" in run(installed, tmp_path, str(script), "train", "--help")
     assert run(installed, tmp_path, str(script), "--version").startswith("embodied-rewards ")
+
+
+PICTURE = """
+import torch
+from rewards.clip_goal import clip_scorer
+from rewards.encoders import embedded_encoder
+scorer = clip_scorer(encoder=embedded_encoder(), goal="the drawer is open")
+print(float(scorer.score(torch.zeros(1, 96, 96, 3, dtype=torch.uint8))[0]))
+"""
+DATASET = """
+import numpy as np
+from embodied.datasets import Writer
+with Writer("data", fps=10, features={}, cameras={"main": (32, 32)}, env=None) as writer:
+    writer.add({}, {"main": np.zeros((4, 32, 32, 3), np.uint8)}, instruction="open the drawer")
+"""
+
+
+def test_outside_the_checkout_it_lists_scores_a_picture_and_labels(installed, tmp_path):
+    script = str(installed / "bin" / "embodied")
+    assert "desk-drawer" in run(installed, tmp_path, script, "list", "what=worlds")
+    assert -1 <= float(run(installed, tmp_path, "-c", PICTURE)) <= 1
+    run(installed, tmp_path, "-c", DATASET)
+    run(installed, tmp_path, script, "label", "data=data", "goal=the drawer is open")
+    (file,) = tmp_path.rglob("clip_progress.parquet")
+    assert pq.read_metadata(file).num_rows == 4
+
+
+def test_a_package_index_can_show_what_the_wheel_says_of_itself(wheel):
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    told = email.message_from_bytes(archive.read(name))
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert str(told.get_payload()).startswith("# embodied")
+    assert told["License-Expression"] == "MIT"

@@ -8,11 +8,11 @@ import torch
 
 from policies.vla import critic as parts
 from policies.vla.choosing import BestOfN, candidates, load_acting
-from policies.vla.chunked import ChunkedRL, Settings
-from policies.vla.core import Batch, ChunkPolicy, Spec
+from policies.vla.chunked import ChunkedRL, ChunkedRLSettings
+from policies.vla.core import ChunkBatch, ChunkPolicy, Spec
 from policies.vla.critic import Outcomes, PrefixCritic, prefix_targets
-from policies.vla.embedded import Observation
-from policies.vla.imitation import Imitation
+from policies.vla.embedded import ChunkObservation
+from policies.vla.imitation import ChunkImitation
 from policies.vla.stats import Normaliser
 
 GAMMA, LENGTH = 0.8, 4
@@ -56,8 +56,8 @@ class Chain:
         chunk = torch.ones(len(rows), self.horizon, 2)
         pad = torch.from_numpy(np.concatenate([np.zeros((len(rows), 1), bool), np.diff(inside, axis=1) == 0], 1))
         maps = {"front": torch.zeros(len(rows), 2, 2, 2)}
-        obs = Observation(maps, {"front": torch.ones(len(rows)).bool()}, torch.zeros(len(rows), 3), state)
-        return Batch(obs, chunk, pad)
+        obs = ChunkObservation(maps, {"front": torch.ones(len(rows)).bool()}, torch.zeros(len(rows), 3), state)
+        return ChunkBatch(obs, chunk, pad)
 
 
 CUT = float("nan")
@@ -71,7 +71,7 @@ def make(chain, *, policy=None, seed=0, **settings):
     } | settings  # fmt: skip
     ones = np.ones(chain.count)
     policy = policy or make_policy(chain.horizon)
-    return ChunkedRL(policy, chain, chain.outcomes, ones, ones > 0, settings=Settings(**wanted), seed=seed)
+    return ChunkedRL(policy, chain, chain.outcomes, ones, ones > 0, settings=ChunkedRLSettings(**wanted), seed=seed)
 
 
 def q_of(learner, chain):
@@ -254,7 +254,9 @@ def test_an_actor_without_weight_is_imitation_bit_for_bit(actor):
 
     policy = make_policy()
     frozen = make(chain, policy=policy)
-    plain = Imitation(policy, np.ones(chain.count), frozen.frozen, steps=10, batch_size=8, learning_rate=1e-4, seed=0)
+    plain = ChunkImitation(
+        policy, np.ones(chain.count), frozen.frozen, steps=10, batch_size=8, learning_rate=1e-4, seed=0
+    )
     for _ in range(10):
         plain.step()
     without, with_it = learned(0.0), learned(5.0)
@@ -358,7 +360,7 @@ def test_actions_that_are_not_finite_hide_what_follows_them():
         batch = plain(self, rows)
         at = self.outcomes.prefixes(torch.from_numpy(rows), 3)[0] == 1
         pad = batch.pad | at
-        return Batch(batch.obs, batch.chunk.masked_fill(at[..., None], torch.nan), pad)
+        return ChunkBatch(batch.obs, batch.chunk.masked_fill(at[..., None], torch.nan), pad)
 
     seen = []
     learner = make(chain, batch_size=8)
@@ -378,9 +380,9 @@ def test_rows_of_which_nothing_is_known_teach_nothing():
 
 def test_bad_settings_and_data_are_refused():
     with pytest.raises(ValueError, match=r"actor must be one of td3_bc.*held must be one of none.*discount.*got 2"):
-        Settings(actor="ppo", held="cql", discount=2.0)
+        ChunkedRLSettings(actor="ppo", held="cql", discount=2.0)
     with pytest.raises(ValueError, match="width must be a multiple of heads"):
-        Settings(width=10, heads=4)
+        ChunkedRLSettings(width=10, heads=4)
     with pytest.raises(ValueError, match="nothing to tell apart"):
         make(Chain([(1, 3, 1), (0, 2, CUT)]))
     with pytest.raises(ValueError, match="nothing to tell apart"):

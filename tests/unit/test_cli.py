@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import resource
 import subprocess
 import sys
@@ -264,7 +265,7 @@ def test_help_tells_how_to_compose():
 
 def test_help_shows_what_was_chosen_and_what_the_configs_say():
     told = cli.verb_help("train", ["reward=process", "steps=10"])
-    assert "\n    demos: 5  # so many expert episodes" in told
+    assert "\n    demos: 5  # a number of expert episodes" in told
     assert "\n  reward:  # Process reward (Robo-Dopamine)" in told
     assert "\n  steps: 30000  # transitions" in told
     assert "rtsp://" in cli.verb_help("watch").partition("Settings")[2]
@@ -280,7 +281,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
 
 def test_help(ran, capsys):
     assert cli.main(["--help"]) == 0
-    assert "go        Go somewhere." in capsys.readouterr().out
+    assert "go          Go somewhere." in capsys.readouterr().out
     assert cli.main([]) == 2
     capsys.readouterr()
     assert cli.main(["go", "--help"]) == 0
@@ -292,10 +293,22 @@ def test_help(ran, capsys):
     assert ran == []
 
 
+def test_the_list_of_verbs_keeps_each_apart_from_its_text():
+    lines = [line for line in cli.usage().splitlines() if line.startswith("  ") and not line.startswith("  embodied")]
+    assert [re.match(r"  (\w+) {2,}\S", line)[1] for line in lines] == cli.verbs()
+
+
+def test_help_shows_a_comment_of_several_lines_whole():
+    (line,) = [line for line in cli.verb_help("judge").splitlines() if line.startswith("  counterfactual:")]
+    assert "; false: none; null: those that the data mark" in line
+    told = cli.verb_help("label", ["reward=keypoint"])
+    assert "a LeRobot folder; null: nothing is fitted" in told
+
+
 def test_help_is_quick_and_imports_nothing_heavy():
+    heavy = ("torch", "numpy", "mujoco", "gymnasium", "hydra", "importlib.metadata")
     code = (
-        "import sys; from embodied import cli; cli.main(['--help'])\n"
-        "print([m for m in ('torch', 'mujoco', 'gymnasium', 'hydra') if m in sys.modules])"
+        f"import sys; from embodied import cli; cli.main(['--help'])\nprint([m for m in {heavy!r} if m in sys.modules])"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])

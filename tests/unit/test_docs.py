@@ -44,6 +44,7 @@ ELSEWHERE = (
     ". .venv/bin/activate",
     "curl ",
     "pip freeze ",
+    "export ",
 )  # other people's programs, and a shell's own
 CODE = [(str(page.relative_to(ROOT)), text) for page in PAGES for text in blocks(page, "python")]
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from policies.drm import dormant_noise, drm, expectile_loss, kept_share, perturb, value_share
-from policies.drqv2 import Actor, drqv2
+from policies.drqv2 import PixelActor, drqv2
 from policies.networks import LayerNorm, Linear
 from policies.replay import Mix
 from tests.learner_probes import ACTION, OBS, STATES, VALUES, finds, memory, resumes, taught
@@ -120,7 +120,7 @@ def test_it_awakes_at_the_first_ratio_below_a_fifth():
 
 def test_a_perturbation_keeps_a_share_of_every_linear_layer_and_nothing_else():
     module = make(space=PICTURE).actor
-    assert isinstance(module, Actor)
+    assert isinstance(module, PixelActor)
     with torch.no_grad():
         for part in module.modules():
             if isinstance(part, Linear):

@@ -6,7 +6,7 @@ import torch
 
 from embodied import cli
 from embodied.datasets import Writer
-from embodied.datasets.windows import Episode as Shown
+from embodied.datasets.windows import EncodedEpisode as Shown
 from embodied.datasets.windows import Windows
 from embodied.errors import UserError
 from embodied.finetuning import inputs, labels
@@ -70,7 +70,7 @@ def test_the_success_reward_labels_what_nobody_did(plan):
     bright = np.full((4, 16, 16, 3), 200, np.uint8)
     assert teacher.word({"front": bright}) == "solved"
     assert teacher.word({"front": bright // 5}) == "not"
-    assert "6 solved, 6 not, 0 abstained, 8 of them said by a person" in found.told()
+    assert "6 solved, 6 not, 0 unsure; a person labelled 8 of them" in found.told()
 
     weights = labels.row_weights(config, found, planned, Brightness(), rows_of(planned))
     assert weights.reshape(len(SOLVED), LENGTH).all(1).tolist() == SOLVED
@@ -94,7 +94,7 @@ def test_what_cannot_be_labelled_is_refused(plan):
     config, planned = plan("labels.known=0")
     with pytest.raises(UserError, match=r"needs labelled episodes.*labels\.model=FOLDER"):
         labels.label(config, planned, Brightness())
-    nothing = labels.Labels(("not",) * len(SOLVED), ("success",) * len(SOLVED))
+    nothing = labels.EpisodeLabels(("not",) * len(SOLVED), ("success",) * len(SOLVED))
     with pytest.raises(UserError, match="nothing is left to imitate"):
         labels.row_weights(config, nothing, planned, Brightness(), rows_of(planned))
 

@@ -8,8 +8,8 @@ import torch
 
 from embodied.errors import UserError
 from embodied.report import write_report
-from embodied.training.imagination import Episodes, compare
-from policies.core import Imagined, Rollout
+from embodied.training.imagination import WholeEpisodes, compare
+from policies.core import ImaginedEpisode, Rollout
 
 
 class Drifting:
@@ -24,7 +24,7 @@ class Drifting:
         moves = torch.stack([taken[k : k + count] + self.bias for k in range(horizon)], 1)
         ahead = seen[:count, None] + moves.cumsum(1)
         paid = self.gain * torch.stack([taken[k : k + count, 0] for k in range(horizon)], 1)
-        return Imagined(seen, ahead, paid)
+        return ImaginedEpisode(seen, ahead, paid)
 
 
 def episodes(count=6, steps=30, seed=0):
@@ -92,7 +92,7 @@ def test_episodes_are_taken_whole_out_of_rollouts():
     ended = np.array([[False, False], [True, True], [False, False], [False, True]])
     obs = np.arange(8, dtype=np.float32).reshape(4, 2, 1)
     rollout = Rollout(obs, 10 * obs, obs + 0.5, 0 * first, ended & False, ended, first)
-    seen = Episodes()
+    seen = WholeEpisodes()
     for t in range(4):
         seen.add(Rollout(*(part[t : t + 1] for part in rollout)), obs[t : t + 1, :, 0])
     found = [(o[:, 0].tolist(), a[:, 0].tolist(), r.tolist()) for o, a, r in seen.whole]

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import resource
 import subprocess
 import sys
 import tomllib
@@ -57,6 +58,18 @@ def test_each_ground_floor_room_works_alone(package):
         "assert not loaded, loaded"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+
+
+def test_a_reward_is_imported_quickly():
+    """Beside torch, a goal's reward and its encoder load nothing that takes time before it is asked for anything."""
+    heavy = ["gymnasium", "hydra", "open_clip", "pyarrow", "scipy", "timm", "torchvision", "transformers"]
+    code = f"import sys, rewards.clip_goal, rewards.encoders; print([n for n in {heavy!r} if n in sys.modules])"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 8  # of CPU, several times what it takes on a quiet machine: load cannot fail it
 
 
 # Packages whose import has another name than their distribution, and those that come with a system.

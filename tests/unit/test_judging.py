@@ -4,77 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from embodied.datasets.kinds import RIGHT, WRONG
 from embodied.judging import figures as figures_module
-from embodied.judging.figures import CANARIES, Canary, Case, Figure, Sheet
+from embodied.judging.figures import CANARIES, Canary, Case, Figure
 from embodied.judging.judgement import (
     Division,
     controls,
-    cut,
     divide,
     films,
-    frozen,
     json_parts,
     judge,
     potential,
-    reversed_film,
     to_json,
 )
-from embodied.judging.outcome import outcome
 from embodied.judging.quality import Grade
+from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
-from rewards.combine import WeightedSum
-from rewards.core import Episode, Features, Scorer
-from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
-
-T = 24
-ENDS = {"expert": 1.0, "near_miss": 0.7, "random": 0.1}
-
-
-def case(index: int, kind: str, *, rng: np.random.Generator, labelled: bool = True) -> Case:
-    """The truth (progress of the task) is the feature; noise beside it. Experts solve it at row 18 and rest."""
-    way = np.clip(np.arange(T) / 18, 0, 1)
-    progress = ENDS[kind] * way + (0 if kind == "expert" else 0.02 * rng.normal(size=T))
-    view = torch.tensor(np.stack([progress, rng.normal(size=T)], 1), dtype=torch.float32)[None]
-    solved = progress >= 1
-    return Case(
-        episode=Episode(features=Features(views={"main": view}), success=kind == "expert"),
-        index=index,
-        kind=kind,
-        solved=solved if labelled else None,
-        env_rewards=progress,
-    )
-
-
-def cases(each: int = 12, **values) -> list[Case]:
-    rng = np.random.default_rng(0)
-    kinds = [kind for kind in ENDS for _ in range(each)]
-    return [case(i, kind, rng=rng, **values) for i, kind in enumerate(kinds)]
-
-
-class Says:
-    """A head that is a function of the truth (T,) and the noise (T,)."""
-
-    name = "says"
-
-    def __init__(self, function) -> None:
-        self.function = function
-
-    def score(self, features):
-        return self.function(features.main[..., 0], features.main[..., 1])
-
-
-def scorer(function, **shaping) -> Scorer:
-    return Scorer(FakeEncoder(), {"says": Says(function)}, WeightedSum(), PotentialShaping(**shaping))
-
+from tests.judged_cases import ENDS, T, case, cases, scorer
 
 REWARDS = {
     "perfect": lambda truth, noise: truth,
@@ -347,36 +302,6 @@ def test_the_end_of_a_success_is_its_last_solved_row():
     assert case(2, "random", rng=rng).group == "random"
 
 
-def test_canaries_change_time_everywhere_but_keep_what_a_plan_was_made_from():
-    rng = torch.Generator().manual_seed(0)
-    features = Features(
-        views={"a": torch.rand(1, 5, 3, generator=rng), "b": torch.rand(1, 5, 3, generator=rng)},
-        signals={"x": torch.arange(5.0)[None]},
-        frames={"a": torch.arange(5, dtype=torch.uint8).view(1, 5, 1, 1, 1).expand(1, 5, 2, 2, 3),
-                "b": torch.zeros(1, 1, 2, 2, 3, dtype=torch.uint8)},
-    )  # fmt: skip
-    backward = reversed_film(features, 4)
-    assert backward.signals["x"].tolist() == [[3, 2, 1, 0]]
-    assert backward.frames["a"][0, :, 0, 0, 0].tolist() == [3, 2, 1, 0]
-    assert torch.equal(backward.views["b"], features.views["b"][:, :4].flip(1))
-    assert torch.equal(backward.frames["b"], features.frames["b"])
-    assert frozen(features).signals["x"].tolist() == [[0] * 5]
-    assert torch.equal(frozen(features).views["a"][0, 4], features.views["a"][0, 0])
-    assert cut(features, 2).views["a"].shape == (1, 2, 3)
-
-
-def test_a_reversed_success_may_fire_where_it_starts_but_not_where_it_ends():
-    rng = np.random.default_rng(0)
-    division = Division(judged=[case(0, "expert", rng=rng), case(1, "random", rng=rng)])
-    said = [np.linspace(0, 1, T), np.zeros(T)]
-    shown = {"frozen": [], "reversed": [np.array([1.0, 0.5, 0.0])], "rewound": [], "wrong instruction": []}
-    sheet = Sheet(division, [], said, shown, 10, 0)
-    sheet.threshold = 0.4
-    assert sheet.canaries()["reversed"].fires.value == 0
-    sheet.films["reversed"] = [np.array([0.0, 0.5, 1.0])]
-    assert sheet.canaries()["reversed"].fires.value == 1
-
-
 def test_a_reward_that_gives_nan_is_named():
     with pytest.raises(FloatingPointError, match="head 'says'"):
         judge("r", scorer(lambda truth, noise: truth / 0), divide(cases(each=2)), resamples=5)
@@ -388,68 +313,6 @@ def test_json_is_plain(judged):
     assert plain["calibration"]["error"] == plain["figures"]["ece"]["value"]
     assert len(plain["potentials"][str(next(iter(judged["perfect"].potentials)))]) == T
     assert to_json(Figure()) == {"value": None, "low": None, "high": None}
-
-
-def counterfactual(index: int, kind: str) -> Case:
-    """The outcome is the first feature, the robot's pose the second; both end where the kind says."""
-    ends = {"expert": (1, 1), "still": (0, 0), "mimed": (0, 1), "reached": (0, 0.5), "wrong_object": (0.0, 0.2),
-            "left": (1, 0), "other_way": (1, 0), "solved": (1, 0)}  # fmt: skip
-    way = np.clip(np.arange(T) / 18, 0, 1)[:, None]
-    view = torch.tensor(way * ends[kind], dtype=torch.float32)[None]
-    episode = Episode(features=Features(views={"main": view}), success=ends[kind][0] == 1)
-    return Case(episode=episode, index=index, kind=kind, solved=view[0, :, 0].numpy() >= 1)
-
-
-def test_credit_and_margin_by_hand():
-    ends = {"success": [3.0, 5.0], "still": [1.0, 1.0], "mimed": [2.0, 2.5], "reached": [1.0], "other_way": [4.0, 3.1]}
-    found = outcome(ends, resamples=50)
-    assert {kind: figure.value for kind, figure in found.credit.items()} == pytest.approx(
-        {"mimed": 1.25 / 3, "reached": 0, "other_way": 2.55 / 3}
-    )
-    assert found.margin.value == pytest.approx(2.55 / 3 - 1.25 / 3)
-    assert found.margin.low < found.margin.value < found.margin.high
-    assert outcome({**ends, "other_way": [9.0]}, resamples=50).margin.value == pytest.approx(1 - 1.25 / 3)  # at most 1
-    assert math.isnan(outcome({k: v for k, v in ends.items() if k not in WRONG}, resamples=50).margin.value)
-    for lacks in ("success", "still"):
-        assert outcome({**ends, lacks: []}).credit == {}
-    falling = outcome({**ends, "success": [0.5]}, resamples=50)
-    assert math.isnan(falling.margin.value)
-    assert math.isnan(falling.credit["mimed"].value)
-
-
-@pytest.mark.parametrize(
-    ("pays", "level", "words"),
-    [
-        (lambda done, pose: done, "trust", "Trust it for a dense reward"),
-        (lambda done, pose: pose, "avoid", "pays 100% for moving as in a success while nothing else moves and"),
-        (lambda done, pose: 0.6 * done + 0.4 * pose, "avoid", "outcome margin 0.20"),
-        (lambda done, pose: done + 0.25 * pose * (1 - done), "care", "Beware: it pays 25% for moving as in a success"),
-        (lambda done, pose: torch.zeros_like(done) + 1e-9 * done, "avoid", "the same of every frame"),
-    ],
-)  # fmt: skip
-def test_a_reward_of_the_pose_is_not_trusted_however_well_it_orders(pays, level, words):
-    kinds = ["expert"] * 14 + ["random"] * 14
-    plain = [replace(counterfactual(i, {"random": "still"}.get(kind, kind)), kind=kind) for i, kind in enumerate(kinds)]
-    asked = [counterfactual(i, kind) for i, kind in enumerate(["expert", "still", *WRONG, *RIGHT] * 3)]
-    division = divide(plain)
-    division.counterfactual.extend(asked)
-    found = judge("it", scorer(pays), division, resamples=20)
-    given = verdict(found)
-    assert given.level == level, given
-    assert words in given.text
-    ordered = divide(plain)  # without them nobody can tell
-    assert (level == "avoid" and "same" in words) or verdict(
-        judge("it", scorer(pays), ordered, resamples=20)
-    ).level == "trust"
-
-
-def test_counterfactual_cases_serve_nothing_else():
-    cases_ = [counterfactual(i, kind) for i, kind in enumerate([*["expert"] * 6, *WRONG, *RIGHT, "still"])]
-    division = divide(cases_, demos=2)
-    assert {case.kind for case in division.counterfactual} == {*WRONG, *RIGHT, "still"}
-    assert {case.kind for case in [*division.demos, *division.fit, *division.judged]} == {"expert"}
-    found = judge("it", scorer(lambda done, pose: done), division, resamples=20)  # its own successes stand beside them
-    assert found.figures["margin"].value == pytest.approx(1)
 
 
 def test_a_result_is_written_part_by_part(judged):
@@ -467,3 +330,10 @@ def test_of_very_many_rows_some_are_read(monkeypatch):
     some = judge("noisy", scorer(REWARDS["noisy"]), division, resamples=10).figures["frame_auroc"].value
     assert some != every
     assert some == pytest.approx(every, abs=0.1)
+
+
+def test_the_page_on_judge_says_what_each_column_is():
+    page = (Path(__file__).parents[2] / "docs" / "howto" / "judge.md").read_text("utf-8")
+    (rows,) = re.findall(r"^\| column .*\n\|[-|]+\n((?:\|.*\n)+)", page, re.MULTILINE)
+    told = {name for row in rows.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert told == {short for _, short, *_ in COLUMNS.values()} | {"ms"}

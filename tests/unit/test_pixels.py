@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from policies.core import Batch, Rollout, Sampling
-from policies.pixels import Conv, Encoder, Sight, Trunk, encoded, orthogonal, random_shift, shifted
+from policies.pixels import Conv, PixelEncoder, Sight, Trunk, encoded, orthogonal, random_shift, shifted
 from policies.predictive import Predictor, prediction_error
 from policies.replay import Mix, Replay
 
@@ -140,7 +140,7 @@ def test_what_cannot_be_read_is_refused(space, error):
 
 def test_the_encoder_is_its_definition_and_has_the_papers_width():
     assert 32 * encoded(84) ** 2 == 39_200
-    encoder = Encoder(Sight(PICTURE, 1, "test"), generator=generator())
+    encoder = PixelEncoder(Sight(PICTURE, 1, "test"), generator=generator())
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
     x = np.transpose(pictures, (0, 3, 1, 2)) / 255 - 0.5
     for convolution, stride in zip(encoder.convolutions, (2, 1, 1, 1), strict=True):
@@ -159,7 +159,7 @@ def test_the_encoder_is_its_definition_and_has_the_papers_width():
 def test_weights_begin_orthogonal():
     weight = Conv(4, 32, 1, generator=generator()).weight.detach().flatten(1)
     torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(32), atol=1e-5, rtol=0)
-    encoder = Encoder(Sight(PICTURE, 1, "test"), generator=generator())
+    encoder = PixelEncoder(Sight(PICTURE, 1, "test"), generator=generator())
     trunk = orthogonal(Trunk(encoder, 5, generator=generator()), generator())
     weight = trunk.linear.weight[0]
     torch.testing.assert_close(weight.T @ weight, torch.eye(5), atol=1e-5, rtol=0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rewards.core import Episode, Features
-from rewards.hop_model import CAP, Demo, HopModel, Pairs, Recipe, demonstrations
+from rewards.hop_model import CAP, HopModel, LabelledDemo, Pairs, Recipe, demonstrations
 from rewards.hops import FUSIONS
 from rewards.metrics import value_order_correlation
 from rewards.process import ProcessReward, process_scorer
@@ -208,7 +208,7 @@ def test_pairs_told_another_task_make_no_progress():
 
 
 def test_a_view_is_never_dropped_with_the_last_one():
-    demos = [Demo(torch.randn(6, 2, 16), torch.linspace(0, 1, 6), "open it")]
+    demos = [LabelledDemo(torch.randn(6, 2, 16), torch.linspace(0, 1, 6), "open it")]
     texts = {"open it": torch.zeros(16)}
     given, _, _ = Pairs(demos, texts, replace(QUICK, view_dropout=0.9), torch.Generator(), {}).draw()
     hidden = given["rows"].isnan().any(-1)
@@ -257,7 +257,7 @@ def test_the_scorer(fitted, tmp_path):
 def test_size_on_disk(tmp_path):
     """Eight tasks of four demonstrations, two cameras, the embedded encoder's width: at most 1 MB."""
     encoder = FakeEncoder(dim=256)
-    demos = [Demo(torch.randn(16, 2, 256), torch.linspace(0, 1, 16), f"task {i // 4}") for i in range(32)]
+    demos = [LabelledDemo(torch.randn(16, 2, 256), torch.linspace(0, 1, 16), f"task {i // 4}") for i in range(32)]
     head = ProcessReward(HopModel(256), demos, encoder=encoder, goal="task 0", views=("front", "side"))
     head.save(tmp_path / "head", ENCODER)
     assert sum(path.stat().st_size for path in (tmp_path / "head").iterdir()) < 1e6

@@ -16,7 +16,7 @@ from embodied.datasets.encoding import fingerprint
 from embodied.scoring import Layout
 from embodied.serving import peer, protocol
 from embodied.serving.client import RemoteStream
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import ServerLostError, ServerRefusedError
 from embodied.serving.remote import RemoteEncoder
 from embodied.streaming import EpisodeStream
@@ -123,7 +123,7 @@ def test_a_stream_comes_back_with_a_new_episode_and_its_goal():
 
 
 def test_a_session_that_ended_meanwhile_is_opened_again_within_the_call():
-    with serving(clip(), limits=Limits(session_idle_s=0.2)) as running:
+    with serving(clip(), limits=RequestLimits(session_idle_s=0.2)) as running:
         stream = RemoteStream(running.url)
         readings(stream, frames(2))
         until(lambda: not running.server.server_state.connections)
@@ -133,7 +133,7 @@ def test_a_session_that_ended_meanwhile_is_opened_again_within_the_call():
 
 
 def test_no_room_is_no_answer_for_now():
-    with serving(clip(), limits=Limits(sessions=1)) as running:
+    with serving(clip(), limits=RequestLimits(sessions=1)) as running:
         one_stream = RemoteStream(running.url)
         with pytest.raises(ServerLostError, match="No room for another session"):
             RemoteStream(running.url)

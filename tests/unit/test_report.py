@@ -19,7 +19,7 @@ from embodied.report import read_progress, write_report, write_video
 COLUMNS = (
     "time/total_timesteps",
     "rollout/ep_rew_mean",
-    "rollout/ep_gt_rew_mean",
+    "rollout/ep_env_rew_mean",
     "reward/clip_mean",
     "reward/clip_std",
 )

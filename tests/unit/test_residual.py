@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from policies.replay import Mix
-from policies.residual import Residual, Settings, residual
+from policies.residual import Residual, ResidualSettings, residual
 from tests.learner_probes import (
     ACTION,
     OBS,
@@ -35,7 +35,7 @@ class Fixed:
 
 
 def make(seed=0, base=Fixed, **settings):
-    chosen = Settings(**(SMALL | OWN | settings))
+    chosen = ResidualSettings(**(SMALL | OWN | settings))
     return Residual(OBS, ACTION, seed=seed, device="cpu", settings=chosen, base=base and base())
 
 

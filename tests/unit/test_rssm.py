@@ -5,7 +5,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.rssm import RSSM, SIZES, Decoder, Encoder, State, as_planes
+from policies.rssm import RSSM, SIZES, Decoder, ObservationEncoder, State, as_planes
 
 SMALL = SIZES["small"]
 PIXELS = spaces.Box(0, 255, (32, 32, 3), np.uint8)
@@ -63,7 +63,7 @@ def test_the_guess_does_not_look():
 
 @pytest.mark.parametrize(("space", "side"), [(PIXELS, 32), (BOTH, 32), (spaces.Box(0, 255, (96, 96, 3), np.uint8), 96)])
 def test_any_axes_may_lead_an_observation_and_drawing_it_is_the_mirror(space, side):
-    encoder = Encoder(space, SMALL, "test", generator=generator())
+    encoder = ObservationEncoder(space, SMALL, "test", generator=generator())
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (2, 4, side, side, 3), dtype=np.uint8))
     vector = torch.from_numpy(rng.normal(size=(2, 4, 5)).astype(np.float32))
@@ -94,4 +94,4 @@ def test_any_axes_may_lead_an_observation_and_drawing_it_is_the_mirror(space, si
 )
 def test_what_cannot_be_read_is_refused(shape, dtype, words):
     with pytest.raises(ValueError, match=rf"test: observations {words}"):
-        Encoder(spaces.Box(0, 255, shape, dtype), SMALL, "test", generator=generator())
+        ObservationEncoder(spaces.Box(0, 255, shape, dtype), SMALL, "test", generator=generator())

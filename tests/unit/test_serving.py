@@ -15,7 +15,7 @@ from embodied.scoring import Layout
 from embodied.serving import protocol
 from embodied.serving.batching import Batcher
 from embodied.serving.images import read_images
-from embodied.serving.limits import Limits, Rate, Rates
+from embodied.serving.limits import Rate, Rates, RequestLimits
 from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import SessionStream, push_all
 from embodied.streaming import EpisodeStream
@@ -24,7 +24,7 @@ from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
 
-LIMITS = Limits()
+LIMITS = RequestLimits()
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
 
@@ -190,7 +190,7 @@ def test_texts_have_a_length():
 
 def test_limits_are_positive():
     with pytest.raises(ValueError, match="sessions"):
-        Limits(sessions=0)
+        RequestLimits(sessions=0)
 
 
 def test_a_rate_refills_and_remembers_debt():
@@ -322,7 +322,7 @@ def test_a_full_queue_refuses_and_a_client_that_left_is_skipped():
             await asyncio.sleep(0.001)
         assert len(await batcher.submit("c", marked(3, 10))) == 10
 
-    encoder = run_batches(scenario, limits=Limits(queue_frames=10))
+    encoder = run_batches(scenario, limits=RequestLimits(queue_frames=10))
     assert [2] not in [batch[:1] for batch in encoder.batches]
 
 
@@ -333,7 +333,7 @@ def test_pixels_bound_the_queue_and_the_batch():
         encoder.leave.set()
         await batcher.submit("a", marked(1, 10))
 
-    encoder = run_batches(scenario, limits=Limits(queue_pixels=640, batch_pixels=200))
+    encoder = run_batches(scenario, limits=RequestLimits(queue_pixels=640, batch_pixels=200))
     assert [len(batch) for batch in encoder.batches] == [3, 3, 3, 1]
 
 

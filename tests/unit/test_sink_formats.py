@@ -12,7 +12,7 @@ import pytest
 
 from embodied.cameras.camera import Frame
 from embodied.datasets import Dataset
-from embodied.sinks.dataset import Episodes
+from embodied.sinks.dataset import DatasetSink
 from embodied.sinks.overlay import Overlay, Painter
 from embodied.sinks.record import recover
 from tests.unit.test_sinks import decoded, mcap_messages, write_all
@@ -69,7 +69,7 @@ class TestEpisodes:
     def test_recorded_moments_are_rows_and_episodes_are_the_streams(self, tmp_path):
         moments = [moment(k, episode=0) for k in range(5)]
         moments += [moment(k, episode=1, goal="another") for k in range(3)]
-        write_all([Episodes(tmp_path, live=False, fps=10)], moments)
+        write_all([DatasetSink(tmp_path, live=False, fps=10)], moments)
         dataset = Dataset(tmp_path / "dataset")
         assert [dataset.length(i) for i in range(len(dataset))] == [5, 3]
         first, second = dataset.recording(0), dataset.recording(1)
@@ -83,17 +83,17 @@ class TestEpisodes:
 
     def test_success_that_is_not_told_has_no_column_and_a_gap_keeps_the_last_word(self, tmp_path):
         silent, told = tmp_path / "silent", tmp_path / "told"
-        write_all([Episodes(silent, live=False, fps=10)], [moment(k, success=None) for k in range(3)])
+        write_all([DatasetSink(silent, live=False, fps=10)], [moment(k, success=None) for k in range(3)])
         assert "success.predicted" not in Dataset(silent / "dataset").features
         words = [None, True, None, False]
-        write_all([Episodes(told, live=False, fps=10)], [moment(k, success=word) for k, word in enumerate(words)])
+        write_all([DatasetSink(told, live=False, fps=10)], [moment(k, success=word) for k, word in enumerate(words)])
         said = Dataset(told / "dataset").columns(0, ["success.predicted"])["success.predicted"]
         assert said.ravel().tolist() == [True, True, False, False]  # of the next row, and of the last one itself
 
     def test_live_moments_lie_on_an_even_grid_and_no_reward_is_lost(self, tmp_path):
         at = [0.0, 0.04, 0.11, 0.52, 0.6]  # rows 0, 0, 1, 5, 6 at 10 fps; rows 2 to 4 repeat row 1
         moments = [replace(moment(k), at_s=100 + at_s) for k, at_s in enumerate(at)]
-        write_all([Episodes(tmp_path, live=True, fps=10)], moments)
+        write_all([DatasetSink(tmp_path, live=True, fps=10)], moments)
         dataset = Dataset(tmp_path / "dataset")
         rows = dataset.columns(0, ["reward.combined", "potential.clip", "timestamp"])
         np.testing.assert_allclose(rows["potential.clip"].ravel(), [0, 0.2, 0.2, 0.2, 0.2, 0.3, 0.4], atol=1e-6)
@@ -104,7 +104,7 @@ class TestEpisodes:
         moments = [replace(moment(k), at_s=k / 10) for k in range(5)]
         moments += [replace(moment(k, stale=True), at_s=k / 10) for k in range(5, 30)]
         moments += [replace(moment(k), at_s=k / 10) for k in range(30, 33)]
-        write_all([Episodes(tmp_path, live=True, fps=10)], moments)
+        write_all([DatasetSink(tmp_path, live=True, fps=10)], moments)
         dataset = Dataset(tmp_path / "dataset")
         lengths = [dataset.length(i) for i in range(len(dataset))]
         assert lengths == [16, 3]  # five fresh, a second of stale ones; then what came after
@@ -113,7 +113,7 @@ class TestEpisodes:
     def test_odd_sizes_other_views_and_unscored_moments(self, tmp_path):
         odd = {"a/b": Frame(image=image(0, 33, 47), captured_s=0.0, index=0)}
         moments = [replace(moment(0), frames=odd), replace(moment(1), frames=odd, reading=None)]
-        write_all([Episodes(tmp_path, live=False, fps=10)], moments)
+        write_all([DatasetSink(tmp_path, live=False, fps=10)], moments)
         dataset = Dataset(tmp_path / "dataset")
         assert dataset.recording(0).frames["a_b"].shape == (2, 32, 46, 3)
         assert dataset.columns(0, ["scored"])["scored"].ravel().tolist() == [True, False]
@@ -121,12 +121,14 @@ class TestEpisodes:
     def test_another_run_goes_on_in_the_dataset_or_beside_it(self, tmp_path):
         for views in (("front",), ("front",), ("front", "side")):
             frames = {view: Frame(image=image(0), captured_s=0.0, index=0) for view in views}
-            write_all([Episodes(tmp_path, live=False, fps=10)], [replace(moment(k), frames=frames) for k in range(3)])
+            write_all(
+                [DatasetSink(tmp_path, live=False, fps=10)], [replace(moment(k), frames=frames) for k in range(3)]
+            )
         assert len(Dataset(tmp_path / "dataset")) == 2
         assert len(Dataset(tmp_path / "dataset-002")) == 1
 
     def test_a_full_disk_keeps_the_journal_and_recovery_packs_it_once(self, tmp_path, size_limit):
-        sink = Episodes(tmp_path, live=False, fps=10)
+        sink = DatasetSink(tmp_path, live=False, fps=10)
         size = image(0).nbytes
         with size_limit(size * 5 + 100):
             with pytest.raises(OSError, match="too large"):  # noqa: PT012
@@ -140,7 +142,7 @@ class TestEpisodes:
         assert len(Dataset(tmp_path / "dataset")) == 1
 
     def test_a_kill_between_packing_and_clearing_records_nothing_twice(self, tmp_path):
-        sink, journal, copy = Episodes(tmp_path, live=False, fps=10), tmp_path / ".journal", tmp_path / "copy"
+        sink, journal, copy = DatasetSink(tmp_path, live=False, fps=10), tmp_path / ".journal", tmp_path / "copy"
         for k in range(4):
             sink.write(moment(k))
         (name,) = (each.name for each in journal.iterdir())
@@ -154,7 +156,7 @@ class TestEpisodes:
         assert not journal.exists()
 
     def test_packing_that_dies_is_told_and_loses_nothing(self, tmp_path, monkeypatch):
-        sink, killed = Episodes(tmp_path, live=False, fps=10), tmp_path / "killed"
+        sink, killed = DatasetSink(tmp_path, live=False, fps=10), tmp_path / "killed"
         killed.write_text("#!/bin/sh\nkill -9 $$\n")
         killed.chmod(0o700)
         moments = [moment(k, episode=episode) for episode in range(3) for k in range(4)]
@@ -170,8 +172,8 @@ class TestEpisodes:
 
     def test_a_dataset_that_another_process_writes_is_not_passed_over(self, tmp_path):
         moments = [moment(k) for k in range(4)]
-        write_all([Episodes(tmp_path, live=False, fps=10)], moments)
-        sink = Episodes(tmp_path, live=False, fps=10)
+        write_all([DatasetSink(tmp_path, live=False, fps=10)], moments)
+        sink = DatasetSink(tmp_path, live=False, fps=10)
         for each in moments:
             sink.write(each)
         lock = tmp_path / "dataset" / ".staging" / "lock"
@@ -188,11 +190,11 @@ class TestEpisodes:
         for name in ("queue.py", "embodied.py"):
             (tmp_path / name).write_text("raise SystemExit(9)")
         monkeypatch.chdir(tmp_path)
-        write_all([Episodes(tmp_path / "record", live=False, fps=10)], [moment(k) for k in range(4)])
+        write_all([DatasetSink(tmp_path / "record", live=False, fps=10)], [moment(k) for k in range(4)])
         assert Dataset(tmp_path / "record" / "dataset").length(0) == 4
 
     def test_packing_ends_with_who_wanted_it(self, tmp_path):
-        sink = Episodes(tmp_path, live=False, fps=10)
+        sink = DatasetSink(tmp_path, live=False, fps=10)
         for k in range(4):
             sink.write(moment(k))
         command = [sys.executable, "-m", "embodied.sinks.packing", str(tmp_path)]

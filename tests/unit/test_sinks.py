@@ -13,7 +13,7 @@ import pytest
 
 from embodied.sinks.background import Background
 from embodied.sinks.files import Appended
-from embodied.sinks.jsonl import LinesOut, Readings, make_parquet, read_lines
+from embodied.sinks.jsonl import LinesOut, ReadingsFile, make_parquet, read_lines
 from embodied.sinks.record import recover
 from embodied.watching.watched import line
 from tests.waiting import until
@@ -77,7 +77,7 @@ class TestAppended:
 
     def test_a_full_device_is_an_oserror(self, tmp_path):
         (tmp_path / "full").symlink_to("/dev/full")
-        sink = Readings(tmp_path / "full", parquet=False)
+        sink = ReadingsFile(tmp_path / "full", parquet=False)
         with pytest.raises(OSError, match="No space left"):
             sink.write(moment(0))
         sink.close()
@@ -112,7 +112,7 @@ class TestLinesOut:
 
 class TestReadings:
     def test_parquet_has_a_row_a_line_and_a_column_a_head(self, tmp_path):
-        sink = Readings(tmp_path / "readings.jsonl", parquet=True)
+        sink = ReadingsFile(tmp_path / "readings.jsonl", parquet=True)
         write_all([sink], [moment(0), moment(1, stale=True), moment(2, event="a mark")])
         table = pq.read_table(tmp_path / "readings.parquet").to_pydict()
         assert table["row"] == [0, None, 2]
@@ -123,14 +123,14 @@ class TestReadings:
 
     def test_a_line_cut_short_ends_the_lines(self, tmp_path):
         path = tmp_path / "readings.jsonl"
-        write_all([Readings(path, parquet=False)], [moment(k) for k in range(3)])
+        write_all([ReadingsFile(path, parquet=False)], [moment(k) for k in range(3)])
         path.write_bytes(path.read_bytes()[:-20])
         assert [each["row"] for each in read_lines(path)] == [0, 1]
         assert pq.read_table(make_parquet(path)).num_rows == 2
 
     def test_no_room_for_the_table_leaves_the_lines(self, tmp_path, size_limit):
         path = tmp_path / "readings.jsonl"
-        sink = Readings(path, parquet=True)
+        sink = ReadingsFile(path, parquet=True)
         for k in range(3):
             sink.write(moment(k))
         with size_limit(100), pytest.raises(OSError, match="too large"):

@@ -33,6 +33,19 @@ def test_a_word_that_is_ruled_out_is_not_used(word):
     assert {where: found[0] for where, text in read_first().items() if (found := form.search(text))} == {}
 
 
+SETTING = re.compile(r"^ *([a-z_]+):.*?\s# ((?:of|and|with|which|after|over|those|times) .*)$", re.MULTILINE)
+
+
+def test_what_a_config_says_of_a_setting_begins_with_what_it_is():
+    """A comment that begins with "of" or "which" leaves a reader of the help to guess what is spoken of."""
+    files = [*(ROOT / "configs").rglob("*.yaml")]
+    assert len(files) > 60
+    found = {str(file.relative_to(ROOT)): SETTING.findall(file.read_text("utf-8")) for file in files}
+    allowed = ("which of ", "which user")
+    begun = {name: [said for said in each if not said[1].startswith(allowed)] for name, each in found.items()}
+    assert {name: said for name, said in begun.items() if said} == {}
+
+
 def test_a_word_stands_once_and_is_used():
     words = first_columns(TABLES[0])
     assert len(words) > 30

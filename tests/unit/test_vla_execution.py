@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.policy_faults import episode
 from policies.vla.actor import ChunkActor
-from policies.vla.embedded import Observation
+from policies.vla.embedded import ChunkObservation
 from policies.vla.execute import Ensemble, GoingOn, guided
 from policies.vla.lerobot import LeRobotPolicy
 from policies.vla.queue import ChunkQueue
@@ -265,7 +265,7 @@ def test_lerobots_signatures_give_the_chunk_and_its_actions_in_turn():
     assert whole.shape == (2, 4, len(ACTIONS))
     frames = np.rint(255 * batch()["observation.images.front"].numpy()).astype(np.uint8).transpose(0, 2, 3, 1)
     assert np.array_equal(looked[0], frames)
-    obs = Observation(
+    obs = ChunkObservation(
         {name: made._see[name]((255 * batch()[f"observation.images.{name}"]).round().byte().permute(0, 2, 3, 1).numpy())
          for name in CAMERAS}, {name: torch.ones(2, dtype=torch.bool) for name in CAMERAS}, torch.zeros(2, 7),
         batch()["observation.state"])  # fmt: skip

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from policies.vla.actor import ChunkActor
-from policies.vla.core import Batch, ChunkPolicy, Spec
-from policies.vla.embedded import Observation
+from policies.vla.core import ChunkBatch, ChunkPolicy, Spec
+from policies.vla.embedded import ChunkObservation
 from policies.vla.heads import HEADS, TRAIN_STEPS, alphas
-from policies.vla.imitation import Imitation
+from policies.vla.imitation import ChunkImitation
 from policies.vla.stats import KINDS, Normaliser
 from policies.vla.weights import progress_weights
 
@@ -35,7 +35,9 @@ def observed(count, seed=0):
     random = torch.Generator().manual_seed(seed)
     maps = {name: torch.randn(count, c, 5, 4, generator=random) for name, c in CAMERAS.items()}
     seen = {name: torch.ones(count, dtype=torch.bool) for name in CAMERAS}
-    return Observation(maps, seen, torch.randn(count, 7, generator=random), torch.randn(count, 3, generator=random))
+    return ChunkObservation(
+        maps, seen, torch.randn(count, 7, generator=random), torch.randn(count, 3, generator=random)
+    )
 
 
 # Normalisation ------------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_padded_actions_do_not_count(head):
     pad[0, 2:], pad[1] = True, True
     chunk = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(5))
     wild = chunk.masked_fill(pad[..., None], float("nan")) if head == "l1" else chunk
-    losses = [policy.loss(Batch(obs, each, pad), torch.Generator().manual_seed(1)) for each in (chunk, wild)]
+    losses = [policy.loss(ChunkBatch(obs, each, pad), torch.Generator().manual_seed(1)) for each in (chunk, wild)]
     assert torch.equal(losses[0], losses[1])
     assert losses[0][1] == 0
     assert (losses[0][[0, 2]] > 0).all()
@@ -150,7 +152,7 @@ def test_l1_is_the_mean_over_real_entries():
     context = policy.fusion.look(policy._normal(obs))
     given = policy.head.sample(lambda noisy, time: policy.fusion.slot(context, noisy, time), chunk)
     expected = [(given - normal)[0, :2].abs().mean(), (given - normal)[1].abs().mean()]
-    assert torch.allclose(policy.loss(Batch(obs, chunk, pad), torch.Generator()), torch.stack(expected), atol=1e-6)
+    assert torch.allclose(policy.loss(ChunkBatch(obs, chunk, pad), torch.Generator()), torch.stack(expected), atol=1e-6)
 
 
 def test_diffusion_schedule_is_the_squared_cosine():
@@ -166,15 +168,15 @@ def test_each_head_learns_what_it_is_shown(head, steps, left):
     """Four situations that differ, four different chunks; the share of them that is left as error."""
     policy, obs = make(head, width=32, layers=(1, 1)), observed(4)
     chunk = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(3)).clamp(-1.5, 1.5)
-    batch = Batch(obs, chunk, torch.zeros(4, 4, dtype=torch.bool))
+    batch = ChunkBatch(obs, chunk, torch.zeros(4, 4, dtype=torch.bool))
 
     def rows(index):
         pick = torch.from_numpy(index)
-        part = Observation({k: v[pick] for k, v in obs.maps.items()}, {k: v[pick] for k, v in obs.seen.items()},
+        part = ChunkObservation({k: v[pick] for k, v in obs.maps.items()}, {k: v[pick] for k, v in obs.seen.items()},
                            obs.text[pick], obs.state[pick])  # fmt: skip
-        return Batch(part, batch.chunk[pick], batch.pad[pick])
+        return ChunkBatch(part, batch.chunk[pick], batch.pad[pick])
 
-    learner = Imitation(policy, np.ones(4), rows, steps=steps, batch_size=16, learning_rate=3e-3, decay=0.95)
+    learner = ChunkImitation(policy, np.ones(4), rows, steps=steps, batch_size=16, learning_rate=3e-3, decay=0.95)
     for _ in range(steps):
         learner.step()
     error = (learner.averaged().predict_chunk(obs) - chunk).abs().mean()
@@ -191,11 +193,11 @@ def learner(weights, steps=12):
     def rows(index):
         drawn.extend(index.tolist())
         pick = torch.from_numpy(index)
-        part = Observation({k: v[pick] for k, v in obs.maps.items()}, {k: v[pick] for k, v in obs.seen.items()},
+        part = ChunkObservation({k: v[pick] for k, v in obs.maps.items()}, {k: v[pick] for k, v in obs.seen.items()},
                            obs.text[pick], obs.state[pick])  # fmt: skip
-        return Batch(part, chunk[pick], torch.zeros(len(index), 4, dtype=torch.bool))
+        return ChunkBatch(part, chunk[pick], torch.zeros(len(index), 4, dtype=torch.bool))
 
-    return Imitation(make(), np.array(weights, float), rows, steps=steps, batch_size=64, warmup=2), drawn
+    return ChunkImitation(make(), np.array(weights, float), rows, steps=steps, batch_size=64, warmup=2), drawn
 
 
 def test_rows_are_drawn_by_their_weights():
@@ -303,7 +305,7 @@ def test_an_actor_gives_the_chunk_in_the_worlds_scale():
     obs = scene(1)
     maps = {name: torch.zeros(1, channels, 2, 2) + 9 / 255 for name, channels in CAMERAS.items()}
     seen = {name: torch.ones(1, dtype=torch.bool) for name in CAMERAS}
-    looked = Observation(maps, seen, torch.zeros(1, 7), torch.zeros(1, 3))
+    looked = ChunkObservation(maps, seen, torch.zeros(1, 7), torch.zeros(1, 3))
     chunk = made.policy.predict_chunk(looked)[0].numpy()
     expected = np.clip(2 * (chunk - [-2, -2, 0]) / [4, 4, 1] - 1, -1, 1)
     memory, first = made.begin(1), np.ones(1, bool)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from policies.vla import pretrained
-from policies.vla.core import Batch, ChunkPolicy, Spec
-from policies.vla.embedded import Observation
+from policies.vla.core import ChunkBatch, ChunkPolicy, Spec
+from policies.vla.embedded import ChunkObservation
 from policies.vla.families import patches
-from policies.vla.imitation import Imitation
+from policies.vla.imitation import ChunkImitation
 from policies.vla.pictures import cropped, recoloured, resized
 from policies.vla.pretrained import see_mask
 from policies.vla.sources import Chosen, fetched
@@ -47,12 +47,12 @@ def observed(policy, count=2, seed=0):
     shown = {name: torch.randint(0, 256, (count, 3, size, size), generator=random, dtype=torch.uint8) for name in names}
     seen = {name: torch.ones(count, dtype=torch.bool) for name in names}
     said = policy.fusion.prompts(["Push the cube", "open the drawer now"][:count])
-    return Observation(shown, seen, said, torch.randn(count, len(policy.spec.states), generator=random))
+    return ChunkObservation(shown, seen, said, torch.randn(count, len(policy.spec.states), generator=random))
 
 
 def batch(policy):
     chunk = torch.randn(2, HORIZON, 3, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)
-    return Batch(observed(policy), chunk, torch.zeros(2, HORIZON, dtype=torch.bool))
+    return ChunkBatch(observed(policy), chunk, torch.zeros(2, HORIZON, dtype=torch.bool))
 
 
 # Who sees whom -------------------------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def test_a_shorter_sentence_or_a_missing_camera_changes_nothing_else(folders, ki
     policy = make(folders[kind], attention=attention).eval()
     obs = observed(policy)
     together = policy.predict_chunk(obs)
-    alone = Observation({k: v[:1] for k, v in obs.maps.items()}, {k: v[:1] for k, v in obs.seen.items()},
+    alone = ChunkObservation({k: v[:1] for k, v in obs.maps.items()}, {k: v[:1] for k, v in obs.seen.items()},
                         policy.fusion.prompts(["Push the cube"]), obs.state[:1])  # fmt: skip
     assert torch.allclose(policy.predict_chunk(alone), together[:1], atol=1e-5)  # it was padded beside the longer one
     obs.seen["wrist"][1] = False
@@ -167,7 +167,7 @@ def test_a_step_of_training_lowers_the_loss_and_moves_only_what_is_trained(folde
     base = {name: value.clone() for name, value in policy.named_parameters() if not value.requires_grad}
     assert bool(base) == (train != "full")
     rows = batch(policy)
-    learner = Imitation(policy, np.ones(2), lambda _: rows, steps=4, batch_size=2, learning_rate=3e-3, warmup=1)
+    learner = ChunkImitation(policy, np.ones(2), lambda _: rows, steps=4, batch_size=2, learning_rate=3e-3, warmup=1)
     first = float(policy.eval().loss(rows, torch.Generator()).mean().detach())
     before = {name: value.clone() for name, value in policy.learned().items()}
     for _ in range(4):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from policies.vla.core import ChunkPolicy, Spec
-from policies.vla.rloo import Practice, Starts, clipped_loss, imagine, leave_one_out, log_density
+from policies.vla.rloo import RLOO, ImaginedStarts, clipped_loss, imagine, leave_one_out, log_density
 from policies.vla.stats import Normaliser
-from policies.vla.world import Reflector, World
+from policies.vla.world import Reflector, WorldEnsemble
 
 # Formulas -----------------------------------------------------------------------------------------------
 
@@ -42,7 +42,7 @@ def test_the_density_is_a_gaussians():
 # A world of known rules ---------------------------------------------------------------------------------
 
 
-class Line(World):
+class Line(WorldEnsemble):
     """A point on a line, its one token, moved by the mean of the actions; the map shows where it is."""
 
     def __init__(self, limit=float("inf")):
@@ -84,12 +84,12 @@ def make(head="l1", horizon=3):
 
 def draw(random, count):
     at = 0.1 * torch.randn(count, 1, 1, generator=random)
-    return Starts(at, at[:, 0], torch.zeros(count, 2))
+    return ImaginedStarts(at, at[:, 0], torch.zeros(count, 2))
 
 
 def practice(policy, world=None, judge=None, **how):
     how = {"steps": 4, "groups": 4, "rollouts": 4, "horizon": 3, "learning_rate": 3e-4, "anchor": 0.0} | how
-    return Practice(policy, world or Line(), judge or Judge(), draw, **how)
+    return RLOO(policy, world or Line(), judge or Judge(), draw, **how)
 
 
 def reached(policy):
@@ -124,7 +124,7 @@ def test_groups_without_spread_are_skipped_and_change_nothing():
 
 def test_disagreement_stops_a_rollout_at_the_last_moment_that_was_trusted():
     policy, random = make(), torch.Generator().manual_seed(0)
-    starts = Starts(torch.tensor([[[0.0]], [[5.0]]]), torch.tensor([[0.0], [5.0]]), torch.zeros(2, 2))
+    starts = ImaginedStarts(torch.tensor([[[0.0]], [[5.0]]]), torch.tensor([[0.0], [5.0]]), torch.zeros(2, 2))
     found = imagine(policy, Line(limit=3.0), Judge(), starts, horizon=3, scale=0.1, done=1.0, random=random)
     assert found.stopped.tolist() == [False, True]
     assert found.rollout.tolist() == [0, 0, 0]  # what led beyond is not learned from
@@ -134,7 +134,7 @@ def test_disagreement_stops_a_rollout_at_the_last_moment_that_was_trusted():
 
 def test_the_reflector_ends_a_rollout():
     policy, random = make(), torch.Generator().manual_seed(0)
-    starts = Starts(torch.tensor([[[0.0]], [[5.0]]]), torch.tensor([[0.0], [5.0]]), torch.zeros(2, 2))
+    starts = ImaginedStarts(torch.tensor([[[0.0]], [[5.0]]]), torch.tensor([[0.0], [5.0]]), torch.zeros(2, 2))
     found = imagine(policy, Line(), Judge(done=4.0), starts, horizon=3, scale=0.1, done=0.5, random=random)
     assert found.solved.tolist() == [False, True]
     assert found.rollout.tolist() == [0, 0, 0]

@@ -6,7 +6,7 @@ import torch
 
 from embodied.finetuning import imagining, truth
 from policies.vla.stats import Normaliser
-from policies.vla.world import Codec, Tracks, World, WorldSpec, build_world
+from policies.vla.world import Codec, Tracks, WorldEnsemble, WorldSpec, build_world
 from policies.vla.world_learning import WorldLearning
 
 SHAPES = {"front": (2, 4, 4)}
@@ -171,7 +171,7 @@ class Fixed(torch.nn.Module):
 
 def fixed(*changes):
     spec = WorldSpec(cameras=SHAPES, patch=2, tokens=8, members=len(changes), width=8, layers=1, heads=2)
-    world = World(spec, normaliser(2, "s"), normaliser(2, "a"))
+    world = WorldEnsemble(spec, normaliser(2, "s"), normaliser(2, "a"))
     world.members = torch.nn.ModuleList(Fixed(change) for change in changes)
     return world
 

@@ -8,7 +8,7 @@ from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
 from embodied.watching.pipeline import Pipeline
-from embodied.watching.smoothing import Normaliser, SuccessSmoothing
+from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.summary import Latencies
 from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
@@ -198,7 +198,7 @@ def test_the_success_head_decides_where_there_is_one():
 
 
 def test_normalised_by_known_range_or_by_what_was_seen():
-    normalise = Normaliser({"mine": (-1.0, 1.0)})
+    normalise = PotentialRanges({"mine": (-1.0, 1.0)})
     assert normalise({"success": 0.3, "mine": 0.0, "clip": 0.2}) == {"success": 0.3, "mine": 0.5, "clip": 0.5}
     assert normalise({"success": 1.2, "clip": 0.4}) == {"success": 1.0, "clip": 1.0}
     assert normalise({"clip": 0.3})["clip"] == pytest.approx(0.5)
@@ -212,7 +212,7 @@ def test_settings_that_are_none_are_refused():
     with pytest.raises(ValueError, match="threshold"):
         SuccessSmoothing(float("nan"))
     with pytest.raises(ValueError, match="low < high"):
-        Normaliser({"a": (1.0, 1.0)})
+        PotentialRanges({"a": (1.0, 1.0)})
 
 
 def test_latencies_keep_the_last_of_them():

@@ -6,7 +6,7 @@ import torch
 
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.maps import Eye, fit_eye
-from embodied.datasets.windows import Episode, Windows, names_of, ordered, read_episode
+from embodied.datasets.windows import EncodedEpisode, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError
 
 TEXTS = {"open": torch.tensor([1.0, 0.0]), "close": torch.tensor([0.0, 1.0])}
@@ -15,7 +15,7 @@ TEXTS = {"open": torch.tensor([1.0, 0.0]), "close": torch.tensor([0.0, 1.0])}
 def episode(length, *, start=0, cameras=("front",), instruction="open", ratio=1.0):
     numbers = np.arange(start, start + length, dtype=np.float32)
     maps = {name: torch.from_numpy(numbers).half().view(-1, 1, 1, 1).expand(-1, 2, 3, 3) for name in cameras}
-    return Episode(maps, numbers[:, None], np.stack([numbers, -numbers], 1), instruction, ratio)
+    return EncodedEpisode(maps, numbers[:, None], np.stack([numbers, -numbers], 1), instruction, ratio)
 
 
 def windows(episodes, horizon=4, cameras=("front",)):
