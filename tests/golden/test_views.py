@@ -185,9 +185,7 @@ def test_what_the_policy_alone_sees_changes_no_reward():
     scorer = Scorer(ProbeEncoder(), {"shade": ShadeHead()}, WeightedSum(), PotentialShaping(kind="difference"))
     runs = {}
     for name, more in {"alone": (), "beside": ("right",), "again": ("left", "right")}.items():
-        venv = WorldVecEnv(
-            make_two_eyed, 2, seed=3, frame_size=SIZE, cameras=("left",), policy_cameras=more, workers=0
-        )
+        venv = WorldVecEnv(make_two_eyed, 2, seed=3, frame_size=SIZE, cameras=("left",), policy_cameras=more, workers=0)
         collector = Collector(venv, partial(Perception, scorer.encoder, form="features"))
         found = collector.collect(Right(), 7)
         rewards = Labeller(scorer, collector.layout, 2, watches=False)
