@@ -82,7 +82,7 @@ MODELS: Mapping[str, Published] = {
 
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head that a person may set
-    "robometer": ("stride", "output", "max_frames"),
+    "robometer": ("stride", "output", "max_frames", "windows"),
     "rewind": ("stride", "output", "max_frames"),
     "rynnvalue": ("stride", "max_frames"),
     "roboreward": ("stride", "max_frames", "fps"),

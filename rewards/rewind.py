@@ -148,6 +148,10 @@ class Rewind:
         progress, success = self._network(video, text)
         return {"progress": progress.clamp(0, 1).cpu(), "success": success.cpu()}
 
+    def judge_windows(self, windows: Sequence[Sequence[np.ndarray]], task: str) -> list[dict[str, Float[Tensor, " N"]]]:
+        """As `judge`, one window after another."""
+        return [self.judge(frames, task) for frames in windows]
+
 
 def _columns(tensors: Mapping[str, Tensor], name: str, folder: Path) -> int:
     if name not in tensors or tensors[name].ndim != 2:
