@@ -97,6 +97,11 @@ LOADED: Mapping[str, tuple[str, ...]] = {  # kind -> what `vlm` may hold, of tho
     "rewind": ("device", "images", "texts"),
     "rynnvalue": (),
 }
+ELSEWHERE: Mapping[str, str] = {  # models by name that others run, and why
+    "sarm": "it judges a frame by later ones, and by the robot's state as its training data scaled it. LeRobot's own "
+    "command writes its progress in the columns that embodied label writes: python -m "
+    "lerobot.rewards.sarm.compute_rabc_weights --dataset-repo-id=… --reward-model-path=…",
+}
 SERVED = ("robometer", "rynnvalue")  # kinds that have a server of their own
 
 
@@ -133,6 +138,8 @@ def pretrained_scorer(
         ValueError: an unknown name, or a setting that this model does not have.
         FileNotFoundError: weights or a picture that are not here; says what to put where.
     """
+    if model in ELSEWHERE:
+        raise ValueError(f"pretrained_scorer: {model} is not run here: {ELSEWHERE[model]}")
     if model not in MODELS:
         raise ValueError(f"pretrained_scorer: model must be one of {', '.join(MODELS)}; got {model!r}.")
     about, views = MODELS[model], [views] if isinstance(views, str) else views
