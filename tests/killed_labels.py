@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from embodied import cli, labelling
+from rewards.encoders import import_open_clip
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
@@ -61,6 +62,7 @@ def seen(folder):
 def main():
     number, count, out = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     words = [*sys.argv[5:], f"out={out}"]
+    import_open_clip()  # once, for all children
     for other in range(1, count + 1):
         if other != number:
             forked([*words, f"shard={other}/{count}"])
