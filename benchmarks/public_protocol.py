@@ -154,7 +154,7 @@ def rows(found: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "claim": f"{told}: {BASELINES.get(name, name)}",
                     "value": value,
-                    "unit": "of the reward's unit" if key == "succ_fail_diff" else "",
+                    "unit": "in its own unit" if key == "succ_fail_diff" else "",
                     "n": episodes,
                     "seeds": [SEED],
                     "interval": interval,

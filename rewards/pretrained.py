@@ -165,7 +165,10 @@ def _head(
 ) -> Head:
     if about.kind in LOADED:
         return WindowHead(goal, model=_loaded(about.kind, weights, vlm), views=views, **given)
-    ask = questions(vlm if isinstance(vlm, ChatModel) else chat_settings(about, weights, vlm or {}), asking)
+    try:
+        ask = questions(vlm if isinstance(vlm, ChatModel) else chat_settings(about, weights, vlm or {}), asking)
+    except FileNotFoundError as error:  # there, the weights are `model`, which is a name here
+        raise FileNotFoundError(str(error).replace("give model=", "give reward.weights=")) from error
     if about.kind == "topreward":
         return PublishedTOPReward(goal, ask=ask, view=views[0] if views else None, **given)
     if about.kind == "grm":
