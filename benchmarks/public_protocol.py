@@ -118,10 +118,10 @@ def films(task: str) -> Path:
     table = []
     for i in range(len(dataset)):
         recording = dataset.recording(i, cameras=())
-        success = recording.success is not None and bool(recording.success[-1])
-        shown = len(recording)
+        assert recording.success is not None  # our worlds tell
+        success, shown = bool(recording.success[-1]), len(recording)
         if success:  # row t's frame was there before action t, and what followed the action is on row t + 1
-            shown = min(int(np.argmax(recording.success)) + 2, shown)
+            shown = min(int(recording.success.argmax()) + 2, shown)
         label = "successful" if success else "suboptimal" if recording.kind == "near_miss" else "failure"
         name = f"{i:04d}.mp4"
         write_video(root / "train" / name, dataset.frames(i, "front", range(shown)), dataset.fps)
