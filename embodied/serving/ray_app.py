@@ -24,7 +24,7 @@ from embodied.errors import UserError
 
 NAME = "embodied"
 DEPLOYMENT = "reward"
-PROXY_S = 120  # that Ray's proxy has to come up, once the replicas are there
+PROXY_S = 120  # more that Ray's proxy has to come up
 
 
 def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requests: int) -> str:
@@ -65,9 +65,9 @@ def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requ
         try:
             serve.start(**options)
         except TimeoutError:  # on a busy machine the proxy takes longer than the minute that Ray waits for it
-            serve.start(**options)  # the one that is coming up
+            serve.start(**options)  # finds the one that is coming up, and does not wait
+            _wait_for_proxy(serve)
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
-        _wait_for_proxy(serve)
     except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()
         told = " ".join(str(error).split())
