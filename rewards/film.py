@@ -81,11 +81,15 @@ class FilmHead(ABC):
         return torch.from_numpy(scored).to(features.main.device), films
 
     def _next(self, film: Film, moment: Moment) -> Film:
-        if film.rows % self.stride:
-            return replace(film, rows=film.rows + 1)
-        film = replace(film, rows=film.rows + 1, moments=self.kept((*film.moments, moment)))
-        value = self.judge(film)
+        film, asked = self.seen(film, moment)
+        value = self.judge(film) if asked else math.nan
         return film if math.isnan(value) else replace(film, value=value)
+
+    def seen(self, film: Film, moment: Moment) -> tuple[Film, bool]:
+        """The film with one more row, and whether that row is asked about."""
+        if film.rows % self.stride:
+            return replace(film, rows=film.rows + 1), False
+        return replace(film, rows=film.rows + 1, moments=self.kept((*film.moments, moment))), True
 
     def kept(self, moments: tuple[Moment, ...]) -> tuple[Moment, ...]:
         """Those that later rows may still be judged by."""

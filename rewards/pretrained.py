@@ -82,7 +82,7 @@ MODELS: Mapping[str, Published] = {
 
 
 SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head that a person may set
-    "robometer": ("stride", "output", "max_frames"),
+    "robometer": ("stride", "output", "max_frames", "windows"),
     "rewind": ("stride", "output", "max_frames"),
     "rynnvalue": ("stride", "max_frames"),
     "roboreward": ("stride", "max_frames", "fps"),
@@ -96,6 +96,11 @@ LOADED: Mapping[str, tuple[str, ...]] = {  # kind -> what `vlm` may hold, of tho
     "robometer": ("device", "precision", "processor"),
     "rewind": ("device", "images", "texts"),
     "rynnvalue": (),
+}
+ELSEWHERE: Mapping[str, str] = {  # models by name that others run, and why
+    "sarm": "it judges a frame by later ones, and by the robot's state as its training data scaled it. LeRobot's own "
+    "command writes its progress in the columns that embodied label writes: python -m "
+    "lerobot.rewards.sarm.compute_rabc_weights --dataset-repo-id=… --reward-model-path=…",
 }
 SERVED = ("robometer", "rynnvalue")  # kinds that have a server of their own
 
@@ -133,6 +138,8 @@ def pretrained_scorer(
         ValueError: an unknown name, or a setting that this model does not have.
         FileNotFoundError: weights or a picture that are not here; says what to put where.
     """
+    if model in ELSEWHERE:
+        raise ValueError(f"pretrained_scorer: {model} is not run here: {ELSEWHERE[model]}")
     if model not in MODELS:
         raise ValueError(f"pretrained_scorer: model must be one of {', '.join(MODELS)}; got {model!r}.")
     about, views = MODELS[model], [views] if isinstance(views, str) else views
@@ -158,7 +165,10 @@ def _head(
 ) -> Head:
     if about.kind in LOADED:
         return WindowHead(goal, model=_loaded(about.kind, weights, vlm), views=views, **given)
-    ask = questions(vlm if isinstance(vlm, ChatModel) else chat_settings(about, weights, vlm or {}), asking)
+    try:
+        ask = questions(vlm if isinstance(vlm, ChatModel) else chat_settings(about, weights, vlm or {}), asking)
+    except FileNotFoundError as error:  # there, the weights are `model`, which is a name here
+        raise FileNotFoundError(str(error).replace("give model=", "give reward.weights=")) from error
     if about.kind == "topreward":
         return PublishedTOPReward(goal, ask=ask, view=views[0] if views else None, **given)
     if about.kind == "grm":

@@ -125,15 +125,17 @@ class Rewind:
         trained = whole_number({**config, **mapping(said.get("data"))}, "max_frames", 2, folder, default=8)
         self.frames = min(trained, self._network.frames)
         self._encoders: dict[str, Any] = {}
-        for part, source in (("image_encoder", images), ("text_encoder", texts)):
-            with _explain_missing("Rewind: encoder", source, put_model(source)):
+        sources = {"images": images, "texts": texts}
+        put = {name: put_model(source).replace("model=", f"{name}=") for name, source in sources.items()}
+        for part, source, name in (("image_encoder", images, "images"), ("text_encoder", texts, "texts")):
+            with _explain_missing("Rewind: encoder", source, put[name]):
                 encoder = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
             own = {n.removeprefix(f"{part}."): v.float() for n, v in tensors.items() if n.startswith(f"{part}.")}
             encoder.load_state_dict(own, strict=bool(own))
             self._encoders[part] = encoder.to(self.device).eval().requires_grad_(False)
-        with _explain_missing("Rewind: the image processor of", images, put_model(images)):
+        with _explain_missing("Rewind: the image processor of", images, put["images"]):
             self._processor = transformers.AutoImageProcessor.from_pretrained(images, trust_remote_code=False)
-        with _explain_missing("Rewind: the tokenizer of", texts, put_model(texts)):
+        with _explain_missing("Rewind: the tokenizer of", texts, put["texts"]):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(texts, trust_remote_code=False)
 
     @torch.inference_mode()
@@ -147,6 +149,10 @@ class Rewind:
         text = nn.functional.normalize(hidden.mean(0), dim=0)
         progress, success = self._network(video, text)
         return {"progress": progress.clamp(0, 1).cpu(), "success": success.cpu()}
+
+    def judge_windows(self, windows: Sequence[Sequence[np.ndarray]], task: str) -> list[dict[str, Float[Tensor, " N"]]]:
+        """As `judge`, one window after another."""
+        return [self.judge(frames, task) for frames in windows]
 
 
 def _columns(tensors: Mapping[str, Tensor], name: str, folder: Path) -> int:

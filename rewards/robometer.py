@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rewards.chat import Message, digest
 from rewards.chat_local import defused, put_model
+from rewards.core import Features
 from rewards.encoders import _explain_missing, import_transformers
 from rewards.film import Film, FilmHead, first_view
 from rewards.foreign_weights import (
@@ -35,7 +37,7 @@ from rewards.foreign_weights import (
 )
 from rewards.frozen import PRECISIONS, _device, _fast_precision
 from rewards.pictures import fitting
-from rewards.vlm_reading import REMEMBERED
+from rewards.vlm_reading import REMEMBERED, images
 
 PROMPT = (
     "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at each frame, how far "
@@ -114,17 +116,17 @@ class VLMWithHeads:
                 f"{len(tokenizer)} with Robometer's five. Give the one it was trained with: processor=."
             )
 
-    def inputs(self, frames: Sequence[np.ndarray], task: str) -> dict[str, Tensor]:
-        """What the backbone reads of a window: text, its tokens, and pixels, on the CPU.
+    def inputs(self, *windows: Sequence[np.ndarray], task: str) -> dict[str, Tensor]:
+        """What the backbone reads of windows of one length and size: text, its tokens, and pixels, on the CPU.
 
         Args:
-            frames: N of (H, W, 3) uint8.
+            windows: B of N frames, (H, W, 3) uint8.
             task: the instruction; marks of the model's own in it are words.
         """
         content: list[dict[str, str]] = [
             {"type": "text", "text": PROMPT.replace("{task}", defused(self._processor, task))}
         ]
-        for _ in frames:
+        for _ in windows[0]:
             content += [{"type": "image"}, {"type": "text", "text": TOKENS[-1]}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=False, add_vision_id=True
@@ -133,23 +135,30 @@ class VLMWithHeads:
         square = (images.patch_size * images.merge_size) ** 2
         side = images.patch_size * images.merge_size
         shown = []
-        for frame in frames:
+        for frame in chain(*windows):
             height, width = fitting(frame.shape[0], frame.shape[1], side, LEAST_TOKENS * square, MOST_TOKENS * square)
             shown.append(Image.fromarray(frame).resize((width, height)))
-        return dict(self._processor(text=[text], images=shown, return_tensors="pt", do_resize=False))
+        texts = [text] * len(windows)
+        return dict(self._processor(text=texts, images=shown, return_tensors="pt", do_resize=False))
 
-    @torch.inference_mode()
     def judge(self, frames: Sequence[np.ndarray], task: str) -> dict[str, Float[Tensor, " N"]]:
         """Progress and success at each frame of a window, each in [0, 1], float32 on the CPU."""
-        given = self.inputs(frames, task)
+        return self.judge_windows([frames], task)[0]
+
+    @torch.inference_mode()
+    def judge_windows(self, windows: Sequence[Sequence[np.ndarray]], task: str) -> list[dict[str, Float[Tensor, " N"]]]:
+        """As `judge`, of windows of one length and size, which pass through the network together."""
+        given = self.inputs(*windows, task=task)
         moved = {
             name: value.to(self.device, self._network.dtype if value.is_floating_point() else None)
             for name, value in given.items()
         }
-        hidden = self._network(**moved).last_hidden_state[0]
-        states = hidden[(given["input_ids"][0] == self._token).to(hidden.device)]
+        hidden = self._network(**moved).last_hidden_state
+        states = hidden[(given["input_ids"] == self._token).to(hidden.device)]
         logits = {name: head(states).float().cpu() for name, head in self.heads.items()}
-        return {"progress": from_logits(logits["progress"]).clamp(0, 1), "success": logits["success"][:, 0].sigmoid()}
+        progress, success = from_logits(logits["progress"]).clamp(0, 1), logits["success"][:, 0].sigmoid()
+        parts = (said.view(len(windows), -1) for said in (progress, success))
+        return [{"progress": one, "success": other} for one, other in zip(*parts, strict=True)]
 
 
 @runtime_checkable
@@ -164,7 +173,9 @@ class WindowModel(Protocol):
     kind: str
     frames: int
 
-    def judge(self, frames: Sequence[np.ndarray], task: str) -> dict[str, Float[Tensor, " N"]]: ...
+    def judge_windows(
+        self, windows: Sequence[Sequence[np.ndarray]], task: str
+    ) -> list[dict[str, Float[Tensor, " N"]]]: ...
 
 
 class WindowHead(FilmHead):
@@ -176,6 +187,8 @@ class WindowHead(FilmHead):
         model: the network.
         output: "progress" or "success".
         max_frames: of a window, evenly spread over the film; None: as many as the checkpoint was trained with.
+        windows: that are judged together at most, where the network can; only those of one length and size are, so
+            none is padded.
 
     Raises:
         ValueError: no instruction, or a setting out of range; (score) frames missing.
@@ -192,6 +205,7 @@ class WindowHead(FilmHead):
         stride: int = 5,
         output: str = "progress",
         max_frames: int | None = None,
+        windows: int = 8,
     ) -> None:
         super().__init__(instruction, views=views, stride=stride)
         if output not in OUTPUTS:
@@ -201,16 +215,47 @@ class WindowHead(FilmHead):
         self._judged: OrderedDict[bytes, float] = OrderedDict()
         if not 2 <= self.max_frames <= model.frames:
             raise ValueError(f"WindowHead: max_frames must be 2 to {model.frames}; got {self.max_frames}.")
+        if windows < 1:
+            raise ValueError(f"WindowHead: windows must be >= 1; got {windows}.")
+        self.windows = windows
+
+    def advance(
+        self, features: Features, memory: Sequence[Film] | None = None
+    ) -> tuple[Float[Tensor, "B T"], list[Film]]:
+        """See `FilmHead`; what the rows at hand will ask is asked before, several windows at a time."""
+        shown = images(features, self.name, self.views)
+        groups: dict[tuple[int, ...], dict[bytes, list[np.ndarray]]] = {}
+        for b, film in enumerate(memory or [Film()] * features.main.shape[0]):
+            for t in range(features.main.shape[1]):
+                film, asked = self.seen(film, tuple(episodes[b][t] for episodes in shown.values()))
+                if not asked:
+                    continue
+                window = first_view(film, self.max_frames)
+                key = self._key(window)
+                if key not in self._judged:
+                    groups.setdefault((len(window), *window[0].shape), {})[key] = window
+        for new in groups.values():
+            for start in range(0, len(new), self.windows):
+                self._ask(dict(islice(new.items(), start, start + self.windows)))
+        return super().advance(features, memory)
 
     def judge(self, film: Film) -> float:
         """See `FilmHead`; a window that was judged before is not judged again."""
-        shown = first_view(film, self.max_frames)
-        key = digest([Message("user", self._instruction, shown)], self.output)
+        window = first_view(film, self.max_frames)
+        key = self._key(window)
         if key not in self._judged:
-            self._judged[key] = float(self.model.judge(shown, self._instruction)[self.output][-1])
-            if len(self._judged) > REMEMBERED:
-                self._judged.popitem(last=False)
+            self._ask({key: window})
         return self._judged[key]
+
+    def _key(self, window: Sequence[np.ndarray]) -> bytes:
+        return digest([Message("user", self._instruction, window)], self.output)
+
+    def _ask(self, windows: Mapping[bytes, Sequence[np.ndarray]]) -> None:
+        said = self.model.judge_windows(list(windows.values()), self._instruction)
+        for key, values in zip(windows, said, strict=True):
+            self._judged[key] = float(values[self.output][-1])
+        while len(self._judged) > REMEMBERED:
+            self._judged.popitem(last=False)
 
 
 # A checkpoint, as data ------------------------------------------------------------------------------------------

@@ -66,6 +66,10 @@ class ValueServer:
             found["success"] = self._numbers(said["outputs_success"], "success_probs", len(frames))
         return found
 
+    def judge_windows(self, windows: Sequence[Sequence[np.ndarray]], task: str) -> list[dict[str, Float[Tensor, " N"]]]:
+        """As `judge`, one window after another."""
+        return [self.judge(frames, task) for frames in windows]
+
     def _numbers(self, said: Any, name: str, count: int) -> Float[Tensor, " N"]:
         try:
             values = torch.tensor(said[name][0], dtype=torch.float32)

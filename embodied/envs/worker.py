@@ -274,6 +274,8 @@ def view_names(env: gymnasium.Env, cameras: Sequence[str], policy_cameras: Seque
 
     Args:
         env: one world.
+        cameras: by name; none: the world's own.
+        policy_cameras: likewise; what is among the cameras already is not seen twice.
 
     Raises:
         WorldError: a camera that the world lacks, or one twice.

@@ -24,8 +24,9 @@ from embodied.judging.confusion import MOST, margin_of
 from embodied.judging.figures import Figure, later_higher
 from embodied.judging.judgement import controls, potential, reversed_film
 from embodied.judging.rewards import make_scorers, reward_parts
-from rewards.core import Encoder, Features, Scorer
+from rewards.core import FRAMES_READ, Encoder, Features, Scorer
 from rewards.metrics import (
+    average_precision,
     bootstrap_interval,
     ordinal_error,
     policy_ranking_tau,
@@ -45,11 +46,13 @@ class Said:
 
     Attributes:
         ends: its potential in the last frame.
+        values: its potential in every frame.
         voc_spearman, voc_pearson, voc_reversed, pairwise_acc: of each success.
         elsewhere: (episode, its task, its end under each task's instruction), of the first tasks.
     """
 
     ends: list[float] = field(default_factory=list)
+    values: list[np.ndarray] = field(default_factory=list)
     voc_spearman: list[float] = field(default_factory=list)
     voc_pearson: list[float] = field(default_factory=list)
     voc_reversed: list[float] = field(default_factory=list)
@@ -121,8 +124,6 @@ def _score(
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
         for (_, task), members in tasks.items():
             scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN])
-            if looking := [name for name, scorer in scorers.items() if scorer.frames_read == "first"]:
-                raise UserError(f"reward {looking[0]}: needs a camera's calibration, which benchmarks have not.")
             scorers |= controls(encoder)
             if wanted and task not in kept and len(kept) < MOST:
                 kept[task], probes[task] = scorers, []
@@ -151,8 +152,9 @@ def _score(
 def _features(encoder: Encoder, film: BenchmarkFilm, scorers: Mapping[str, Scorer]) -> Features:
     frames = torch.from_numpy(film.frames())
     view = torch.cat([encoder.encode_images(part).float().cpu() for part in frames.split(64)])[None]
-    looks = any(scorer.frames_read == "all" for scorer in scorers.values())
-    return Features(views={MAIN: view}, frames={MAIN: frames[None]} if looks else {})
+    read = max((scorer.frames_read for scorer in scorers.values()), key=FRAMES_READ.index)
+    shown = {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
+    return Features(views={MAIN: view}, frames=shown)
 
 
 def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: Features) -> None:
@@ -163,6 +165,7 @@ def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: 
     except (FloatingPointError, ValueError, KeyError) as error:
         raise UserError(f"reward {name}: {error}") from error
     said.ends.append(float(values[-1]))
+    said.values.append(values)
     said.voc_spearman.append(value_order_correlation(values) if good else math.nan)
     said.voc_pearson.append(value_order_pearson(values) if good else math.nan)
     said.pairwise_acc.append(later_higher(values) if good else math.nan)
@@ -195,10 +198,20 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
         worst, best = quality == 0, quality == 2
         return float(ends[best].mean() - ends[worst].mean()) if worst.any() and best.any() else math.nan
 
+    good = np.array([bool(film.success) for film in films])
+    solved = [np.arange(len(each)) == (len(each) - 1 if g else -1) for each, g in zip(said.values, good, strict=True)]
+
+    def of_frames(rows: Rows) -> float:
+        """A success is solved in its last frame, as Robometer's labels are where no other share is told."""
+        if good[rows].all() or not good[rows].any():
+            return math.nan
+        return average_precision(*(np.concatenate([part[row] for row in rows]) for part in (said.values, solved)))
+
     statistics: dict[str, Callable[[Rows], float]] = {
         "kendall_tau": of_tasks(policy_ranking_tau),
         "ranking_acc": of_tasks(ranking_accuracy),
         "succ_fail_diff": of_tasks(gap),
+        "success_auprc": of_frames,
         **{name: of_successes(name) for name in ("voc_spearman", "voc_pearson", "voc_reversed", "pairwise_acc")},
     }
     figures: dict[str, Figure] = {}

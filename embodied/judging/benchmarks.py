@@ -248,7 +248,15 @@ RANKING = {"Robometer-4B": 0.655, "RynnValue-8B": 0.675, "RoboReward": 0.502}
 BENCHMARKS = {
     "rbm-ood": Benchmark(
         _rbm,
-        ("kendall_tau", "ranking_acc", "succ_fail_diff", "voc_pearson", "confusion_margin"),
+        (
+            "kendall_tau",
+            "ranking_acc",
+            "succ_fail_diff",
+            "success_auprc",
+            "voc_pearson",
+            "voc_spearman",
+            "confusion_margin",
+        ),
         {"kendall_tau": RANKING, "voc_pearson": {"Robometer-4B": 0.93}},
     ),
     "rbm-id": Benchmark(_rbm, ("voc_pearson", "voc_spearman"), {"voc_pearson": {"Robometer-4B": 0.84}}),

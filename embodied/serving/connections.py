@@ -275,6 +275,7 @@ class Server(uvicorn.Server):
             app,
             host=host,
             port=port,
+            loop="asyncio",  # uvloop, which Ray brings, has transports of its own, on which no limit here was tried
             http=functools.partial(PatientProtocol, guard=guard),  # pyright: ignore[reportArgumentType]
             ws=functools.partial(PatientSocket, guard=guard),  # pyright: ignore[reportArgumentType]
             ws_max_size=limits.body_bytes,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from embodied.errors import UserError
 
 NAME = "embodied"
 DEPLOYMENT = "reward"
+PROXY_S = 120  # more that Ray's proxy has to come up
 
 
 def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requests: int) -> str:
@@ -51,7 +53,6 @@ def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requ
     def application() -> Any:  # Ray takes a plain function alone for a builder
         return build()
 
-    serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port})
     deployment = serve.deployment(
         serve.ingress(application)(_Replica),
         name=DEPLOYMENT,
@@ -60,11 +61,27 @@ def start(build: Callable[[], Any], *, host: str, port: int, replicas: int, requ
         ray_actor_options={"num_cpus": 1, "num_gpus": min(1.0, have.get("GPU", 0) / replicas)},
     )
     try:
+        options = {"proxy_location": "HeadOnly", "http_options": {"host": host, "port": port}}
+        try:
+            serve.start(**options)
+        except TimeoutError:  # on a busy machine the proxy takes longer than the minute that Ray waits for it
+            serve.start(**options)  # finds the one that is coming up, and does not wait
+            _wait_for_proxy(serve)
         serve.run(deployment.bind(), name=NAME, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
         stop()
-        raise UserError(f"the replicas did not start: {error} Why is in the logs of Ray's session.") from error
+        told = " ".join(str(error).split())
+        raise UserError(f"the replicas did not start: {told} Why is in the logs of Ray's session.") from error
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _wait_for_proxy(serve: Any) -> None:
+    """Raises: TimeoutError: it does not answer."""
+    end = time.monotonic() + PROXY_S
+    while set(serve.status().proxies.values()) != {"HEALTHY"}:
+        if time.monotonic() > end:
+            raise TimeoutError(f"Ray's proxy must answer within {PROXY_S} s; it does not.")
+        time.sleep(0.2)
 
 
 def wait() -> None:
@@ -96,6 +113,9 @@ class _Replica:
 
 def _ray() -> tuple[Any, Any]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent anywhere
+    os.environ.setdefault(
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60"
+    )  # after its 5, a proxy on a busy machine is killed
     try:
         import ray  # pyright: ignore[reportMissingImports]
         from ray import serve  # pyright: ignore[reportMissingImports]

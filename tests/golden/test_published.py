@@ -108,7 +108,7 @@ def test_robometer_reads_and_says_what_its_code_does(layout, recorded, tmp_path)
     weights = save_tiny_robometer(tmp_path / layout, layout=layout)
     processor = str(tmp_path / layout / "base") if layout == "lerobot" else None
     model = VLMWithHeads(weights, processor=processor, device="cpu", precision="fp32")
-    inputs = model.inputs(list(film(3)), TASK)
+    inputs = model.inputs(list(film(3)), task=TASK)
     assert inputs["input_ids"][0].tolist() == recorded["robometer/ids"].tolist()
     assert inputs["image_grid_thw"].tolist() == recorded["robometer/grid"].tolist()
     assert_allclose(grey(inputs["pixel_values"]), recorded["robometer/pixels"], atol=0.5e-4 * 255)

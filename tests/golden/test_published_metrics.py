@@ -9,6 +9,7 @@ from numpy.testing import assert_allclose
 from scipy import stats
 
 from rewards.metrics import (
+    average_precision,
     confusion_margin,
     kendall_tau_a,
     ordinal,
@@ -101,6 +102,18 @@ def test_pairwise_accuracy_is_the_share_of_right_signs():
         assert_allclose(pairwise_accuracy(before, after, truth), np.mean(right), atol=1e-12)
     with pytest.raises(ValueError, match="got 0"):
         pairwise_accuracy([0.0], [1.0], [0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_average_precision_is_the_sum_of_precisions_where_recall_rises(ties):
+    """`success_auprc`, as scikit-learn defines it: of tied scores, all fire together."""
+    for scores, quality in sets(10, ties=ties):
+        labels = quality == quality.max()
+        total = 0.0
+        for threshold in np.unique(scores):
+            new, fired = labels & (scores == threshold), scores >= threshold
+            total += new.sum() / labels.sum() * labels[fired].mean()
+        assert_allclose(average_precision(scores, labels), total, atol=1e-12)
 
 
 def test_ordinal_error_is_the_mean_distance_of_levels():

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from embodied import cli
-from embodied.datasets import Writer
+from embodied.datasets import Dataset, Writer
 from embodied.datasets.video import VideoError, read_frames, sampled, write_video
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder
@@ -70,6 +70,17 @@ def rbm_rows(root, path):
     return rows
 
 
+def average_precision(labels, scores):
+    """By thresholds: at each score, the precision of all that reach it, weighted by the recall that it adds."""
+    total, recall = 0.0, 0.0
+    for threshold in sorted(set(scores), reverse=True):
+        fired = scores >= threshold
+        reached = (labels * fired).sum() / labels.sum()
+        total += (reached - recall) * (labels * fired).sum() / fired.sum()
+        recall = reached
+    return total
+
+
 def published_kendall(rows, ends):
     """The mean over tasks of τ over every choice of one episode of each quality; then over sources."""
     per_source = []
@@ -109,6 +120,14 @@ def test_rbm_eval(judge, scores, tmp_path, form):
     good = [k for k, row in enumerate(rows) if row["quality_label"] == "success"]
     pearson = np.mean([stats.pearsonr(range(len(said[k])), said[k]).statistic for k in good])
     assert figures["voc_pearson"]["value"] == pytest.approx(pearson, abs=1e-4)
+    per_source = []
+    for source in ("usc_koch", "usc_xarm"):  # a success is solved in its last frame
+        mine = [k for k, row in enumerate(rows) if row["data_source"] == source]
+        solved = np.concatenate([np.eye(1, len(said[k]), len(said[k]) - 1)[0] * (k in good) for k in mine])
+        per_source.append(average_precision(solved, np.concatenate([said[k] for k in mine])))
+    assert figures["success_auprc"]["value"] == pytest.approx(np.mean(per_source), abs=1e-4)
+    frames = sum(len(each) for each in said)
+    assert found["rewards"]["constant"]["figures"]["success_auprc"]["value"] == pytest.approx(8 / frames)
     low, value, high = (figures["kendall_tau"][key] for key in ("low", "value", "high"))
     assert low <= value <= high
     assert figures["confusion_margin"]["value"] is not None
@@ -116,6 +135,22 @@ def test_rbm_eval(judge, scores, tmp_path, form):
     assert set(found["rewards"]["clip"]["sources"]) == {"usc_koch", "usc_xarm"}
     assert (found["episodes"], found["tasks"]) == (24, 4)
     assert "Robometer-4B, published" in out
+
+
+def test_a_reward_that_reads_first_frames_needs_no_calibration(tmp_path, monkeypatch, capsys):
+    """Keypoints are found in the first frame, and the gripper in each frame's vector."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["collect", "env=desk-drawer", "policy=random", "episodes=1", "cameras=[front]", "out=drawer"]) == 0
+    drawer, instruction = Dataset(tmp_path / "drawer"), Dataset(tmp_path / "drawer").instruction(0)
+    (tmp_path / "rbm/train").mkdir(parents=True)
+    write_video(tmp_path / "rbm/train/0.mp4", drawer.frames(0, "front", range(0, 50, 10)), 10)
+    row = {"task": instruction, "data_source": "a", "quality_label": "success", "file_name": "0.mp4"}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rbm/train/metadata.parquet")
+    words = ["judge", "benchmark=rbm-ood", "data=rbm", "reward=keypoint", "resamples=10", "run=out"]
+    assert cli.main(words) == 0, capsys.readouterr().err
+    found = json.loads((tmp_path / "out/benchmark.json").read_text())["rewards"]["keypoint"]["figures"]
+    assert -1 <= found["voc_pearson"]["value"] <= 1
+    assert found["kendall_tau"]["value"] is None  # there is but one quality
 
 
 def test_roborewardbench(judge, scores, tmp_path):

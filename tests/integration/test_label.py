@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from embodied.scorers import make_scorer
 from rewards.encoders import OpenCLIPEncoder
 from rewards.xirl import XIRL
 from tests.fakes import FakeEncoder
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -309,22 +314,28 @@ def test_a_full_disk_is_one_line(data, tiny_clip, tmp_path, monkeypatch, capsys)
 @pytest.fixture(scope="module")
 def many(tmp_path_factory):
     """Eight episodes of two tasks and of several lengths."""
-    root, rng = tmp_path_factory.mktemp("many") / "many", np.random.default_rng(0)
+    root = tmp_path_factory.mktemp("many") / "many"
+    episodes(root, 8)
+    return root
+
+
+def episodes(root, number):
+    rng = np.random.default_rng(0)
     features = {"observation.state": {"dtype": "float32", "shape": (1,), "names": ["x"]}}
     with Writer(root, fps=10, features=features, cameras={"front": (32, 32)}) as writer:
-        for i in range(8):
-            count = (5, 5, 9, 5, 7, 5, 9, 5)[i]
+        for i in range(number):
+            count = (5, 5, 9, 5, 7, 5, 9, 5)[i % 8]
             frames = rng.integers(0, 255, (count, 32, 32, 3), np.uint8)
             state = np.linspace(0, 1, count, dtype=np.float32)[:, None]
             writer.add({"observation.state": state}, {"front": frames}, instruction=("a red ball", "a cup")[i % 3 == 0])
-    return root
 
 
 @pytest.mark.parametrize("shards", [3, 16])
 @pytest.mark.parametrize("columns", ["sidecar", "columns"])
-def test_shards_merged_have_the_bits_of_one_run(many, tiny_clip, tmp_path, monkeypatch, capsys, shards, columns):
+def test_shards_merged_have_the_bits_of_one_run(tiny_clip, tmp_path, monkeypatch, capsys, shards, columns):
     monkeypatch.chdir(tmp_path)
-    given = words(many, tiny_clip, "batch=2", f"columns={columns}")
+    episodes(tmp_path / "data", 2 * shards + 1)  # each shard has work
+    given = words(tmp_path / "data", tiny_clip, "batch=2", f"columns={columns}")
     name = "labels.parquet" if columns == "sidecar" else "labels"
     assert cli.main([*given, f"out=one/{name}"]) == 0
     for number in reversed(range(1, shards + 1)):
@@ -365,6 +376,30 @@ def test_a_merge_names_what_is_missing_and_a_killed_shard_repeats_alone(many, ti
     assert cli.main([*given, "merge=true"]) == 0
     assert cli.main(words(many, tiny_clip, "batch=2", "out=one.parquet")) == 0
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "parts/labels.parquet").read_bytes()
+
+
+@pytest.mark.timeout(600)
+def test_a_shard_that_is_killed_at_any_file_repeats_alone(tiny_clip, tmp_path, monkeypatch):
+    """kill -9 before each file and each renaming, and in the middle of each file of labels."""
+    monkeypatch.chdir(tmp_path)
+    episodes(tmp_path / "data", 6)
+    given = words(tmp_path / "data", tiny_clip, "batch=1")[1:]
+    command = [sys.executable, "-m", "tests.killed_labels", "2", "3", "parts/labels.parquet", "--", *given]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert [each["killed"] for each in told] == [True] * (len(told) - 1) + [False]
+    assert len(told) > 2 * 4  # of both episodes: features begun and renamed, labels cut short and renamed
+    for each in told:
+        assert (len(each["before"]), len(each["after"])) == (4, 6)
+        assert each["before"].items() <= each["after"].items()  # the other shards' files are as they were
+    assert {json.dumps([kept[0] for kept in each["after"].values()]) for each in told} == {
+        json.dumps([kept[0] for kept in told[-1]["after"].values()])
+    }
+    assert cli.main(["label", *given, "out=one.parquet"]) == 0
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "parts/labels.parquet").read_bytes()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["labels.parquet"]
 
 
 def test_a_long_episode_is_scored_in_pieces(many, tiny_clip, tmp_path, monkeypatch):

@@ -1,11 +1,14 @@
 """Replicas of the reward server on a local Ray cluster, and what is said where Ray is not installed."""
 
+import asyncio
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ import pytest
 from embodied.errors import UserError
 from embodied.serving import protocol, ray_app
 from embodied.serving.client import RemoteStream
+from embodied.serving.connections import Guard, Server
 from embodied.serving.http_client import Client
+from embodied.serving.limits import Limits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,8 +29,21 @@ def test_without_ray_its_extra_is_named(monkeypatch):
         ray_app.start(lambda: None, host="127.0.0.1", port=0, replicas=2, requests=10)
 
 
+def test_the_server_s_loop_is_asyncio_s_where_ray_has_brought_another(monkeypatch):
+    for name in ("uvloop", "uvicorn.loops.uvloop"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    limits = Limits()
+    service = SimpleNamespace(limits=limits, guard=Guard(limits))
+    server = Server(SimpleNamespace(state=SimpleNamespace(service=service)))
+    factory = server.config.get_loop_factory()
+    assert factory is not None
+    with contextlib.closing(factory()) as loop:
+        assert isinstance(loop, asyncio.SelectorEventLoop)
+
+
+@pytest.mark.timeout(1200)  # a busy machine starts two replicas in minutes
 def test_two_replicas_answer_and_sessions_stay_where_they_are(tiny_clip):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="Ray is not here: pip install 'embodied-rewards[ray]'")
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     words = ["reward=clip", "reward.goal=open", "encoder=open_clip", f"encoder.model={tiny_clip}", f"port={port}"]

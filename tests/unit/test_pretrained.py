@@ -54,6 +54,17 @@ def scores(made, given):
     return made.potentials(given)[next(iter(made.heads))][0].tolist()
 
 
+@pytest.mark.parametrize("model", ["robometer-4b", "rewind", "roboreward-4b", "topreward", "grm-3b", "sole-r1-8b"])
+def test_weights_that_are_missing_are_asked_for_by_the_setting_that_takes_them(model, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"give reward\.weights=FOLDER"):
+        scorer(model, {"device": "cpu"}, weights=str(tmp_path / "nowhere"))
+
+
+def test_a_model_that_only_lerobot_runs_says_how():
+    with pytest.raises(ValueError, match=r"sarm is not run here: .* later ones.* lerobot\.rewards\.sarm\.compute_rabc"):
+        scorer("sarm", None)
+
+
 def test_roboreward_grades_the_film_so_far():
     model = Says("ANSWER: 1", "ANSWER: 3", "no idea", "ANSWER: 5")
     said = scores(scorer("roboreward-4b", model, stride=2, max_frames=3), features())

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from benchmarks.common import load, record
+from benchmarks.public_protocol import mean_of
 from benchmarks.table import BEGIN, END, HEADLINES, Headline, files, headlines, pages, stale, updated
 
 ROW = {
@@ -97,3 +98,9 @@ def test_only_what_lies_between_the_markers_changes():
 
 def test_the_readme_and_the_pages_show_what_was_measured():
     assert stale(files(load())) == [], "run: python -m benchmarks.table"
+
+
+def test_a_mean_over_tasks_is_as_sure_as_independent_terms_make_it():
+    value, interval = mean_of([{"value": 1.0, "low": 0.7, "high": 1.3}, {"value": 0.0, "low": -0.4, "high": 0.8}])
+    assert value == 0.5
+    assert interval == pytest.approx([0.5 - 0.25, 0.5 + (0.3**2 + 0.8**2) ** 0.5 / 2])

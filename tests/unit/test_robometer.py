@@ -1,9 +1,11 @@
 """Robometer's weights are read as data, in both layouts, and what does not fit is refused."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rewards.core import Features
 from rewards.robometer import VLMWithHeads
 from tests.tiny_vlm import save_tiny_robometer
 from tests.unit.test_pretrained import CPU, FRAMES, features, scorer, scores
@@ -24,9 +26,41 @@ def test_robometer_says_success_too(robometer):
 
 def test_robometer_s_tokens_in_a_task_are_words(robometer):
     model = VLMWithHeads(robometer, **CPU)
-    told = model.inputs(list(FRAMES[:2]), "lift <|prog_token|><|im_end|> it")["input_ids"][0]
+    told = model.inputs(list(FRAMES[:2]), task="lift <|prog_token|><|im_end|> it")["input_ids"][0]
     assert (told == model._token).sum() == 2
     assert (told == 2).sum() == 1  # the turn's own end
+
+
+def test_windows_that_pass_together_are_judged_as_they_are_alone(robometer, monkeypatch):
+    passes, judge = [], VLMWithHeads.judge_windows
+
+    def counted(self, windows, task):
+        passes.append([len(window) for window in windows])
+        return judge(self, windows, task)
+
+    monkeypatch.setattr(VLMWithHeads, "judge_windows", counted)
+    frames = np.random.default_rng(5).integers(0, 256, (12, 48, 64, 3), np.uint8)
+    given = features(frames)
+    made = {count: scorer("robometer-4b", CPU, weights=robometer, stride=1, windows=count) for count in (1, 4)}
+    alone = scores(made[1], given)
+    assert passes == [[min(k, 4)] for k in range(1, 13)]  # the tiny model's windows have 4 frames
+    passes.clear()
+    together = scores(made[4], given)
+    assert passes == [[1], [2], [3], [4] * 4, [4] * 4, [4]]
+    assert together == pytest.approx(alone, abs=1e-5)
+    assert len(set(alone)) == 12
+    passes.clear()
+    assert scores(made[4], given) == together
+    assert passes == []  # what was judged is remembered
+    two = Features(
+        views={"front": torch.zeros(2, 12, 4)},
+        frames={"front": torch.from_numpy(np.stack([frames, frames[::-1]]))},
+    )
+    said = scorer("robometer-4b", CPU, weights=robometer, stride=1).potentials(two)["robometer"].tolist()
+    assert said[0] == pytest.approx(alone, abs=1e-5)
+    assert passes[0] == [1, 1]  # both episodes' first windows
+    with pytest.raises(ValueError, match="windows must be >= 1; got 0"):
+        scorer("robometer-4b", CPU, weights=robometer, windows=0)
 
 
 def broken_tokens(folder):
