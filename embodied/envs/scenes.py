@@ -40,7 +40,7 @@ _LOOK = (
 _GREY = (0.5, 0.5, 0.5, 1.0)
 
 
-class Success:
+class SuccessFact:
     """The one fact that a world tells by itself.
 
     Args:
@@ -88,7 +88,7 @@ class Scene:
         own = world.inner.unwrapped
         teller: Any = own if facts is None else _called(facts, own)
         if facts is None and not hasattr(own, "degrees"):
-            teller = Success(self)
+            teller = SuccessFact(self)
         told: Any = getattr(teller, "facts", ())
         self.facts: tuple[str, ...] = tuple(told)
         named = bool(self.facts) and all(isinstance(fact, str) for fact in self.facts)
