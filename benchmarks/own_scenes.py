@@ -3,8 +3,8 @@
 `drive` is the town, whose facts and captions come with the package. `drawer` is another package's world by its id,
 Meta-World's drawer-open, with the facts and captions of `examples/`; its expert and random actions make the frames.
 Judged on frames and wordings that were kept for that, in the scene's own look and in varied ones: AUROC of the offered
-goals, and of wordings that training never met, of facts that hold in 15 frames at least (the hand at the drawer's handle
-does not). Nothing is chosen by it. What is finished is not run again.
+goals, and of wordings that training never met, of facts that hold in 15 frames at least (the hand at the drawer's
+handle does not). Nothing is chosen by it. What is finished is not run again.
 
     python -m benchmarks.own_scenes                        # one core each
     python -m benchmarks.own_scenes scenes=["drawer"] frames=1600 test_frames=400    # as it was recorded
