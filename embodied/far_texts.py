@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from embodied import paths
 from embodied.captions import Captions, words
-from embodied.envs import WORLDS, is_world, world_scene
+from embodied.envs import WORLDS, is_world, tasks, world_scene
 from embodied.goals import parts_of, takes_goal, told_goals
 from embodied.literal import resolved
 from embodied.paths import asset
@@ -28,7 +28,8 @@ _COLOUR = re.compile(f"(?:{COLOURS})$")
 
 
 def warn(config: DictConfig) -> None:
-    """Say on standard error which goals of a verb's config name what its encoder was never taught.
+    """Say on standard error which goals of a verb's config name what its encoder was never taught, or that its world or
+    that world's task is such a thing.
 
     Only the embedded encoder's captions are known; of other encoders nothing is said.
     """
@@ -49,6 +50,13 @@ def warn(config: DictConfig) -> None:
             file=sys.stderr,
         )
         return
+    if ours and not offered(names[0]):
+        print(
+            f"encoder: no sentence is offered for what {env_id} asks for, since the embedded encoder was never taught "
+            f"to see it; its scores may say something else. Teach one (embodied pretrain), or take a larger: "
+            "encoder=open_clip.",
+            file=sys.stderr,
+        )
     known = known_words(tuple(sorted(scenes & set(taught()))))
     for goal in dict.fromkeys(goals):
         if unknown := unknown_words(goal, known):
@@ -83,6 +91,11 @@ def unknown_words(text: str, known: frozenset[str]) -> list[str]:
 def taught() -> tuple[str, ...]:
     """The scenes that the shipped encoder learned: those that `embodied pretrain` uses by default."""
     return tuple(yaml.safe_load((paths.configs() / "pretrain.yaml").read_text("utf-8"))["use"])
+
+
+def offered(world: str) -> bool:
+    """Whether there is a sentence that we offer for what one of `WORLDS` asks for."""
+    return tasks.WORLDS[world].told()[1] in Captions.load(asset(world_scene(world)) / "captions.yaml").goals
 
 
 @cache

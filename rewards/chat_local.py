@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rewards.chat import Message, Video, VLMError, broken, digest, excerpt
 from rewards.encoders import _explain_missing, import_transformers
-from rewards.frozen import PRECISIONS, _device, _fast_precision
+from rewards.frozen import PRECISIONS, _device, fast_precision
 
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -57,7 +57,7 @@ class LocalChat:
         self._sampling = _check_sampling(sampling or {}, where)
         self._pixels = None if pixels is None else (int(pixels[0]), int(pixels[1]))
         self.name, self.device, self._max_tokens = model, _device(device, where), max_tokens
-        dtype = PRECISIONS[_fast_precision(self.device) if precision == "auto" else precision]
+        dtype = PRECISIONS[fast_precision(self.device) if precision == "auto" else precision]
         transformers = import_transformers()
         with _explain_missing(f"{where}: model", model, put_model(model)):
             self._processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)

@@ -57,7 +57,7 @@ class FrozenEncoder(ABC):
             raise ValueError(f"{where}: batch_size must be ≥ 1; got {batch_size}.")
         self.name = name
         self.device = _device(device, where)
-        self.precision = _fast_precision(self.device) if precision == "auto" else precision
+        self.precision = fast_precision(self.device) if precision == "auto" else precision
         if precision == "int8" and self.device.type != "cpu":
             raise ValueError(f"{where}: device must be cpu for precision=int8; got {self.device}. Use precision=auto.")
         self._dtype = PRECISIONS.get(self.precision, torch.float32)  # of what a tower reads
@@ -228,7 +228,7 @@ def _device(name: str, where: str) -> torch.device:
     return device
 
 
-def _fast_precision(device: torch.device) -> str:
+def fast_precision(device: torch.device) -> str:
     """bf16 where it is faster than float32, by what the hardware is and not by a clock: the same on every start."""
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)

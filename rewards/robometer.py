@@ -35,7 +35,7 @@ from rewards.foreign_weights import (
     read_tensors,
     whole_number,
 )
-from rewards.frozen import PRECISIONS, _device, _fast_precision
+from rewards.frozen import PRECISIONS, _device, fast_precision
 from rewards.pictures import fitting
 from rewards.vlm_reading import REMEMBERED, images
 
@@ -95,7 +95,7 @@ class VLMWithHeads:
         if precision != "auto" and precision not in PRECISIONS:
             raise ValueError(f"{where}: precision must be auto, {', '.join(PRECISIONS)}; got {precision!r}.")
         self.name, self.device = weights, _device(device, where)
-        dtype = PRECISIONS[_fast_precision(self.device) if precision == "auto" else precision]
+        dtype = PRECISIONS[fast_precision(self.device) if precision == "auto" else precision]
         transformers = import_transformers()
         folder = fetched(weights)
         settings = read_settings(folder)

@@ -7,8 +7,9 @@ folder that `encoder=open_clip encoder.model=local-dir:FOLDER` takes.
     embodied pretrain
     embodied pretrain scenes.desk.policies=[runs/train/FOLDER]
     embodied pretrain model=ViT-B-32:laion2b_s34b_b79k recipe.lr=1e-5 recipe.epochs=2
-    embodied pretrain model=local-dir:FOLDER use=[mine] +scenes.mine.worlds=[my/World-v0] +scenes.mine.frames=20000 \\
-        +scenes.mine.captions=my_captions.yaml
+    embodied pretrain model=shipped use=[drive] recipe.anchor_weight=0
+    embodied pretrain model=shipped use=[mine] +scenes.mine.worlds=[my_module:Mine-v0] +scenes.mine.frames=8000 \\
+        +scenes.mine.captions=my_captions.yaml +scenes.mine.facts=my_module:Facts recipe.anchor_weight=0
 """
 
 from __future__ import annotations
@@ -21,19 +22,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from embodied.captions import SCENE as ALWAYS
 from embodied.captions import Captions, vary
+from embodied.envs import WORLDS, world_id
 from embodied.errors import UserError, nearest
-from embodied.files import whole
+from embodied.files import whole, write_text
 from embodied.literal import load_literal
 from embodied.paths import asset
 from embodied.pretraining import judge_scene, order_along_expert, retrieval
-from embodied.renders import Renders, render
+from embodied.renders import Renders, render, scene_facts
 from rewards.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders import OpenCLIPEncoder
 from rewards.towers import Towers
 
+SCENE = ("worlds", "frames", "captions", "policies", "facts", "camera")  # what a scene of the config may have
 TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet
 
 
@@ -43,22 +47,25 @@ def run(config: DictConfig) -> None:
         raise UserError(
             f"pretrain: use must name scenes of the config; got {unknown[0]!r}. {nearest(unknown[0], config.scenes)}"
         )
-    scenes = {name: config.scenes[name] for name in config.use}
+    scenes = {name: _checked(name, config.scenes[name]) for name in config.use}
+    captions = {name: _captions(name, scene) for name, scene in scenes.items()}
+    for name, scene in scenes.items():
+        _check_facts(name, scene, captions[name])
     folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
     if folder.exists() and not config.resume:
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
 
-    model = f"local-dir:{asset('encoder')}" if config.model == "embedded" else config.model
+    model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device)
     size = towers.image_size[0]
-    captions = {name: Captions.load(_captions_file(name, scene)) for name, scene in scenes.items()}
     renders = {
         name: _rendered(folder, f"train-{name}", scene, scene.frames, (TRAIN_SEED, i), 0.25, size, config.workers)
         for i, (name, scene) in enumerate(scenes.items())
     }
     examples, facts = _examples(renders)
+    before = _before(model, config, captions, folder, size) if config.model != "embedded" else None
 
     def draw(fact: int, rng: np.random.Generator) -> tuple[str, bool]:
         scene, name = facts[fact]
@@ -80,9 +87,15 @@ def run(config: DictConfig) -> None:
 
     shipped = OpenCLIPEncoder(f"local-dir:{folder / 'encoder'}", device=config.device)
     judgement = judge(shipped, config, captions, folder, size)
-    judgement |= {"minutes": minutes, "frames": len(examples.frames)}
+    judgement |= {"minutes": minutes, "frames": len(examples.frames), "before": before}
     (folder / "encoder" / "judgement.json").write_text(json.dumps(judgement, indent=1) + "\n")
     print(summary(judgement))
+    if before is not None:
+        print(
+            "\n".join(
+                f"{when}: {line}" for when, told in (("before", before), ("after", judgement)) for line in means(told)
+            )
+        )
     print(f"Encoder: {folder / 'encoder'}. Use it: encoder=open_clip encoder.model=local-dir:{folder / 'encoder'}")
 
 
@@ -128,6 +141,28 @@ def summary(judgement: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def means(judgement: dict[str, Any]) -> list[str]:
+    """A line a scene and look: mean AUROC of offered goals, mean and worst of unseen wordings."""
+    lines = []
+    for scene, looks in judgement["scenes"].items():
+        for look, rows in looks.items():
+            goals = [row["goal"] for row in rows["facts"].values() if row["goal"] is not None]
+            unseen = [area for row in rows["facts"].values() for area in row["unseen"].values()]
+            told = f"{np.mean(goals):.3f}" if goals else "-"
+            rest = f"{np.mean(unseen):.3f}, worst {min(unseen):.3f}" if unseen else "-"
+            lines.append(f"{scene}, {look}: AUROC of goals {told}, of unseen wordings {rest}")
+    return lines
+
+
+def _before(model: str, config: DictConfig, captions: dict[str, Captions], folder: Path, size: int) -> dict[str, Any]:
+    """The judgement of the model that training starts from, kept in the run folder."""
+    file = folder / "before.json"
+    if not file.exists():
+        told = judge(OpenCLIPEncoder(model, device=config.device), config, captions, folder, size)
+        write_text(file, json.dumps(told, indent=1) + "\n")
+    return json.loads(file.read_text("utf-8"))
+
+
 DESK_FACTS = {
     "desk-reach": "touch_red",
     "desk-push": "red_on_mark",
@@ -140,8 +175,62 @@ DESK_FACTS = {
 }
 
 
+def _checked(name: str, scene: DictConfig) -> DictConfig:
+    """A scene of the config that has what it must.
+
+    Raises:
+        UserError: no worlds, no frames, or a setting that there is not.
+    """
+    if strange := [key for key in scene if key not in SCENE]:
+        raise UserError(f"pretrain: scenes.{name} has no {strange[0]}. {nearest(str(strange[0]), SCENE)}")
+    worlds = scene.get("worlds")
+    if not isinstance(worlds, ListConfig) or not worlds:
+        raise UserError(
+            f"pretrain: scenes.{name}.worlds must be a list of worlds, as env.id takes them; got {worlds}. "
+            f"Try +scenes.{name}.worlds=[metaworld/drawer-open-v3]."
+        )
+    frames = scene.get("frames")
+    if not isinstance(frames, int) or isinstance(frames, bool) or frames < 1:
+        raise UserError(f"pretrain: scenes.{name}.frames must be a whole number, at least 1; got {frames}.")
+    return scene
+
+
 def _captions_file(name: str, scene: DictConfig) -> Path:
-    return Path(scene.captions) if scene.captions else asset(name) / "captions.yaml"
+    given = scene.get("captions")
+    return Path(given) if given else asset(name) / "captions.yaml"
+
+
+def _captions(name: str, scene: DictConfig) -> Captions:
+    """The wordings of a scene.
+
+    Raises:
+        UserError: no such file, or not what a captions file is.
+    """
+    file = _captions_file(name, scene)
+    if not file.is_file():
+        raise UserError(
+            f"pretrain: scenes.{name}.captions must be a captions file; got {file}, which is not there. "
+            f"Write one after {asset('cartpole') / 'captions.yaml'}."
+        )
+    return Captions.load(file)
+
+
+def _check_facts(name: str, scene: DictConfig, captions: Captions) -> None:
+    """Refuse worlds that are not there or tell nothing, and captions that leave some of it unsaid.
+
+    Raises:
+        UserError: says which.
+    """
+    known = scene_facts(_ids(scene), 32, scene.get("facts"), scene.get("camera"))
+    if missing := [fact for fact in (ALWAYS, *known) if fact not in captions.facts]:
+        raise UserError(
+            f"pretrain: {_captions_file(name, scene)} must have wordings of every fact of {name}, and of {ALWAYS}, "
+            f"which always holds; got none of {', '.join(missing)}."
+        )
+
+
+def _ids(scene: DictConfig) -> list[str]:
+    return [world_id(world) if world in WORLDS else world for world in scene.worlds]
 
 
 def _rendered(
@@ -157,9 +246,11 @@ def _rendered(
     """Renders from the run folder, made first if they are not there."""
     file = folder / "renders" / f"{name}.npz"
     if not file.exists():
-        ids = [world if "/" in world else f"embodied/{world}-v0" for world in scene.worlds]
         trained = _policies(scene) if name.startswith("train-") else None
-        made = render(ids, count, seed=seed, image_size=size, own_look=own_look, workers=workers, policies=trained)
+        made = render(
+            _ids(scene), count, seed=seed, image_size=size, own_look=own_look, workers=workers, policies=trained,
+            facts=scene.get("facts"), camera=scene.get("camera"),
+        )  # fmt: skip
         file.parent.mkdir(exist_ok=True)
         with whole(file) as part:
             np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))

@@ -1,7 +1,8 @@
 """See what the reward model sees: a contact sheet of frames with their scores, before any training.
 
 There is one row each for starts of episodes, an episode of random actions and, where the world has a scripted expert,
-an episode of the expert; so for every camera, at the encoder's size. The score is the potential that shaping turns into
+an episode of the expert; where one of our worlds has none, states in which the task is solved, drawn by the world. So
+for every camera, at the encoder's size. The score is the potential that shaping turns into
 reward: with each camera in place of the chosen one, or one score of all the views in env.cameras. Frames in which the
 task is solved have a green border. A good reward model gives those the high scores, and a picture that is upside down,
 empty or too dark shows here.
@@ -41,6 +42,8 @@ from rewards.core import Scorer
 
 PLAIN_SIZE = 224  # pixels of a frame where no encoder asks for a size
 MIN_TILE = 128  # smaller frames are enlarged, without smoothing, to be seen
+SINGLE = ("start", "solved")  # rows whose frames do not follow one another
+TRIES = 2000  # states drawn to find solved ones
 MANY_CAMERAS = 4  # of a world with more, only the chosen one is shown
 PAGE, INK, SOFT, SOLVED, BAR = (246, 247, 249), (20, 24, 31), (90, 100, 114), (15, 157, 120), (31, 111, 235)
 
@@ -86,6 +89,10 @@ def run(config: DictConfig) -> None:
         rows.append(_episode(env, cameras, size, config, "random", lambda: lambda: env.action_space.sample()))
         if has_expert(world):
             rows.append(_episode(env, cameras, size, config, "expert", lambda: _expert(world)))
+        elif isinstance(world, World) and (solved := _solved(env, world, cameras, size, config.columns, config.seed)):
+            rows.append(solved)
+        else:
+            print(f"No solved state of {config.env.id} is shown: it has no expert, and draws none by itself.")
         own = own_view(env)
     finally:
         env.close()
@@ -138,6 +145,21 @@ def _starts(env: gymnasium.Env, cameras: list[str], size: int, count: int, seed:
     return strips
 
 
+def _solved(
+    env: gymnasium.Env, world: World, cameras: list[str], size: int, count: int, seed: int
+) -> list[Strip] | None:
+    """States that the world draws and in which the task is solved; None where it draws too few."""
+    strips, rng = [Strip("solved", camera) for camera in cameras], np.random.default_rng(seed)
+    env.reset(seed=seed)
+    for _ in range(TRIES):
+        world.sample_state(rng)
+        if world.success():
+            _look(env, strips, size, {"is_success": True}, first=True)
+        if len(strips[0].frames) == count:
+            return strips
+    return None
+
+
 def _episode(
     env: gymnasium.Env,
     cameras: list[str],
@@ -167,11 +189,11 @@ def _expert(world: gymnasium.Env) -> Callable[[], np.ndarray]:
 
 @torch.inference_mode()
 def _scores(scorer: Scorer, strips: list[Strip], views: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The potentials of a row, of one strip a view; each start is an episode of its own."""
+    """The potentials of a row, of one strip a view; each start or solved state is an episode of its own."""
     frames = np.stack([strip.frames for strip in strips], axis=1)  # (T, V, H, W, 3)
     layout = Layout(views, tuple(sorted(strips[0].signals[0])))
     encoded = scoring.encode(scorer, frames.reshape(-1, *frames.shape[2:]))
-    rows, ended = layout.rows(encoded, strips[0].signals), strips[0].name == "start"
+    rows, ended = layout.rows(encoded, strips[0].signals), strips[0].name in SINGLE
     depth = np.stack([strip.depth for strip in strips], axis=1) if strips[0].depth else None  # (starts, V, H, W)
     begins = range(len(rows)) if ended else (0,)
     episodes = []
@@ -244,7 +266,7 @@ def draw(strips: list[Strip], columns: int, title: str) -> Image.Image:
             sheet.paste(picture, (left, top))
             if strip.solved[i]:
                 pen.rectangle((left - 3, top - 3, left + tile + 2, top + tile + 2), outline=SOLVED, width=3)
-            step = "" if strip.name == "start" else f"step {i}"
+            step = "" if strip.name in SINGLE else f"step {i}"
             pen.text((left + tile, top + tile + 5), step, SOFT, small, anchor="rt")
             if strip.scores:
                 value = float(strip.scores["reward"][i])

@@ -28,7 +28,11 @@ _MATERIALS = {
 
 _RAISED = {"shoulder1": -80, "shoulder2": 15, "elbow": -85}  # degrees, right arm; the left one is mirrored
 _HANGING = {"shoulder1": 45, "shoulder2": -30, "elbow": -80}
-_POSES = ("standing", "kneeling", "sitting", "lying", "upside_down", "between")
+_POSES = {  # how often a sampled state has them
+    "standing": 0.24, "kneeling": 0.15, "sitting": 0.15, "lying": 0.13, "upside_down": 0.11, "between": 0.13,
+    "one_leg": 0.09,
+}  # fmt: skip
+LAST = 67  # actions: a second
 
 
 class Humanoid(World):
@@ -38,9 +42,10 @@ class Humanoid(World):
     and the reward is the degree of the task's own posture. `state` and `agent_pos` (62): torso height and
     rotation (6, two columns), joint angles (17), velocities (23), and hands, feet and head relative to the torso
     in its own axes (15); Humanoid-v5 gives 348 numbers, most of them inertias and forces that follow from these.
+    `info` tells for judging alone `judge/held`: in which share of the last second the posture was the task's.
 
     Args:
-        task: stand or kneel.
+        task: stand, kneel, arms, sit, lie or leg.
         **kwargs: those of `World`.
 
     Raises:
@@ -49,7 +54,7 @@ class Humanoid(World):
 
     scene = "humanoid"
     cameras = ("front", "side")
-    facts = ("standing", "kneeling", "sitting", "lying", "arms_raised", "upside_down")
+    facts = ("standing", "kneeling", "sitting", "lying", "arms_raised", "upside_down", "one_leg_up")
     ctrl_dt = 0.015
     sim_dt = 0.003
 
@@ -57,6 +62,7 @@ class Humanoid(World):
         if task not in HUMANOID:
             raise ValueError(f"Humanoid: task must be one of {', '.join(HUMANOID)}; got {task!r}.")
         self.task, self.instruction = task, HUMANOID[task].instruction
+        self._held: list[bool] = []  # whether the posture was right, after each action of the last second
         super().__init__(**kwargs)
 
     def _load(self, path: Path) -> mujoco.MjModel:
@@ -81,9 +87,14 @@ class Humanoid(World):
     def _start(self) -> None:
         self.data.qpos[:] += self.np_random.uniform(-0.01, 0.01, self.model.nq)
         self.data.qvel[:] = self.np_random.uniform(-0.01, 0.01, self.model.nv)
+        self._held = []
 
     def _apply(self, action: np.ndarray) -> None:
         self.data.ctrl[:] = FORCE * np.clip(action, -1, 1)
+
+    def _act(self, action: np.ndarray) -> None:
+        super()._act(action)
+        self._held = [*self._held, self.success()][-LAST:]
 
     def _state(self) -> np.ndarray:
         data = self.data
@@ -108,6 +119,7 @@ class Humanoid(World):
         head, butt = float(data.geom_xpos[self._head, 2]), float(data.geom_xpos[self._butt, 2])
         hand = float(data.geom_xpos[self._hands, 2].min())
         knees, feet = data.xpos[self._knees], data.geom_xpos[self._feet]
+        low, high = sorted(feet[:, 2])
         ahead = float(((knees - data.geom_xpos[self._butt]) @ turn[:, 0]).mean())
         missing = {  # metres, and half the lack of cosine
             "standing": _over(1.1 - height) + _over(0.85 - up) / 2,
@@ -116,6 +128,7 @@ class Humanoid(World):
             "lying": _over(height - 0.35) + _over(head - 0.4) + _over(abs(up) - 0.5) / 2,
             "arms_raised": _over(head + 0.08 - hand) + _over(0.3 - up) / 2,
             "upside_down": _over(up + 0.7) / 2 + _over(head + 0.3 - butt),
+            "one_leg_up": _over(1.1 - height) + _over(0.85 - up) / 2 + _over(low - 0.2) + _over(low + 0.2 - high),
         }
         return {fact: graded(lack, 0.0, scale=0.35) for fact, lack in missing.items()}
 
@@ -125,11 +138,21 @@ class Humanoid(World):
     def success(self) -> bool:
         return self.env_reward() == 1.0
 
+    def _info(self) -> dict[str, Any]:
+        info = super()._info()
+        return info | {"judge/held": float(np.mean(self._held or [info["is_success"]]))}
+
+    def _task_state(self) -> dict[str, np.ndarray]:
+        return {"held": np.array(self._held, bool)}
+
+    def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
+        self._held = state["held"].tolist()
+
     # Postures -------------------------------------------------------------------------------------------
 
     def sample_state(self, rng: np.random.Generator) -> None:
         mujoco.mj_resetData(self.model, self.data)
-        self._pose(str(rng.choice(_POSES, p=[0.28, 0.16, 0.16, 0.14, 0.12, 0.14])), rng)
+        self._pose(str(rng.choice(list(_POSES), p=list(_POSES.values()))), rng)
         self._refresh()
 
     def _pose(self, posture: str, rng: np.random.Generator) -> None:
@@ -148,6 +171,12 @@ class Humanoid(World):
         pitch, roll = rng.normal(0, 4), rng.normal(0, 3)
         if posture == "standing":
             angles["right_knee"], angles["left_knee"] = -abs(rng.normal(0, 10, 2)) - 2
+        elif posture == "one_leg":  # thigh up before it, or shin up behind it
+            side, other = rng.permutation(("right", "left"))
+            angles[f"{side}_knee"] = -abs(rng.normal(0, 8)) - 2
+            hip = rng.uniform(-110, -70) if rng.random() < 0.7 else rng.uniform(-10, 15)
+            angles[f"{other}_hip_y"] = hip
+            angles[f"{other}_knee"] = hip + rng.uniform(-30, 30) if hip < -20 else rng.uniform(-130, -75)
         elif posture == "kneeling":
             for side in ("right", "left"):
                 angles[f"{side}_hip_y"] = rng.uniform(-45, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -52,6 +53,48 @@ def orbit(
     eye = centre + np.array([flat * math.cos(azimuth), flat * math.sin(azimuth), radius * math.sin(elevation)])
     model.cam_pos[camera] = eye
     model.cam_quat[camera] = look_at(eye, centre)
+
+
+def nudge(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: int,
+    rng: np.random.Generator,
+    *,
+    yaw: float = 0.15,
+    pitch: float = 0.08,
+    zoom: float = 0.1,
+) -> None:
+    """Lead a camera of any model a little round what it sees, upright or not; one that hangs on a moving body stays.
+
+    Args:
+        model: changed in place.
+        data: where everything is now; its camera's pose is read.
+        camera: its id.
+        rng: source of the draws, uniform in plus or minus the ranges below.
+        yaw: around the vertical axis, radians.
+        pitch: up and down, radians.
+        zoom: distance, as a share.
+    """
+    body = int(model.cam_bodyid[camera])
+    if model.body_weldid[body] != 0 or int(model.cam_mode[camera]) != int(mujoco.mjtCamLight.mjCAMLIGHT_FIXED):
+        return
+    turn = data.cam_xmat[camera].reshape(3, 3)
+    away = float((model.stat.center - data.cam_xpos[camera]) @ -turn[:, 2])
+    target = data.cam_xpos[camera] - turn[:, 2] * max(away, 0.3 * model.stat.extent)
+    led = _about([0.0, 0.0, 1.0], rng.uniform(-yaw, yaw)) @ _about(turn[:, 0], rng.uniform(-pitch, pitch))
+    place = target + (1 + rng.uniform(-zoom, zoom)) * led @ (data.cam_xpos[camera] - target)
+    base, at = data.xmat[body].reshape(3, 3), data.xpos[body]
+    model.cam_pos[camera] = base.T @ (place - at)
+    mujoco.mju_mat2Quat(model.cam_quat[camera], (base.T @ led @ turn).flatten())
+
+
+def _about(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
+    """(3, 3) a turn about an axis (3,), radians."""
+    quat, turn = np.empty(4), np.empty(9)
+    mujoco.mju_axisAngle2Quat(quat, np.asarray(axis, np.float64), angle)
+    mujoco.mju_quat2Mat(turn, quat)
+    return turn.reshape(3, 3)
 
 
 def relight(model: mujoco.MjModel, rng: np.random.Generator, strength: float = 0.3) -> None:

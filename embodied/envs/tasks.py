@@ -31,7 +31,14 @@ CARTPOLE = WorldTask("balance the pole upright", "pole_up", 100)
 REACHER = {
     colour: WorldTask(f"touch the {colour} ball", f"tip_{colour}", 50) for colour in ("red", "green", "blue", "yellow")
 }
-HUMANOID = {"stand": WorldTask("stand upright", "standing", 100), "kneel": WorldTask("kneel down", "kneeling", 100)}
+HUMANOID = {
+    "stand": WorldTask("stand upright", "standing", 100),
+    "kneel": WorldTask("kneel down", "kneeling", 100),
+    "arms": WorldTask("raise both arms", "arms_raised", 100),
+    "sit": WorldTask("sit down on the floor", "sitting", 100),
+    "lie": WorldTask("lie down flat", "lying", 100),
+    "leg": WorldTask("stand on one leg", "one_leg_up", 100),
+}
 DESK = {
     "reach": WorldTask("touch the {target} cube", "touch_{target}", 50),
     "push": WorldTask("push the {target} cube onto the yellow mark", "{target}_on_mark", 80),

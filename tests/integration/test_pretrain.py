@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-import pytest
 import torch
 
 from embodied import cli
@@ -52,8 +51,3 @@ def test_renders_depend_on_the_seed_alone():
     assert not np.array_equal(one.frames, other.frames)
     assert one.degrees.shape == (12, len(one.facts))
     assert ((one.degrees == 1) | (one.degrees < 0.9)).all()
-
-
-def test_a_world_without_facts_is_refused():
-    with pytest.raises(TypeError, match=r"must be an embodied\.envs\.world\.World; got"):
-        render(["CartPole-v1"], 4, seed=(0, 0), image_size=32, workers=1)

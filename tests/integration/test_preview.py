@@ -27,6 +27,19 @@ def test_a_sheet_of_every_camera_with_the_experts_success(tiny_clip, tmp_path, m
     assert [p.name for p in (tmp_path / "sheets").iterdir()] == ["a.png"]
 
 
+def test_a_world_without_an_expert_shows_states_that_are_solved(tiny_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["preview", "env=humanoid-sit", "reward.goal=it sits", "columns=3", "max_steps=2", "out=a.png"]
+    assert cli.main([*words, "encoder=open_clip", f"encoder.model={tiny_clip}"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if " reward " in line]
+    assert {tuple(row[:2]): row[7] for row in rows if row[0] == "solved"} == {
+        ("solved", "front"): "3/3",
+        ("solved", "side"): "3/3",
+    }
+    assert cli.main(["preview", "env=gym", "env.id=HalfCheetah-v5", "reward=true", "max_steps=2", "out=a.png"]) == 0
+    assert "No solved state of HalfCheetah-v5 is shown" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("camera", ["free", "{distance: 6.0}"])
 def test_a_free_camera_is_shown_as_the_reward_gets_it(camera, tmp_path, monkeypatch, capsys, tiny_clip):
     """MuJoCo gives it as an object without a name; success is unknown here, so no frame counts as unsolved."""

@@ -94,3 +94,21 @@ def test_a_diverging_loss_is_an_error(tiny_clip):
     frames, degrees = squares(32, seed=0)
     with pytest.raises(FloatingPointError, match="loss must stay finite"):
         trained(tiny_clip, examples(degrees * np.nan, frames), AlignmentRecipe(epochs=1, batch_size=16))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_half_precision_is_where_the_hardware_has_it(tiny_clip, monkeypatch, precision):
+    """Emulated, it takes many times as long as float32."""
+    monkeypatch.setattr("rewards.alignment.fast_precision", lambda device: precision)
+    seen = []
+
+    def watched(module, inputs):
+        seen.append(torch.is_autocast_enabled("cpu"))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(watched)
+    try:
+        frames, degrees = squares(16, seed=0)
+        trained(tiny_clip, examples(degrees, frames), AlignmentRecipe(epochs=1, batch_size=16, max_shift_px=1))
+    finally:
+        hook.remove()
+    assert any(seen) == (precision == "bf16")

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 
 from embodied import cli, far_texts
 from embodied.captions import Captions, words
+from embodied.envs import WORLDS
 from embodied.far_texts import known_words, unknown_words
 from embodied.paths import asset
 
@@ -112,6 +113,19 @@ def test_a_scene_that_the_encoder_was_never_taught_is_told(capsys):
     far_texts.warn(cli.compose("train", ["env=drive-town", "reward=clip", goal, "encoder=open_clip"]))
     far_texts.warn(cli.compose("train", ["env=drive-town", "reward=true"]))
     assert not capsys.readouterr().err
+
+
+def test_a_task_that_no_sentence_is_offered_for_is_told(capsys):
+    goal = "goal=a humanoid robot standing up on one leg"
+    for world, settings, told in (
+        ("humanoid-leg", ["reward=clip", goal], True),
+        ("humanoid-leg", ["reward=true"], False),
+        ("humanoid-leg", ["reward=clip", goal, "encoder=open_clip"], False),
+        ("humanoid-sit", ["reward=clip", goal], False),
+    ):
+        far_texts.warn(cli.compose("train", [f"env={world}", *settings]))
+        assert ("no sentence is offered for what embodied/humanoid-leg-v0" in capsys.readouterr().err) == told
+    assert [name for name in WORLDS if not far_texts.offered(name)] == ["humanoid-leg"]
 
 
 def test_a_world_of_another_package_may_be_of_any(capsys):

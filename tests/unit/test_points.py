@@ -233,7 +233,10 @@ OF_TASKS = {
     "desk-stack": [CUBE, "the green cube", HAND],
     "cartpole": ["the pole", HAND],
     **{f"reacher-{colour}": [f"the {colour} ball", HAND] for colour in ("red", "green", "blue", "yellow")},
-    **{f"humanoid-{posture}": [HAND] for posture in ("stand", "kneel")},
+    **{f"humanoid-{posture}": [HAND] for posture in ("stand", "kneel", "lie")},
+    "humanoid-sit": ["the floor", HAND],
+    "humanoid-arms": ["the arms", HAND],
+    "humanoid-leg": ["the leg", HAND],
     "drive-town": ["the route", "the town", "the accident", HAND],
 }
 

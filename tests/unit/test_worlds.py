@@ -19,7 +19,8 @@ from embodied.errors import UserError
 LIMITS = {
     "desk-reach": 50, "desk-push": 80, "desk-press": 50, "desk-drawer": 50, "desk-close": 50, "desk-lift": 80,
     "desk-place": 120, "desk-stack": 150, "cartpole": 100, "reacher-red": 50, "reacher-green": 50, "reacher-blue": 50,
-    "reacher-yellow": 50, "humanoid-stand": 100, "humanoid-kneel": 100, "drive-town": 400,
+    "reacher-yellow": 50, "humanoid-stand": 100, "humanoid-kneel": 100, "humanoid-arms": 100, "humanoid-sit": 100,
+    "humanoid-lie": 100, "humanoid-leg": 100, "drive-town": 400,
 }  # fmt: skip
 OURS = ("cartpole", "reacher-red", "humanoid-stand")
 
@@ -190,7 +191,7 @@ def test_a_saved_state_goes_on_exactly(make, name):
         ("cartpole", {"camera": "back"}, "camera must be one of front, angle; got 'back'"),
         ("cartpole", {"obs": "image"}, "obs must be one of state, pixels, mixed; got 'image'"),
         ("reacher-red", {"task": "pink"}, "task must be one of red, green, blue, yellow; got 'pink'"),
-        ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel; got 'fly'"),
+        ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel, arms, sit, lie, leg; got 'fly'"),
     ],
 )
 def test_bad_arguments_are_named(make, name, kwargs, words):
@@ -338,7 +339,7 @@ def test_humanoid_is_seen_as_in_vlm_rm(make):
     assert (np.abs(difference) > 30).mean() < 0.01
 
 
-@pytest.mark.parametrize("posture", ["standing", "kneeling", "sitting", "lying", "upside_down"])
+@pytest.mark.parametrize("posture", ["standing", "kneeling", "sitting", "lying", "upside_down", "one_leg"])
 def test_humanoid_postures_are_what_they_are_called(make, posture):
     world = make("humanoid-stand")
     assert isinstance(world, Humanoid)
@@ -350,12 +351,66 @@ def test_humanoid_postures_are_what_they_are_called(make, posture):
         world._pose(posture, rng)
         world._refresh()
         degrees = world.degrees()
-        held.append(degrees[posture] == 1.0)
-        others = {"standing", "kneeling", "sitting", "lying", "upside_down"} - {posture}
+        held.append(degrees["one_leg_up" if posture == "one_leg" else posture] == 1.0)
+        others = {"standing", "kneeling", "sitting", "lying", "upside_down", "one_leg_up"}
+        others -= {"standing", "one_leg_up"} if posture == "one_leg" else {posture}
         assert all(degrees[other] < 1.0 for other in others) or not held[-1]
         mujoco.mj_collision(world.model, world.data)
         assert any(world.model.geom("floor").id in pair for pair in world.data.contact.geom)  # it rests on the floor
     assert np.mean(held) > 0.75
+
+
+@pytest.mark.parametrize(
+    ("kind", "posture"),
+    [("stand", "standing"), ("kneel", "kneeling"), ("sit", "sitting"), ("lie", "lying"), ("leg", "one_leg")],
+)
+def test_humanoid_tasks_are_solved_by_their_posture_and_say_how_long_it_was_held(make, kind, posture):
+    world = make(f"humanoid-{kind}")
+    assert isinstance(world, Humanoid)
+    world.reset(seed=0)
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        world._pose(posture, rng)
+        world._refresh()
+        if world.success():
+            break
+    start, right = world.data.qpos.copy(), world.success()
+    assert right
+    world.reset(seed=0)
+    told = []
+    for step in range(80):  # held by hand in the first half, then let go upside down
+        if step < 40:
+            world.data.qpos[:], world.data.qvel[:] = start, 0
+        elif step == 40:
+            world._pose("upside_down", rng)
+        info = world.step(np.zeros(17, np.float32))[4]
+        told.append(info["is_success"])
+        assert info["judge/held"] == pytest.approx(np.mean(told[-67:]))  # of one second
+    assert sum(told[:40]) > 30
+    assert not told[40]
+    saved = world.get_state()
+    held = world.step(np.zeros(17))[4]["judge/held"]
+    world.reset(seed=1)
+    assert world.step(np.zeros(17))[4]["judge/held"] in (0.0, 1.0)  # nothing is left of the last episode
+    world.set_state(saved)
+    assert world.step(np.zeros(17))[4]["judge/held"] == held
+
+
+def test_one_leg_up_wants_the_other_foot_down(make):
+    world = make("humanoid-leg")
+    assert isinstance(world, Humanoid)
+    world.reset(seed=0)
+    rng = np.random.default_rng(0)
+    while not world.success():
+        world._pose("one_leg", rng)
+        world._refresh()
+    world.data.qpos[2] += 0.3  # a jump
+    world._refresh()
+    assert world.degrees()["standing"] == 1
+    assert world.degrees()["one_leg_up"] < 0.9
+    world._pose("standing", rng)
+    world._refresh()
+    assert world.degrees()["one_leg_up"] < 0.9
 
 
 def test_sparse_reward_is_success():

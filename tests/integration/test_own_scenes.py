@@ -1,0 +1,213 @@
+"""`embodied pretrain` on worlds of other people: what they tell, how they are varied, and what is refused."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from embodied import cli
+from embodied.envs.scenes import Scene, open_scene
+from embodied.errors import UserError
+from embodied.renders import render
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = '''
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.mujoco import MujocoEnv
+
+XML = """
+<mujoco>
+  <option timestep="0.01"/>
+  <worldbody>
+    <light pos="0 0 3" dir="0 0 -1"/>
+    <camera name="above" pos="0 -1 1.5" xyaxes="1 0 0 0 0.8 0.6"/>
+    <geom name="floor" type="plane" size="2 2 0.1" rgba="0.3 0.3 0.35 1"/>
+    <body name="block" pos="0 0 0.1">
+      <joint name="rail" type="slide" axis="1 0 0" range="-0.6 0.6" damping="1"/>
+      <geom type="box" size="0.12 0.12 0.1" mass="1" rgba="0.9 0.2 0.1 1"/>
+    </body>
+  </worldbody>
+  <actuator><motor joint="rail" gear="8" ctrlrange="-1 1"/></actuator>
+</mujoco>
+"""
+
+
+class Slider(MujocoEnv):
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 20}
+
+    def __init__(self, xml=%r, **kwargs):
+        with open(xml, "w") as file:
+            file.write(XML)
+        super().__init__(xml, 5, spaces.Box(-np.inf, np.inf, (2,)), camera_name="above", **kwargs)
+
+    def step(self, action):
+        self.do_simulation(action, self.frame_skip)
+        place = float(self.data.qpos[0])
+        return self._get_obs(), 0.0, False, False, {"is_success": place > 0.3}
+
+    def reset_model(self):
+        self.set_state(self.np_random.uniform(-0.5, 0.5, 1), np.zeros(1))
+        return self._get_obs()
+
+    def _get_obs(self):
+        return np.concatenate([self.data.qpos, self.data.qvel])
+
+
+class Telling(Slider):
+    facts = ("right", "left")
+
+    def degrees(self):
+        place = float(self.data.qpos[0])
+        return {"right": 1.0 if place > 0.3 else 0.4 + place / 2, "left": 1.0 if place < -0.3 else 0.4 - place / 2}
+
+    def sample_state(self, rng):
+        self.data.qpos[0] = rng.uniform(-0.6, 0.6)
+
+
+class Wrong(Slider):
+    facts = ("right",)
+
+    def degrees(self):
+        return {"right": 2.0}
+
+
+class Blind(Slider):
+    def step(self, action):
+        return *super().step(action)[:4], {}
+
+
+for name, kind in (("Plain", Slider), ("Telling", Telling), ("Wrong", Wrong), ("Blind", Blind)):
+    gymnasium.register(f"{name}Slider-v0", entry_point=f"my_scene:{kind.__name__}", max_episode_steps=30)
+'''
+CAPTIONS = """
+goals: {right: the block is at the right, success: the block is at the right}
+facts:
+  scene: {train: ["a [red|] block on a floor"], val: [some block], test: [a box]}
+  right: {train: ["the block is [at|on] the right"], val: [the block is right], test: [it is to the right]}
+  left: {train: ["the block is [at|on] the left"], val: [the block is left], test: [it is to the left]}
+"""
+SMALL = ["workers=1", "test_frames=80", "recipe.epochs=1", "recipe.batch_size=16", "use=[mine]"]
+TINY = ["+scenes.mine.frames=48", "+scenes.mine.captions=mine.yaml", *SMALL]
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """A module with worlds of one's own, importable here and where worlds are rendered."""
+    (tmp_path / "my_scene.py").write_text(MODULE % str(tmp_path / "slider.xml"))
+    (tmp_path / "mine.yaml").write_text(CAPTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_scene", None)
+    for name in ("Plain", "Telling", "Wrong", "Blind"):
+        gymnasium.registry.pop(f"{name}Slider-v0", None)
+
+
+def test_an_mjcf_of_ones_own_is_taught_by_its_id(mine, tiny_clip, capsys):
+    words = ["pretrain", f"model={tiny_clip}", "+scenes.mine.worlds=[my_scene:TellingSlider-v0]", "run=run"]
+    assert cli.main([*words, *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "before: mine, own_look: AUROC of goals " in out
+    assert "after: mine, varied_look: AUROC of goals " in out
+    told = json.loads((mine / "run/encoder/judgement.json").read_text())
+    for judgement in (told, told["before"]):
+        assert set(judgement["scenes"]["mine"]["own_look"]["facts"]) == {"right", "left"}
+    assert told["before"]["scenes"] == json.loads((mine / "run/before.json").read_text())["scenes"]
+
+
+def test_a_world_that_tells_success_alone_has_that_as_its_fact(mine):
+    made = render(["my_scene:PlainSlider-v0"], 60, seed=(0, 0), image_size=32, workers=1, camera="above")
+    assert made.facts == ("success",)
+    assert set(np.unique(made.degrees)) == {0.0, 1.0}
+    red = made.frames[..., 0].astype(int) - made.frames[..., 2] > 60
+    place = np.array([np.argwhere(each)[:, 1].mean() for each in red])
+    assert place[made.degrees[:, 0] == 1].min() > 16  # of 32: the pictures belong to the facts
+    assert place[made.degrees[:, 0] == 0].mean() < 16
+
+
+def test_its_look_is_varied_and_comes_back(mine):
+    scene = open_scene("my_scene:TellingSlider-v0", 48)
+    assert isinstance(scene, Scene)
+    scene.reset(seed=0)
+    frame, truth, rng = scene.frame(), scene.degrees(), np.random.default_rng(0)
+    looks = []
+    for _ in range(3):
+        scene.randomize_look(rng)
+        looks.append(scene.frame())
+        assert scene.degrees() == truth
+        assert (looks[-1] != frame).mean() > 0.5
+        assert np.abs(looks[-1].astype(int) - frame).mean() < 60  # a little
+    assert (looks[0] != looks[1]).any()
+    scene.restore_look()
+    np.testing.assert_array_equal(scene.frame(), frame)
+    scene.close()
+
+
+REFUSED = {
+    "no such world": (["my_scene:Nobody-v0"], [], "registers no environment 'Nobody-v0'"),
+    "no such module": (["nowhere:Telling-v0"], [], "the module 'nowhere' cannot be imported"),
+    "degrees out of range": (["my_scene:WrongSlider-v0"], [], r"must tell 'right' in \[0, 1\]; got 2.0"),
+    "nothing told": (["my_scene:BlindSlider-v0"], [], "BlindSlider-v0 must tell is_success at every step, or facts"),
+    "facts of nowhere": (
+        ["my_scene:PlainSlider-v0"], ["+scenes.mine.facts=my_scene:Lost"],
+        "facts 'my_scene:Lost' cannot be had: AttributeError",
+    ),
+    "facts of one of ours": (["cartpole"], ["+scenes.mine.facts=my_scene:Telling"], "facts must be left out for"),
+    "a fact unsaid": (["my_scene:PlainSlider-v0"], [], "must have wordings of every fact of mine.*none of success"),
+    "two scenes in one": (["my_scene:TellingSlider-v0", "cartpole"], [], "must tell the same facts"),
+    "a misspelt setting": (["my_scene:TellingSlider-v0"], ["+scenes.mine.fact=x"], "has no fact.*did you mean facts"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_taught_is_refused_in_a_line(mine, case, tiny_clip, capsys):
+    worlds, more, words = REFUSED[case]
+    told = ["pretrain", f"model={tiny_clip}", f"+scenes.mine.worlds=[{','.join(worlds)}]", "run=run", *more, *TINY]
+    if case == "nothing told":
+        (mine / "mine.yaml").write_text(CAPTIONS + "  success: {train: [it is done], val: [done], test: [well]}\n")
+    assert cli.main(told) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("embodied pretrain: ")
+    assert re.search(words, error), error
+    if case not in ("nothing told", "degrees out of range"):  # which only steps can show
+        assert not (mine / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["+scenes.mine.frames=9"], "scenes.mine.worlds must be a list of worlds, as env.id takes them; got None"),
+        (["+scenes.mine.worlds=[cartpole]"], "scenes.mine.frames must be a whole number, at least 1; got None"),
+        (["+scenes.mine.worlds=[cartpole]", "+scenes.mine.frames=9"], "scenes.mine.captions must be a captions file"),
+    ],
+)
+def test_a_scene_needs_worlds_frames_and_captions(mine, given, words, tiny_clip, capsys):
+    assert cli.main(["pretrain", f"model={tiny_clip}", "run=run", *SMALL, *given]) == 2
+    assert words in capsys.readouterr().err
+    assert not (mine / "run").exists()
+
+
+@pytest.mark.suites
+def test_meta_worlds_drawer_by_its_id(monkeypatch):
+    pytest.importorskip("metaworld")
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    try:
+        told = {"facts": "drawer_facts:DrawerFacts"}
+        made = render(["metaworld/drawer-open-v3"], 40, seed=(0, 0), image_size=48, own_look=0.5, workers=1, **told)
+        assert made.facts == ("drawer_open", "drawer_closed", "at_handle")
+        assert (made.degrees[:, :2] == 1).any(0).all()
+        assert not (made.degrees[:, :2] == 1).all(1).any()  # open and closed at once
+        assert 30 < made.frames.mean() < 220
+        scene = open_scene("metaworld/drawer-open-v3", 48)
+        assert scene.facts == ("success",)
+        scene.close()
+        with pytest.raises(UserError, match="no camera 'front' here"):
+            open_scene("metaworld/drawer-open-v3", 48, camera="front")
+    finally:
+        sys.modules.pop("drawer_facts", None)
