@@ -23,7 +23,7 @@ from benchmarks.common import read_options, record
 from policies.core import Batch
 from policies.networks import MLP
 from policies.planning import Noise, plan
-from policies.tdmpc2 import TDMPC2, Settings
+from policies.tdmpc2 import TDMPC2, TDMPC2Settings
 
 OPTIONS: dict[str, Any] = {"repeats": 15, "record": True}
 SIZES, WORLDS, OBSERVATION, ACTION, BAR, SAME = ("0.3M", "1M"), 8, 32, 4, 1.5, 1e-5
@@ -56,7 +56,7 @@ def learner(size: str) -> TDMPC2:
     """With settings that are its own but for the size."""
     box = spaces.Box(-np.inf, np.inf, (OBSERVATION,), np.float32)
     action = spaces.Box(-1, 1, (ACTION,), np.float32)
-    return TDMPC2(box, action, seed=0, device="cpu", settings=Settings(size=size))
+    return TDMPC2(box, action, seed=0, device="cpu", settings=TDMPC2Settings(size=size))
 
 
 def looping(made: TDMPC2) -> TDMPC2:
@@ -68,7 +68,7 @@ def looping(made: TDMPC2) -> TDMPC2:
     return again
 
 
-def batch(s: Settings) -> Batch:
+def batch(s: TDMPC2Settings) -> Batch:
     """Random windows."""
     draw, T, B = torch.Generator().manual_seed(1), s.horizon, s.batch_size
     return Batch(
