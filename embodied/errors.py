@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Iterable
 
-SHOWN = 20  # choices listed in full; longer lists show the nearest ones only
+SHOWN = 30  # choices listed in full; longer lists show the nearest ones only
 
 
 class UserError(Exception):

@@ -229,7 +229,11 @@ def _device(name: str, where: str) -> torch.device:
 
 
 def fast_precision(device: torch.device) -> str:
-    """bf16 where it is faster than float32, by what the hardware is and not by a clock: the same on every start."""
+    """bf16 where it is faster than float32, by what the hardware is and not by a clock: the same on every start.
+
+    Args:
+        device: where the network runs.
+    """
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":

@@ -217,7 +217,12 @@ def open_scene(
 
 
 def scene_steps(env_id: str, scene: World | Scene) -> int:
-    """Of an episode."""
+    """How many steps an episode has.
+
+    Args:
+        env_id: of the world.
+        scene: what is known of it.
+    """
     if isinstance(scene, Scene):
         return scene.steps
     return (scene.spec.max_episode_steps if scene.spec else None) or 100

@@ -18,7 +18,7 @@ from embodied.serving import protocol, ray_app
 from embodied.serving.client import RemoteStream
 from embodied.serving.connections import Guard, Server
 from embodied.serving.http_client import Client
-from embodied.serving.limits import Limits
+from embodied.serving.limits import RequestLimits
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +32,7 @@ def test_without_ray_its_extra_is_named(monkeypatch):
 def test_the_server_s_loop_is_asyncio_s_where_ray_has_brought_another(monkeypatch):
     for name in ("uvloop", "uvicorn.loops.uvloop"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
-    limits = Limits()
+    limits = RequestLimits()
     service = SimpleNamespace(limits=limits, guard=Guard(limits))
     server = Server(SimpleNamespace(state=SimpleNamespace(service=service)))
     factory = server.config.get_loop_factory()
