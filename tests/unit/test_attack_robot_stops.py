@@ -198,6 +198,9 @@ class Told(Arm):
     def disconnect(self):
         print("disconnect", flush=True)
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with, as nohup ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def script(how):
     # Nothing but the end of the program stops it: the watchdog is patient.
     ages = MaxAge(camera_s=900.0, observation_s=900.0, policy_s=900.0, frozen_s=None)
