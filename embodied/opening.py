@@ -89,19 +89,20 @@ def _turn(root: Path) -> Iterator[None]:
 
 def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[str], how: dict[str, Any]) -> Dataset:
     """A named dataset of ours with so many episodes from these cameras; collected where there is none."""
-    place = COLLECTED / name
+    place, grows = COLLECTED / name, False
     if cameras and _begun(place) and not set(cameras) <= set(Dataset(place).cameras):
         place = COLLECTED / f"{name}-{'-'.join(cameras)}"
     if _begun(place):
         found = Dataset(place, **how)
         if episodes is None or len(found) >= episodes:
             return found
+        cameras, grows = found.cameras, True  # as it began
     world, policy = _check(name, setting)
     from embodied.cli import compose
     from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without
 
     wanted = [] if episodes is None else [f"episodes={episodes}"]
-    if not set(cameras) <= set(world_cameras(world)[:2]):  # those that are recorded unasked
+    if grows or not set(cameras) <= set(world_cameras(world)[:2]):  # those that are recorded unasked
         wanted.append(f"cameras=[{','.join(cameras)}]")
     made = collect(compose("collect", [f"env={world}", f"policy={policy}", f"out={place}", *wanted]))
     return Dataset(made.root, **how) if how else made

@@ -257,3 +257,15 @@ def test_two_that_want_the_same_dataset_take_turns(tmp_path, monkeypatch):
     told = [process.communicate(timeout=120) for process in both]
     assert [out.strip() for out, _ in told] == ["2", "2"], told
     assert len(Dataset(tmp_path / "runs/collect/reacher-red-random")) == 2
+
+
+@pytest.mark.parametrize("cameras", [("front", "wrist"), ("front",)])
+def test_a_dataset_grows_with_the_cameras_that_it_has(cameras, tmp_path, monkeypatch):
+    """More episodes for fewer cameras were collected from the world's first two, which the dataset refused."""
+    monkeypatch.chdir(tmp_path)
+    compose = cli.compose
+    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
+    words = ["env=desk-reach", "policy=random", "episodes=1", f"cameras=[{','.join(cameras)}]"]
+    assert cli.main(["collect", *words]) == 0
+    grown = open_dataset("desk-reach-random", episodes=2, cameras=["front"])
+    assert (len(grown), grown.cameras) == (2, cameras)
