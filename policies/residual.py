@@ -42,7 +42,8 @@ class ResidualSettings(SoftSettings):
     Attributes:
         scale: of the correction, > 0.
         warmup: updates of the critics before the correction is learned.
-        noise: standard deviation of what is added to the base's actions in training.
+        noise: standard deviation of what is added to the actions in training, corrected or not, so that the hand-over
+            compares like with like.
         temperature: see `SoftSettings`.
         handover: whether the correction is played only while it earns no less; else from the end of the warm-up.
     """
@@ -132,12 +133,11 @@ class Residual(SoftLearner[ResidualSettings]):
         base, own = self.base.act(obs, own, first, explore=False)
         x = torch.cat([self._soft.policy.norm(flat(obs).to(self.device)), torch.from_numpy(base).to(self.device)], -1)
         noise = torch.randn(len(x), self.num_actions, generator=self._acting) if explore else torch.zeros(base.shape)
-        drawn = self._soft.sample(x, noise.to(self.device))
-        corrected = (drawn.action if explore else drawn.best).cpu().numpy()
-        plain = np.clip(base + np.float32(self.settings.noise) * noise.numpy(), -1, 1)
+        corrected = self._soft.sample(x, noise.to(self.device)).best.cpu().numpy()
         if explore and self.settings.handover:
             self.handover.acted(player, first)
-        action = np.where((player == LEARNED)[:, None], corrected, plain)
+        best = np.where((player == LEARNED)[:, None], corrected, base)
+        action = np.clip(best + np.float32(self.settings.noise) * noise.numpy(), -1, 1)
         return action, {BASE + name: value for name, value in own.items()} | {"player": player}
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:

@@ -80,3 +80,11 @@ def test_without_a_base_it_imitates_first():
 def test_it_resumes_bit_for_bit(base):
     demos = shown() if base is None else None
     resumes(lambda seed: make(seed, base=base), VALUES["both"][0], demos)
+
+
+def test_a_correction_is_explored_by_its_best_and_the_set_noise():
+    """It was drawn from its own width, while the base was played with the set noise: the hand-over compared the two."""
+    learner = make(handover=False, warmup=0, noise=0.05)
+    noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(200)]
+    np.testing.assert_allclose(np.mean(noisy, 0), best_actions(learner), atol=0.02)
+    np.testing.assert_allclose(np.std(noisy, 0), 0.05, atol=0.01)
