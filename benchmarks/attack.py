@@ -40,8 +40,8 @@ import websockets
 from PIL import Image
 
 from benchmarks.common import read_options, record
-from embodied.cli import compose
-from embodied.scorers import make_scorer
+from embodied.building.scorers import make_scorer
+from embodied.config import compose
 from embodied.serving import protocol
 
 OPTIONS: dict[str, Any] = {"seconds": 6.0, "times": True, "record": True}

@@ -27,16 +27,16 @@ from benchmarks import vlmrm_scheme
 from benchmarks.common import read_options, record
 from benchmarks.measure import Rounds, Silent, in_child, medians, paired, use_two_cores
 from embodied import scoring
+from embodied.building.worlds import env_maker
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import Worlds
 from embodied.paths import asset, configs
-from embodied.renders import render
+from embodied.pretraining.renders import render
 from embodied.training.acting import make_learner
 from embodied.training.collector import Collector, EncodingQueue
 from embodied.training.labeller import Labeller, OwnReward
 from embodied.training.loop import Job, Training, train
 from embodied.training.perception import Perception
-from embodied.worlds import env_maker
 from policies.replay import Replay
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer

@@ -13,8 +13,8 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 
 from benchmarks.common import record
-from embodied.captions import Captions
 from embodied.commands.pretrain import judge, summary
+from embodied.envs.captions import Captions
 from embodied.paths import asset, configs
 from rewards.encoders import embedded_encoder
 

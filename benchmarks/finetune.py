@@ -25,9 +25,9 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import load, read_options, record
-from embodied.build import build
-from embodied.cli import compose
-from embodied.collecting import collect
+from embodied.building.build import build
+from embodied.collecting.collect import collect
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.ranking import ranked

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import record
-from embodied.pointing import JUDGE_SEED, WORLDS, judge, segmented, summary
+from embodied.pretraining.pointing import JUDGE_SEED, WORLDS, judge, segmented, summary
 from rewards.encoders import embedded_encoder
 from rewards.grounding import Grounder
 from rewards.metrics import bootstrap_interval

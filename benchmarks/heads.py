@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.common import record
-from embodied.build import build
-from embodied.cli import compose
+from embodied.building.build import build
+from embodied.collecting.opening import open_dataset
+from embodied.config import compose
 from embodied.judging.cases import read_cases
 from embodied.judging.judgement import potential
 from embodied.judging.rewards import make_scorers, reward_parts
-from embodied.opening import open_dataset
 from rewards.metrics import bootstrap_interval
 from rewards.progress import tqdm
 

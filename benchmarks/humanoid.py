@@ -30,10 +30,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import read_options, record, train, trained
-from embodied.captions import Captions
+from embodied.envs.captions import Captions
 from embodied.envs.tasks import HUMANOID
 from embodied.paths import asset
-from embodied.renders import Renders, render
+from embodied.pretraining.renders import Renders, render
 from rewards.clip_goal import goal_baseline_reward
 from rewards.core import Encoder
 from rewards.encoders import embedded_encoder

@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.common import record
 from benchmarks.judging import FIGURES, embodied, number
+from embodied.collecting.opening import open_dataset
 from embodied.datasets.encoding import encode
-from embodied.opening import open_dataset
 from rewards.encoders import embedded_encoder
 from rewards.grounding import Grounder
 from rewards.keypoint import GRIPPER

@@ -39,7 +39,7 @@ from benchmarks.clock_camera import read_stamp
 from benchmarks.common import read_options, record
 from benchmarks.measure import tree_memory
 from embodied.cameras import open_source
-from embodied.streaming import EpisodeStream
+from embodied.scoring.streaming import EpisodeStream
 from embodied.watching.live_scoring import LocalScoring
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.watched import Watched

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import load, read_options, record
-from embodied.build import build
-from embodied.cli import compose
-from embodied.collecting import collect
-from embodied.counterfactual import kinds_of
+from embodied.building.build import build
+from embodied.collecting.collect import collect
+from embodied.collecting.counterfactual import kinds_of
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs.bridge import make

@@ -21,7 +21,7 @@ from embodied.envs import world_id
 from embodied.envs.desk import Desk
 from embodied.envs.experts import Expert
 from embodied.envs.tasks import DESK
-from embodied.pointing import VISIBLE_PX, Parts
+from embodied.pretraining.pointing import VISIBLE_PX, Parts
 from rewards.encoders import embedded_encoder
 from rewards.keypoint_path import CalibratedCamera
 from rewards.metrics import auroc, bootstrap_interval

@@ -22,7 +22,7 @@ from benchmarks.common import record
 from embodied.datasets.encoding import fingerprint
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
-from embodied.renders import open_world
+from embodied.pretraining.renders import open_world
 from rewards.core import Encoder, Episode, Features
 from rewards.encoders import embedded_encoder
 from rewards.hops import FUSIONS, fuse

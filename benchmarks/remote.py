@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from benchmarks.common import RESULTS, record, train
-from embodied import cli
-from embodied.scorers import make_scorer
+from embodied.building.scorers import make_scorer
+from embodied.building.worlds import env_maker
+from embodied.config import compose
 from embodied.serving.remote import remote_scorer
-from embodied.worlds import env_maker
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "remote")
@@ -59,7 +59,7 @@ def server(log: Path) -> Iterator[str]:
 
 def agreement(url: str) -> dict[str, Any]:
     """The largest difference of the rewards of one random episode's frames, scored here and there."""
-    config = cli.compose("train", [f"env={ENV}", *REWARD])
+    config = compose("train", [f"env={ENV}", *REWARD])
     here = make_scorer(config)
     assert here is not None
     env, rng = env_maker(config)(), np.random.default_rng(0)

@@ -32,9 +32,9 @@ import torch
 import websockets
 
 from benchmarks.common import read_options, record
-from embodied.build import build
-from embodied.cli import compose
-from embodied.scorers import make_scorer
+from embodied.building.build import build
+from embodied.building.scorers import make_scorer
+from embodied.config import compose
 from embodied.serving import protocol
 from rewards.core import Features, Scorer
 

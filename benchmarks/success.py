@@ -20,10 +20,10 @@ import torch
 
 import embodied.envs  # noqa: F401  (registers the worlds)
 from benchmarks.common import record
+from embodied.building.goal_images import simulated
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
-from embodied.goal_images import simulated
-from embodied.renders import open_world
+from embodied.pretraining.renders import open_world
 from rewards.calibration import quality
 from rewards.core import Encoder, Episode, Features
 from rewards.encoders import embedded_encoder

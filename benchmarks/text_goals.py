@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import load, read_options, record, train
-from embodied.captions import Captions
+from embodied.envs.captions import Captions
 from embodied.errors import UserError
 from embodied.paths import asset
 from rewards.metrics import wilson_interval

@@ -15,7 +15,7 @@ import torch
 
 import embodied.envs  # noqa: F401  (registers the worlds)
 from benchmarks.common import record
-from embodied.renders import open_world
+from embodied.pretraining.renders import open_world
 from rewards.comparisons import Comparisons, compare, draw_pairs
 from rewards.core import Episode, Features
 from rewards.encoders import embedded_encoder

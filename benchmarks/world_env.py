@@ -24,9 +24,9 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import read_options, record
-from embodied.build import build
-from embodied.cli import compose
-from embodied.collecting import collect
+from embodied.building.build import build
+from embodied.collecting.collect import collect
+from embodied.config import compose
 from embodied.files import write_text
 from embodied.finetuning import imagining, inputs, judging
 from embodied.finetuning.stages import FinetuningRun

@@ -17,7 +17,8 @@ import yaml
 
 from embodied import paths
 from embodied.catalogue import KINDS, comments, first_line
-from embodied.cli import COMPOSED, FLAGS, choices, docstring, verbs
+from embodied.cli import FLAGS, docstring, verbs
+from embodied.config import COMPOSED, choices
 
 SHELLS = ("bash", "zsh")
 _WORDS = {  # settings that take one of a few words, beyond switches and groups

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from embodied import cli
+from embodied.config import compose, given
 from embodied.errors import UserError
 from embodied.files import latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
@@ -77,7 +77,7 @@ class Run:
                 f"resume: {folder} goes on with its own settings; got others for {', '.join(others)}. "
                 "Leave them out, or begin a new run."
             )
-        if cli.given(config, "steps") and config.steps != old.steps:
+        if given(config, "steps") and config.steps != old.steps:
             if config.steps < old.steps:
                 raise UserError(f"steps must be at least {old.steps}, as {folder} was begun; got {config.steps}.")
             old.steps = config.steps
@@ -137,7 +137,7 @@ def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str
         verb: whose they are.
         free: settings, and groups of them, that may be others.
     """
-    given, saved, defaults = (dict(_flat(resolved(each))) for each in (config, old, cli.compose(verb, [])))
+    given, saved, defaults = (dict(_flat(resolved(each))) for each in (config, old, compose(verb, [])))
     given = {key: value for key, value in given.items() if key.partition(".")[0] not in free}
     asked = [key for key, value in given.items() if value != defaults.get(key, value) or _set(config, key)]
     return [key for key in asked if given[key] != saved.get(key)]
@@ -145,7 +145,7 @@ def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str
 
 def _set(config: DictConfig, key: str) -> bool:
     """Whether one of the verb's own keys, or the group that a key is of, was given, be it as its default."""
-    return cli.given(config, key.partition(".")[0])
+    return given(config, key.partition(".")[0])
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -170,7 +170,7 @@ def saved_config(folder: Path, verb: str, *, trust: Iterable[str] | None = None)
     Raises:
         UserError: no config, a damaged one, or one that wants more than it is allowed.
     """
-    saved, defaults = load_literal(folder / "config.yaml"), cli.compose(verb, [])
+    saved, defaults = load_literal(folder / "config.yaml"), compose(verb, [])
     check_trusted(folder, resolved(saved), trust)
     for now, default in ((saved, defaults), (saved.env, defaults.env)):
         for key, value in default.items():

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from embodied import cli
-from embodied.collecting import own_readings
+from embodied.collecting.episodes import own_readings
 from embodied.envs.bridge import make
 from embodied.finetuning.trying import lerobot_policy
 

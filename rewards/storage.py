@@ -119,7 +119,7 @@ def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str, *, same: flo
     Raises:
         ValueError: they were trained for other weights than the encoder of this name has, or the file is damaged.
     """
-    again = f"Run: python -m embodied.pointing encoder={file.parent}"
+    again = f"Run: python -m embodied.pretraining.pointing encoder={file.parent}"
     try:
         tensors = {name: value.float() for name, value in load_file(file).items()}
         kept = tensors.pop(PROBE)

@@ -14,7 +14,8 @@ import signal
 import sys
 from pathlib import Path
 
-from embodied import cli, labelling
+from embodied import cli
+from embodied.scoring import labelling
 from rewards.encoders import import_open_clip
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT

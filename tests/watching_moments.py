@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from embodied.cameras.camera import Frame
-from embodied.streaming import Reading
+from embodied.scoring.streaming import Reading
 from embodied.watching.watched import Watched
 
 

@@ -205,7 +205,7 @@ def _dataset(text: str, *, tolerance: float | None = None, surplus: str | None =
     number, _, camera = place.partition("/")
     if not root or (number and not number.isdigit()):
         raise UserError(f"source: a dataset must be dataset:FOLDER_OR_NAME[#EPISODE][/CAMERA]; got dataset:{text}.")
-    from embodied.opening import open_dataset  # torch, for those who want a dataset
+    from embodied.collecting.opening import open_dataset  # torch, for those who want a dataset
 
     how = {"tolerance": tolerance, "surplus": surplus}
     dataset = open_dataset(root, **{name: value for name, value in how.items() if value is not None})

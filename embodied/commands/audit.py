@@ -22,15 +22,16 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from embodied import runs, scorers
+from embodied import runs
+from embodied.building import scorers
+from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.dropping import drop
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.literal import saved_text
-from embodied.opening import open_dataset, reading
+from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
 from rewards.calibration import NO, YES
 from rewards.core import Scorer

@@ -21,8 +21,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import cli, runs
-from embodied.collecting import Player, collect
+from embodied import runs
+from embodied.collecting.collect import collect
+from embodied.collecting.episodes import Player
+from embodied.config import given
 from embodied.errors import UserError
 from embodied.literal import load_literal
 from embodied.training.acting import load_policy
@@ -54,9 +56,9 @@ def _trained(config: DictConfig) -> tuple[Any, Player]:
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
     actor, perception = load_policy(folder, trust=config.get("trust"))
     trained = load_literal(folder / "config.yaml")
-    if given := [key for key in config.env if cli.given(config.env, key)]:
+    if others := [key for key in config.env if given(config.env, key)]:
         raise UserError(
-            f"policy=run:… plays in its run's own world; got env.{given[0]}. Leave env out, or train the policy there."
+            f"policy=run:… plays in its run's own world; got env.{others[0]}. Leave env out, or train the policy there."
         )
     changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
     return changed, lambda env: Solo(actor, env, perception)

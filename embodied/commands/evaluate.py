@@ -27,11 +27,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from embodied import files, runs
+from embodied.building.scorers import kept, make_scorer
 from embodied.commands.train import filmed, judged, told
 from embodied.errors import UserError
 from embodied.finetuning import trying
-from embodied.report import write_report
-from embodied.scorers import kept, make_scorer
+from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
 from embodied.training.acting import actor_of

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import cli, runs
-from embodied.build import build
+from embodied import runs
+from embodied.building.build import build
+from embodied.config import compose, given
 from embodied.envs import is_world
 from embodied.errors import UserError, nearest
 from embodied.finetuning import backbones, imagining, inputs, judging, labels
@@ -43,7 +44,7 @@ from embodied.finetuning.report import write_finetuning
 from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, FinetuningRun, chunked_settings
 from embodied.finetuning.training import POLICY
 from embodied.literal import literal_config, load_literal, resolved
-from embodied.report import read_progress
+from embodied.reports.page import read_progress
 from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
 from policies.vla.choosing import BestOfN
@@ -209,7 +210,7 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     """The config to go by, and the run's folder where it goes on."""
     if config.data is None or config.resume:
         folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
-        defaults = cli.compose("finetune", [])
+        defaults = compose("finetune", [])
         OmegaConf.set_struct(defaults, False)
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
         assert isinstance(saved, DictConfig)
@@ -220,14 +221,14 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
                 f"begin a new run. What a later stage does is set by {', '.join(OF_STAGES)}."
             )
         for key in HERE:
-            if cli.given(config, key):
+            if given(config, key):
                 saved[key] = config[key]
-        if cli.given(config, "stages"):  # what was done before stays
+        if given(config, "stages"):  # what was done before stays
             saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
             saved.stages += [each for each in config.stages if each not in STAGES]
         for group, stages in OF_STAGES.items():
             for key in config[group]:
-                if cli.given(config[group], key):
+                if given(config[group], key):
                     for stage in stages:
                         _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]

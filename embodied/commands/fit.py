@@ -22,14 +22,14 @@ import torch
 from omegaconf import DictConfig, ListConfig
 
 from embodied import hub
-from embodied.build import build, locate
+from embodied.building.build import build, locate
+from embodied.building.goals import is_open, takes_goal, with_goal
+from embodied.building.scorers import reward_name
+from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
-from embodied.goals import is_open, takes_goal, with_goal
 from embodied.literal import resolved
-from embodied.opening import open_dataset, reading
-from embodied.scorers import reward_name
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG

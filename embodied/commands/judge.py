@@ -30,12 +30,13 @@ import torch
 from omegaconf import DictConfig
 
 from embodied import runs
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
+from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import whole
-from embodied.goals import fitted_model, is_open, parts_of, takes_goal
 from embodied.judging.benchmarking import benchmark_of, run_benchmark
 from embodied.judging.benchmarking import table as table_of_benchmark
 from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cases
@@ -47,7 +48,6 @@ from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
 from embodied.literal import resolved, saved_text
-from embodied.opening import open_dataset, reading
 from embodied.settings import check_least
 from rewards.core import Encoder
 

@@ -31,14 +31,16 @@ import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
 
-from embodied import hub, scorers
+from embodied import hub
+from embodied.building import scorers
+from embodied.building.goals import told_goals
+from embodied.collecting import COLLECTED
+from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset, copying, layout
 from embodied.errors import UserError
 from embodied.files import whole
-from embodied.goals import told_goals
-from embodied.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
 from embodied.literal import resolved
-from embodied.opening import COLLECTED, open_dataset, reading
+from embodied.scoring.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
 
 ROOT = Path("runs", "label")

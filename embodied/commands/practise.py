@@ -37,24 +37,24 @@ from gymnasium import spaces
 from omegaconf import DictConfig, OmegaConf
 
 from embodied import runs
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.scorers import check_views
+from embodied.building.worlds import env_maker, reward_cameras
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.opening import open_dataset
 from embodied.practice.demos import open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown
 from embodied.practice.loop import Practice, PracticeTask
 from embodied.practice.state import load_practice, save_practice
-from embodied.report import write_report
-from embodied.scorers import check_views
+from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import evaluation
 from embodied.training.log import RunLog
 from embodied.training.stopping import Stopping
-from embodied.worlds import env_maker, reward_cameras
 from policies.core import Learner
 from policies.replay import Mix, Replay
 from rewards.core import Encoder

@@ -24,15 +24,15 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from embodied.captions import SCENE as ALWAYS
-from embodied.captions import Captions, vary
 from embodied.envs import WORLDS, world_id
+from embodied.envs.captions import SCENE as ALWAYS
+from embodied.envs.captions import Captions, vary
 from embodied.errors import UserError, nearest
 from embodied.files import whole, write_text
 from embodied.literal import load_literal
 from embodied.paths import asset
-from embodied.pretraining import judge_scene, order_along_expert, retrieval
-from embodied.renders import Renders, render, scene_facts
+from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
+from embodied.pretraining.renders import Renders, render, scene_facts
 from rewards.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders import OpenCLIPEncoder
 from rewards.towers import Towers

@@ -25,7 +25,11 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
-from embodied import far_texts, scoring
+from embodied import scoring
+from embodied.building import far_texts
+from embodied.building.goals import parts_of
+from embodied.building.scorers import make_scorer, reward_name
+from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs.experts import expert, has_expert
 from embodied.envs.pictures import view
 from embodied.envs.spaces import told_success
@@ -33,11 +37,8 @@ from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.files import whole
-from embodied.goals import parts_of
-from embodied.scorers import make_scorer, reward_name
 from embodied.scoring import Layout, Track
 from embodied.settings import check_least
-from embodied.worlds import env_maker, reward_cameras
 from rewards.core import Scorer
 
 PLAIN_SIZE = 224  # pixels of a frame where no encoder asks for a size

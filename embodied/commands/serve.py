@@ -31,10 +31,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import runs, scorers, scoring
+from embodied import runs, scoring
+from embodied.building import scorers
+from embodied.building.goals import parts_of, takes_goal
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
-from embodied.goals import parts_of, takes_goal
 from embodied.serving import protocol, tokens
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server

@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from embodied import far_texts, runs
-from embodied.report import write_report
-from embodied.scorers import keep_fitted, kept, make_scorer, reward_name
+from embodied import runs
+from embodied.building import far_texts
+from embodied.building.scorers import keep_fitted, kept, make_scorer, reward_name
+from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints, evaluation
 from embodied.training.acting import make_learner

@@ -30,12 +30,13 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied import paths, scorers
+from embodied import paths
+from embodied.building import scorers
+from embodied.building.goals import any_open, parts_of, told_goals, with_goal
 from embodied.cameras import CameraError, open_source
+from embodied.collecting.opening import open_dataset
 from embodied.envs import WORLDS, is_world, world_cameras
 from embodied.errors import UserError, nearest
-from embodied.goals import any_open, parts_of, told_goals, with_goal
-from embodied.opening import open_dataset
 from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
 from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal

@@ -63,7 +63,7 @@ class SuccessFact:
 
 
 class Scene:
-    """A world that is not one of ours, as `embodied.renders` reads a `World`. See the module.
+    """A world that is not one of ours, as `embodied.pretraining.renders` reads a `World`. See the module.
 
     Args:
         env: from `embodied.envs.bridge.make`.

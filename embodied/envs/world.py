@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 from gymnasium import spaces
 
-from embodied.captions import Captions
+from embodied.envs.captions import Captions
 from embodied.envs.rendering import FrameRenderer
 from embodied.paths import asset
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
@@ -31,7 +32,6 @@ from embodied.finetuning import growing, inputs, judging, labels, truth
 from embodied.finetuning.inputs import DataSource
 from embodied.finetuning.labels import Teacher
 from embodied.finetuning.training import POLICY, advance
-from embodied.opening import open_dataset
 from embodied.settings import check_least
 from policies.saving import pack, unpack
 from policies.vla.core import CONFIG, ChunkPolicy

@@ -13,13 +13,13 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 
-from embodied.build import build
+from embodied.building.build import build
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset, layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.windows import EncodedEpisode, Names, Windows, names_of, ordered, read_episode
 from embodied.errors import UserError, nearest
 from embodied.finetuning import backbones
-from embodied.opening import open_dataset
 from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy, Spec
 from policies.vla.pretrained import Backbone

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from embodied.collecting.opening import open_dataset
 from embodied.datasets.encoding import encode
 from embodied.datasets.windows import Windows, names_of
 from embodied.errors import UserError
 from embodied.finetuning.inputs import DataSource, PolicyPlan
-from embodied.opening import open_dataset
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
 from rewards.core import Episode, Features

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
-from embodied.charts import Series, interval_bar, line_chart
 from embodied.finetuning.judging import verdict
 from embodied.finetuning.world_report import world_cards
-from embodied.report import card, config_card, facts_table, read_progress, write_page
+from embodied.reports.charts import Series, interval_bar, line_chart
+from embodied.reports.page import card, config_card, facts_table, read_progress, write_page
 
 ORDER = ("baseline", "imitate", "rollouts", "corrections", "chunked_rl", "world")
 CALLED = {

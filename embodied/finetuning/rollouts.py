@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from embodied.collecting import own_readings
+from embodied.collecting.episodes import own_readings
 from embodied.envs.spaces import told_success
 from embodied.errors import UserError, nearest
 

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from embodied.building.worlds import env_maker
 from embodied.datasets import Dataset
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
@@ -30,10 +31,9 @@ from embodied.files import write_text
 from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.training import POLICY, advance, train
-from embodied.report import write_video
+from embodied.reports.video import write_video
 from embodied.runs import write_run
 from embodied.training import evaluation
-from embodied.worlds import env_maker
 from policies.vla.choosing import BestOfN, load_acting, load_critic, save_critic
 from policies.vla.chunked import ChunkedRL, ChunkedRLSettings
 from policies.vla.core import CONFIG, ChunkPolicy

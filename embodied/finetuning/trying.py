@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from embodied.building.worlds import env_maker
 from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.finetuning import backbones, inputs, judging
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
-from embodied.report import write_video
+from embodied.reports.video import write_video
 from embodied.trust import check_trusted
-from embodied.worlds import env_maker
 from policies.vla.choosing import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.lerobot import LeRobotPolicy

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from embodied.charts import Series, line_chart
 from embodied.finetuning.judging import verdict
-from embodied.report import card, read_progress
+from embodied.reports.charts import Series, line_chart
+from embodied.reports.page import card, read_progress
 
 WHO = {"world": "learned world", "blind": "action-blind", "copy": "nothing changed", "real": "true moments"}
 

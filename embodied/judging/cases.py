@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from embodied.collecting import COUNTERFACTUAL as POLICY
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import Encoded, LaterEpisode
 from embodied.datasets.kinds import COUNTERFACTUAL
@@ -15,8 +17,6 @@ from embodied.errors import UserError
 from embodied.judging.charts import FILM_FRAMES
 from embodied.judging.figures import Case, Division
 from embodied.judging.quality import grades
-from embodied.opening import COUNTERFACTUAL as POLICY
-from embodied.opening import open_dataset
 from rewards.core import Encoder, Episode
 from rewards.progress import tqdm
 
@@ -112,7 +112,7 @@ def counterfactuals_for(
     marked = any(case.kind in COUNTERFACTUAL for case in cases)
     if marked or world not in DESK or dataset.env.get("kwargs"):
         return None
-    from embodied.counterfactual import kinds_of  # MuJoCo, which whoever judges recorded data does without
+    from embodied.collecting.counterfactual import kinds_of  # MuJoCo, which whoever judges recorded data does without
 
     kinds = kinds_of(world.removeprefix("desk-"))
     found = open_dataset(f"{world}-{POLICY}", setting="counterfactual", episodes=STARTS * len(kinds))

@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from embodied.charts import number, ticks
+from embodied.reports.charts import number, ticks
 
 WIDTH, HEIGHT = 330, 220  # of a panel, px
 LEFT, RIGHT, TOP, BOTTOM = 48, 12, 10, 34

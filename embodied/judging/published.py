@@ -8,7 +8,7 @@ from html import escape
 
 from embodied.judging.cells import cell, lines, row_class, shown
 from embodied.judging.judgement import Judged
-from embodied.report import card
+from embodied.reports.page import card
 
 NAMES = {  # figure -> what it is, and where it is told
     "voc_spearman": "Spearman's correlation with time along successes (GVL, TOPReward, Robo-Dopamine)",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from embodied.charts import number
 from embodied.datasets.kinds import RIGHT, WRONG
 from embodied.judging import published
 from embodied.judging.cells import UNDEFINED, cell, lines, row_class, shown
@@ -19,7 +18,8 @@ from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, F
 from embodied.judging.judgement import Judged
 from embodied.judging.outcome import SHOWN
 from embodied.judging.verdicts import Rules, Verdict, broken_canaries
-from embodied.report import card, config_card, facts_table, write_page
+from embodied.reports.charts import number
+from embodied.reports.page import card, config_card, facts_table, write_page
 
 Frames = Callable[[int], np.ndarray]  # episode -> (T, H, W, 3) uint8
 COLOURS = {"success": 3, "near miss": 2, "failure": 4, "random": 6}

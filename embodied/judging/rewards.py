@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.goals import fitted_model, with_goal
+from embodied.building.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from embodied.errors import UserError
-from embodied.goals import fitted_model, with_goal
 from embodied.judging.cases import in_memory, showing
 from embodied.judging.figures import Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge
 from embodied.literal import literal_config, resolved
-from embodied.scorers import COMPOSED, episode_frames, reward_name, scorer_of
 from rewards.core import Encoder, Episode, Scorer
 from rewards.progress import tqdm
 

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from embodied.collecting import COLLECTED
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset, Writer
 from embodied.envs import WORLDS
 from embodied.envs.bridge import make
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
 from embodied.errors import UserError
-from embodied.opening import COLLECTED, open_dataset
 from rewards.progress import tqdm
 
 SUFFIX = "-turns"

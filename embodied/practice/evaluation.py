@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from embodied.practice.loop import Attempt, Practice, Tally
-from embodied.report import write_video
+from embodied.reports.video import write_video
 from rewards.metrics import wilson_interval
 from rewards.progress import tqdm
 

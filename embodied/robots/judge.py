@@ -13,7 +13,7 @@ import torch
 
 from embodied.robots.checks import check_count, is_finite
 from embodied.scoring import Layout
-from embodied.streaming import EpisodeStream, Reading
+from embodied.scoring.streaming import EpisodeStream, Reading
 from rewards.core import Scorer
 
 

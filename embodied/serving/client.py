@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from embodied.errors import UserError
+from embodied.scoring.streaming import Reading
 from embodied.serving import protocol
 from embodied.serving.peer import (
     FIRST_WAIT_S,
@@ -29,7 +30,6 @@ from embodied.serving.peer import (
     refusal,
     token_for,
 )
-from embodied.streaming import Reading
 
 MAX_ANSWER = 64 << 20  # bytes
 LATER = ("busy", "crowded", "rate", "timeout", "draining")  # codes of errors that may pass

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from embodied import scoring
 from embodied.scoring import Track
-from embodied.streaming import EpisodeStream, Reading
+from embodied.scoring.streaming import EpisodeStream, Reading
 from rewards.chat import VLMError
 
 UNSCORABLE = (FloatingPointError, VLMError, ValueError, KeyError)  # what heads raise of rows they cannot score

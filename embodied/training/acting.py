@@ -7,18 +7,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.scorers import kept, make_scorer
+from embodied.building.worlds import SEEN
 from embodied.errors import UserError
 from embodied.files import latest_checkpoint
 from embodied.literal import load_literal, resolved
 from embodied.runs import find
-from embodied.scorers import kept, make_scorer
 from embodied.training.checkpoints import load_learner
 from embodied.training.collector import Collector
 from embodied.training.perception import Perception
 from embodied.training.stage import Stage
 from embodied.trust import check_trusted
-from embodied.worlds import SEEN
 from policies.core import Actor, Learner
 
 

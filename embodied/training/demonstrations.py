@@ -13,10 +13,10 @@ from gymnasium import spaces
 from omegaconf import DictConfig
 
 from embodied import scoring
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset, Recording
 from embodied.envs import SCRIPTED
 from embodied.errors import UserError
-from embodied.opening import open_dataset
 from embodied.scoring import Track
 from embodied.training.collector import Collector
 from embodied.training.perception import Perception

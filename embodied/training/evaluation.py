@@ -15,7 +15,7 @@ import numpy as np
 
 from embodied import scoring
 from embodied.envs.spaces import told_success
-from embodied.report import write_video
+from embodied.reports.video import write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
 from embodied.training.labeller import Ended, Rewards

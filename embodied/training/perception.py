@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from embodied.building.worlds import SEEN
 from embodied.scoring import Layout
-from embodied.worlds import SEEN
 from rewards.core import Encoder
 from rewards.points import PointMemory, PointReader
 

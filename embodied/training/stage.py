@@ -7,14 +7,14 @@ from typing import Any
 import gymnasium
 from omegaconf import DictConfig
 
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.worlds import SEEN, env_maker, policy_cameras, reward_cameras, things_of
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.scoring import Layout
 from embodied.training.collector import Collector
 from embodied.training.labeller import Labeller, OwnReward, Rewards
 from embodied.training.perception import Perception
-from embodied.worlds import SEEN, env_maker, policy_cameras, reward_cameras, things_of
 from rewards.core import Encoder, Scorer
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 
 from embodied import scoring
-from embodied.build import build
+from embodied.building.build import build
+from embodied.building.goals import fitted_model, told_goals
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
-from embodied.goals import fitted_model, told_goals
 from embodied.scoring import Layout
+from embodied.scoring.streaming import EpisodeStream, Reading
 from embodied.serving.peer import ServerLostError
-from embodied.streaming import EpisodeStream, Reading
 from rewards.chat import VLMError
 from rewards.core import Scorer
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.errors import UserError
-from embodied.streaming import Reading
+from embodied.scoring.streaming import Reading
 from embodied.watching.live_scoring import LiveScoring, UnscorableError
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.summary import Latencies, Summary

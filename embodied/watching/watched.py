@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from embodied.cameras.camera import Frame
-from embodied.streaming import Reading
+from embodied.scoring.streaming import Reading
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from embodied import labelling
 from embodied.cameras import open_source
+from embodied.scoring import labelling
+from embodied.scoring.streaming import EpisodeStream
 from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.client import RemoteStream
 from embodied.serving.connections import Server
 from embodied.serving.http_client import Client
 from embodied.serving.remote import remote_scorer
-from embodied.streaming import EpisodeStream
 from embodied.watching.live_scoring import LocalScoring, RemoteScoring
 from embodied.watching.pipeline import Pipeline
 from rewards.core import Episode, Features

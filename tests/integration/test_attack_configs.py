@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from embodied import cli
+from embodied.config import compose
 from embodied.datasets import Dataset, Writer
 from embodied.literal import saved_text
 from rewards.encoders import OpenCLIPEncoder, TransformersEncoder
@@ -68,7 +69,7 @@ def run_folder(tmp_path, words, change):
     folder = tmp_path / "theirs"
     (folder / "checkpoints" / "0000000010").mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-    values = yaml.safe_load(saved_text(cli.compose("train", words)))
+    values = yaml.safe_load(saved_text(compose("train", words)))
     change(values)
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
     return folder

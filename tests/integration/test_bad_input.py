@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from embodied import cli
-from embodied.build import build
-from embodied.report import write_report, write_video
+from embodied.building.build import build
+from embodied.config import compose
+from embodied.reports.page import write_report
+from embodied.reports.video import write_video
 from rewards.clip_goal import ClipGoal
 
 FULL = Path("/dev/full")  # every write there fails with "no space left on device"
@@ -141,7 +143,7 @@ def test_a_folder_without_weights_says_what_it_must_hold(capsys, here):
     ],
 )
 def test_frames_of_a_wrong_shape_or_dtype(tiny_clip, frames, error, got):
-    config = cli.compose("train", [*tiny(tiny_clip), "reward.goal=the pole stands up"])
+    config = compose("train", [*tiny(tiny_clip), "reward.goal=the pole stands up"])
     scorer = build(config.reward, encoder=build(config.encoder))
     with pytest.raises(error, match=rf"frames must be uint8 \(B, H, W, 3\); {got}\. Pass unresized RGB") as caught:
         scorer.encode(frames)

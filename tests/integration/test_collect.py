@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from embodied import cli, collecting
+from embodied import cli, config
+from embodied.collecting.collect import KINDS
+from embodied.collecting.opening import open_dataset
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.envs.bridge import make
-from embodied.opening import open_dataset
 
 SMALL = ["image_size=32", "env.image_size=32"]
 
@@ -32,7 +34,7 @@ def mixed(tmp_path_factory):
 
 def test_kinds_are_what_they_say(mixed):
     kinds = [mixed.kind(i) for i in range(len(mixed))]
-    assert set(kinds) == set(collecting.KINDS)
+    assert set(kinds) == set(KINDS)
     assert kinds[:5] == ["expert", "noisy", "near_miss", "failure", "random"]
     best = {}
     for i, kind in enumerate(kinds):
@@ -112,8 +114,7 @@ def test_a_killed_run_goes_on_to_the_same_dataset(tmp_path, capsys):
 
 def test_a_dataset_by_name_is_collected_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    compose = cli.compose
-    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, "episodes=2", *SMALL]))
+    monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, "episodes=2", *SMALL]))
     dataset = open_dataset("reacher-red-random")
     assert (len(dataset), dataset.env_id) == (2, "embodied/reacher-red-v0")
     stamp = (dataset.root / "meta" / "info.json").stat().st_mtime_ns
@@ -171,8 +172,7 @@ gymnasium.register("Late-v0", entry_point=Late, max_episode_steps=3)
 
 def test_only_what_is_asked_for_is_collected_and_grows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    compose = cli.compose
-    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
+    monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
     assert len(open_dataset("reacher-red-random", episodes=2)) == 2
     first = seeds(tmp_path / "runs/collect/reacher-red-random")
     assert len(open_dataset("reacher-red-random", episodes=1)) == 2
@@ -249,7 +249,10 @@ def test_bad_settings_write_nothing(words, message, tmp_path, monkeypatch, capsy
 def test_two_that_want_the_same_dataset_take_turns(tmp_path, monkeypatch):
     """The second was refused, as another process was writing there."""
     monkeypatch.chdir(tmp_path)
-    script = "from embodied.opening import open_dataset; print(len(open_dataset('reacher-red-random', episodes=2)))"
+    script = (
+        "from embodied.collecting.opening import open_dataset\n"
+        "print(len(open_dataset('reacher-red-random', episodes=2)))"
+    )
     both = [
         subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -263,8 +266,7 @@ def test_two_that_want_the_same_dataset_take_turns(tmp_path, monkeypatch):
 def test_a_dataset_grows_with_the_cameras_that_it_has(cameras, tmp_path, monkeypatch):
     """More episodes for fewer cameras were collected from the world's first two, which the dataset refused."""
     monkeypatch.chdir(tmp_path)
-    compose = cli.compose
-    monkeypatch.setattr(cli, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
+    monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
     words = ["env=desk-reach", "policy=random", "episodes=1", f"cameras=[{','.join(cameras)}]"]
     assert cli.main(["collect", *words]) == 0
     grown = open_dataset("desk-reach-random", episodes=2, cameras=["front"])

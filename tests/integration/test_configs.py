@@ -14,11 +14,12 @@ import yaml
 from omegaconf import OmegaConf
 
 from embodied import cli, paths
-from embodied.build import TARGETS, build, locate
+from embodied.building.build import TARGETS, build, locate
+from embodied.building.worlds import env_maker
+from embodied.config import choices, composed
 from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
-from embodied.worlds import env_maker
 from policies.core import Learner
 from rewards.keypoint_rule import KeypointShaping
 from rewards.shaping import PotentialShaping
@@ -27,7 +28,7 @@ CONFIGS = paths.configs()
 FILES = sorted(CONFIGS.rglob("*.yaml"))
 GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "experiment")
 MISSING = {"goal": "a text", "negative": "another", "negatives": ["another"], "threshold": 0.2}
-CHOICES = [(group, name) for group in GROUPS for name in cli.choices(group)]
+CHOICES = [(group, name) for group in GROUPS for name in choices(group)]
 
 
 class RandomEncoder:
@@ -51,13 +52,13 @@ def targets(node) -> set[str]:
 
 
 def compose(verb: str, *overrides: str):
-    return cli._compose(verb, list(overrides))[0]
+    return composed(verb, list(overrides))[0]
 
 
 @functools.cache
 def groups(verb: str) -> set[str]:
     """Those a verb's config chooses from."""
-    return set(cli._compose(verb, [])[1])
+    return set(composed(verb, [])[1])
 
 
 def test_targets_are_exactly_what_the_configs_name():
@@ -94,13 +95,13 @@ def test_every_choice_composes_wherever_it_may_be_chosen(group, name):
         assert not {"hydra", "_target_"} & set(config)
 
 
-@pytest.mark.parametrize("name", cli.choices("experiment"))
+@pytest.mark.parametrize("name", choices("experiment"))
 def test_every_experiment_trains(name):
-    config = cli.compose("train", [f"experiment={name}"])
+    config = compose("train", [f"experiment={name}"])
     assert OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
-REWARDS = [n for n in cli.choices("reward") if n != "true"]
+REWARDS = [n for n in choices("reward") if n != "true"]
 TEXT_GOALS = [n for n in REWARDS if compose("train", f"reward='{n}'").reward._target_.startswith("rewards.clip_goal.")]
 
 
@@ -124,10 +125,10 @@ def test_every_rewards_shaping_has_its_shapings_keys(name):
         assert set(shaping) == {field.name for field in fields(PotentialShaping)}
 
 
-@pytest.mark.parametrize("name", cli.choices("reward/combine"))
+@pytest.mark.parametrize("name", choices("reward/combine"))
 def test_every_combinations_keys_are_its_arguments(name):
     given = ["reward.combine.thresholds={clip: 1}"] if name == "constraints" else []
-    reward = cli.compose("train", ["reward=[clip,process]", f"reward.combine={name}", *given]).reward
+    reward = compose("train", ["reward=[clip,process]", f"reward.combine={name}", *given]).reward
     assert set(reward.shaping) == {field.name for field in fields(PotentialShaping)}
     combine = OmegaConf.to_container(reward.combine)
     assert isinstance(combine, dict)
@@ -146,7 +147,7 @@ def test_every_text_goal_builds_and_leaves_its_config_alone(name):
     assert OmegaConf.to_yaml(config) == before
 
 
-@pytest.mark.parametrize("name", cli.choices("encoder"))
+@pytest.mark.parametrize("name", choices("encoder"))
 def test_every_encoder_takes_its_configs_keys(name):
     """Weights, or a server, are not at hand; a wrong key is told apart from them by its TypeError."""
     config = OmegaConf.to_container(compose("train", f"encoder='{name}'").encoder)
@@ -157,7 +158,7 @@ def test_every_encoder_takes_its_configs_keys(name):
         build(config | {"surprise": 1})
 
 
-@pytest.mark.parametrize("name", cli.choices("policy"))
+@pytest.mark.parametrize("name", choices("policy"))
 def test_every_policy_builds_and_acts(name):
     world = ["env=gym", "env.id=CartPole-v1"] if name == "dqn" else ["env=cartpole"]
     config = compose("train", f"policy='{name}'", *world)

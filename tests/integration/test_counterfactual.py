@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from embodied import cli
-from embodied.counterfactual import KINDS, kinds_of
+from embodied.collecting.counterfactual import KINDS, kinds_of
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import RIGHT, WRONG
 from embodied.errors import UserError

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset, Writer, copying
 from embodied.errors import UserError
-from embodied.opening import open_dataset
 from tests.lerobot_folders import number_of, picture
 
 LENGTHS, SIZE = (3, 4), 32

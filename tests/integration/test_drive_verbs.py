@@ -12,9 +12,10 @@ import torch
 from omegaconf import OmegaConf
 
 from embodied import cli, scoring
+from embodied.building.scorers import make_scorer
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.envs.bridge import make
-from embodied.scorers import make_scorer
 from embodied.scoring import Layout, Track
 from rewards.combine import Synthesis
 from rewards.encoders import OpenCLIPEncoder
@@ -35,18 +36,18 @@ def encoder(tiny_clip):
 
 
 def test_the_synthesis_takes_the_papers_terms_from_the_town(encoder):
-    scorer = make_scorer(cli.compose("train", ["env=drive-town", *SYNTHESIS, *encoder]))
+    scorer = make_scorer(compose("train", ["env=drive-town", *SYNTHESIS, *encoder]))
     assert scorer.combine == Synthesis(speed="speed", speed_max=25.0, limits=TERMS, penalty="penalty")
     given = ["reward.synthesis.speed=speed", "reward.synthesis.speed_max=10.0"]
-    scorer = make_scorer(cli.compose("train", ["env=drive-town", *SYNTHESIS, *encoder, *given]))
+    scorer = make_scorer(compose("train", ["env=drive-town", *SYNTHESIS, *encoder, *given]))
     assert scorer.combine == Synthesis(speed="speed", speed_max=10.0, limits={})  # what a person gives stands
-    scorer = make_scorer(cli.compose("train", ["env=cartpole", *SYNTHESIS, *encoder]))
+    scorer = make_scorer(compose("train", ["env=cartpole", *SYNTHESIS, *encoder]))
     assert scorer.combine == Synthesis(limits={})
 
 
 def test_the_reward_is_vlm_rl_s_at_every_step(encoder, tiny_clip):
     """From zihaosheng/VLM-RL clip_rewarded_sac.py, in float64 NumPy, on a drive that ends in a crash."""
-    scorer = make_scorer(cli.compose("train", ["env=drive-town", *SYNTHESIS, *encoder]))
+    scorer = make_scorer(compose("train", ["env=drive-town", *SYNTHESIS, *encoder]))
     env = make("drive-town", traffic=1.0)
     env.reset(seed=4)
     own = OpenCLIPEncoder(tiny_clip, device="cpu")
@@ -145,6 +146,6 @@ def test_an_encoder_is_taught_the_town(tiny_clip, capsys):
     assert "drive" in capsys.readouterr().out
     facts = json.loads(Path("run/encoder/judgement.json").read_text())["scenes"]["drive"]["own_look"]["facts"]
     assert len(facts) >= 3
-    config = cli.compose("preview", ["env=drive-town", *SYNTHESIS, "encoder=open_clip", "encoder.device=cpu"])
+    config = compose("preview", ["env=drive-town", *SYNTHESIS, "encoder=open_clip", "encoder.device=cpu"])
     taught = OmegaConf.merge(config, {"encoder": {"model": "local-dir:run/encoder"}})
     assert make_scorer(taught).encoder.dim > 0

@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from embodied import cli
 from embodied.commands import serve
+from embodied.config import compose
 from embodied.datasets import Dataset, Writer
 from embodied.finetuning import judging, labels
 from embodied.finetuning.outcomes import after_each
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.trying import lerobot_policy
-from embodied.report import read_progress
+from embodied.reports.page import read_progress
 from embodied.serving.limits import RequestLimits
 from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import ChunkImitation
@@ -274,7 +275,7 @@ def test_a_backbone_is_tuned_judged_elsewhere_and_stops_without_memory(demos, tm
     )
     assert set(load_file(tmp_path / "tuned/imitate/policy/policy.safetensors")) >= {"network/fusion.slots"}
     assert cli.main(["evaluate", "run=tuned", "episodes=1", "num_worlds=1", "videos=0"]) == 0
-    app = serve.policy_served(cli.compose("serve", ["policy=tuned"]), limits=RequestLimits(), token=None)
+    app = serve.policy_served(compose("serve", ["policy=tuned"]), limits=RequestLimits(), token=None)
     told = app.state.service.describe()
     app.state.service.close()
     assert (told["cameras"], told["horizon"]) == ({"front": [32, 32], "wrist": [32, 32]}, 4)

@@ -6,7 +6,7 @@ import pytest
 
 from embodied import cli
 from embodied.finetuning import imagining, truth
-from embodied.report import read_progress
+from embodied.reports.page import read_progress
 from policies.vla.core import ChunkPolicy
 from policies.vla.rloo import RLOO
 from tests.integration.test_finetune import SMALL, run

@@ -17,11 +17,13 @@ import torch
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
-from embodied import cli, labelling
+from embodied import cli
+from embodied.building.scorers import make_scorer
+from embodied.config import compose
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.encoding import Encoded, encode
-from embodied.identity import dataset_identity
-from embodied.scorers import make_scorer
+from embodied.scoring import labelling
+from embodied.scoring.identity import dataset_identity
 from rewards.encoders import OpenCLIPEncoder
 from rewards.xirl import XIRL
 from tests.fakes import FakeEncoder
@@ -51,7 +53,7 @@ def words(data, tiny_clip, *more):
 
 def expected(data, tiny_clip, goal):
     """(potential, reward) of every row by the scorer itself, a frame after the other episode by episode."""
-    config = cli.compose("label", words(data, tiny_clip, f"reward.goal={goal}")[1:])
+    config = compose("label", words(data, tiny_clip, f"reward.goal={goal}")[1:])
     OmegaConf.set_struct(config, False)
     scorer, dataset = make_scorer(config), Dataset(data)
     potentials, rewards = [], []
@@ -119,7 +121,7 @@ def test_data_of_a_world_that_is_not_here(data, tiny_clip, tmp_path, monkeypatch
     assert Dataset(foreign).env_id == "lab/table-v1"
     monkeypatch.chdir(tmp_path)
     given = words(foreign, tiny_clip, "goal=pick up the red ball")
-    config = cli.compose("label", ["reward=keypoint" if word == "reward=clip" else word for word in given][1:])
+    config = compose("label", ["reward=keypoint" if word == "reward=clip" else word for word in given][1:])
     scorer = labelling.scorer_for(config, "pick up the red ball", Dataset(foreign))
     assert scorer.frames_read == "all"  # no calibration, no demonstrations
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from embodied import catalogue, cli
+from embodied.config import choices
 from embodied.envs import WORLDS
 from embodied.envs.bridge import make
 from embodied.envs.world import World
@@ -25,11 +26,11 @@ def test_every_choice_of_every_group_has_a_line(capsys):
     found = json.loads(out)
     assert set(found) == set(catalogue.KINDS)
     names = {kind: [entry["name"] for entry in of] for kind, of in found.items()}
-    assert set(names["worlds"]) == set(cli.choices("env")) == {*WORLDS, "gym"}
-    assert names["rewards"] == cli.choices("reward")
-    assert names["combinations"] == cli.choices("reward/combine")
-    assert names["encoders"] == cli.choices("encoder")
-    assert names["learners"] == cli.choices("policy")
+    assert set(names["worlds"]) == set(choices("env")) == {*WORLDS, "gym"}
+    assert names["rewards"] == choices("reward")
+    assert names["combinations"] == choices("reward/combine")
+    assert names["encoders"] == choices("encoder")
+    assert names["learners"] == choices("policy")
     assert all(entry["text"] for of in found.values() for entry in of)
 
 
@@ -44,7 +45,7 @@ def test_a_person_reads_the_same(capsys):
     assert lines[0] == "rewards (reward=NAME, or several: reward=[a,b])"
     (clip,) = [line for line in lines if line.startswith("  clip ")]
     assert clip.endswith("Needs a sentence true of success (goal).")
-    assert len(lines) == 1 + len(cli.choices("reward"))
+    assert len(lines) == 1 + len(choices("reward"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from embodied import cli
 from embodied.envs.scenes import Scene, open_scene
 from embodied.errors import UserError
-from embodied.renders import render
+from embodied.pretraining.renders import render
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULE = '''

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from embodied import pointing
 from embodied.errors import UserError
-from embodied.pointing import Parts, Segmented, coverage, judge, segmented, train
+from embodied.pretraining import pointing
+from embodied.pretraining.pointing import Parts, Segmented, coverage, judge, segmented, train
 from rewards.encoders import OpenCLIPEncoder
 from rewards.grounding import FILE, Grounder
 from tests.conftest import save_open_clip

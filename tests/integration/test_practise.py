@@ -10,8 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from embodied import files
-from embodied.cli import compose, main
-from embodied.collecting import collect
+from embodied.cli import main
+from embodied.collecting.collect import collect
+from embodied.config import compose
 from embodied.practice.demos import open_pair
 from embodied.practice.loop import Practice
 

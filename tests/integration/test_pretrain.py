@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from embodied import cli
-from embodied.renders import render
+from embodied.pretraining.renders import render
 from rewards.encoders import OpenCLIPEncoder
 
 SMALL = (

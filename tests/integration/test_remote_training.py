@@ -14,10 +14,11 @@ import torch
 from safetensors.numpy import load_file
 
 from embodied import files
-from embodied.cli import compose, main
+from embodied.building.scorers import make_scorer
+from embodied.cli import main
+from embodied.config import compose
 from embodied.envs.bridge import make
 from embodied.envs.wrappers import ScoredEnv
-from embodied.scorers import make_scorer
 from embodied.serving.http_client import Client
 from tests.reward_server import serving
 

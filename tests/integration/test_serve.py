@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from embodied import cli
+from embodied.config import compose
 from embodied.errors import UserError
+from embodied.scoring.streaming import EpisodeStream
 from embodied.serving import protocol, tokens
 from embodied.serving.client import RemoteStream
-from embodied.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer
 from tests.fakes import FakeEncoder
 from tests.serving_client import (
@@ -244,14 +244,14 @@ def test_settings_that_cannot_be_served_are_refused(words, told, tmp_path, monke
     (tmp_path / "token").write_text("secret\n")
     words = [word.format(token=tmp_path / "token") for word in words]
     with pytest.raises(UserError, match=told):
-        serve.run(cli.compose("serve", words))
+        serve.run(compose("serve", words))
 
 
 def test_a_port_that_is_taken_is_said(shared):
     from embodied.commands import serve
 
     with pytest.raises(UserError, match=f"port {shared.port}"):
-        serve.run(cli.compose("serve", ["reward.goal=x", f"port={shared.port}"]))
+        serve.run(compose("serve", ["reward.goal=x", f"port={shared.port}"]))
 
 
 def test_a_server_leaves_the_log_of_its_process_alone():
@@ -277,9 +277,9 @@ def test_the_token_is_that_of_the_file_else_of_the_variable_else_made(tmp_path, 
     monkeypatch.setenv(protocol.TOKEN_VARIABLE, "variable")
     (tmp_path / "token").write_text("secret\n")
     for words, token in (([f"token_file={tmp_path / 'token'}"], "secret"), ([], "variable"), (["token=false"], None)):
-        assert _check(cli.compose("serve", ["reward.goal=x", *words])) == token
+        assert _check(compose("serve", ["reward.goal=x", *words])) == token
     monkeypatch.delenv(protocol.TOKEN_VARIABLE)
-    config = cli.compose("serve", ["reward.goal=x", "host=0.0.0.0"])
+    config = compose("serve", ["reward.goal=x", "host=0.0.0.0"])
     assert (_check(config), config.token) == (None, True)
 
 

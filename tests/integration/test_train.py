@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
 from embodied import files, paths
-from embodied.cli import compose, main
+from embodied.cli import main
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.envs import WORLDS, world_id
 from embodied.training.labeller import Labeller

@@ -17,8 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PROBE = """
 import json, embodied, rewards, policies
 from embodied import cli, paths
-from embodied.worlds import env_maker
-config = cli.compose("train", ["env=desk-drawer", "reward.goal=the drawer is open"])
+from embodied.config import compose
+from embodied.building.worlds import env_maker
+config = compose("train", ["env=desk-drawer", "reward.goal=the drawer is open"])
 env = env_maker(config)()
 env.reset(seed=0)
 frame = env.get_wrapper_attr("frame")()

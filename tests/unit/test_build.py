@@ -9,8 +9,8 @@ from fractions import Fraction
 import pytest
 from omegaconf import OmegaConf
 
-from embodied import build as build_module
-from embodied.build import build
+from embodied.building import build as build_module
+from embodied.building.build import build
 from embodied.errors import UserError
 
 

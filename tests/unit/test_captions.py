@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embodied.captions import SPLITS, Captions, vary
+from embodied.envs.captions import SPLITS, Captions, vary
 from embodied.paths import asset
 
 SCENES = ("desk", "reacher", "cartpole", "humanoid", "drive")

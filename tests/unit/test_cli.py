@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from embodied import cli
+from embodied.config import compose, given
 from embodied.errors import UserError
 from rewards.chat import VLMError
 
@@ -222,7 +223,7 @@ SEVERAL = ["reward=[clip,contrast]", "reward.goal=the robot's cup, upright", "re
 
 def test_several_rewards_compose():
     """On the real configs: one goal for all parts, another setting for one of them."""
-    config = cli.compose("train", [*SEVERAL, "reward.clip.alpha=0", "reward.combine=product", "reward.shaping.scale=2"])
+    config = compose("train", [*SEVERAL, "reward.clip.alpha=0", "reward.combine=product", "reward.shaping.scale=2"])
     reward = config.reward
     assert reward._target_ == "rewards.compose.composed_scorer"
     assert list(reward.parts) == ["clip", "contrast"]
@@ -230,7 +231,7 @@ def test_several_rewards_compose():
     assert (reward.parts.clip.alpha, reward.parts.contrast.negative) == (0, "tipped over")
     assert (reward.combine._target_, reward.shaping.scale) == ("rewards.combine.Product", 2)
     assert not any("shaping" in part for part in reward.parts.values())
-    apart = cli.compose("preview", [*SEVERAL, "reward.clip.goal=full", "reward.combine.weights={clip: 2, contrast: 1}"])
+    apart = compose("preview", [*SEVERAL, "reward.clip.goal=full", "reward.combine.weights={clip: 2, contrast: 1}"])
     assert [part.goal for part in apart.reward.parts.values()] == ["full", "the robot's cup, upright"]
     assert apart.reward.combine.weights == {"clip": 2, "contrast": 1}
 
@@ -248,12 +249,12 @@ def test_several_rewards_compose():
 ])  # fmt: skip
 def test_compositions_that_cannot_be_are_named(words, message):
     with pytest.raises(UserError, match=message):
-        cli.compose("train", words)
+        compose("train", words)
 
 
 def test_what_the_user_set_is_known_even_where_it_is_the_default():
-    config = cli.compose("train", ["steps=30000", "reward=true"])
-    assert [cli.given(config, key) for key in ("steps", "seed")] == [True, False]
+    config = compose("train", ["steps=30000", "reward=true"])
+    assert [given(config, key) for key in ("steps", "seed")] == [True, False]
 
 
 def test_help_tells_how_to_compose():

@@ -13,6 +13,7 @@ import pytest
 from embodied import cli
 from embodied.commands.completion import BASH, ZSH
 from embodied.completion import candidates
+from embodied.config import choices
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,7 +77,7 @@ def test_settings_are_those_of_the_verb(verb):
     assert walk(f"embodied {verb}") - {"goal", "experiment"} == leaves | set(chosen)
 
 
-@pytest.mark.parametrize("reward", [*cli.choices("reward"), "[clip,process]"])
+@pytest.mark.parametrize("reward", [*choices("reward"), "[clip,process]"])
 def test_settings_are_those_of_the_choices_on_the_line(reward):
     base, _ = cli._compose("train", cli._choose("train", [f"reward={reward}"]).groups)
     known = {key.replace("reward.parts.", "reward.") for key, _ in cli._flatten(base)}

@@ -19,8 +19,8 @@ import pytest
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
+from embodied.scoring.streaming import Reading
 from embodied.serving import tokens
-from embodied.streaming import Reading
 from embodied.watching.control import MAX_BODY, MOST, ControlServer, Keys
 from embodied.watching.live_scoring import MAX_GOAL
 from embodied.watching.terminal_view import TerminalView, one_line, pictures

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
+from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset, Writer, layout
 from embodied.datasets.encoding import encode, fingerprint
 from embodied.datasets.video import VideoError, concatenate, read_frames, write_video
 from embodied.errors import UserError
-from embodied.opening import open_dataset
 from tests.fakes import FakeEncoder
 
 FEATURES = {

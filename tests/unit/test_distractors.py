@@ -7,12 +7,12 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
+from embodied.building.worlds import env_maker
 from embodied.datasets.video import write_video
 from embodied.envs.bridge import make
 from embodied.envs.distractors import Distracted, Distractors
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
-from embodied.worlds import env_maker
 
 NAMES = ("cartpole", "desk-drawer", "reacher-red", "humanoid-stand")
 

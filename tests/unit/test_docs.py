@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from embodied import cli
+from embodied.config import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 OURS = ("docs", "examples", "plugins", "sim_assets")
@@ -86,7 +87,7 @@ def test_commands_compose(line):
     if "--help" in words:
         assert cli.verb_help(verb, [word for word in words if word != "--help"])
         return
-    cli.compose(verb, words)
+    compose(verb, words)
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from embodied.captions import Captions
+from embodied.envs.captions import Captions
 from embodied.envs.drive import Drive
 from embodied.envs.drive_facts import FACTS
 from embodied.envs.roads import LANE, crossing

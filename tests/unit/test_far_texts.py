@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from omegaconf import OmegaConf
 
-from embodied import cli, far_texts
-from embodied.captions import Captions, words
+from embodied.building import far_texts
+from embodied.building.far_texts import known_words, unknown_words
+from embodied.config import compose
 from embodied.envs import WORLDS
-from embodied.far_texts import known_words, unknown_words
+from embodied.envs.captions import Captions, words
 from embodied.paths import asset
 
 SCENES = ("desk", "reacher", "cartpole", "humanoid", "drive")
@@ -98,7 +99,7 @@ def test_words_are_those_of_every_sentence():
     ],
 )
 def test_preview_and_train_warn(settings, told, capsys):
-    far_texts.warn(cli.compose("preview", ["env=desk-drawer", *settings]))
+    far_texts.warn(compose("preview", ["env=desk-drawer", *settings]))
     err = capsys.readouterr().err
     assert (told in err) if told else not err
 
@@ -106,12 +107,12 @@ def test_preview_and_train_warn(settings, told, capsys):
 def test_a_scene_that_the_encoder_was_never_taught_is_told(capsys):
     assert set(far_texts.taught()) == set(SCENES) - {"drive"}
     goal = "goal=the road is clear with no car accidents"
-    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=clip", goal]))
+    far_texts.warn(compose("train", ["env=drive-town", "reward=clip", goal]))
     err = capsys.readouterr().err
     assert "never taught pictures of embodied/drive-town-v0" in err
     assert "use=[drive]" in err
-    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=clip", goal, "encoder=open_clip"]))
-    far_texts.warn(cli.compose("train", ["env=drive-town", "reward=true"]))
+    far_texts.warn(compose("train", ["env=drive-town", "reward=clip", goal, "encoder=open_clip"]))
+    far_texts.warn(compose("train", ["env=drive-town", "reward=true"]))
     assert not capsys.readouterr().err
 
 
@@ -123,13 +124,13 @@ def test_a_task_that_no_sentence_is_offered_for_is_told(capsys):
         ("humanoid-leg", ["reward=clip", goal, "encoder=open_clip"], False),
         ("humanoid-sit", ["reward=clip", goal], False),
     ):
-        far_texts.warn(cli.compose("train", [f"env={world}", *settings]))
+        far_texts.warn(compose("train", [f"env={world}", *settings]))
         assert ("no sentence is offered for what embodied/humanoid-leg-v0" in capsys.readouterr().err) == told
     assert [name for name in WORLDS if not far_texts.offered(name)] == ["humanoid-leg"]
 
 
 def test_a_world_of_another_package_may_be_of_any(capsys):
-    config = cli.compose("preview", ["env=gym", "env.id=CartPole-v1", "reward=clip", "goal=the pole is upright"])
+    config = compose("preview", ["env=gym", "env.id=CartPole-v1", "reward=clip", "goal=the pole is upright"])
     far_texts.warn(config)
     assert not capsys.readouterr().err
     far_texts.warn(OmegaConf.merge(config, {"reward": {"goal": "the kettle is on"}}))

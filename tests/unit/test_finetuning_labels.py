@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from embodied import cli
+from embodied.config import compose
 from embodied.datasets import Writer
 from embodied.datasets.windows import EncodedEpisode as Shown
 from embodied.datasets.windows import Windows
@@ -48,7 +48,7 @@ def plan(tmp_path, monkeypatch):
             writer.add(rows | {"next.success": done}, {"front": frames}, instruction="shine")
 
     def make(*words):
-        config = cli.compose("finetune", [f"data={tmp_path / 'data'}", *words])
+        config = compose("finetune", [f"data={tmp_path / 'data'}", *words])
         labels.check_labels(config)
         return config, inputs.plan(config)
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
+from embodied.building.goal_images import simulated
 from embodied.envs.desk import Desk
-from embodied.goal_images import simulated
 from rewards.core import Episode, Features
 from rewards.goal_image import GoalDiscriminators, augment, edit_images, goal_image_scorer, read_images
 from tests.fakes import FakeEncoder

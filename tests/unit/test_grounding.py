@@ -157,7 +157,7 @@ def test_a_projector_is_kept_beside_its_encoder_and_used(resnet):
         with torch.no_grad():
             resnet._texts.clear()
             resnet._text_model.text_projection.mul_(-1)
-        with pytest.raises(ValueError, match=r"must be trained for this encoder.*python -m embodied.pointing"):
+        with pytest.raises(ValueError, match=r"must be trained for this encoder.*embodied.pretraining.pointing"):
             Grounder(resnet)
     finally:
         with torch.no_grad():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embodied.errors import UserError
-from embodied.report import write_report
+from embodied.reports.page import write_report
 from embodied.training.imagination import WholeEpisodes, compare
 from policies.core import ImaginedEpisode, Rollout
 

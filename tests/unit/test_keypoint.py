@@ -137,7 +137,7 @@ def test_a_broken_calibration_is_named(broken):
 
 def test_the_desk_is_lifted_where_it_is():
     """A world's own calibration and depth, of which the reward makes places in metres."""
-    from embodied.renders import open_world
+    from embodied.pretraining.renders import open_world
 
     world = open_world("embodied/desk-lift-v0", 96)
     world.reset(seed=3)

@@ -14,7 +14,7 @@ from embodied.practice.evaluation import rates, told
 from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, shown
 from embodied.practice.loop import Attempt, Practice, PracticeTask, Tally
 from embodied.practice.state import load_practice, save_practice
-from embodied.report import write_report
+from embodied.reports.page import write_report
 from policies.core import Sampling
 from policies.replay import Mix, Replay
 from policies.rlpd import rlpd

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from embodied.errors import UserError
-from embodied.streaming import EpisodeStream
+from embodied.scoring.streaming import EpisodeStream
 from rewards import pretrained
 from rewards.core import Features
 from rewards.pretrained import MODELS, pretrained_scorer
@@ -215,13 +215,13 @@ def test_an_endpoint_is_asked_with_what_was_published():
 
 
 def test_a_config_makes_it(robometer):
-    from embodied import cli
-    from embodied.scorers import make_scorer
+    from embodied.building.scorers import make_scorer
+    from embodied.config import compose
 
     words = ["reward=pretrained", "reward.model=robometer-4b", f"reward.weights={robometer}", "goal=lift it", "data=x"]
     words += ["reward.vlm.device=cpu", "reward.vlm.precision=fp32"]
-    made = make_scorer(cli.compose("label", words), encoder=FakeEncoder())
+    made = make_scorer(compose("label", words), encoder=FakeEncoder())
     assert made is not None
     assert list(made.heads) == ["robometer"]
     with pytest.raises((UserError, ValueError), match="model must be one of"):
-        make_scorer(cli.compose("label", [*words, "reward.model=robometre"]), encoder=FakeEncoder())
+        make_scorer(compose("label", [*words, "reward.model=robometre"]), encoder=FakeEncoder())

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from embodied import cli
+from embodied.building.scorers import make_scorer
+from embodied.config import compose
 from embodied.errors import UserError
-from embodied.scorers import make_scorer
 from embodied.scoring import Layout, Track, label
 from embodied.serving import peer, protocol
 from embodied.serving.client import RemoteStream
@@ -179,7 +179,7 @@ def test_two_threads_share_a_client(remote):
 
 
 def test_a_config_needs_no_encoder_of_its_own(server):
-    config = cli.compose("train", ["env=cartpole", "reward=remote", f"reward.url={server.url}", "encoder=open_clip"])
+    config = compose("train", ["env=cartpole", "reward=remote", f"reward.url={server.url}", "encoder=open_clip"])
     scorer = make_scorer(config)  # whose weights are not at hand
     assert scorer is not None
     assert scorer.encoder.image_size == (8, 8)
@@ -191,7 +191,7 @@ def test_beside_other_rewards_all_read_the_servers_features(server):
     words = ["env=cartpole", "reward=[clip,remote]", "reward.clip.goal=shut", f"reward.remote.url={server.url}"]
     with pytest.raises(UserError, match=f"own server, {server.url}.*add encoder=remote encoder.url={server.url}"):
         remote_scorer(url=server.url, encoder=FakeEncoder(), **QUICK)
-    composed = make_scorer(cli.compose("train", [*words, "encoder=remote", f"encoder.url={server.url}"]))
+    composed = make_scorer(compose("train", [*words, "encoder=remote", f"encoder.url={server.url}"]))
     parts = {"clip": clip_scorer(encoder=FakeEncoder(), goal="shut"), "remote": clip()}
     for each in parts.values():
         object.__setattr__(each, "encoder", parts["clip"].encoder)

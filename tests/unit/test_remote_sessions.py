@@ -14,12 +14,12 @@ from websockets.sync.server import serve
 
 from embodied.datasets.encoding import fingerprint
 from embodied.scoring import Layout
+from embodied.scoring.streaming import EpisodeStream
 from embodied.serving import peer, protocol
 from embodied.serving.client import RemoteStream
 from embodied.serving.limits import RequestLimits
 from embodied.serving.peer import ServerLostError, ServerRefusedError
 from embodied.serving.remote import RemoteEncoder
-from embodied.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer
 from tests.fakes import FakeEncoder
 from tests.reward_server import Running, http, listening, read_request, serving

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import yaml
 
-from embodied import report
-from embodied.charts import Series, line_chart, number, ticks
-from embodied.report import read_progress, write_report, write_video
+from embodied.reports import page as report
+from embodied.reports import video
+from embodied.reports.charts import Series, line_chart, number, ticks
+from embodied.reports.page import read_progress, write_report
+from embodied.reports.video import write_video
 
 COLUMNS = (
     "time/total_timesteps",
@@ -106,7 +108,7 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     def fail(self, index):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report._RewardStrip, "draw", fail)
+    monkeypatch.setattr(video._RewardStrip, "draw", fail)
     with pytest.raises(OSError, match="No space"):
         write_video(tmp_path / "v.mp4", frames(2), [0.0, 1.0])
     assert list(tmp_path.iterdir()) == []

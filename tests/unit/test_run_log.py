@@ -4,7 +4,7 @@ import csv
 import json
 
 from embodied import runs
-from embodied.report import read_progress
+from embodied.reports.page import read_progress
 from embodied.training.log import RunLog
 
 

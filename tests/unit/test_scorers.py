@@ -5,15 +5,17 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from embodied import build, cli, opening
+from embodied.building import build
+from embodied.building.goals import any_open, told_goals, with_goal
+from embodied.building.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
+from embodied.building.worlds import env_maker
+from embodied.collecting import opening
+from embodied.config import compose
 from embodied.datasets import encoding
 from embodied.envs.bridge import make
 from embodied.errors import UserError
-from embodied.goals import any_open, told_goals, with_goal
 from embodied.literal import resolved
-from embodied.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
 from embodied.training.stage import Stage
-from embodied.worlds import env_maker
 from rewards.calibration import Decision
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features
@@ -131,14 +133,14 @@ def test_impossible_demonstrations_are_named(tiny_clip, opened, demos, env, mess
 
 def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):
     words = ["reward=[clip,softmax]", "reward.goal=the drawer is open", "reward.softmax.negatives=[it is shut]"]
-    composed = cli.compose("train", [*words, "encoder=open_clip", f"encoder.model={tiny_clip}"])
+    composed = compose("train", [*words, "encoder=open_clip", f"encoder.model={tiny_clip}"])
     scorer = make_scorer(composed)
     assert list(scorer.heads) == ["clip", "softmax"]
     assert all(part.scorer.encoder is scorer.encoder for part in scorer.heads.values())
     assert reward_name(composed.reward) == "clip+softmax"
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     apart = [
-        make_scorer(cli.compose("train", [f"reward={name}", *rest, "encoder=open_clip", f"encoder.model={tiny_clip}"]))
+        make_scorer(compose("train", [f"reward={name}", *rest, "encoder=open_clip", f"encoder.model={tiny_clip}"]))
         for name, rest in (
             ("clip", ["reward.goal=the drawer is open"]),
             ("softmax", ["reward.goal=the drawer is open", "reward.negatives=[it is shut]"]),
@@ -247,21 +249,21 @@ def test_every_open_goal_is_filled_in_one_place(name, tiny_clip):
     more += ["reward.threshold=0.2"] if name == "calibrated" else []
     more += ["reward.vlm={url:'http://127.0.0.1:9/v1',model:m}", "reward.demos=null"] if name == "success" else []
     words = [f"reward={name}", *more, "encoder=open_clip", f"encoder.model={tiny_clip}"]
-    plain = cli.compose("label", [*words, "data=x"]).reward
+    plain = compose("label", [*words, "data=x"]).reward
     assert any_open(resolved(plain))
     assert told_goals(with_goal(resolved(plain), "${a} {b}")) == ["${a} {b}"]
-    assert make_scorer(cli.compose("train", ["env=cartpole", *words])) is not None
-    given = cli.compose("label", [*words, "data=x", "goal=mine"])
+    assert make_scorer(compose("train", ["env=cartpole", *words])) is not None
+    given = compose("label", [*words, "data=x", "goal=mine"])
     assert told_goals(with_goal(resolved(given.reward), "another")) == ["mine"]
     with pytest.raises((UserError, ValueError), match="goal"):
-        make_scorer(cli.compose("label", [*words, "data=x"]))
+        make_scorer(compose("label", [*words, "data=x"]))
 
 
 @pytest.mark.parametrize("name", ["xirl", "rapl", "demonstration"])
 def test_a_goal_that_nothing_follows_is_refused(name):
     with pytest.raises(UserError, match=rf"goal must be left out: reward={name} follows none"):
-        cli.compose("label", [f"reward={name}", "data=x", "goal=open it"])
-    both = cli.compose("label", [f"reward=[clip,{name}]", "data=x", "goal=open it"]).reward
+        compose("label", [f"reward={name}", "data=x", "goal=open it"])
+    both = compose("label", [f"reward=[clip,{name}]", "data=x", "goal=open it"]).reward
     assert told_goals(resolved(both)) == ["open it"]
     older = {"_target_": f"rewards.{name}.{name}_scorer", "goal": None}  # as configs of older runs have it
     assert not any_open(older)
@@ -273,4 +275,4 @@ def test_a_goal_that_nothing_follows_is_refused(name):
 def test_the_other_outcome_has_one_name():
     for name in ("contrast", "softmax", "synthesis"):
         for key in ("negative", "negatives"):
-            assert cli.compose("train", [f"reward={name}", f"reward.{key}=shut"]).reward.negative == "shut"
+            assert compose("train", [f"reward={name}", f"reward.{key}=shut"]).reward.negative == "shut"

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from embodied.scoring import Layout
+from embodied.scoring.streaming import EpisodeStream
 from embodied.serving import protocol
 from embodied.serving.batching import Batcher
 from embodied.serving.images import read_images
 from embodied.serving.limits import Rate, Rates, RequestLimits
 from embodied.serving.protocol import RefusedError
 from embodied.serving.streams import SessionStream, push_all
-from embodied.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from embodied import scoring
 from embodied.scoring import Layout, Track
-from embodied.streaming import EpisodeStream
+from embodied.scoring.streaming import EpisodeStream
 from rewards.clip_goal import clip_scorer, softmax_scorer
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer

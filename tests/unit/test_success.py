@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from embodied.scoring import Layout
-from embodied.streaming import EpisodeStream
+from embodied.scoring.streaming import EpisodeStream
 from rewards.calibration import Decision, Latch, Quality, precision_threshold, quality
 from rewards.combine import WeightedSum
 from rewards.core import Episode, Features, Scorer

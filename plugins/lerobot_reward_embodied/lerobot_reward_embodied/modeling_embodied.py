@@ -15,9 +15,9 @@ from lerobot.configs.rewards import RewardModelConfig
 from lerobot.rewards.pretrained import PreTrainedRewardModel
 from torch import Tensor
 
-from embodied import cli
-from embodied.build import build
-from embodied.scorers import scorer_of
+from embodied.building.build import build
+from embodied.building.scorers import scorer_of
+from embodied.config import compose
 from lerobot_reward_embodied.configuration_embodied import EmbodiedConfig
 from rewards.core import Features, Scorer
 
@@ -44,7 +44,7 @@ class EmbodiedRewardModel(PreTrainedRewardModel):
         super().__init__(config)
         self._scorers = lru_cache(KEPT)(self._scorer)
         reward = "" if config.reward in ELSEWHERE else config.reward  # the command line then names those there are
-        self._composed = cli.compose("serve", [f"reward={reward}", f"encoder={config.encoder}"])
+        self._composed = compose("serve", [f"reward={reward}", f"encoder={config.encoder}"])
         self._encoder = build(self._encoder_config())
         if config.goal is not None:
             self._scorers(config.goal)  # a wrong setting is told now

@@ -1,12 +1,12 @@
 """Teaching an encoder to point: renders with the simulator's segmentation, a small projector, and its judge.
 
-    python -m embodied.pointing                       # the embedded encoder: a quarter of an hour on two cores
-    python -m embodied.pointing encoder=FOLDER frames=8000 epochs=8 pointer=96000 seed=1
-    python -m embodied.pointing frames=0              # leaves the projector as it is
+    python -m embodied.pretraining.pointing             # the embedded encoder: a quarter of an hour on two cores
+    python -m embodied.pretraining.pointing encoder=FOLDER frames=8000 epochs=8 pointer=96000 seed=1
+    python -m embodied.pretraining.pointing frames=0    # leaves the projector as it is
 
 Writes `grounding.safetensors` beside the encoder's weights, for `rewards.grounding`, and then `pointer.safetensors`,
-which learns from its map where the gripper is (`embodied.pointer`; pointer=0: not). The encoder stays as it is. The
-simulator's truth is used here and never by a reward.
+which learns from its map where the gripper is (`embodied.pretraining.pointer`; pointer=0: not). The encoder stays as it
+is. The simulator's truth is used here and never by a reward.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from embodied.captions import Captions
+from embodied.envs.captions import Captions
 from embodied.envs.world import World
 from embodied.errors import UserError
 from embodied.paths import asset
-from embodied.pointer import point
-from embodied.renders import open_world
+from embodied.pretraining.pointer import point
+from embodied.pretraining.renders import open_world
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 from rewards.grounding import FILE as PROJECTOR
 from rewards.grounding import Grounder, Projector, resnet_maps

@@ -9,9 +9,9 @@ from typing import Any
 import gymnasium
 from omegaconf import DictConfig, OmegaConf
 
+from embodied.building.goals import parts_of
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
-from embodied.goals import parts_of
 from rewards.core import Encoder
 from rewards.points import things
 

@@ -1,6 +1,7 @@
 """Teaching an encoder's vectors to tell where the gripper is: what its map finds in renders, a small network reads off.
 
-`python -m embodied.pointing` trains it after the map's projector, and writes it beside the encoder's weights.
+`python -m embodied.pretraining.pointing` trains it after the map's projector, and writes it beside the encoder's
+weights.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from embodied.envs import DESK, world_id
-from embodied.renders import render
+from embodied.pretraining.renders import render
 from rewards.grounding import Grounder
 from rewards.pointer import SPREAD, Pointer
 from rewards.progress import tqdm

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from embodied import hub
-from embodied.build import build, locate
+from embodied.building.build import build, locate
+from embodied.building.goals import check_goal_given, fitted_model, is_open, with_goal
+from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
 from embodied.errors import UserError
-from embodied.goals import check_goal_given, fitted_model, is_open, with_goal
 from embodied.literal import literal_config
-from embodied.worlds import env_maker, reward_cameras
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
 
@@ -48,10 +48,9 @@ def make_scorer(
     """The reward model; None where the task's own reward is learned from.
 
     What a factory can take and its config leaves null is filled in: `goal`, by the one given here, else the world's
-    instruction (see `embodied.goals`); `calibration`, by that of the reward's cameras that stand still; `synthesis`, by
-    the world's own terms, where none of it was given. Recorded
-    episodes (`demos`, `adapt`) given as a number are so many expert episodes of the world, given as a name or folder a
-    whole dataset; encoded here, once.
+    instruction (see `embodied.building.goals`); `calibration`, by that of the reward's cameras that stand still;
+    `synthesis`, by the world's own terms, where none of it was given. Recorded episodes (`demos`, `adapt`) given as a
+    number are so many expert episodes of the world, given as a name or folder a whole dataset; encoded here, once.
 
     Args:
         config: a verb's, with `reward` and `encoder`; without `env` there is no world to ask.
@@ -218,7 +217,7 @@ class _Filler:
         call_time: dict[str, Any] = {}
         if isinstance(reward.get("goal_images"), int) and fitted_model(reward) is None and self.world:
             size = int(self.encoder.image_size[0])
-            from embodied.goal_images import simulated
+            from embodied.building.goal_images import simulated
 
             call_time["goal_images"] = simulated(
                 self.world, reward.pop("goal_images"), cameras=self._cameras(), image_size=size
@@ -261,8 +260,8 @@ class _Filler:
             )
         key = (wanted, frames_read, goal)
         if key not in self._demos:
+            from embodied.collecting.opening import open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
-            from embodied.opening import open_dataset
 
             if isinstance(wanted, str):
                 dataset = open_dataset(wanted)

@@ -12,14 +12,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from embodied import hub, locks
+from embodied.collecting import COLLECTED, COUNTERFACTUAL, POLICIES
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
 from embodied.envs import DESK, SCRIPTED, WORLDS, world_cameras
 from embodied.errors import UserError, nearest
-
-COLLECTED = Path("runs", "collect")
-COUNTERFACTUAL = "counterfactual"
-POLICIES = ("expert", "mixed", COUNTERFACTUAL, "random")  # of a dataset's name
 
 
 def open_dataset(
@@ -98,8 +95,8 @@ def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[
             return found
         cameras, grows = found.cameras, True  # as it began
     world, policy = _check(name, setting)
-    from embodied.cli import compose
-    from embodied.collecting import collect  # MuJoCo, which whoever has a dataset does without
+    from embodied.collecting.collect import collect  # MuJoCo, which whoever has a dataset does without
+    from embodied.config import compose
 
     wanted = [] if episodes is None else [f"episodes={episodes}"]
     if grows or not set(cameras) <= set(world_cameras(world)[:2]):  # those that are recorded unasked

@@ -15,9 +15,9 @@ import yaml
 from omegaconf import DictConfig
 
 from embodied import paths
-from embodied.captions import Captions, words
+from embodied.building.goals import parts_of, takes_goal, told_goals
 from embodied.envs import WORLDS, is_world, tasks, world_scene
-from embodied.goals import parts_of, takes_goal, told_goals
+from embodied.envs.captions import Captions, words
 from embodied.literal import resolved
 from embodied.paths import asset
 from rewards.phrases import COLOURS, noun_phrases

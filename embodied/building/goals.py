@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from embodied.build import locate
+from embodied.building.build import locate
 from embodied.errors import UserError
 
 # Their demonstrations say what the task is; older configs of theirs still have an empty goal.

@@ -22,14 +22,14 @@ from omegaconf import DictConfig
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from embodied.building.goals import any_open
+from embodied.building.scorers import make_scorer
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError, nearest
 from embodied.files import whole
-from embodied.goals import any_open
-from embodied.identity import dataset_identity, scorer_identity
 from embodied.literal import resolved
-from embodied.scorers import make_scorer
+from embodied.scoring.identity import dataset_identity, scorer_identity
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.progress import tqdm
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from embodied.captions import SCENE, Captions
+from embodied.envs.captions import SCENE, Captions
 from embodied.envs.desk import Desk
 from embodied.envs.experts import expert
-from embodied.renders import Renders, open_world
+from embodied.pretraining.renders import Renders, open_world
 from rewards.core import Encoder
 from rewards.metrics import auroc, spearman
 

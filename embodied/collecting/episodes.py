@@ -1,103 +1,30 @@
-"""Episodes of experts, near misses, failures, random actions and trained policies, written as datasets."""
+"""One episode: an expert's, a near miss, a failure, a counterfactual path or a policy's, as it will be written."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from embodied.counterfactual import CounterfactualStarts, kinds_of, put
-from embodied.counterfactual import Path as Shown
-from embodied.datasets import Dataset, Writer
+from embodied.collecting.counterfactual import Path, put
 from embodied.envs.bridge import Bridged
 from embodied.envs.desk import Desk
 from embodied.envs.drive import Drive
 from embodied.envs.drivers import CarDriver
-from embodied.envs.experts import Expert, expert, has_expert
+from embodied.envs.experts import Expert, expert
 from embodied.envs.spaces import told_success
 from embodied.envs.world import World
-from embodied.errors import UserError, nearest
-from embodied.opening import COLLECTED, COUNTERFACTUAL, POLICIES
-from embodied.settings import check_least
-from embodied.worlds import env_maker
-from rewards.progress import tqdm
+from embodied.errors import UserError
 
-KINDS = ("expert", "noisy", "near_miss", "failure", "random")
 TRIES = 25  # starts drawn until an episode is what its kind says
 BRAKE = np.array([0.0, -1.0], np.float32)  # of the car
 Act = Callable[[Any], Any]  # observation -> action
 Player = Callable[[gymnasium.Env], Act]  # what acts in a world, made anew for each episode
-
-
-def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
-    """The dataset that a config describes, finished where it was left.
-
-    Args:
-        config: of `embodied collect`.
-        learner: what acts, for `policy=run:…`.
-
-    Raises:
-        UserError: a world without an expert for a policy that needs one, a wrong share, camera, size or folder.
-    """
-    _check(config)
-    env = env_maker(config)()
-    try:
-        world = env.unwrapped
-        scripted = config.policy in ("expert", "mixed", COUNTERFACTUAL)
-        known = isinstance(world, Desk) if config.policy == COUNTERFACTUAL else has_expert(world)
-        if scripted and not known:
-            what = "one of the desk's worlds" if config.policy == COUNTERFACTUAL else "a scripted expert"
-            raise UserError(f"policy={config.policy} needs {what}, which {config.env.id} lacks. Use random.")
-        cameras = _cameras(env, config.cameras)
-        kinds = kinds_of(world.task) if isinstance(world, Desk) and config.policy == COUNTERFACTUAL else ()
-        starts = CounterfactualStarts(env, config.seed)
-        first = _play(env, 0, lambda obs: env.action_space.sample(), stop=1).columns(env)
-        features = {name: _feature(name, values, env) for name, values in first.items()}
-        size = config.image_size
-        root = Path(config.out or COLLECTED / _name(config))
-        description: Any = OmegaConf.to_container(config.env, resolve=True)
-        if description.get("max_episode_steps") is None:
-            description.pop("max_episode_steps", None)  # as datasets of before this setting
-        with (
-            Writer(
-                root,
-                fps=_fps(env),
-                features=features,
-                cameras=dict.fromkeys(cameras, (size, size)),
-                env=description,
-            ) as writer,
-            tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
-        ):
-            for i in range(len(writer), config.episodes):
-                if kinds:
-                    kind = kinds[i % len(kinds)]
-                    seed, shown = starts.path(i // len(kinds), kind)
-                    take = _show(env, shown, seed, (cameras, int(size)))
-                else:
-                    kind = _kind(i, config)
-                    take = _episode(env, kind, config, i, learner, cameras)
-                writer.add(
-                    take.columns(env),
-                    {short: np.stack(images) for short, images in take.frames.items()},
-                    instruction=_instruction(env),
-                    kind=kind,
-                    last=take.last,
-                    steps=take.steps(),
-                    seed=take.seed,
-                )
-                bar.update()
-    finally:
-        env.close()
-    return Dataset(root)
-
-
-# One episode --------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -162,7 +89,7 @@ class Take:
         return [*sorted({end for end in ends if 0 < end < len(phases) - 1}), len(phases) - 1]
 
 
-def _play(
+def play(
     env: gymnasium.Env, seed: int, act: Act, *, look: tuple[Mapping[str, str], int] | None = None, stop: int = 0
 ) -> Take:
     """An episode from its reset to its end (or `stop` steps), with frames of `look`'s cameras at its size."""
@@ -174,7 +101,7 @@ def _play(
         for short, images in take.frames.items():
             assert look is not None
             images.append(env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1]))
-        own, state = _readings(env, obs)
+        own, state = readings(env, obs)
         action = act(obs)
         obs, reward, terminated, truncated, info = env.step(action)
         take.own.append(own)
@@ -188,7 +115,7 @@ def _play(
     return take
 
 
-def _show(env: gymnasium.Env, path: Shown, seed: int, look: tuple[Mapping[str, str], int]) -> Take:
+def show(env: gymnasium.Env, path: Path, seed: int, look: tuple[Mapping[str, str], int]) -> Take:
     """A path of states as it would have been recorded, had it been played."""
     world = env.unwrapped
     assert isinstance(world, Desk)
@@ -201,7 +128,7 @@ def _show(env: gymnasium.Env, path: Shown, seed: int, look: tuple[Mapping[str, s
     for action, before, after in zip(path.actions, path.rows[:-1], path.rows[1:], strict=True):
         for short, images in take.frames.items():
             images.append(world.frame(camera=cameras[short], image_size=size) if changed else images[-1])
-        own, state = _readings(env, None)
+        own, state = readings(env, None)
         put(world, after)
         changed = not np.array_equal(before, after)
         take.own.append(own)
@@ -216,7 +143,7 @@ def _show(env: gymnasium.Env, path: Shown, seed: int, look: tuple[Mapping[str, s
 
 def _end(env: gymnasium.Env, take: Take, obs: Any, look: tuple[Mapping[str, str], int] | None) -> None:
     """Keep what is there after the last action."""
-    own, state = _readings(env, obs)
+    own, state = readings(env, obs)
     told = {"observation.state": own, "observation.environment_state": state}
     take.last = {name: np.asarray(values, np.float32) for name, values in told.items() if values.size}
     for short in take.frames:
@@ -224,7 +151,7 @@ def _end(env: gymnasium.Env, take: Take, obs: Any, look: tuple[Mapping[str, str]
         take.last[short] = env.get_wrapper_attr("frame")(camera=look[0][short], image_size=look[1])
 
 
-def _episode(
+def episode(
     env: gymnasium.Env, kind: str, config: DictConfig, i: int, learner: Player | None, cameras: Mapping[str, str]
 ) -> Take:
     """Episode i: rehearsed without frames until it is what its kind says, then played for the camera.
@@ -237,14 +164,14 @@ def _episode(
         rng = np.random.default_rng(entropy)
         seed = int(rng.integers(2**31))
         if learner is not None:
-            return _play(env, seed, learner(env), look=look)
+            return play(env, seed, learner(env), look=look)
         if kind == "random":
             env.action_space.seed(seed)
-            return _play(env, seed, lambda obs: env.action_space.sample(), look=look)
+            return play(env, seed, lambda obs: env.action_space.sample(), look=look)
         rehearsed = _rehearse(env, kind, seed, rng, config.noise)
         if rehearsed is not None:
             actions, phases = rehearsed
-            take = _play(env, seed, _Replay(actions), look=look)
+            take = play(env, seed, _Replay(actions), look=look)
             take.phases = phases
             return take
     raise UserError(f"collect: {TRIES} starts of {config.env.id} gave no {kind} episode. Lower noise, or its share.")
@@ -286,7 +213,7 @@ def _rehearse(
 ) -> tuple[list[np.ndarray], list[int]] | None:
     """Actions of one kind of episode, and the expert's phases; None where this start does not give one."""
     act = _Expert(env.unwrapped, noise if kind == "noisy" else 0.0, rng)
-    take = _play(env, seed, act)
+    take = play(env, seed, act)
     solved = take.success[-1]
     if kind == "noisy":
         return take.actions, act.phases
@@ -298,11 +225,11 @@ def _rehearse(
     if kind == "failure":
         leave = int(rng.integers(1, max(int(0.7 * first), 2)))
         actions = [*take.actions[:leave], *_wander(env, length - leave, rng)]
-        return None if any(_play(env, seed, _Replay(actions)).success) else (actions, [])
+        return None if any(play(env, seed, _Replay(actions)).success) else (actions, [])
     if isinstance(env.unwrapped, Drive):  # it stops before the end
         for cut in range(first - 2, max(first - 30, 0), -1):
             actions = [*take.actions[:cut], *[BRAKE] * (length - cut)]
-            if not any(_play(env, seed, _Replay(actions)).success):
+            if not any(play(env, seed, _Replay(actions)).success):
                 return actions, []
         return None
     undoes = rng.random() < 0.5
@@ -312,7 +239,7 @@ def _rehearse(
             # Of the phase alone: what went before it (the way down to a cube) would lift when undone.
             undo = sum(each == act.phases[cut] for each in act.phases[: cut + 1]) if undoes and act.phases else 0
             actions = _stopped([*take.actions[:cut], partly], length, undo)
-            if not any(_play(env, seed, _Replay(actions)).success):
+            if not any(play(env, seed, _Replay(actions)).success):
                 return actions, []
     return None
 
@@ -332,10 +259,7 @@ def _wander(env: gymnasium.Env, count: int, rng: np.random.Generator) -> list[np
     return [held[k // 5] for k in range(count)]
 
 
-# What is written ----------------------------------------------------------------------------------------
-
-
-def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
+def readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
     """The robot's own readings and the whole state, before an action; empty where the world tells none."""
     world, nothing = env.unwrapped, np.zeros(0, np.float32)
     if isinstance(world, World):
@@ -350,73 +274,7 @@ def _readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def own_readings(env: gymnasium.Env, obs: Any) -> tuple[list[str], np.ndarray]:
     """The robot's own readings before an action: their names, as datasets collected here have them, and (S,) values."""
-    values, _ = _readings(env, obs)
+    values, _ = readings(env, obs)
     if hasattr(env.unwrapped, "signals"):
         return list(env.get_wrapper_attr("signals")()), values
     return [f"state_{k}" for k in range(len(values))], values
-
-
-def _feature(name: str, values: np.ndarray, env: gymnasium.Env) -> dict[str, Any]:
-    """The entry of info.json for a column."""
-    width = values.shape[1] if values.ndim > 1 else 1
-    names = None
-    if name == "observation.state" and hasattr(env.unwrapped, "signals"):
-        names = list(env.get_wrapper_attr("signals")())
-    elif values.ndim > 1:
-        names = [f"{'action' if name == 'action' else 'state'}_{k}" for k in range(width)]
-    return {"dtype": str(values.dtype), "shape": [width], "names": names}
-
-
-def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
-    """Short name in the dataset -> the world's camera."""
-    known, chosen = env.get_wrapper_attr("cameras"), env.get_wrapper_attr("camera")
-    if wanted is None:
-        wanted = [chosen] if isinstance(chosen, str) else ["free"]
-        if isinstance(env.unwrapped, World):
-            wanted += [name for name in known[:2] if name != chosen][:1]
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted)
-    if not wanted or len(set(wanted)) != len(wanted):
-        raise UserError(f"cameras must be a list of different names; got {wanted}.")
-    for name in wanted:
-        if name not in known:
-            raise UserError(f"cameras: {name!r} is none of this world's. {nearest(str(name), known)}")
-    return {name.replace("/", "_"): name for name in wanted}
-
-
-def _fps(env: gymnasium.Env) -> float:
-    world = env.unwrapped
-    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
-
-
-def _instruction(env: gymnasium.Env) -> str:
-    return str(getattr(env.unwrapped, "instruction", ""))
-
-
-def _kind(i: int, config: DictConfig) -> str:
-    """Of episode i; any number of first episodes has the declared shares, as nearly as whole numbers can."""
-    if config.policy != "mixed":
-        return "policy" if config.policy.startswith("run:") else config.policy
-    drawn: list[str] = []
-    for n in range(1, i + 2):
-        drawn.append(max(KINDS, key=lambda kind, n=n: config.shares[kind] * n - drawn.count(kind)))
-    return drawn[i]
-
-
-def _name(config: DictConfig) -> str:
-    env = str(config.env.id).removeprefix("embodied/").removesuffix("-v0").replace("/", "-").replace(":", "-")
-    return f"{env}-{config.policy.replace('run:', '').replace('/', '-')}"
-
-
-# From a config ------------------------------------------------------------------------------------------
-
-
-def _check(config: DictConfig) -> None:
-    if config.policy not in POLICIES and not config.policy.startswith("run:"):
-        raise UserError(f"policy must be {', '.join(POLICIES)} or run:FOLDER; got {config.policy!r}. "
-                        f"{nearest(config.policy, POLICIES)}")  # fmt: skip
-    check_least(config, episodes=1, image_size=1)
-    if config.image_size % 2:
-        raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")
-    shares = {kind: float(config.shares[kind]) for kind in KINDS}
-    if min(shares.values()) < 0 or not np.isclose(sum(shares.values()), 1):
-        raise UserError(f"shares must be 0 or more and sum to 1; got {shares}.")

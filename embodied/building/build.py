@@ -102,7 +102,8 @@ def locate(target: Any) -> Any:
     """
     if target not in TARGETS:
         raise UserError(
-            f"_target_ must be one of ours (embodied/build.py); got {target!r}. {nearest(str(target), TARGETS)}"
+            f"_target_ must be one of ours (embodied/building/build.py); got {target!r}. "
+            f"{nearest(str(target), TARGETS)}"
         )
     module, _, name = target.rpartition(".")
     return getattr(importlib.import_module(module), name)

@@ -1,0 +1,261 @@
+"""From the words of a command line to a verb's config: choices of groups, settings, and several rewards as one.
+
+Hydra composes; what a person wrote is checked first, so that a wrong word is named with the nearest right one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from embodied import paths
+from embodied.errors import UserError, nearest
+from embodied.words import check_grammar, quote, suggestion
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+GIVEN = "given"  # OmegaConf's flag on what the user set
+COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
+LISTED = {"env": "worlds", "reward": "rewards", "encoder": "encoders", "policy": "learners"}  # by `embodied list`
+COMPOSED = "_composed"  # the config of several rewards
+
+
+def choices(group: str) -> list[str]:
+    """The configs of a group that a person may choose."""
+    return sorted(path.stem for path in (paths.configs() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
+    """The verb's config with the user's overrides.
+
+    Args:
+        verb: one of `embodied.cli.verbs()`.
+        overrides: Hydra overrides. A sentence (spaces, commas, apostrophes) needs no quotes of its own: the
+            shell's are gone by now.
+
+    Returns:
+        The config, in struct mode.
+
+    Raises:
+        UserError: not an override; an unknown key, group or choice (with the nearest); a value of another type;
+            a mandatory value left out.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    groups, values, plain, parts = _choose(verb, overrides)
+    base, _ = _compose(verb, groups)
+    if parts:
+        values = [each for word in values for each in _to_parts(word, base)]
+    for word in values:
+        key = word.split("=", 1)[0]
+        if word[0] not in "+~":
+            _check_key(key, base)
+    config, _ = _compose(verb, groups + [_filling(word, base) for word in values])
+    config.merge_with(plain)
+    for word in groups:
+        group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
+        node: Any = config._get_node(group) if group in config else None  # an experiment has none of its own
+        if OmegaConf.is_config(node):
+            node._set_flag(GIVEN, True)  # all of it was chosen
+    for word in values:
+        if word[0] not in "+~":
+            _check_kind(word.split("=", 1)[0], base, config)
+        if not word.startswith("~"):
+            key = word.split("=", 1)[0].lstrip("+")
+            node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
+            node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
+    if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
+        raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
+    assert isinstance(config, DictConfig)
+    return config
+
+
+def composed(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The verb's config with the choices of groups among the overrides alone, and what was chosen in each group.
+
+    Args:
+        verb: one of `embodied.cli.verbs()`.
+        overrides: as for `compose`; settings among them are left out.
+
+    Returns:
+        The config, and group -> choice.
+
+    Raises:
+        UserError: not an override, or an unknown choice.
+    """
+    return _compose(verb, _choose(verb, overrides).groups)
+
+
+def given(config: DictConfig, key: str) -> bool:
+    """Whether the user set one of the verb's own keys on the command line, be it to its default."""
+    node: Any = config._get_node(key)
+    return bool(node._get_flag(GIVEN))
+
+
+class _Choice(NamedTuple):
+    """Overrides, apart."""
+
+    groups: list[str]  # Hydra's, of the groups' choices
+    values: list[str]  # of settings
+    plain: dict[str, str]  # settings that have a group's name
+    parts: list[str]  # rewards that are composed
+
+
+def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
+    """What is a choice of a group and what a setting.
+
+    Raises:
+        UserError: not an override, or an unknown choice.
+    """
+    groups, values, plain = [], [], {}
+    parts: list[str] = []
+    base, chosen = _compose(verb, [])
+    for word in overrides:
+        word = quote(word)
+        if word.startswith("goal=") and "goal" not in base and "reward" in chosen:
+            word = f"reward.{word}"
+        key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"settings are written key=value; got {word!r}.")
+        check_grammar(word)
+        is_group = "." not in key and (paths.configs() / key).is_dir()
+        if is_group and key in base and key not in chosen:  # a plain setting; Hydra would look for the group's file
+            plain[key] = word.split("=", 1)[1]
+        elif is_group and "=" in word and not word.startswith("~"):
+            name = word.split("=", 1)[1]
+            if key == "reward":
+                parts = _parts(name)
+            if key == "reward" and parts:
+                name = COMPOSED
+            elif name != "null" and name not in choices(key):
+                raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key), listed=LISTED.get(key))}")
+            name = name if name == "null" else f"'{name}'"  # a choice may be called true
+            groups.append(f"{'' if key in chosen else '+'}{key}={name}")
+        else:
+            (groups if is_group else values).append(word)
+    if parts:
+        groups += [f"+reward@reward.parts.{part}={part}" for part in parts]
+        combined, values = _split(values, lambda word: word.startswith("reward.combine="))
+        for word in combined:
+            name = word.split("=", 1)[1]
+            if name not in choices("reward/combine"):
+                known = choices("reward/combine")
+                told = nearest(name, known, listed="combinations")
+                raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
+            groups.append(f"reward/combine={name}")
+    return _Choice(groups, values, plain, parts)
+
+
+def _parts(value: str) -> list[str]:
+    """The names in `[clip,process]`; none where the value is not a list."""
+    if not (value.startswith("[") and value.endswith("]")):
+        return []
+    names = [name.strip() for name in value[1:-1].split(",") if name.strip()]
+    known = [name for name in choices("reward") if name != "true"]
+    for name in names:
+        if name not in known:
+            told = nearest(name, known, listed="rewards")
+            raise UserError(f"reward={value} must list rewards to compose; got {name!r}. {told}")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"reward={value} must list rewards, each once. Several goals of one: reward.goals=[…].")
+    return names
+
+
+def _to_parts(word: str, base: DictConfig) -> list[str]:
+    """`reward.clip.goal=x` → `reward.parts.clip.goal=x`; `reward.goal=x` → the same for every part with a goal."""
+    found = re.fullmatch(r"([+~]*)reward\.(\w+)(.*)", word, re.DOTALL)
+    if found is None or found[2] in base.reward:
+        return [word]
+    sign, key, rest = found.groups()
+    if key in base.reward.parts:
+        return [f"{sign}reward.parts.{key}{rest}"]
+    having = [name for name, part in base.reward.parts.items() if key in set(part)]
+    if not having:
+        known = {f"reward.{inner}" for part in base.reward.parts.values() for inner in part if inner[0] != "_"}
+        known |= {f"reward.{inner}" for inner in (*base.reward.parts, "combine", "shaping")}
+        raise UserError(f"unknown setting 'reward.{key}'. {nearest(f'reward.{key}', known)}")
+    return [f"{sign}reward.parts.{name}.{key}{rest}" for name in having]
+
+
+def _split(words: list[str], chosen: Callable[[str], bool]) -> tuple[list[str], list[str]]:
+    """Those that are chosen, and the others."""
+    return [word for word in words if chosen(word)], [word for word in words if not chosen(word)]
+
+
+def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
+    """The config, and the choice made in each of our groups."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import open_dict
+
+    if not (paths.configs() / f"{verb}.yaml").is_file():
+        raise UserError(f"{paths.configs() / verb}.yaml is missing. Install the package again.")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(paths.configs()), version_base="1.3"):
+        config = hydra.compose(verb, overrides, return_hydra_config=True)
+    chosen = {k: str(v or "null") for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
+    with open_dict(config):
+        del config["hydra"]
+        for part in (config.get("reward") or {}).get("parts", {}).values():
+            part.pop("shaping", None)  # the whole is shaped, once
+    return config, chosen
+
+
+def _filling(word: str, base: DictConfig) -> str:
+    """An override as Hydra wants it: a mapping that is empty by default may get any keys (`policy.names={a: b}`)."""
+    from omegaconf import DictConfig, OmegaConf
+
+    key, _, value = word.partition("=")
+    if word[0] in "+~" or not value.startswith("{"):
+        return word
+    default = OmegaConf.select(base, key)
+    return f"++{word}" if isinstance(default, DictConfig) and not default else word
+
+
+def _check_key(key: str, base: DictConfig) -> None:
+    known = dict(_flatten(base))
+    if key not in known:
+        if key == "reward.goal" and "reward" in known:
+            raise UserError(f"goal must be left out: {_no_goal(base)}.")
+        told = f"unknown setting {key!r}. {suggestion(key, known)}"
+        raise UserError(told.replace("reward.parts.", "reward."))
+
+
+def _no_goal(base: DictConfig) -> str:
+    """Why a reward has no goal."""
+    target = base.reward.get("_target_")
+    if target is None:
+        return "reward=true is the task's own, and follows none"
+    name = str(target).rpartition(".")[2].removesuffix("_scorer")
+    return f"reward={name} follows none, for its demonstrations or pictures say what the task is"
+
+
+def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
+    """Numbers stay numbers and switches stay switches; 1e6 is a whole number where one is wanted."""
+    from omegaconf import OmegaConf
+
+    default, value = OmegaConf.select(base, key), OmegaConf.select(config, key)
+    if key.rpartition(".")[2] in COUNT_OR_NAME and not isinstance(value, float):
+        return  # the reward says what it takes
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise UserError(f"{key} must be true or false; got {value!r}.")
+    elif isinstance(default, int) and isinstance(value, float) and value.is_integer():
+        OmegaConf.update(config, key, int(value))
+    elif isinstance(default, int | float) and value is not None:
+        wanted = "a whole number" if isinstance(default, int) else "a number"
+        if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else int | float):
+            raise UserError(f"{key} must be {wanted}; got {value!r}.")
+
+
+def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its raw value, inner nodes too."""
+    from omegaconf import DictConfig
+
+    for key in config:
+        node = config._get_node(key)
+        yield f"{prefix}{key}", node
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from _flatten(node, f"{prefix}{key}.")

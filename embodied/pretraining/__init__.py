@@ -1,0 +1,1 @@
+"""An encoder taught and judged on renders of worlds: one verb, `embodied pretrain`."""
