@@ -94,6 +94,22 @@ def given(config: DictConfig, key: str) -> bool:
     return bool(node._get_flag(GIVEN))
 
 
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its raw value, inner nodes too.
+
+    Args:
+        config: a mapping, not resolved.
+        prefix: before each key.
+    """
+    from omegaconf import DictConfig
+
+    for key in config:
+        node = config._get_node(key)
+        yield f"{prefix}{key}", node
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            yield from flatten(node, f"{prefix}{key}.")
+
+
 class _Choice(NamedTuple):
     """Overrides, apart."""
 
@@ -215,7 +231,7 @@ def _filling(word: str, base: DictConfig) -> str:
 
 
 def _check_key(key: str, base: DictConfig) -> None:
-    known = dict(_flatten(base))
+    known = dict(flatten(base))
     if key not in known:
         if key == "reward.goal" and "reward" in known:
             raise UserError(f"goal must be left out: {_no_goal(base)}.")
@@ -248,14 +264,3 @@ def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
         wanted = "a whole number" if isinstance(default, int) else "a number"
         if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else int | float):
             raise UserError(f"{key} must be {wanted}; got {value!r}.")
-
-
-def _flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key with its raw value, inner nodes too."""
-    from omegaconf import DictConfig
-
-    for key in config:
-        node = config._get_node(key)
-        yield f"{prefix}{key}", node
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            yield from _flatten(node, f"{prefix}{key}.")

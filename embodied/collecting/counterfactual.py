@@ -28,7 +28,8 @@ import gymnasium
 import numpy as np
 
 from embodied.datasets.kinds import RIGHT, STILL, WRONG
-from embodied.envs.desk import CUBES, Desk
+from embodied.envs.desk import Desk
+from embodied.envs.desk_scene import CUBES
 from embodied.envs.experts import expert
 from embodied.envs.tasks import DESK
 from embodied.errors import UserError

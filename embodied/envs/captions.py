@@ -87,7 +87,11 @@ def _tidy(text: str) -> str:
 
 @dataclass(frozen=True)
 class Wordings:
-    """The wordings of one fact in one split."""
+    """The wordings of one fact in one split.
+
+    Args:
+        patterns: sentences with choices in them.
+    """
 
     patterns: tuple[Pattern, ...]
 
@@ -106,10 +110,15 @@ class Wordings:
 
 @dataclass(frozen=True)
 class Captions:
-    """All wordings of one world."""
+    """All wordings of one world.
 
-    facts: dict[str, dict[str, Wordings]]  # fact -> split -> wordings
-    goals: dict[str, str]  # fact -> the sentence we offer for it
+    Args:
+        facts: fact -> split -> wordings.
+        goals: fact -> the sentence we offer for it.
+    """
+
+    facts: dict[str, dict[str, Wordings]]
+    goals: dict[str, str]
 
     @classmethod
     def load(cls, path: Path, macros: Mapping[str, str] | None = None) -> Captions:
@@ -159,6 +168,10 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
     """A training variant of a caption: now and then a prefix, a negation, a lost article, a made-up word.
 
     Made-up words stand for all that training does not say; an encoder learns to read past them.
+
+    Args:
+        text: a caption.
+        rng: of the draws.
 
     Returns:
         The text, and whether it now says the opposite.

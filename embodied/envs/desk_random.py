@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import colorsys
-from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
 
-if TYPE_CHECKING:
-    from embodied.envs.desk import Desk
+from embodied.envs.desk_scene import CUBES, HALF, DeskScene
 
-CUBES = ("red", "green", "blue")
-HALF = 0.02  # half a cube's edge, m
 ON_DESK, IN_TRAY, STACKED = HALF, HALF + 0.006, 2 * HALF  # heights of a resting cube's centre, m
 NEUTRAL = (
     "desk_edge", "wall", "floor", "arm", "joint", "accent", "cabinet", "drawer", "handle", "socket", "tray",
@@ -22,17 +18,18 @@ BESIDE = 0.3  # share of states about the button in which the gripper is low bes
 TOLD = ("red", "green", "blue", "mark", "button")  # colours that sentences name
 
 
-def start(world: Desk, rng: np.random.Generator) -> None:
+def start(world: DeskScene, rng: np.random.Generator, *, drawer_out: bool) -> None:
     """An episode's first state: cubes apart and clear of the drawer, the arm near its rest, the button up.
 
     Args:
         world: is set to it.
         rng: of the draws.
+        drawer_out: whether the drawer begins open.
     """
     spots = _apart(rng, 3)
     for cube, spot in zip(CUBES, spots, strict=True):
         world.put_cube(cube, np.array([*spot, ON_DESK]), rng.uniform(-0.3, 0.3))
-    if world.task == "close":
+    if drawer_out:
         world.data.qpos[world.joint_address("drawer")] = rng.uniform(0.1, 0.145)
     world.put_arm(np.array([-0.05, 0.0, 0.2]) + rng.uniform(-0.03, 0.03, 3), rng.uniform(0.02, 0.07))
 
@@ -50,7 +47,7 @@ def _apart(rng: np.random.Generator, count: int) -> list[np.ndarray]:
     return spots
 
 
-def sample_state(world: Desk, rng: np.random.Generator) -> None:
+def sample_state(world: DeskScene, rng: np.random.Generator) -> None:
     """Any plausible state, solved ones included, each fact in a tenth of them or more.
 
     Args:
@@ -79,7 +76,7 @@ def sample_state(world: Desk, rng: np.random.Generator) -> None:
     world.settle()
 
 
-def _place_cubes(world: Desk, rng: np.random.Generator, carried: str | None) -> dict[str, str]:
+def _place_cubes(world: DeskScene, rng: np.random.Generator, carried: str | None) -> dict[str, str]:
     """Put every cube but the carried one on the desk, the mark, in the tray or on another; says which."""
     places: dict[str, str] = {}
     for cube in ("green", "blue", "red"):
@@ -98,7 +95,7 @@ def _place_cubes(world: Desk, rng: np.random.Generator, carried: str | None) -> 
     return places
 
 
-def _free_place(world: Desk, rng: np.random.Generator, place: str, places: dict[str, str]) -> np.ndarray:
+def _free_place(world: DeskScene, rng: np.random.Generator, place: str, places: dict[str, str]) -> np.ndarray:
     """(3,) m: a cube's centre at a place, off the other cubes (the drawer's way, when it is out, included)."""
     mark, tray = world.site("mark"), world.site("tray")
     if place in CUBES:
@@ -120,7 +117,7 @@ def _free_place(world: Desk, rng: np.random.Generator, place: str, places: dict[
     return np.array([0.3, 0.3, ON_DESK])  # no room: out of the way, at the desk's far edge
 
 
-def _carry(world: Desk, rng: np.random.Generator, cube: str, places: dict[str, str]) -> None:
+def _carry(world: DeskScene, rng: np.random.Generator, cube: str, places: dict[str, str]) -> None:
     """The cube between the fingers: in the air, mostly, or held over or at a goal."""
     goals = [world.site("tray") + np.array([0, 0, IN_TRAY])]
     if cube == "red":
@@ -138,7 +135,7 @@ def _carry(world: Desk, rng: np.random.Generator, cube: str, places: dict[str, s
     world.data.ctrl[7] = 0.03
 
 
-def _touch(world: Desk, rng: np.random.Generator, cube: str) -> None:
+def _touch(world: DeskScene, rng: np.random.Generator, cube: str) -> None:
     """The gripper at a cube where it lies: around it, on it, beside it, or on the way there."""
     at, how = world.cube_at(cube), rng.choice(["around", "above", "beside", "near"], p=[0.4, 0.2, 0.2, 0.2])
     opening = rng.uniform(0, 0.08)
@@ -157,7 +154,7 @@ def _touch(world: Desk, rng: np.random.Generator, cube: str) -> None:
         world.data.ctrl[7] = rng.choice([0.03, opening])
 
 
-def _reach(world: Desk, rng: np.random.Generator, doing: str) -> None:
+def _reach(world: DeskScene, rng: np.random.Generator, doing: str) -> None:
     """The gripper at the handle or the button (pressing it), on the way there, or anywhere."""
     opening = rng.choice([0.0, 0.08, rng.uniform(0, 0.08)])
     way = rng.uniform([-0.08, -0.08, 0.0], [0.08, 0.04, 0.12]) * (rng.random() < 0.2)
@@ -178,7 +175,7 @@ def _reach(world: Desk, rng: np.random.Generator, doing: str) -> None:
         world.put_arm(_clear(world, tip, None, 0.075), opening)
 
 
-def _clear(world: Desk, tip: np.ndarray, carried: str | None, margin: float) -> np.ndarray:
+def _clear(world: DeskScene, tip: np.ndarray, carried: str | None, margin: float) -> np.ndarray:
     """A tip position raised above whatever solid stands in its way."""
     low = tip[2]
     for cube in CUBES:

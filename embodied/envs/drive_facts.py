@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from embodied.envs.roads import BLOCK, BOX, GRID, LANE, STREETS, ZEBRA, crossing, outside
+from embodied.envs.town import Town
 from embodied.envs.traffic import HALF, discs, free, gaps, turned
 from embodied.envs.world import graded
-
-if TYPE_CHECKING:
-    from embodied.envs.drive import Drive
 
 FACTS = (
     "collision", "road_clear", "car_ahead", "in_lane", "wrong_lane", "off_road", "askew", "walker_on_road",
@@ -23,7 +20,7 @@ CENTRED, STRAIGHT, ASKEW = 0.6, 15.0, 40.0  # metres; degrees
 SEEN = np.array([[-7.5, 21.0], [-14.5, 14.5]])  # metres ahead and to the left that the bird's-eye camera shows well
 
 
-def degrees(world: Drive) -> dict[str, float]:
+def degrees(world: Town) -> dict[str, float]:
     """See `World.degrees`.
 
     Args:
@@ -80,7 +77,7 @@ def _beside_junction(point: np.ndarray) -> float:
     return float(np.abs(point[:, None] - middles).min(-1).max() - BOX + 1.0)
 
 
-def _walker_on_road(world: Drive, walker: np.ndarray | None) -> float:
+def _walker_on_road(world: Town, walker: np.ndarray | None) -> float:
     if walker is None or not seen(world.pose, walker[None])[0]:
         return 0.0
     return graded(max(abs(world.others.across) - LANE, 0.0), 0.0, scale=2.0)

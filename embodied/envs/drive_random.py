@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import math
-from typing import TYPE_CHECKING
 
 import mujoco
 import numpy as np
@@ -12,10 +11,8 @@ import numpy as np
 from embodied.envs.drive_scene import AHEAD, HEIGHT, OTHERS, PARKED
 from embodied.envs.looks import muted, relight, tint
 from embodied.envs.roads import LANE, LANES, PARKING, STREET, STREETS, RoadWay, crossing
+from embodied.envs.town import Town
 from embodied.envs.traffic import KERB, TURNS, Traffic, gaps, spread, turned
-
-if TYPE_CHECKING:
-    from embodied.envs.drive import Drive
 
 BAYS = (-12.2, -6.6, 6.6, 12.2)  # metres along a street from its crossing, where cars park, on both sides
 APART = 11.0  # metres between the middles of cars at the start
@@ -23,7 +20,7 @@ KINDS = ("as it comes", "behind a car", "collision", "off the road", "wrong lane
 SHARES = (0.2, 0.13, 0.2, 0.1, 0.1, 0.08, 0.11, 0.08)
 
 
-def start(world: Drive, rng: np.random.Generator) -> None:
+def start(world: Town, rng: np.random.Generator) -> None:
     """An episode's first state: the car at rest in its lane, everybody else where they happen to be.
 
     Args:
@@ -70,7 +67,7 @@ def _parked(way: RoadWay, count: int, rng: np.random.Generator) -> np.ndarray:
 # Any state --------------------------------------------------------------------------------------------------
 
 
-def sample_state(world: Drive, rng: np.random.Generator) -> None:
+def sample_state(world: Town, rng: np.random.Generator) -> None:
     """Any plausible state, accidents and the wrong lane included; each fact in some of them.
 
     Args:
@@ -108,7 +105,7 @@ def _on_way(way: RoadWay, at: float, aside: float, tilt: float) -> np.ndarray:
     return np.array([*(place + turned(np.array([0.0, aside]), heading)), heading + tilt])
 
 
-def _stand(world: Drive, number: int, pose: np.ndarray) -> list[int]:
+def _stand(world: Town, number: int, pose: np.ndarray) -> list[int]:
     """Put one of the others anywhere, beside its own way; returns whom, if there is one."""
     others = world.others
     if number >= len(others.ways):
@@ -118,7 +115,7 @@ def _stand(world: Drive, number: int, pose: np.ndarray) -> list[int]:
     return [number]
 
 
-def _collide(world: Drive, rng: np.random.Generator) -> list[int]:
+def _collide(world: Town, rng: np.random.Generator) -> list[int]:
     """Two cars into one another: the driven car and another, or two others before it; returns which others."""
     first, placed = world.pose, []
     if rng.random() < 0.35:
@@ -138,7 +135,7 @@ def _collide(world: Drive, rng: np.random.Generator) -> list[int]:
     return [*placed, *_stand(world, 0, second)]
 
 
-def _make_room(world: Drive, placed: list[int]) -> None:
+def _make_room(world: Town, placed: list[int]) -> None:
     """Take away whoever stands in the car, in one of those that were placed or on the walker by accident."""
     others = world.others
     poses = others.poses

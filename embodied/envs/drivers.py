@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from embodied.envs.drive import BRAKES, DRAG, LAG, MAX_STEER, POWER, ROUTE, WHEELS, Drive
+from embodied.envs.drive import Drive
+from embodied.envs.town import BRAKES, DRAG, LAG, MAX_STEER, POWER, ROUTE, WHEELS
 from embodied.envs.traffic import discs, turned
 
 CRUISE = 6.4  # m/s, 23 km/h

@@ -14,7 +14,8 @@ import gymnasium
 import numpy as np
 
 from embodied.envs.bridge import Bridged
-from embodied.envs.desk import HALF, OPENING, START, STEP, Desk
+from embodied.envs.desk import Desk
+from embodied.envs.desk_scene import HALF, OPENING, START, STEP
 from embodied.envs.drive import Drive
 from embodied.envs.drivers import CarDriver
 

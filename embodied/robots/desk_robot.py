@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from embodied.envs.desk import OPENING, STEP
+from embodied.envs.desk_scene import OPENING, STEP
 from embodied.robots.checks import check_number
 from embodied.robots.desk_arm import TICK_S, Arm
 from embodied.robots.driver import Clock

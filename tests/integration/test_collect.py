@@ -268,6 +268,6 @@ def test_a_dataset_grows_with_the_cameras_that_it_has(cameras, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
     words = ["env=desk-reach", "policy=random", "episodes=1", f"cameras=[{','.join(cameras)}]"]
-    assert cli.main(["collect", *words]) == 0
+    assert cli.main(["collect", *words, *SMALL]) == 0
     grown = open_dataset("desk-reach-random", episodes=2, cameras=["front"])
     assert (len(grown), grown.cameras) == (2, cameras)

@@ -64,7 +64,7 @@ def test_the_wheel_holds_the_packages_and_every_data_file(wheel):
         files = tracked or [str(p.relative_to(ROOT)) for p in (ROOT / folder).rglob("*") if p.is_file()]
         assert files
         assert {f"embodied/{file}" for file in files if (ROOT / file).is_file()} <= names
-    assert {"embodied/cli.py", "embodied/report.html", "rewards/core.py", "policies/sb3.py"} <= names
+    assert {"embodied/cli.py", "embodied/reports/report.html", "rewards/core.py", "policies/sb3.py"} <= names
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "configs", "sim_assets", "runs"))]
     assert [name for name in names if name.endswith("licenses/LICENSE")]
 

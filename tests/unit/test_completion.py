@@ -13,7 +13,7 @@ import pytest
 from embodied import cli
 from embodied.commands.completion import BASH, ZSH
 from embodied.completion import candidates
-from embodied.config import choices
+from embodied.config import choices, composed, flatten
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -71,16 +71,16 @@ def walk(line: str, word: str = "") -> set[str]:
 
 @pytest.mark.parametrize("verb", cli.verbs())
 def test_settings_are_those_of_the_verb(verb):
-    base, chosen = cli._compose(verb, [])
-    known = {key for key, node in cli._flatten(base) if not key.rpartition(".")[2].startswith("_")}
+    base, chosen = composed(verb, [])
+    known = {key for key, node in flatten(base) if not key.rpartition(".")[2].startswith("_")}
     leaves = {key for key in known if not any(other.startswith(f"{key}.") for other in known)}
     assert walk(f"embodied {verb}") - {"goal", "experiment"} == leaves | set(chosen)
 
 
 @pytest.mark.parametrize("reward", [*choices("reward"), "[clip,process]"])
 def test_settings_are_those_of_the_choices_on_the_line(reward):
-    base, _ = cli._compose("train", cli._choose("train", [f"reward={reward}"]).groups)
-    known = {key.replace("reward.parts.", "reward.") for key, _ in cli._flatten(base)}
+    base, _ = composed("train", [f"reward={reward}"])
+    known = {key.replace("reward.parts.", "reward.") for key, _ in flatten(base)}
     found = {key for key in walk(f"embodied train reward={reward}", "reward.") if key != "reward.combine"}
     assert found <= known
     assert found or reward == "true"  # the task's own has none

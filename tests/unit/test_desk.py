@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from embodied.envs.desk import DRAWER_OPEN, OPENING, Desk
-from embodied.envs.desk_random import CUBES
+from embodied.envs.desk import DRAWER_OPEN, Desk
+from embodied.envs.desk_scene import CUBES, OPENING
 from embodied.envs.tasks import DESK
 
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from embodied.envs.bridge import make
-from embodied.envs.drive import PENALTY, ROUTE, Drive
+from embodied.envs.drive import PENALTY, Drive
 from embodied.envs.drive_random import start
 from embodied.envs.experts import expert
 from embodied.envs.roads import DIRECTIONS, LANE, LANES, STREET, RoadWay, outside, place
+from embodied.envs.town import ROUTE
 from embodied.envs.traffic import gaps, walker_gap
 from tests.town import put
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from embodied.envs import WORLDS, world_id
-from embodied.envs.desk import OPENING, Desk
+from embodied.envs.desk import Desk
+from embodied.envs.desk_scene import OPENING
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 from rewards.grounding import FAINT, Grounder
 from rewards.keypoint_path import CalibratedCamera
