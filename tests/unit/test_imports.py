@@ -1,6 +1,7 @@
-"""The ground floor imports neither the upper floor nor its neighbour."""
+"""The ground floor imports neither the upper floor nor its neighbour, and no import goes in a circle."""
 
 import ast
+import graphlib
 import re
 import resource
 import subprocess
@@ -37,6 +38,30 @@ def test_ground_floor_stays_on_the_ground(package):
     assert files
     crossing = {str(file.relative_to(ROOT)): imported(file) & FORBIDDEN[package] for file in files}
     assert not {file: names for file, names in crossing.items() if names}
+
+
+def modules_imported(file: Path, known: set[str]) -> set[str]:
+    """Those of the known modules that a file imports anywhere, functions and type checking included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names} & known
+            found |= below or {node.module}
+    return found & known
+
+
+def test_no_import_goes_in_a_circle():
+    """A dataset's opening imported what collects one, which imported it; the desk and the town their own states."""
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file
+        for package in ("embodied", "rewards", "policies")
+        for file in (ROOT / package).rglob("*.py")
+    }
+    graph = {name: modules_imported(file, set(files)) - {name} for name, file in files.items()}
+    assert sum(map(len, graph.values())) > 1000
+    list(graphlib.TopologicalSorter(graph).static_order())  # CycleError names the circle
 
 
 def test_only_encoders_know_the_model_libraries():
