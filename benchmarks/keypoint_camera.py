@@ -22,8 +22,8 @@ from embodied.collecting.opening import open_dataset
 from embodied.datasets.encoding import encode
 from rewards.encoders import embedded_encoder
 from rewards.grounding import Grounder
-from rewards.keypoint import GRIPPER
-from rewards.keypoint_camera import TIP, camera_from_demos
+from rewards.keypoint.camera import TIP, camera_from_demos
+from rewards.keypoint.reward import GRIPPER
 from rewards.metrics import bootstrap_interval
 
 ROOT = Path("runs", "benchmarks", "keypoint_camera")

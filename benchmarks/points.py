@@ -23,7 +23,7 @@ from embodied.envs.experts import Expert
 from embodied.envs.tasks import DESK
 from embodied.pretraining.pointing import VISIBLE_PX, Parts
 from rewards.encoders import embedded_encoder
-from rewards.keypoint_path import CalibratedCamera
+from rewards.keypoint.path import CalibratedCamera
 from rewards.metrics import auroc, bootstrap_interval
 from rewards.points import PointReader
 

@@ -45,7 +45,8 @@ from embodied.training.perception import Perception
 from policies import sb3
 from policies.core import Learner
 from rewards.clip_goal import clip_scorer
-from rewards.encoders import OpenCLIPEncoder, import_open_clip, load_open_clip
+from rewards.encoders import OpenCLIPEncoder
+from rewards.encoders.loading import import_open_clip, load_open_clip
 
 MODEL = "ViT-B-32"
 BATCH = 32  # frames per encoder call on their side

@@ -20,9 +20,9 @@ from jaxtyping import Float, Int
 from pydantic import BaseModel
 from torch import Tensor
 
-from rewards.chat import filled
+from rewards.chat.asking import ChatModel, Message, ask_json, content_key, read_cache, write_cache
+from rewards.chat.messages import filled
 from rewards.core import Encoder, Episode
-from rewards.vlm import ChatModel, Message, ask_json, content_key, read_cache, write_cache
 
 Pairs = Int[np.ndarray, "N 2 2"]  # (pair, first or second, (episode, last row of the segment))
 

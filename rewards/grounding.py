@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rewards.core import Encoder, check_frames
-from rewards.frozen import FrozenEncoder
+from rewards.encoders.frozen import FrozenEncoder
 from rewards.pointer import FILE as POINTER
 from rewards.pointer import Pointer
 from rewards.storage import load_half, save_half

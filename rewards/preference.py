@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewards.chat.asking import ChatModel, chat_model
 from rewards.combine import WeightedSum
 from rewards.comparisons import (
     Comparisons,
@@ -26,7 +27,6 @@ from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
-from rewards.vlm import ChatModel, chat_model
 
 KIND = "preference"
 
@@ -209,7 +209,8 @@ def preference_scorer(
         model: folder of a fitted reward, instead of demos.
         demos: the episodes compared; any mixture of good and bad.
         labels: a person's comparisons, JSON lines (`rewards.comparisons.read_labels`).
-        vlm: a chat model that compares: arguments of `rewards.vlm.chat_model` and `cache`; demos must hold frames.
+        vlm: a chat model that compares: arguments of `rewards.chat.asking.chat_model` and `cache`; demos must hold
+            frames.
         pairs: `count`, `length`, `margin`, `seed` of the drawn pairs (500, 1, 0.02, 0).
         ensemble: `members`, `epochs`, `seed` of `PreferenceReward`.
         shaping: arguments of `PotentialShaping`.

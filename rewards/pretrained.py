@@ -2,8 +2,8 @@
 
     scorer = pretrained_scorer(encoder=encoder, goal="the cup is upright", model="robometer-4b")
 
-Each is asked as its repository asks it (`rewards.published`, `rewards.robometer`, `rewards.rewind`); the docs say what
-was held to what.
+Each is asked as its repository asks it (`rewards.chat.published`, `rewards.robometer`, `rewards.rewind`); the docs say
+what was held to what.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from rewards.chat import ChatModel
+from rewards.chat.grm import GenerativeGRM
+from rewards.chat.published import BLANK_GOAL, GRM_PUBLISHED, PublishedTOPReward, RoboReward, SoleR1
+from rewards.chat.reading import questions
+from rewards.chat.value_server import ValueServer
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Head, Scorer
-from rewards.published import BLANK_GOAL, GRM_PUBLISHED, PublishedTOPReward, RoboReward, SoleR1
 from rewards.rewind import Rewind
 from rewards.robometer import VLMWithHeads, WindowHead, WindowModel
 from rewards.shaping import PotentialShaping
-from rewards.value_server import ValueServer
-from rewards.vlm_grm import GenerativeGRM
 from rewards.vlm_progress import picture
-from rewards.vlm_reading import questions
 
 _here: WeakValueDictionary[str, VLMWithHeads | Rewind] = WeakValueDictionary()
 SAMPLED = {"temperature": 0.1, "top_p": 0.9, "top_k": 50}  # GRM: FlagOpen/Robo-Dopamine, examples/inference.py
@@ -125,11 +125,12 @@ def pretrained_scorer(
         goal: the instruction.
         model: its name, one of `MODELS`.
         weights: a folder or hub id in place of the published one.
-        vlm: further arguments of who is asked: with a `url`, of `rewards.vlm.ChatEndpoint`, or
-            `rewards.value_server.ValueServer` for robometer and rynnvalue; without, of
-            `rewards.vlm.LocalChat`, `rewards.robometer.VLMWithHeads` or `rewards.rewind.Rewind` (device, precision, …).
-            Those that were published for the model (sampling, bounds on pixels, length of answers) are filled in.
-        asking: arguments of `rewards.vlm_reading.Questions`, for models that are asked in words.
+        vlm: further arguments of who is asked: with a `url`, of `rewards.chat.asking.ChatEndpoint`, or
+            `rewards.chat.value_server.ValueServer` for robometer and rynnvalue; without, of
+            `rewards.chat.asking.LocalChat`, `rewards.robometer.VLMWithHeads` or `rewards.rewind.Rewind` (device,
+            precision, …). Those that were published for the model (sampling, bounds on pixels, length of answers) are
+            filled in.
+        asking: arguments of `rewards.chat.reading.Questions`, for models that are asked in words.
         views: cameras in the model's order: outside first, then wrists.
         goal_image: GRM's: a picture of the finished task, of another episode; None: a grey one, as published.
         shaping: arguments of `PotentialShaping`.
@@ -208,7 +209,7 @@ def _grm(goal: str, ask: Any, views: Sequence[str] | None, goal_image: str | Non
 
 
 def chat_settings(about: Published, weights: str, vlm: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `rewards.vlm.chat_model`: a person's, then what was published for the model.
+    """Arguments of `rewards.chat.asking.chat_model`: a person's, then what was published for the model.
 
     Args:
         about: what was published of the model.

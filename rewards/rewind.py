@@ -18,9 +18,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from rewards.chat_local import put_model
-from rewards.encoders import _explain_missing, import_transformers
-from rewards.foreign_weights import (
+from rewards.chat.local import put_model
+from rewards.encoders.foreign_weights import (
     fetched,
     from_logits,
     mapping,
@@ -29,7 +28,8 @@ from rewards.foreign_weights import (
     read_tensors,
     whole_number,
 )
-from rewards.frozen import _device
+from rewards.encoders.frozen import _device
+from rewards.encoders.loading import explain_missing, import_transformers
 
 IMAGES, TEXTS = "facebook/dinov2-base", "sentence-transformers/all-MiniLM-L12-v2"
 
@@ -128,14 +128,14 @@ class Rewind:
         sources = {"images": images, "texts": texts}
         put = {name: put_model(source).replace("model=", f"{name}=") for name, source in sources.items()}
         for part, source, name in (("image_encoder", images, "images"), ("text_encoder", texts, "texts")):
-            with _explain_missing("Rewind: encoder", source, put[name]):
+            with explain_missing("Rewind: encoder", source, put[name]):
                 encoder = transformers.AutoModel.from_pretrained(source, dtype=torch.float32, trust_remote_code=False)
             own = {n.removeprefix(f"{part}."): v.float() for n, v in tensors.items() if n.startswith(f"{part}.")}
             encoder.load_state_dict(own, strict=bool(own))
             self._encoders[part] = encoder.to(self.device).eval().requires_grad_(False)
-        with _explain_missing("Rewind: the image processor of", images, put["images"]):
+        with explain_missing("Rewind: the image processor of", images, put["images"]):
             self._processor = transformers.AutoImageProcessor.from_pretrained(images, trust_remote_code=False)
-        with _explain_missing("Rewind: the tokenizer of", texts, put["texts"]):
+        with explain_missing("Rewind: the tokenizer of", texts, put["texts"]):
             self._tokenizer = transformers.AutoTokenizer.from_pretrained(texts, trust_remote_code=False)
 
     @torch.inference_mode()

@@ -21,12 +21,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rewards.chat import Message, digest
-from rewards.chat_local import defused, put_model
+from rewards.chat.film import Film, FilmHead, first_view
+from rewards.chat.local import defused, put_model
+from rewards.chat.messages import Message, digest
+from rewards.chat.reading import REMEMBERED, images
 from rewards.core import Features
-from rewards.encoders import _explain_missing, import_transformers
-from rewards.film import Film, FilmHead, first_view
-from rewards.foreign_weights import (
+from rewards.encoders.foreign_weights import (
     fetched,
     from_logits,
     mapping,
@@ -35,9 +35,9 @@ from rewards.foreign_weights import (
     read_tensors,
     whole_number,
 )
-from rewards.frozen import PRECISIONS, _device, fast_precision
+from rewards.encoders.frozen import PRECISIONS, _device, fast_precision
+from rewards.encoders.loading import explain_missing, import_transformers
 from rewards.pictures import fitting
-from rewards.vlm_reading import REMEMBERED, images
 
 PROMPT = (
     "The task for the robot is '{task}'. Given the trajectory video, predict the task progress at each frame, how far "
@@ -103,7 +103,7 @@ class VLMWithHeads:
         self.heads = {name: prediction_head(tensors, name, weights)[0].to(self.device, dtype) for name in OUTPUTS}
         self.frames = settings.frames
         base = processor or (str(folder) if (folder / "tokenizer.json").is_file() else settings.base)
-        with _explain_missing(f"{where}: the processor of", base, put_model(base).replace("model=", "processor=")):
+        with explain_missing(f"{where}: the processor of", base, put_model(base).replace("model=", "processor=")):
             self._processor = transformers.AutoProcessor.from_pretrained(base, trust_remote_code=False)
         tokenizer = self._processor.tokenizer
         tokenizer.add_tokens([token for token in TOKENS if token not in tokenizer.get_vocab()], special_tokens=True)

@@ -21,7 +21,9 @@ from jaxtyping import Float, Int8
 from torch import Tensor
 
 from rewards.calibration import Decision, Latch, Quality
-from rewards.chat import filled
+from rewards.chat.asking import ChatModel, Message, chat_model, token_logprob
+from rewards.chat.messages import filled
+from rewards.chat.tokens import check_mass
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.members import check_episodes, fitted_views
@@ -37,8 +39,6 @@ from rewards.success_fit import (
     whitening,
     with_ones,
 )
-from rewards.tokens import check_mass
-from rewards.vlm import ChatModel, Message, chat_model, token_logprob
 
 OUTPUTS = ("sparse", "probability")
 ROUNDS = 3
@@ -351,7 +351,7 @@ def success_scorer(
         goal: the task in words; needed with `vlm`, a prior otherwise.
         model: folder of a `SuccessClassifier`.
         demos: labelled episodes; with `vlm` they only calibrate it, and must hold frames.
-        vlm: arguments of `rewards.vlm.chat_model`, and `every` and `cache` of `SuccessVLM`; or a chat model.
+        vlm: arguments of `rewards.chat.asking.chat_model`, and `every` and `cache` of `SuccessVLM`; or a chat model.
         thresholds: `precision`, `base_rate`, `false_alarm` of `calibrated`.
         output: "sparse" or "probability".
         hold: see `Decision`; of a fitted head it replaces that one's own.

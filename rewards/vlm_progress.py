@@ -17,14 +17,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from rewards.chat import IMAGE, ChatModel, Message, filled
+from rewards.chat.grm import GenerativeGRM
+from rewards.chat.messages import IMAGE, ChatModel, Message, filled
+from rewards.chat.numbers import parse_percentages
+from rewards.chat.reading import Questions, asked_rows, check_reading, fill, images, questions, thinned, toward
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Features, Head, Scorer
 from rewards.pictures import rgb
 from rewards.shaping import PotentialShaping
-from rewards.vlm_grm import GenerativeGRM
-from rewards.vlm_numbers import parse_percentages
-from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, questions, thinned, toward
 
 TOP_PROMPT = """These images, in order of time, show a robot that was told: {instruction}
 {frames}
@@ -58,8 +58,8 @@ class TOPReward:
 
     Raises:
         ValueError: no instruction, or a setting out of range; (score) frames missing.
-    Source: arXiv 2602.19313 (TOPReward), as published in `rewards.published`. Departs: a chat template is used; images
-        in place of a film; the calibration; the wording.
+    Source: arXiv 2602.19313 (TOPReward), as published in `rewards.chat.published`. Departs: a chat template is used;
+        images in place of a film; the calibration; the wording.
     """
 
     name = "topreward_chat"
@@ -232,8 +232,8 @@ def grm_vlm_scorer(
     Args:
         encoder: for the other heads of a composition; this one reads images.
         goal: the instruction.
-        vlm: see `rewards.vlm.chat_model`.
-        asking: arguments of `rewards.vlm_reading.Questions`.
+        vlm: see `rewards.chat.asking.chat_model`.
+        asking: arguments of `rewards.chat.reading.Questions`.
         goal_image: a picture of the finished task, of another episode: a file, or {camera: file}. A single file is the
             first view's, and needs `views`.
         views: see `GenerativeGRM`.

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rewards.chat.asking import ChatModel
 from rewards.combine import WeightedSum
 from rewards.comparisons import Comparisons
 from rewards.core import Encoder, Episode, Features, Scorer
@@ -25,7 +26,6 @@ from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.preference import fixed_set, judged
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
-from rewards.vlm import ChatModel
 
 KIND = "vpl"
 Gaussian = tuple[Float[Tensor, "*B Z"], Float[Tensor, "*B Z"]]  # mean, log-variance

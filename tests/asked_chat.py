@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, Field
 
-from rewards.vlm import ChatEndpoint, Message
+from rewards.chat.asking import ChatEndpoint, Message
 
 RNG = np.random.default_rng(0)
 FRAMES = [RNG.integers(0, 256, (6, 9, 3), np.uint8), RNG.integers(0, 256, (5, 4, 3), np.uint8)]

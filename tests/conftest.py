@@ -42,7 +42,7 @@ def save_open_clip(folder: Path, config: dict) -> str:
     import torch
     from safetensors.torch import save_file
 
-    from rewards.encoders import load_open_clip
+    from rewards.encoders.loading import load_open_clip
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config))

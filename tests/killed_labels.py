@@ -16,7 +16,7 @@ from pathlib import Path
 
 from embodied import cli
 from embodied.scoring import labelling
-from rewards.encoders import import_open_clip
+from rewards.encoders.loading import import_open_clip
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rewards.encoders import import_transformers
+from rewards.encoders.loading import import_transformers
 
 MARKS = {
     "smolvlm": ["<|im_start|>", "<end_of_utterance>", "<fake_token_around_image>", "<global-img>", "<image>"],

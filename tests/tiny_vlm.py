@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rewards.encoders import cure_torchvision
+from rewards.encoders.loading import cure_torchvision
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"]
 SPECIAL += ["<|image_pad|>", "<|video_pad|>"]

@@ -33,9 +33,9 @@ from embodied.literal import load_literal
 from embodied.paths import asset
 from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
 from embodied.pretraining.renders import Renders, render, scene_facts
-from rewards.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders import OpenCLIPEncoder
-from rewards.towers import Towers
+from rewards.encoders.alignment import AlignmentRecipe, Examples, align
+from rewards.encoders.towers import Towers
 
 SCENE = ("worlds", "frames", "captions", "policies", "facts", "camera")  # what a scene of the config may have
 TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet

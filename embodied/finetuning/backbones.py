@@ -23,7 +23,7 @@ from policies.vla.sources import (
     lora_package,
     read_config,
 )
-from rewards.encoders import import_transformers
+from rewards.encoders.loading import import_transformers
 
 RATE = 5e-4  # OFT's
 

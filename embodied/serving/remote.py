@@ -24,7 +24,7 @@ from embodied.serving import protocol
 from embodied.serving.http_client import Client
 from embodied.serving.peer import Address, ServerLostError, ServerRefusedError
 from rewards.core import Encoder, Features, Scorer, Shaping, check_frames
-from rewards.keypoint_rule import KeypointShaping
+from rewards.keypoint.rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
 REACH_S = 10.0  # for the first connection

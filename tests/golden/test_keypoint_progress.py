@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rewards.core import Features
-from rewards.keypoint_path import CLOSED, EMPTY, GATE_M, LEAD_M, SLACK, nearest_on_polyline, path_progress
-from rewards.keypoint_rule import KeypointRule, KeypointShaping
+from rewards.keypoint.path import CLOSED, EMPTY, GATE_M, LEAD_M, SLACK, nearest_on_polyline, path_progress
+from rewards.keypoint.rule import KeypointRule, KeypointShaping
 
 SIGMA, REACH = 0.1, 0.05
 NONE = Features(views={})

@@ -20,10 +20,8 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from rewards.chat_local import LocalChat
-from rewards.core import Features
-from rewards.pretrained import MODELS, chat_settings, pretrained_scorer
-from rewards.published import (
+from rewards.chat.local import LocalChat
+from rewards.chat.published import (
     GRM_PUBLISHED,
     ROBOREWARD_PROMPT,
     SOLE_BOTH,
@@ -32,6 +30,8 @@ from rewards.published import (
     TOPREWARD_PROMPT,
     montage,
 )
+from rewards.core import Features
+from rewards.pretrained import MODELS, chat_settings, pretrained_scorer
 from rewards.robometer import PROMPT, VLMWithHeads
 from tests.fakes import FakeEncoder
 from tests.tiny_vlm import save_tiny_qwen3_vlm, save_tiny_rewind, save_tiny_robometer

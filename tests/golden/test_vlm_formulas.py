@@ -8,10 +8,10 @@ import torch
 from numpy.testing import assert_allclose
 
 from rewards.chat import Message, VLMError
+from rewards.chat.grm import GenerativeGRM, parse_score
+from rewards.chat.reading import Questions, asked_rows, fill, thinned
 from rewards.core import Features
-from rewards.vlm_grm import GenerativeGRM, parse_score
 from rewards.vlm_progress import calibrated, parse_percentages
-from rewards.vlm_reading import Questions, asked_rows, fill, thinned
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from embodied import cli
 from embodied.config import compose
 from embodied.datasets import Dataset, Writer
 from embodied.literal import saved_text
+from rewards.chat.asking import LocalChat
 from rewards.encoders import OpenCLIPEncoder, TransformersEncoder
-from rewards.vlm import LocalChat
 from tests.chat_server import chat_server, probabilities, text
 from tests.conftest import TINY_CLIP, save_open_clip
 

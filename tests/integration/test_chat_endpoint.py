@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
-from rewards import chat_endpoint
-from rewards.vlm import ChatEndpoint, Message, Video, VLMError, ask_json, chat_model, token_logprob
+from rewards.chat import endpoint as chat_endpoint
+from rewards.chat.asking import ChatEndpoint, Message, Video, VLMError, ask_json, chat_model, token_logprob
 from tests.asked_chat import ASKED, FRAMES, RNG, Choice, endpoint
 from tests.chat_server import chat_server, completion, films, images, probabilities, text
 

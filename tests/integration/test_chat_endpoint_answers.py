@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from rewards import chat_endpoint
-from rewards.vlm import ChatEndpoint, Message, VLMError, ask_json, token_logprob
+from rewards.chat import endpoint as chat_endpoint
+from rewards.chat.asking import ChatEndpoint, Message, VLMError, ask_json, token_logprob
 from tests.asked_chat import ASKED, FRAMES, Choice, endpoint
 from tests.chat_server import chat_server, completion, images, probabilities, text
 

@@ -21,7 +21,7 @@ from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from policies.core import Learner
-from rewards.keypoint_rule import KeypointShaping
+from rewards.keypoint.rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 
 CONFIGS = paths.configs()

@@ -19,7 +19,8 @@ import torch
 
 from embodied.errors import UserError
 from rewards.clip_goal import clip_scorer
-from rewards.encoders import cure_torchvision, embedded_encoder
+from rewards.encoders import embedded_encoder
+from rewards.encoders.loading import cure_torchvision
 from tests.lerobot_shapes import stand_in
 from tests.mjpeg_server import MjpegServer, number_of
 

@@ -11,11 +11,11 @@ import torch
 from numpy.testing import assert_allclose
 from PIL import Image
 
+from rewards.chat.asking import ChatEndpoint, VLMError
+from rewards.chat.reading import Questions
 from rewards.core import Features
 from rewards.hops import fuse
-from rewards.vlm import ChatEndpoint, VLMError
 from rewards.vlm_progress import GVL, GenerativeGRM, TOPReward, grm_vlm_scorer, gvl_scorer, topreward_scorer
-from rewards.vlm_reading import Questions
 from tests.chat_server import chat_server, completion, images, probabilities, text
 from tests.fakes import FakeEncoder
 

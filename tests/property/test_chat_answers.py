@@ -8,9 +8,9 @@ import random
 
 import pytest
 
-from rewards.chat import VLMError, answered
-from rewards.tokens import answer_logprobs
-from rewards.vlm_numbers import parse_percentages, parse_score
+from rewards.chat.messages import VLMError, answered
+from rewards.chat.numbers import parse_percentages, parse_score
+from rewards.chat.tokens import answer_logprobs
 
 MISSING = math.nan
 MINUS = "\N{MINUS SIGN}"

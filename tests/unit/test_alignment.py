@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.alignment import AlignmentRecipe, Examples, align
+from rewards.encoders.alignment import AlignmentRecipe, Examples, align
+from rewards.encoders.towers import Towers
 from rewards.metrics import auroc, spearman
-from rewards.towers import Towers
 
 SENTENCES = ("the square is red", "the square is bright")
 
@@ -99,7 +99,7 @@ def test_a_diverging_loss_is_an_error(tiny_clip):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_half_precision_is_where_the_hardware_has_it(tiny_clip, monkeypatch, precision):
     """Emulated, it takes many times as long as float32."""
-    monkeypatch.setattr("rewards.alignment.fast_precision", lambda device: precision)
+    monkeypatch.setattr("rewards.encoders.alignment.fast_precision", lambda device: precision)
     seen = []
 
     def watched(module, inputs):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rewards.chat import Message, Video
-from rewards.chat_local import LocalChat
+from rewards.chat.local import LocalChat
 from tests.tiny_vlm import save_tiny_qwen3_vlm
 
 FRAMES = np.random.default_rng(3).integers(0, 256, (7, 48, 64, 3), np.uint8)

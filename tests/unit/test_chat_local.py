@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from rewards.vlm import LocalChat, Message, VLMError, chat_model, token_logprob
+from rewards.chat.asking import LocalChat, Message, VLMError, chat_model, token_logprob
 from tests.tiny_vlm import save_tiny_vlm
 
 FRAME = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)

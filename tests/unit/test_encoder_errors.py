@@ -7,8 +7,7 @@ import sys
 import pytest
 import torch
 
-from rewards import encoders
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, loading
 from tests.conftest import TINY_CLIP
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 def test_missing_weights_offline_say_what_to_put_where(make, advice, monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    monkeypatch.setattr(encoders, "_reachable", lambda url: False)
+    monkeypatch.setattr(loading, "_reachable", lambda url: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=rf"is not on this machine and was not fetched\. .*{advice}"):
         make()
@@ -88,11 +87,11 @@ def test_missing_weights_offline_say_what_to_put_where(make, advice, monkeypatch
 def test_torchvision_is_cured_only_where_its_operators_do_not_load():
     """In a fresh process: the cure declares exactly what is missing, twice over, and then the import works."""
     code = """
-import torch, rewards.encoders as encoders
+import torch, rewards.encoders.loading as loading
 def declared(): return torch._C._dispatch_has_kernel_for_dispatch_key("torchvision::nms", "CPU")
-encoders.cure_torchvision()
-encoders.cure_torchvision()
-broken = bool(encoders._TORCHVISION)
+loading.cure_torchvision()
+loading.cure_torchvision()
+broken = bool(loading._TORCHVISION)
 import torchvision
 assert torchvision.extension._has_ops() is not broken
 """
@@ -106,8 +105,8 @@ loads = sys.argv[1] == "loads"
 def load_library(path):
     if not loads: raise OSError("no such symbol")
 torch.ops.load_library = load_library
-encoders.cure_torchvision()
-assert bool(encoders._TORCHVISION) is not loads
+loading.cure_torchvision()
+assert bool(loading._TORCHVISION) is not loads
 if not loads: torch.library.register_fake("torchvision::nms", lambda dets, scores, iou_threshold: dets)
 """
     for case in ("loads", "fails"):

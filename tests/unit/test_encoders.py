@@ -14,9 +14,9 @@ from torch.testing import assert_close
 
 from embodied.datasets.encoding import fingerprint
 from embodied.envs.rendering import FrameRenderer
-from rewards import encoders
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, import_open_clip, load_open_clip
-from rewards.preprocess import Preprocess
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, models
+from rewards.encoders.loading import cure_torchvision, import_open_clip, load_open_clip
+from rewards.encoders.preprocess import Preprocess
 from tests.conftest import TINY_CLIP, save_open_clip
 
 HUMANOID = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / "humanoid.xml"
@@ -105,7 +105,7 @@ def test_the_crop_of_a_frame_is_the_same_by_either_way(renders, monkeypatch):
     for size in ((96, 160), (101, 75)):
         whole = fused(renders[size], torch.device("cpu"), torch.float32)
         with monkeypatch.context() as patch:
-            patch.setattr("rewards.preprocess.WASTE", 1.0)
+            patch.setattr("rewards.encoders.preprocess.WASTE", 1.0)
             cropped = fused(renders[size], torch.device("cpu"), torch.float32)
         assert (255 * (whole - cropped)).abs().max() < 1.01
 
@@ -207,7 +207,7 @@ def test_texts_are_embedded_once(tiny_clip, monkeypatch):
 
 
 def test_texts_without_end_are_not_kept_without_end(tiny_clip, monkeypatch):
-    monkeypatch.setattr("rewards.frozen.MAX_TEXTS", 8)
+    monkeypatch.setattr("rewards.encoders.frozen.MAX_TEXTS", 8)
     encoder = OpenCLIPEncoder(tiny_clip)
     first = encoder.encode_texts([f"cup {k}" for k in range(20)])
     assert first.shape == (20, 32)  # more at once than are kept
@@ -232,7 +232,7 @@ def test_random_weights_are_the_same_each_time(tiny_clip, renders):
 
 
 def test_embedded_encoder_reads_the_folder_that_ships(tmp_path, monkeypatch, renders):
-    monkeypatch.setattr(encoders, "__file__", str(tmp_path / "rewards" / "encoders.py"))
+    monkeypatch.setattr(models, "__file__", str(tmp_path / "rewards" / "encoders" / "models.py"))
     with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold open_clip_config\.json"):
         embedded_encoder()
     for folder in (tmp_path / "embodied" / "sim_assets" / "encoder", tmp_path / "sim_assets" / "encoder"):
@@ -248,7 +248,7 @@ def test_embedded_encoder_reads_the_folder_that_ships(tmp_path, monkeypatch, ren
 @pytest.fixture(scope="module")
 def transformers_models(tmp_path_factory) -> dict[str, str]:
     """kind -> folder of a tiny model of random weights, its processor, and a tokenizer of ten words."""
-    encoders.cure_torchvision()
+    cure_torchvision()
     import transformers as tf
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 

@@ -7,8 +7,8 @@ from torch.nn.functional import cosine_similarity
 from torch.testing import assert_close
 
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
+from rewards.encoders.int8 import Int8Linear
 from rewards.grounding import Grounder
-from rewards.int8 import Int8Linear
 
 
 def test_a_layer_is_its_formula():

@@ -9,14 +9,10 @@ import pytest
 import torch
 
 from rewards.core import Episode, Features
-from rewards.keypoint import (
-    KeypointProgress,
-    Walked,
-    keypoint_scorer,
-)
-from rewards.keypoint_path import CalibratedCamera, flat_path, lift_path
-from rewards.keypoint_plan import PathStop
-from rewards.keypoint_rule import KeypointRule, KeypointShaping
+from rewards.keypoint.path import CalibratedCamera, flat_path, lift_path
+from rewards.keypoint.plan import PathStop
+from rewards.keypoint.reward import KeypointProgress, Walked, keypoint_scorer
+from rewards.keypoint.rule import KeypointRule, KeypointShaping
 from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 

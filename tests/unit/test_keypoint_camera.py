@@ -10,8 +10,8 @@ import torch
 
 from rewards.core import Episode, Features
 from rewards.keypoint import keypoint_scorer
-from rewards.keypoint_camera import FOCAL, camera_from_demos, fit_camera
-from rewards.keypoint_path import CalibratedCamera
+from rewards.keypoint.camera import FOCAL, camera_from_demos, fit_camera
+from rewards.keypoint.path import CalibratedCamera
 
 RNG = np.random.default_rng(0)
 SIZE = (96, 128)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from rewards.chat.asking import ChatEndpoint, VLMError
 from rewards.grounding import Region
-from rewards.keypoint_chat import (
+from rewards.keypoint.chat import (
     ChatAnswerer,
     annotate,
     farthest_points,
@@ -18,8 +19,7 @@ from rewards.keypoint_chat import (
     selection_schema,
     tile_centre,
 )
-from rewards.keypoint_plan import RULES, GrammarAnswerer, Move, PathStop, Rule, read_instruction
-from rewards.vlm import ChatEndpoint, VLMError
+from rewards.keypoint.plan import RULES, GrammarAnswerer, Move, PathStop, Rule, read_instruction
 from tests import chat_server
 
 OPEN, CLOSE, PUT_IN, PUT_ON, PUSH, LIFT, GRASP, PRESS, TOUCH = RULES

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from embodied import trust
 from embodied.errors import UserError
 from embodied.literal import literal, literal_config, load_literal, resolved, saved_text
-from rewards.chat import Message, filled
+from rewards.chat.messages import Message, filled
 
 HOSTILE = [
     "put the ${item} away",

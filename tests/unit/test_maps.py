@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, cure_torchvision, embedded_encoder
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder
+from rewards.encoders.loading import cure_torchvision
 
 
 @pytest.fixture(scope="module")

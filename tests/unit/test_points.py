@@ -13,7 +13,7 @@ from embodied.envs.desk import Desk
 from embodied.envs.desk_scene import OPENING
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 from rewards.grounding import FAINT, Grounder
-from rewards.keypoint_path import CalibratedCamera
+from rewards.keypoint.path import CalibratedCamera
 from rewards.points import PointMemory, PointReader, peaks, things
 from tests.conftest import save_open_clip
 from tests.fakes import FakeEncoder

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from rewards.chat.asking import VLMError
 from rewards.comparisons import ask_preference, compare, draw_pairs, labels_by_text, labels_by_vlm, read_labels
 from rewards.core import Episode, Features
 from rewards.metrics import spearman
 from rewards.preference import PreferenceReward, fixed_set, preference_scorer
-from rewards.vlm import VLMError
 from rewards.vpl import VPLReward, fit_vpl, vpl_scorer
 from tests.advancing import check_advance
 from tests.fakes import FakeEncoder

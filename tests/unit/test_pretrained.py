@@ -9,9 +9,9 @@ import torch
 from embodied.errors import UserError
 from embodied.scoring.streaming import EpisodeStream
 from rewards import pretrained
+from rewards.chat.published import BLANK_GOAL, ROBOREWARD_PROMPT, SOLE_BOTH, SOLE_EXTERNAL, SOLE_SYSTEM
 from rewards.core import Features
 from rewards.pretrained import MODELS, pretrained_scorer
-from rewards.published import BLANK_GOAL, ROBOREWARD_PROMPT, SOLE_BOTH, SOLE_EXTERNAL, SOLE_SYSTEM
 from tests.fakes import FakeEncoder
 from tests.tiny_vlm import save_tiny_robometer
 

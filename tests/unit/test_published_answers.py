@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewards.vlm_numbers import parse_answer_percent, parse_grade, parse_score
+from rewards.chat.numbers import parse_answer_percent, parse_grade, parse_score
 
 GRADED = ("{}", "ANSWER: {}", "ANSWER: {}\n", "**ANSWER:** {}", "ANSWER: **{}**", "answer : {}", "ANSWER: {}/5")
 GRADED += ("Answer: {}.",)

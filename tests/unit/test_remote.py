@@ -23,7 +23,7 @@ from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
 from rewards.compose import composed_scorer
 from rewards.core import Features, Scorer
-from rewards.keypoint_rule import KeypointShaping
+from rewards.keypoint.rule import KeypointShaping
 from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
 from tests.reward_server import serving

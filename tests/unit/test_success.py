@@ -10,12 +10,12 @@ from torch.testing import assert_close
 from embodied.scoring import Layout
 from embodied.scoring.streaming import EpisodeStream
 from rewards.calibration import Decision, Latch, Quality, precision_threshold, quality
+from rewards.chat.asking import VLMError
 from rewards.combine import WeightedSum
 from rewards.core import Episode, Features, Scorer
 from rewards.members import check_episodes
 from rewards.shaping import PotentialShaping
 from rewards.success import SuccessClassifier, SuccessVLM, fit_success, success_scorer
-from rewards.vlm import VLMError
 from tests.advancing import check_advance
 from tests.fakes import FakeEncoder
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rewards.chat import VLMError
-from rewards.value_server import ValueServer
+from rewards.chat.value_server import ValueServer
 from tests.unit.test_pretrained import FRAMES, features, scorer, scores
 
 

@@ -143,7 +143,7 @@ def test_what_is_given_is_what_the_model_itself_computes(folders, kind):
 def test_pictures_are_cut_as_qwens_processor_cuts_them(folders, kind):
     import transformers
 
-    from rewards.encoders import cure_torchvision
+    from rewards.encoders.loading import cure_torchvision
 
     cure_torchvision()
     policy = make(folders[kind], cameras=("front",))

@@ -1,6 +1,6 @@
 """From an instruction and a first frame to the places a gripper must pass: a plan grammar over grounded phrases.
 
-It gives `PathStop`s, in pixels of the first frame, as a VLM does that is asked (`rewards.keypoint_chat`);
+It gives `PathStop`s, in pixels of the first frame, as a VLM does that is asked (`rewards.keypoint.chat`);
 `rewards.keypoint` lifts them to metres and measures progress. Shape letters: B batch; H, W image.
 """
 

@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rewards.encoders import import_open_clip, load_open_clip, open_clip_preprocess, open_clip_source
+from rewards.encoders.loading import import_open_clip, load_open_clip, open_clip_source
+from rewards.encoders.preprocess import open_clip_preprocess
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 

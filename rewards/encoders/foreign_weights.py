@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from rewards.encoders import _explain_missing
+from rewards.encoders.loading import explain_missing
 
 FILES = ("*.json", "*.jinja", "*.txt", "*.yaml", "*.safetensors")
 
@@ -41,7 +41,7 @@ def fetched(weights: str) -> Path:
         )
     from huggingface_hub import snapshot_download
 
-    with _explain_missing("weights", weights, put):
+    with explain_missing("weights", weights, put):
         return Path(snapshot_download(weights, allow_patterns=list(FILES)))
 
 

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rewards.chat import Message, Video, VLMError, broken, digest, excerpt
-from rewards.encoders import _explain_missing, import_transformers
-from rewards.frozen import PRECISIONS, _device, fast_precision
+from rewards.chat.messages import Message, Video, VLMError, broken, digest, excerpt
+from rewards.encoders.frozen import PRECISIONS, _device, fast_precision
+from rewards.encoders.loading import explain_missing, import_transformers
 
 SAMPLING = ("temperature", "top_p", "top_k")
 
@@ -59,7 +59,7 @@ class LocalChat:
         self.name, self.device, self._max_tokens = model, _device(device, where), max_tokens
         dtype = PRECISIONS[fast_precision(self.device) if precision == "auto" else precision]
         transformers = import_transformers()
-        with _explain_missing(f"{where}: model", model, put_model(model)):
+        with explain_missing(f"{where}: model", model, put_model(model)):
             self._processor = transformers.AutoProcessor.from_pretrained(model, trust_remote_code=False)
             network: Any = transformers.AutoModelForImageTextToText.from_pretrained(
                 model, dtype=dtype, trust_remote_code=False
@@ -96,7 +96,7 @@ class LocalChat:
 
     @torch.inference_mode()
     def logprobs(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
-        """See `rewards.vlm.token_logprob`: Σ log p of each answer's tokens, right after the generation prompt."""
+        """See `rewards.chat.asking.token_logprob`: Σ log p of each answer's tokens after the generation prompt."""
         bare = self._inputs(messages, "")
         start = bare["input_ids"].shape[1]
         wholes = [self._inputs(messages, answer) for answer in answers]

@@ -1,6 +1,6 @@
 """Keypoint affordance rewards: waypoints from the first frame, progress along them, KAGI's rule with a success model.
 
-Where to go is answered in `rewards.keypoint_plan` and `rewards.keypoint_chat`; here the answer becomes a path, in
+Where to go is answered in `rewards.keypoint.plan` and `rewards.keypoint.chat`; here the answer becomes a path, in
 metres where camera and depth are known and in the image plane where not, and the robot's position progress on it.
 
 Shape letters: B batch, T time, N points, K waypoints; H, W image.
@@ -19,16 +19,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from rewards.chat.asking import ChatModel, chat_model
 from rewards.clip_goal import CalibratedThreshold
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
-from rewards.keypoint_camera import TIP, Tracker, camera_from_demos
-from rewards.keypoint_chat import ChatAnswerer
-from rewards.keypoint_path import CalibratedCamera, Way, flat_path, lift_path, path_progress
-from rewards.keypoint_plan import Answerer, GrammarAnswerer, PathStop
-from rewards.keypoint_rule import KeypointRule, KeypointShaping
+from rewards.keypoint.camera import TIP, Tracker, camera_from_demos
+from rewards.keypoint.chat import ChatAnswerer
+from rewards.keypoint.path import CalibratedCamera, Way, flat_path, lift_path, path_progress
+from rewards.keypoint.plan import Answerer, GrammarAnswerer, PathStop
+from rewards.keypoint.rule import KeypointRule, KeypointShaping
 from rewards.outcome import GoalDegree
-from rewards.vlm import ChatModel, chat_model
 
 GRIPPER = "the gripper"
 OPENING = "gripper_opening"  # signal, 0 shut to 1 open
@@ -242,8 +242,8 @@ def keypoint_scorer(
     Args:
         encoder: an open_clip or transformers model with maps (see `Grounder`).
         goal: an instruction: "open the drawer".
-        answerer: "embedded" (plan grammar and grounding), a chat model, or its arguments (`rewards.vlm.chat_model`) and
-            perhaps `cache`, a folder of answers.
+        answerer: "embedded" (plan grammar and grounding), a chat model, or its arguments
+            (`rewards.chat.asking.chat_model`) and perhaps `cache`, a folder of answers.
         calibration: camera -> `intrinsics`, `extrinsics`, `size`. None or empty: found from the demos, where these have
             frames and the robot's readings (`camera_from_demos`); else all is planned and tracked in the image.
         camera: see `KeypointProgress`.

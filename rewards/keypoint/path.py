@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from rewards.keypoint_plan import PathStop
+from rewards.keypoint.plan import PathStop
 
 CLOSED = 0.15  # how much narrower than its widest a gripper is that has closed
 EMPTY = 0.1  # a gripper narrower than this holds nothing

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import VLMError, excerpt
-from rewards.chat_endpoint import _failure, _loopback, _NoRedirect, _words
+from rewards.chat.endpoint import _failure, _loopback, _NoRedirect, _words
+from rewards.chat.messages import VLMError, excerpt
 
 MOST_BYTES = 2**20  # of an answer: a number a frame
 FRAMES = "sample_0_trajectory_frames"

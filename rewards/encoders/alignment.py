@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize, pad
 
-from rewards.frozen import fast_precision
+from rewards.encoders.frozen import fast_precision
 from rewards.progress import tqdm
 
 Drawer = Callable[[int, np.random.Generator], tuple[str, bool]]  # fact -> (sentence, says the opposite)

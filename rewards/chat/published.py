@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from rewards.chat import IMAGE, Message, Video, broken, filled, unmarked
-from rewards.film import Film, FilmHead, Moment, first_view
+from rewards.chat.film import Film, FilmHead, Moment, first_view
+from rewards.chat.messages import IMAGE, Message, Video, broken, filled, unmarked
+from rewards.chat.numbers import parse_answer_percent, parse_grade
+from rewards.chat.reading import Questions
 from rewards.pictures import fitting
-from rewards.vlm_numbers import parse_answer_percent, parse_grade
 from rewards.vlm_progress import TOPReward
-from rewards.vlm_reading import Questions
 
 # RoboReward: robometer/robometer c7f38e2, robometer/evals/baselines/roboreward.py, as the weights' model cards have it.
 ROBOREWARD_PROMPT = """\

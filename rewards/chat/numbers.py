@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.chat import answered, plain
+from rewards.chat.messages import answered, plain
 
 NUMBER = r"[+-]?\s?\d+(?:\.\d+)?"
 UNIT = r"\s*(?:/\s*100(?!\d)|%|percent\b)?"

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from rewards import int8
 from rewards.core import check_frames
-from rewards.maps import Towers
-from rewards.preprocess import RESIZE_MODES, Preprocess
+from rewards.encoders import int8
+from rewards.encoders.maps import Towers
+from rewards.encoders.preprocess import RESIZE_MODES, Preprocess
 from rewards.storage import SAME
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

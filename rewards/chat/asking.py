@@ -19,7 +19,9 @@ from weakref import WeakValueDictionary
 
 from pydantic import BaseModel, ValidationError
 
-from rewards.chat import (
+from rewards.chat.endpoint import ChatEndpoint
+from rewards.chat.local import LocalChat
+from rewards.chat.messages import (
     IMAGE,
     VIDEO,
     ChatModel,
@@ -32,8 +34,6 @@ from rewards.chat import (
     excerpt,
     unmarked,
 )
-from rewards.chat_endpoint import ChatEndpoint
-from rewards.chat_local import LocalChat
 
 __all__ = [
     "IMAGE",

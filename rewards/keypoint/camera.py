@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from rewards.core import Episode
-from rewards.keypoint_path import CalibratedCamera
+from rewards.keypoint.path import CalibratedCamera
 
 TIP = ("gripper_x", "gripper_y", "gripper_z")  # signals, metres, in the world's axes
 FRAMES = 250  # of all demonstrations that are looked at

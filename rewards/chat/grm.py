@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import IMAGE, Message, filled
+from rewards.chat.messages import IMAGE, Message, filled
+from rewards.chat.numbers import parse_score
+from rewards.chat.reading import Questions, asked_rows, check_reading, fill, images, toward
 from rewards.core import Features
 from rewards.hops import EPSILON, STRENGTH, fuse
-from rewards.vlm_numbers import parse_score
-from rewards.vlm_reading import Questions, asked_rows, check_reading, fill, images, toward
 
 GRM_PROMPT = """You judge how far a robot has come with a task, by comparing two moments.
 Task: {instruction}
@@ -62,7 +62,7 @@ class GenerativeGRM:
     Source: arXiv 2512.23703 and FlagOpen/Robo-Dopamine, whose eight images are V = 3. Departs from that code: an
         unreadable answer is missing and no hop of 0 (there, success in backward mode); the goal is given and never the
         episode's own last frame; the hop from the goal shows each camera its own goal image, or leaves it out; any V.
-        The wording is ours; theirs is `rewards.published.GRM_PUBLISHED`.
+        The wording is ours; theirs is `rewards.chat.published.GRM_PUBLISHED`.
     """
 
     name = "grm_vlm"

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rewards.chat.reading import check_reading, images, thinned, toward
 from rewards.core import Features
-from rewards.vlm_reading import check_reading, images, thinned, toward
 
 Moment = tuple[np.ndarray, ...]  # one frame a view, (H, W, 3) uint8
 

@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.chat import IMAGE, VIDEO, ChatModel, Message, VLMError
+from rewards.chat.asking import chat_model, content_key, read_cache, token_logprob, write_cache
+from rewards.chat.messages import IMAGE, VIDEO, ChatModel, Message, VLMError
+from rewards.chat.tokens import LEAST_MASS, check_mass
 from rewards.core import Features
-from rewards.tokens import LEAST_MASS, check_mass
-from rewards.vlm import chat_model, content_key, read_cache, token_logprob, write_cache
 
 BETWEEN = ("hold", "linear")
 REMEMBERED = 100_000  # answers in memory; the oldest go first
@@ -267,7 +267,7 @@ def toward(head: Reader, goal: str) -> Reader:
 
 
 def questions(vlm: Mapping[str, Any] | ChatModel, asking: Mapping[str, Any] | None) -> Questions:
-    """From plain values: arguments of `rewards.vlm.chat_model`, and of `Questions`.
+    """From plain values: arguments of `rewards.chat.asking.chat_model`, and of `Questions`.
 
     Args:
         asking: arguments of `Questions`; None: its defaults.

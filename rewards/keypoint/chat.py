@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from torch import Tensor
 
-from rewards.chat import filled
-from rewards.keypoint_plan import HOVER, Finder, PathStop, pixel
-from rewards.vlm import ChatModel, Message, VLMError, ask_json
+from rewards.chat.asking import ChatModel, Message, VLMError, ask_json
+from rewards.chat.messages import filled
+from rewards.keypoint.plan import HOVER, Finder, PathStop, pixel
 
 COLUMNS, ROWS = "abcde", "12345"  # MOKA's grid: columns left to right, rows bottom to top
 MARKS = 6  # candidates per object, MOKA's K

@@ -20,8 +20,8 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 import numpy as np
 from PIL import Image
 
-from rewards.chat import Message, Video, VLMError, digest, excerpt
-from rewards.tokens import TOP, answer_logprobs
+from rewards.chat.messages import Message, Video, VLMError, digest, excerpt
+from rewards.chat.tokens import TOP, answer_logprobs
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # worth another try
 CRF = 8  # of a film's H.264: pixels within a few grey levels
@@ -100,7 +100,7 @@ class ChatEndpoint:
         return text
 
     def logprobs(self, messages: Sequence[Message], answers: Sequence[str]) -> list[float]:
-        """See `rewards.vlm.token_logprob`: from the first token's `top_logprobs`, as `rewards.tokens` reads them."""
+        """See `rewards.chat.asking.token_logprob`: from the first token's `top_logprobs` (`rewards.chat.tokens`)."""
         choice = self._choice(messages, {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP})
         advice = "The server must support logprobs and top_logprobs."
         try:
