@@ -270,6 +270,7 @@ def questions(vlm: Mapping[str, Any] | ChatModel, asking: Mapping[str, Any] | No
     """From plain values: arguments of `rewards.chat.asking.chat_model`, and of `Questions`.
 
     Args:
+        vlm: a chat model, or arguments of `rewards.chat.asking.chat_model`.
         asking: arguments of `Questions`; None: its defaults.
     """
     return Questions(chat_model(vlm), **(asking or {}))

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from embodied import cli, paths
 from embodied.building.build import TARGETS, build, locate
 from embodied.building.worlds import env_maker
-from embodied.config import choices, composed
+from embodied.config import choices, compose, composed
 from embodied.envs import WORLDS
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
@@ -51,8 +51,8 @@ def targets(node) -> set[str]:
     return set().union(*(targets(value) for value in node)) if isinstance(node, list) else set()
 
 
-def compose(verb: str, *overrides: str):
-    return composed(verb, list(overrides))[0]
+def chosen(verb: str, *choices_made: str):
+    return composed(verb, list(choices_made))[0]
 
 
 @functools.cache
@@ -74,7 +74,7 @@ def test_every_target_exists(target):
 
 @pytest.mark.parametrize("verb", cli.verbs())
 def test_every_verb_has_a_config_and_an_example(verb):
-    assert isinstance(OmegaConf.to_container(compose(verb)), dict)
+    assert isinstance(OmegaConf.to_container(chosen(verb)), dict)
     first, *rest = cli.docstring(verb).splitlines()
     assert first.endswith(".")
     assert any(line.startswith(f"    embodied {verb}") for line in rest)
@@ -90,7 +90,7 @@ def test_every_choice_composes_wherever_it_may_be_chosen(group, name):
     users = [verb for verb in cli.verbs() if group in groups(verb)]
     assert users
     for verb in users:
-        config = compose(verb, f"{group}='{name}'")
+        config = chosen(verb, f"{group}={name}")
         assert group in config
         assert not {"hydra", "_target_"} & set(config)
 
@@ -102,12 +102,12 @@ def test_every_experiment_trains(name):
 
 
 REWARDS = [n for n in choices("reward") if n != "true"]
-TEXT_GOALS = [n for n in REWARDS if compose("train", f"reward='{n}'").reward._target_.startswith("rewards.clip_goal.")]
+TEXT_GOALS = [n for n in REWARDS if chosen("train", f"reward={n}").reward._target_.startswith("rewards.clip_goal.")]
 
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_rewards_keys_are_its_factorys_arguments(name):
-    config = OmegaConf.to_container(compose("train", f"reward='{name}'").reward)
+    config = OmegaConf.to_container(chosen("train", f"reward={name}").reward)
     assert isinstance(config, dict)
     signature = inspect.signature(locate(config.pop("_target_")))
     signature.bind(encoder=None, **config)
@@ -118,7 +118,7 @@ def test_every_rewards_keys_are_its_factorys_arguments(name):
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_every_rewards_shaping_has_its_shapings_keys(name):
-    shaping = compose("train", f"reward='{name}'").reward.shaping
+    shaping = chosen("train", f"reward={name}").reward.shaping
     if name == "keypoint":  # its `dense` is the reward's own
         assert set(shaping) == {field.name for field in fields(KeypointShaping)} - {"dense"}
     else:
@@ -137,7 +137,7 @@ def test_every_combinations_keys_are_its_arguments(name):
 
 @pytest.mark.parametrize("name", TEXT_GOALS)
 def test_every_text_goal_builds_and_leaves_its_config_alone(name):
-    config = compose("train", f"reward='{name}'").reward
+    config = chosen("train", f"reward={name}").reward
     for key, value in MISSING.items():
         if OmegaConf.is_missing(config, key) or (key == "goal" and config.goal is None):
             config[key] = value
@@ -150,7 +150,7 @@ def test_every_text_goal_builds_and_leaves_its_config_alone(name):
 @pytest.mark.parametrize("name", choices("encoder"))
 def test_every_encoder_takes_its_configs_keys(name):
     """Weights, or a server, are not at hand; a wrong key is told apart from them by its TypeError."""
-    config = OmegaConf.to_container(compose("train", f"encoder='{name}'").encoder)
+    config = OmegaConf.to_container(chosen("train", f"encoder={name}").encoder)
     assert isinstance(config, dict)
     with pytest.raises((ValueError, OSError, UserError)):
         build(config | {"precision": "no such precision"})
@@ -161,7 +161,7 @@ def test_every_encoder_takes_its_configs_keys(name):
 @pytest.mark.parametrize("name", choices("policy"))
 def test_every_policy_builds_and_acts(name):
     world = ["env=gym", "env.id=CartPole-v1"] if name == "dqn" else ["env=cartpole"]
-    config = compose("train", f"policy='{name}'", *world)
+    config = compose("train", [f"policy={name}", *world])
     before = OmegaConf.to_yaml(config)
     venv = WorldVecEnv(env_maker(config), 2)
     spaces = {"observation_space": venv.observation_space, "action_space": venv.action_space}
@@ -177,12 +177,12 @@ def test_every_world_has_a_config_and_the_other_way_round():
     ours = {path.stem for path in (CONFIGS / "env").glob("*.yaml")} - {"gym"}
     assert ours == set(WORLDS)
     for name in ours:
-        assert compose("train", f"env={name}").env.id == f"embodied/{name}-v0"
+        assert chosen("train", f"env={name}").env.id == f"embodied/{name}-v0"
 
 
 @pytest.mark.parametrize("scene", ["cartpole", "reacher-red", "desk-drawer", "humanoid-stand", "drive-town"])
 def test_a_world_is_made_from_its_config(scene):
-    env = env_maker(compose("train", f"env={scene}"))()
+    env = env_maker(chosen("train", f"env={scene}"))()
     env.reset(seed=0)
     frame = env.get_wrapper_attr("frame")()
     assert frame.shape == (96, 96, 3)

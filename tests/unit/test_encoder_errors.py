@@ -100,7 +100,7 @@ assert torchvision.extension._has_ops() is not broken
 
 def test_the_cure_declares_schemas_when_loading_fails_and_nothing_otherwise():
     code = """
-import sys, torch, rewards.encoders as encoders
+import sys, torch, rewards.encoders.loading as loading
 loads = sys.argv[1] == "loads"
 def load_library(path):
     if not loads: raise OSError("no such symbol")

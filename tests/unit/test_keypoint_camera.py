@@ -124,8 +124,8 @@ def test_no_camera_is_found_where_none_is_right(caplog):
 
 
 def test_with_demonstrations_the_reward_reads_one_image(tiny_clip, monkeypatch):
-    from rewards import keypoint
     from rewards.encoders import OpenCLIPEncoder
+    from rewards.keypoint import reward as keypoint
 
     encoder = OpenCLIPEncoder(tiny_clip, precision="fp32", device="cpu")
     monkeypatch.setattr(keypoint.Grounder, "track", lambda self, frames, text: Sees().track(frames, text))
