@@ -28,7 +28,8 @@ from rewards.storage import CONFIG, load_fitted, save_fitted
 from rewards.views import mean_over_views
 
 DENSE = 0.25  # the most that progress is worth beside a goal that is reached
-MISSED, REACHED = 0.4, 0.9  # of the way from the demonstrations' starts to their ends: below it q = 0, above it q = 1
+REACHED = 0.9  # of the way from the demonstrations' starts to their ends: from there on q = 1
+BEND = 3  # power of q below it: near nothing where the robot is near the goal, and nowhere flat
 APART = 0.5  # share of the mean way from start to end that must lie between all starts and all ends
 KIND, FOLDER = "outcome", "outcome"  # of the kept bounds, in the head's folder
 
@@ -37,10 +38,11 @@ KIND, FOLDER = "outcome", "outcome"  # of the kept bounds, in the head's folder
 class GoalDegree:
     """How far a goal in words is reached in a frame, by where demonstrations start and end on its text.
 
-        x_v = (s_v·g − start_v) / (end_v − start_v),    q = mean over views of clip((x_v − 0.4) / (0.9 − 0.4), 0, 1)
+        x_v = (s_v·g − start_v) / (end_v − start_v),    q = mean over views of clip(x_v / 0.9, 0, 1)³
 
-    A pointwise head. Below `MISSED` of the way is what a robot near the goal looks like; from `REACHED` on frames of
-    success differ by chance.
+    A pointwise head. A fifth of the way is what a robot near the goal looks like, worth a hundredth; from `REACHED` on
+    frames of success differ by chance. Between them q rises all the way, as a learner that has come to a drawer's
+    handle finds no other slope to climb.
 
     Args:
         text: g, (D,), the goal's embedding.
@@ -61,7 +63,7 @@ class GoalDegree:
         def degree(bounds: tuple[float, float], state: Tensor) -> Tensor:
             start, end = bounds
             share = (state @ self.text.to(state) - start) / (end - start)
-            return ((share - MISSED) / (REACHED - MISSED)).clamp(0, 1)
+            return (share / REACHED).clamp(0, 1) ** BEND
 
         return mean_over_views("GoalDegree", features, self.bounds, degree)
 

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from rewards.core import Episode, Features
 from rewards.demonstration import Demonstration, demonstration_scorer
 from rewards.hop_model import Recipe
-from rewards.outcome import MISSED, REACHED, GoalDegree, OutcomeBound, bound, held_to_outcome
+from rewards.outcome import BEND, REACHED, GoalDegree, OutcomeBound, bound, held_to_outcome
 from rewards.process import ProcessReward, process_scorer
 from tests.fakes import FakeEncoder
 
@@ -55,7 +55,7 @@ def test_degree_is_the_share_of_the_demonstrations_way_less_its_ends():
     assert_allclose([start, end], ends, atol=1e-6)
     said = np.linspace(-0.1, 0.9, T)
     share = (said - start) / (end - start)
-    expected = np.clip((share - MISSED) / (REACHED - MISSED), 0, 1)
+    expected = np.clip(share / REACHED, 0, 1) ** BEND
     assert_allclose(degree.score(rows(said, WAY))[0].numpy(), expected, atol=1e-5)
 
 
