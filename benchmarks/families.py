@@ -119,7 +119,9 @@ def main() -> None:
     jobs = [
         job
         for job in every
-        if job.env in options["tasks"] and job.reward in options["rewards"] and (job.reward in FITTED or job not in results)
+        if job.env in options["tasks"]
+        and job.reward in options["rewards"]
+        and (job.reward in FITTED or job not in results)
     ]
     with ThreadPoolExecutor(options["jobs"]) as pool:
         futures = {pool.submit(job.run): job for job in jobs}

@@ -59,6 +59,18 @@ def test_degree_is_the_share_of_the_demonstrations_way_less_its_ends():
     assert_allclose(degree.score(rows(said, WAY))[0].numpy(), expected, atol=1e-5)
 
 
+def test_a_degree_is_nowhere_flat_before_the_goal():
+    """It was 0 until 0.4 of the way: a learner at the drawer's handle, at 0.17, found nothing to climb."""
+    degree = GoalDegree.fit(ENCODER.encode_texts([GOAL])[0], DEMOS)
+    assert degree is not None
+    start, end = degree.bounds["front"]
+    ways = np.array([0.0, 0.17, 0.25, 0.33, 0.4, 0.6, 0.9, 1.0])
+    found = degree.score(rows(start + ways * (end - start), WAY[: len(ways)]))[0].numpy()
+    assert (np.diff(found[:-1]) > 0).all()
+    assert found[ways == 0.17] < 0.01  # and near the goal is not the goal
+    assert_allclose(found[-2:], 1, atol=1e-5)
+
+
 def test_a_text_that_does_not_tell_ends_from_starts_bounds_nothing():
     text = ENCODER.encode_texts(["a cat on a sofa"])[0]
     assert GoalDegree.fit(text, []) is None
