@@ -10,6 +10,8 @@ folder that `encoder=open_clip encoder.model=local-dir:FOLDER` takes.
     embodied pretrain model=shipped use=[drive] recipe.anchor_weight=0
     embodied pretrain model=shipped use=[mine] +scenes.mine.worlds=[my_module:Mine-v0] +scenes.mine.frames=8000 \\
         +scenes.mine.captions=my_captions.yaml +scenes.mine.facts=my_module:Facts recipe.anchor_weight=0
+    embodied pretrain model=shipped use=[cup] +scenes.cup.data=path/to/lerobot +scenes.cup.frames=4000 \\
+        +scenes.cup.captions=cup_captions.yaml "+scenes.cup.labels={cup_upright: next.success}"
 """
 
 from __future__ import annotations
@@ -24,20 +26,25 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from embodied.collecting.opening import open_dataset
+from embodied.datasets import Dataset
 from embodied.envs import WORLDS, world_id
 from embodied.envs.captions import SCENE as ALWAYS
 from embodied.envs.captions import Captions, vary
 from embodied.errors import UserError, nearest
 from embodied.files import whole, write_text
-from embodied.literal import load_literal
+from embodied.literal import load_literal, resolved
 from embodied.paths import asset
 from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
+from embodied.pretraining.recorded import SUCCESS, check_recorded, recorded
 from embodied.pretraining.renders import Renders, render, scene_facts
 from rewards.encoders import OpenCLIPEncoder
 from rewards.encoders.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders.towers import Towers
 
 SCENE = ("worlds", "frames", "captions", "policies", "facts", "camera")  # what a scene of the config may have
+RECORDED = ("data", "labels", "frames", "captions", "camera")  # and one of recorded episodes
+LOOKS = (("own_look", 1.0), ("varied_look", 0.0))  # and the share of frames with the scene's own
 TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet
 
 
@@ -60,6 +67,9 @@ def run(config: DictConfig) -> None:
     model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device)
     size = towers.image_size[0]
+    for i, (name, scene) in enumerate(scenes.items()):
+        if "data" in scene:
+            _read(folder, name, scene, i, config, towers)
     renders = {
         name: _rendered(folder, f"train-{name}", scene, scene.frames, (TRAIN_SEED, i), 0.25, size, config.workers)
         for i, (name, scene) in enumerate(scenes.items())
@@ -107,7 +117,7 @@ def judge(
     for i, name in enumerate(config.use):
         scene = config.scenes[name]
         rows: dict[str, Any] = {}
-        for look, share in (("own_look", 1.0), ("varied_look", 0.0)):
+        for look, share in LOOKS[:1] if "data" in scene else LOOKS:
             seed = (JUDGE_SEED + (config.judge_on == "val"), i, int(share))
             kept = f"judge-{config.judge_on}-{name}-{look}"
             held = _rendered(folder, kept, scene, config.test_frames, seed, share, size, config.workers)
@@ -181,10 +191,12 @@ def _checked(name: str, scene: DictConfig) -> DictConfig:
     Raises:
         UserError: no worlds, no frames, or a setting that there is not.
     """
-    if strange := [key for key in scene if key not in SCENE]:
-        raise UserError(f"pretrain: scenes.{name} has no {strange[0]}. {nearest(str(strange[0]), SCENE)}")
+    known = RECORDED if "data" in scene else SCENE
+    if strange := [key for key in scene if key not in known]:
+        kind = "of recorded episodes" if "data" in scene else "of worlds"
+        raise UserError(f"pretrain: scenes.{name}, {kind}, has no {strange[0]}. {nearest(str(strange[0]), known)}")
     worlds = scene.get("worlds")
-    if not isinstance(worlds, ListConfig) or not worlds:
+    if "data" not in scene and (not isinstance(worlds, ListConfig) or not worlds):
         raise UserError(
             f"pretrain: scenes.{name}.worlds must be a list of worlds, as env.id takes them; got {worlds}. "
             f"Try +scenes.{name}.worlds=[metaworld/drawer-open-v3]."
@@ -221,12 +233,43 @@ def _check_facts(name: str, scene: DictConfig, captions: Captions) -> None:
     Raises:
         UserError: says which.
     """
-    known = scene_facts(_ids(scene), 32, scene.get("facts"), scene.get("camera"))
+    if "data" in scene:
+        known: Any = _labels(scene)
+        check_recorded(_dataset(name, scene), known, scene.get("camera"))
+    else:
+        known = scene_facts(_ids(scene), 32, scene.get("facts"), scene.get("camera"))
     if missing := [fact for fact in (ALWAYS, *known) if fact not in captions.facts]:
         raise UserError(
             f"pretrain: {_captions_file(name, scene)} must have wordings of every fact of {name}, and of {ALWAYS}, "
             f"which always holds; got none of {', '.join(missing)}."
         )
+
+
+def _dataset(name: str, scene: DictConfig) -> Dataset:
+    return open_dataset(str(scene.data), setting=f"scenes.{name}.data")
+
+
+def _labels(scene: DictConfig) -> dict[str, str]:
+    """fact -> column of a scene of recorded episodes."""
+    labels = scene.get("labels")
+    return dict(SUCCESS) if labels is None else {str(k): str(v) for k, v in resolved(labels).items()}
+
+
+def _read(folder: Path, name: str, scene: DictConfig, index: int, config: DictConfig, towers: Towers) -> None:
+    """Frames of recorded episodes into the run folder, those for training and those kept for judging."""
+    dataset = _dataset(name, scene)
+
+    def shrink(frames: np.ndarray) -> np.ndarray:
+        return towers.shrink(torch.from_numpy(frames)).numpy()
+
+    kept = f"judge-{config.judge_on}-{name}-{LOOKS[0][0]}"
+    for file, count, seed in ((f"train-{name}", scene.frames, TRAIN_SEED), (kept, config.test_frames, JUDGE_SEED)):
+        if not _renders_file(folder, file).exists():
+            made = recorded(
+                dataset, _labels(scene), count, seed=(seed, index), shrink=shrink, camera=scene.get("camera"),
+                held=file == kept,
+            )  # fmt: skip
+            _keep(_renders_file(folder, file), made)
 
 
 def _ids(scene: DictConfig) -> list[str]:
@@ -244,18 +287,26 @@ def _rendered(
     workers: int,
 ) -> Renders:
     """Renders from the run folder, made first if they are not there."""
-    file = folder / "renders" / f"{name}.npz"
+    file = _renders_file(folder, name)
     if not file.exists():
         trained = _policies(scene) if name.startswith("train-") else None
         made = render(
             _ids(scene), count, seed=seed, image_size=size, own_look=own_look, workers=workers, policies=trained,
             facts=scene.get("facts"), camera=scene.get("camera"),
         )  # fmt: skip
-        file.parent.mkdir(exist_ok=True)
-        with whole(file) as part:
-            np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
+        _keep(file, made)
     with np.load(file) as kept:
         return Renders(kept["frames"], kept["degrees"], tuple(kept["facts"].tolist()))
+
+
+def _renders_file(folder: Path, name: str) -> Path:
+    return folder / "renders" / f"{name}.npz"
+
+
+def _keep(file: Path, made: Renders) -> None:
+    file.parent.mkdir(exist_ok=True)
+    with whole(file) as part:
+        np.savez(part, frames=made.frames, degrees=made.degrees, facts=np.array(made.facts))
 
 
 def _policies(scene: DictConfig) -> dict[str, list[Path]]:

@@ -33,7 +33,8 @@ def judge_scene(
     features = encoder.encode_images(torch.from_numpy(renders.frames))
     results = {}
     for column, fact in enumerate(renders.facts):
-        degrees = renders.degrees[:, column]
+        known = ~np.isnan(renders.degrees[:, column])
+        degrees = renders.degrees[known, column]
         holds = degrees == 1
         if fact == SCENE or fact not in captions.facts or min(holds.sum(), (~holds).sum()) < MIN_EACH:
             continue
@@ -42,7 +43,7 @@ def judge_scene(
         unseen = wordings[split].all()
         goal = captions.goals.get(fact)
         sentences = [goal or unseen[0], *seen, *unseen]
-        scores = (features @ encoder.encode_texts(sentences).T).numpy()
+        scores = (features[torch.from_numpy(known)] @ encoder.encode_texts(sentences).T).numpy()
         areas = [auroc(scores[:, i], holds) for i in range(len(sentences))]
         results[fact] = {
             "goal": areas[0] if goal else None,

@@ -36,7 +36,7 @@ class Examples:
 
     Attributes:
         frames: (N, H, W, 3) uint8.
-        degrees: (N, F) in [0, 1]; 0 for facts of another world.
+        degrees: (N, F) in [0, 1]; 0 for facts of another world; NaN where it is unknown, which counts for nothing.
         worlds: (N,) index of the frame's world.
         fact_worlds: (F,) index of the fact's world.
     """
@@ -178,6 +178,8 @@ def _loss(
     frames = _augment(torch.from_numpy(examples.frames[picked]).to(device), recipe.max_shift_px, rng)
     truth = torch.from_numpy(examples.degrees[np.ix_(picked, facts)].astype(np.float32)).to(device)
     same = torch.from_numpy(examples.worlds[picked, None] == examples.fact_worlds[facts]).to(device)
+    known = ~truth.isnan()
+    truth = truth.nan_to_num()
     degrees, truth = truth, torch.where(negated & same, 1 - truth, truth)
     # where bf16 is emulated, autocast takes ten times as long as float32
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_precision(device) == "bf16"):
@@ -186,11 +188,11 @@ def _loss(
     scale, bias = model.logit_scale.exp(), model.logit_bias
     images, words, anchored = (normalize(vectors.float(), dim=-1) for vectors in (images, words, anchors))
     of_fact = slice(None, None, recipe.wordings)  # one column per fact, in order
-    weight = torch.where(same, 1.0, recipe.cross_weight)
+    weight = torch.where(same, 1.0, recipe.cross_weight) * known
 
     def loss(texts: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
         logits = scale * images @ texts.T + bias
-        return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum()
+        return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum().clamp(min=1e-6)
 
     return loss(words, truth, weight) + recipe.anchor_weight * loss(anchored, degrees[:, of_fact], weight[:, of_fact])
 

@@ -58,17 +58,25 @@ class Preprocess:
         self, frames: UInt8[Tensor, "B H W 3"], device: torch.device, dtype: torch.dtype
     ) -> Float[Tensor, "B 3 h w"]:
         """The tower's input, channels last in memory."""
-        images = frames.to(device, non_blocking=True).permute(0, 3, 1, 2)
+        images = self._seen(frames.to(device, non_blocking=True))
+        scale = 1 / (255 * torch.tensor(self.std, device=device))
+        shift = -torch.tensor(self.mean, device=device) / torch.tensor(self.std, device=device)
+        normal = torch.addcmul(shift.view(3, 1, 1), images.float(), scale.view(3, 1, 1))
+        return normal.to(dtype, memory_format=torch.channels_last)
+
+    def shrink(self, frames: UInt8[Tensor, "B H W 3"]) -> UInt8[Tensor, "B h w 3"]:
+        """What the tower sees of frames, as pictures: resized and cropped, and no more than that."""
+        return self._seen(frames).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def _seen(self, frames: UInt8[Tensor, "B H W 3"]) -> Tensor:
+        """(B, 3, h, w) whole numbers from 0 to 255."""
+        images = frames.permute(0, 3, 1, 2)
         size = self.resized(*images.shape[-2:])
         if size[0] * size[1] > WASTE * self.crop[0] * self.crop[1]:
             images = torch.stack([self._resize_cropped(image, size) for image in images])
         elif size != tuple(images.shape[-2:]):
             images = self._resize(images, size)
-        images = self._crop(images)
-        scale = 1 / (255 * torch.tensor(self.std, device=device))
-        shift = -torch.tensor(self.mean, device=device) / torch.tensor(self.std, device=device)
-        normal = torch.addcmul(shift.view(3, 1, 1), images.float(), scale.view(3, 1, 1))
-        return normal.to(dtype, memory_format=torch.channels_last)
+        return self._crop(images)
 
     def _resize(self, images: Tensor, size: tuple[int, int]) -> Tensor:
         if images.device.type == "cpu":  # torch resizes uint8 as Pillow does

@@ -45,6 +45,10 @@ class Towers:
         """Raw frames to what the image tower reads."""
         return self._preprocess(frames, self.device, torch.float32)
 
+    def shrink(self, frames: UInt8[Tensor, "B H W 3"]) -> UInt8[Tensor, "B h w 3"]:
+        """What the image tower sees of raw frames, as pictures; `preprocess` makes the same of both."""
+        return self._preprocess.shrink(frames)
+
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(M, L) int64; longer texts are cut at the context."""
         return self._tokenizer(list(texts))

@@ -7,11 +7,16 @@ from pathlib import Path
 
 import gymnasium
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli
+from embodied.datasets import Dataset, Writer
 from embodied.envs.scenes import Scene, open_scene
 from embodied.errors import UserError
+from embodied.pretraining.recorded import recorded
 from embodied.pretraining.renders import render
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +182,102 @@ def test_what_cannot_be_taught_is_refused_in_a_line(mine, case, tiny_clip, capsy
     assert re.search(words, error), error
     if case not in ("nothing told", "degrees out of range"):  # which only steps can show
         assert not (mine / "run").exists()
+
+
+# Recorded episodes -------------------------------------------------------------------------------------------
+
+FEATURES = {
+    "next.success": {"dtype": "bool", "shape": [1], "names": None},
+    "left": {"dtype": "float32", "shape": [1], "names": None},
+}
+
+
+def pictures(place: np.ndarray) -> np.ndarray:
+    """(T, 24, 48, 3) a red bar at a share of the width."""
+    frames = np.full((len(place), 24, 48, 3), 90, np.uint8)
+    for frame, share in zip(frames, place, strict=True):
+        frame[:, int(share * 40) : int(share * 40) + 8] = (220, 40, 20)
+    return frames
+
+
+@pytest.fixture
+def films(tmp_path):
+    """Ten episodes of a bar that goes to the right; `left` is unknown in every other one."""
+    with Writer(tmp_path / "films", fps=10, features=FEATURES, cameras={"front": (24, 48)}) as writer:
+        for _ in range(10):
+            place = np.linspace(0, 1, 60)
+            left = np.where(place < 0.3, 1.0, 0.0)
+            after = np.append(place[1:], 1.0) > 0.7
+            columns = {"next.success": after, "left": left.astype(np.float32)}
+            writer.add(columns, {"front": pictures(place)}, instruction="move the bar", kind="expert")
+    for file in (tmp_path / "films" / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        odd = pa.array([index % 2 == 1 for index in table["episode_index"].to_pylist()])
+        known = pc.if_else(odd, table["left"].combine_chunks(), None)
+        pq.write_table(table.set_column(table.column_names.index("left"), table.field("left"), known), file)
+    return tmp_path / "films"
+
+
+def bar(frames: np.ndarray) -> np.ndarray:
+    """(T,) where the bar's middle is, as a share of what is seen."""
+    red = frames[..., 0].astype(int) - frames[..., 2] > 80
+    return np.array([np.argwhere(each)[:, 1].mean() if each.any() else np.nan for each in red]) / frames.shape[2]
+
+
+def test_recorded_episodes_teach_by_their_labels(films):
+    def shrink(frames):
+        return frames[:, ::2, ::2]
+
+    labels = {"right": "next.success", "left": "left"}
+    made = recorded(Dataset(films), labels, 60, seed=(0,), shrink=shrink)
+    assert made.facts == ("right", "left")
+    assert made.frames.shape == (60, 12, 24, 3)
+    place, (right, left) = bar(made.frames), made.degrees.T
+    assert place[right == 1].min() > place[right == 0].max()  # next.success speaks of the row that follows
+    assert 0.4 < ((right == 1) | (left == 1)).mean() < 0.6
+    assert np.isnan(left).any()
+    assert place[left == 1].max() < place[left == 0].min()
+    held = recorded(Dataset(films), labels, 1000, seed=(0,), shrink=shrink, held=True)
+    every = recorded(Dataset(films), labels, 1000, seed=(0,), shrink=shrink)
+    assert len(held.frames) < len(every.frames) <= 8 * 60
+    again = recorded(Dataset(films), labels, 60, seed=(0,), shrink=shrink)
+    np.testing.assert_array_equal(again.frames, made.frames)
+
+
+def test_an_encoder_is_taught_recorded_episodes(mine, films, tiny_clip, capsys):
+    words = ["pretrain", f"model={tiny_clip}", f"+scenes.mine.data={films}", "run=run", *TINY]
+    assert cli.main([*words, "+scenes.mine.labels={right: next.success, left: left}", "test_frames=200"]) == 0
+    assert "after: mine, own_look: AUROC of goals " in capsys.readouterr().out
+    told = json.loads((mine / "run/encoder/judgement.json").read_text())
+    assert set(told["scenes"]["mine"]) == {"own_look"}  # other looks were not recorded
+    assert "right" in told["scenes"]["mine"]["own_look"]["facts"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["+scenes.mine.labels={right: next.succes}"], "got 'next.succes'.*did you mean next.success"),
+        (["+scenes.mine.labels={up: left}"], "must have wordings of every fact of mine.*none of up"),
+        (["+scenes.mine.camera=wrist"], "camera must be one of .*got 'wrist'.*front"),
+        (["+scenes.mine.policies=[x]"], "scenes.mine, of recorded episodes, has no policies"),
+    ],
+)
+def test_what_recorded_episodes_cannot_teach_is_refused_in_a_line(mine, films, more, words, tiny_clip, capsys):
+    (mine / "mine.yaml").write_text(CAPTIONS + "  success: {train: [it is done], val: [done], test: [well]}\n")
+    assert cli.main(["pretrain", f"model={tiny_clip}", f"+scenes.mine.data={films}", "run=run", *more, *TINY]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(words, error), error
+    assert not (mine / "run").exists()
+
+
+def test_labels_out_of_range_and_too_few_episodes_are_refused(films, tmp_path):
+    with pytest.raises(UserError, match=r"index of .* must be yes, no or a number in \[0, 1\]; got 0 to 59"):
+        recorded(Dataset(films), {"right": "frame_index"}, 9, seed=(0,), shrink=lambda frames: frames)
+    with Writer(tmp_path / "few", fps=10, features=FEATURES, cameras={"front": (24, 48)}) as writer:
+        columns = {"next.success": np.zeros(2, bool), "left": np.zeros(2, np.float32)}
+        writer.add(columns, {"front": pictures(np.zeros(2))}, instruction="", kind="expert")
+    with pytest.raises(UserError, match="must hold at least 5 episodes, one of which is kept for judging; got 1"):
+        recorded(Dataset(tmp_path / "few"), {"right": "next.success"}, 9, seed=(0,), shrink=lambda frames: frames)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,23 @@ def similarity(towers: Towers, frames: np.ndarray) -> np.ndarray:
 RECIPE = AlignmentRecipe(epochs=4, batch_size=16, lr=2e-3, max_shift_px=1)
 
 
+def test_what_is_unknown_counts_for_nothing(tiny_clip):
+    frames, degrees = squares(320, seed=0)
+    degrees[::2, 0] = np.nan
+    degrees[:, 1] = np.nan
+    towers = trained(tiny_clip, examples(degrees, frames), RECIPE)
+    held, truth = squares(200, seed=1)
+    assert spearman(similarity(towers, held)[:, 0], truth[:, 0]) > 0.8
+
+
+def test_shrunk_frames_are_what_the_tower_sees(tiny_clip):
+    towers = Towers(tiny_clip, device="cpu")
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 70, 100, 3), np.uint8))
+    small = towers.shrink(frames)
+    assert small.shape == (2, *towers.image_size, 3)
+    torch.testing.assert_close(towers.preprocess(small), towers.preprocess(frames))
+
+
 def test_sentences_come_to_rank_frames_by_their_truth(tiny_clip):
     frames, degrees = squares(320, seed=0)
     towers = trained(tiny_clip, examples(degrees, frames), RECIPE)
