@@ -40,7 +40,10 @@ SCENES = {
         "+scenes.recorded.labels={drawer_open: next.success}",
     ],
 }
-RECORDED = ("env=gym", "env.id=metaworld/drawer-open-v3", "policy=mixed", "episodes=40", f"out={FILMS}")
+RECORDED = (
+    "env=gym", "env.id=metaworld/drawer-open-v3", "env.max_episode_steps=120", "policy=mixed", "episodes=40",
+    "image_size=96", f"out={FILMS}",
+)  # fmt: skip
 BARS = {"goals": 0.95, "unseen wordings": 0.85}
 
 
