@@ -194,7 +194,7 @@ def test_rewards_are_the_models_and_the_end_is_terminal():
 def test_an_attempt_out_of_time_is_not_terminal():
     practice = made()
     acting(practice, lambda task: 0.0)
-    attempt, (rollout, reward) = practice.attempt(0)
+    attempt, (rollout, reward, _) = practice.attempt(0)
     assert (attempt.steps, attempt.success) == (12, False)
     assert not reward.any()
     assert not rollout.terminated.any()
