@@ -127,9 +127,9 @@ class Actions:
             UserError: another shape, not finite, or out of the world's range by more than float32 rounds.
         """
         theirs, values = self._theirs, np.asarray(executed)
-        wanted = {theirs.shape, self.space.shape}
+        wanted = {theirs.shape or (), self.space.shape or ()}
         if values.dtype.kind not in "fiub" or values.shape not in wanted:
-            shapes = " or ".join(map(str, sorted(wanted, key=len, reverse=True)))
+            shapes = " or ".join(map(str, sorted(wanted, key=str, reverse=True)))
             got = f"{values.dtype} {values.shape}" if values.dtype.kind in "fiub" else repr(executed)
             raise UserError(f"{self._where}: an executed action must be numbers of shape {shapes}; got {got}.")
         if not np.isfinite(values).all():
@@ -145,7 +145,7 @@ class Actions:
             inside = values.reshape(theirs.shape) - start
             if (inside != np.floor(inside)).any() or not theirs.contains((inside + start).astype(theirs.dtype)):
                 raise self._beyond(values)
-        return inside.reshape(self.space.shape).astype(self.space.dtype)
+        return np.array(inside, self.space.dtype).reshape(self.space.shape or ())
 
     def _beyond(self, executed: np.ndarray) -> UserError:
         return UserError(f"{self._where}: an executed action must be of {self._theirs}; got {executed.tolist()}.")
