@@ -1,14 +1,15 @@
 """What a person's interventions add: RLPD from a few demonstrations, with a scripted operator and without.
 
-The observation is what a robot has: its own readings and where the named things are in its cameras. The reward is the
-sentence's. `person`: where the task's own reward has not risen for `PATIENCE` steps the world's expert takes over for
-`TURN` steps, at most so many an episode (`embodied.envs.interventions.Rescued`). `alone` is the same without it,
-`imitation` the demonstrations imitated alone: the floor. Nothing is handed over (`policy.handover=false`), as that
-counts only episodes without help. All are judged without an operator, on the same held-out starts. What is finished is
-not run again.
+The observation is what a robot has: its own readings and where the named things are in its cameras; the reward is the
+sentence's. `obs=state` is simulator state and the task's own reward, for a machine without time.
+
+`person`: where the task's own reward has not risen for `PATIENCE` steps the world's expert takes over for `TURN` steps,
+at most so many an episode (`embodied.envs.interventions.Rescued`). `alone` is the same without it, `imitation` the
+demonstrations imitated alone: the floor. Nothing is handed over (`policy.handover=false`), as that counts only episodes
+without help. All are judged without an operator, on the same held-out starts. What is finished is not run again.
 
     python -m benchmarks.interventions                              # all seeds, one at a time
-    python -m benchmarks.interventions env=desk-press seeds=[0] steps=2000 jobs=2
+    python -m benchmarks.interventions obs=state seeds=[0] steps=2000 jobs=2
 """
 
 from __future__ import annotations
@@ -60,10 +61,11 @@ class Job:
     steps: int
     demos: int
     episodes: int
+    obs: str
 
     @property
     def folder(self) -> Path:
-        return ROOT / f"{self.env}-d{self.demos}-n{self.steps}" / f"{self.way}-s{self.seed}"
+        return ROOT / f"{self.env}-{self.obs}-d{self.demos}-n{self.steps}" / f"{self.way}-s{self.seed}"
 
     @property
     def words(self) -> list[str]:
@@ -71,9 +73,9 @@ class Job:
         few = ["policy=imitation", "steps=8"]
         if self.way != "imitation":
             few = [f"steps={self.steps}", "policy.handover=false"]
-        goal = f'reward.goal="{GOALS[self.env]}"'
+        paid = ["reward=true"] if self.obs == "state" else ["reward=clip", f'reward.goal="{GOALS[self.env]}"']
         return [
-            f"env={self.env}", "env.obs=points", "reward=clip", goal, f"demos={self.demos}", f"seed={self.seed}",
+            f"env={self.env}", f"env.obs={self.obs}", *paid, f"demos={self.demos}", f"seed={self.seed}",
             "num_worlds=4", "device=cpu", *few,
         ]  # fmt: skip
 
@@ -164,9 +166,9 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run what is missing, recording after every run."""
-    defaults = {"env": "desk-drawer", "seeds": [0, 1, 2], "steps": 6000, "demos": 3, "episodes": 64, "jobs": 1}
-    options = read_options(defaults | {"record": True})
-    rest = {key: options[key] for key in ("steps", "demos", "episodes")}
+    defaults = {"env": "desk-lift", "obs": "points", "seeds": [0, 1, 2], "steps": 6000, "demos": 5, "episodes": 64}
+    options = read_options(defaults | {"jobs": 1, "record": True})
+    rest = {key: options[key] for key in ("steps", "demos", "episodes", "obs")}
     jobs = [Job(options["env"], way, seed, **rest) for seed in options["seeds"] for way in WAYS]
     results: dict[Job, dict[str, Any]] = {}
     with ProcessPoolExecutor(options["jobs"], multiprocessing.get_context("spawn")) as pool:
