@@ -8,7 +8,8 @@ import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
-from embodied.envs.interventions import Intervened, Rescued
+from embodied.envs.interventions import Intervened
+from embodied.envs.rescue import Rescued
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import WorldError
 from embodied.errors import UserError
