@@ -74,7 +74,7 @@ def _collect(practice: Practice) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     world = practice.env.unwrapped
     found, told = practice.replay.arrays()
     arrays = {f"replay/{name}": array for name, array in found.items()}
-    shown: dict[str, Any] = practice.demos.generator.bit_generator.state
+    shown: Any = practice.demos.generator.bit_generator.state
     if practice.demos.interventions:
         kept, shown = practice.demos.arrays()
         arrays |= {f"demos/{name}": array for name, array in kept.items()}
