@@ -130,7 +130,8 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
         one = next(job for job in results if job.way == way)
         told = [result for job, result in results.items() if job.way == way]
         values, n = [rates[way][seed] for seed in sorted(rates[way])], one.episodes * len(rates[way])
-        about = {"imitation": "imitation alone", "alone": "RLPD", "person": "RLPD with a scripted operator"}[way]
+        rlpd = "RLPD without hand-over"
+        about = {"imitation": "imitation alone", "alone": rlpd, "person": f"{rlpd}, with a scripted operator"}[way]
         seen = f"observation {told[0]['observation']}"
         about += "" if way == "imitation" else f", {one.steps} steps"
         found.append(
