@@ -44,6 +44,16 @@ def play(
     return chunk[np.arange(len(left)), execute - left], {"chunk": chunk, "left": left - 1}
 
 
+def forget_plans(memory: Memory, worlds: Bool[np.ndarray, " E"]) -> Memory:
+    """The memory of `play` after someone else acted in some worlds: the rest of their chunks counts no more.
+
+    Args:
+        memory: of `play`, and what else there is; not changed.
+        worlds: (E,) in which.
+    """
+    return memory | {"left": np.where(worlds, 0, memory["left"])}
+
+
 def chunks_of(batch: Batch, chunk: int, generator: torch.Generator) -> tuple[Float[Tensor, "B _"], Bool[Tensor, " B"]]:
     """What was done in the first K steps of each window, (B, K·A), and (B,) whether that says what a chunk is worth.
 

@@ -30,7 +30,8 @@ class Rollout(NamedTuple):
 
     Attributes:
         obs: (T, E, …) before the action.
-        action: (T, E, A) float32 in [-1, 1]; (T, E) int64 where actions are discrete.
+        action: (T, E, A) float32 in [-1, 1], or (T, E) int64 where actions are discrete; what was executed, also where
+            that is not what the actor said.
         next_obs: (T, E, …) after it: at an episode's end its own last one, never the next one's first.
         env_reward: (T, E) float32, the task's own. For judging; a learner gets it only where it was asked for.
         terminated: (T, E) bool, the task ended there.
@@ -89,7 +90,7 @@ class Batch(NamedTuple):
         reward: (T, B) float32; 0 in padding.
         terminated: (T, B) bool; False in padding.
         valid: (T, B) bool, False in padding. `valid[0]` is always True.
-        imitate: (T, B) bool, the action is one that a demonstration shows as good.
+        imitate: (T, B) bool, the action is one that a demonstration, or a person's intervention, shows as good.
         returns: (T, B) float32, discounted sum of the rewards from there to the episode's end, where asked for and
             known; NaN where the episode was cut or still runs.
         history: (stack − 1, B, …), the observations before `obs[0]`, oldest first. Before its episode's first one that
@@ -143,6 +144,10 @@ class Pace:
 @runtime_checkable
 class Actor(Protocol):
     """Observations in, actions out. Evaluation, films, collecting, watching and robots ask no more."""
+
+    # One more, where an actor remembers what it did or will do, or counts it: executed(memory, action, intervened, *,
+    # explore) -> Memory, after a step in which worlds executed other actions than it said. `action` (E, …) is what was
+    # executed everywhere, in its own units, `intervened` (E,) where a person gave it; `memory` is not changed.
 
     def begin(self, count: int) -> Memory:
         """The memory with which `count` worlds start; {} where there is nothing to remember."""

@@ -257,6 +257,10 @@ class Dreaming(ABC):
         kept = {"h": state.h.cpu().numpy(), "s": state.s.cpu().numpy(), "action": action.numpy()}
         return action.numpy(), kept
 
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """What was done goes into the next belief, whoever did it."""
+        return memory | {"action": action.astype(np.float32)}
+
     def acting(self) -> Dreaming:
         """An actor with the weights of now, which stay; what acting itself changes is shared."""
         actor = copy.copy(self)

@@ -19,6 +19,7 @@ import numpy as np
 from policies.core import Rollout
 
 IMITATION, LEARNED = 0, 1
+NOBODY = -1  # known to have played: someone else acted
 
 
 class HandOver:
@@ -41,14 +42,14 @@ class HandOver:
         self._window, self._first, self._most, self._rise = window, first, most, rise
         self._owed = 0.0
         self._played: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=4096)  # who, and which began; not yet seen
-        self._running: list[tuple[int, float]] = []  # who plays in each world, what it has earned; -1: nobody known
+        self._running: list[tuple[int, float]] = []  # who plays in each world, what it has earned
         self.forget()
 
     def forget(self) -> None:
         """What was earned counts no more: rewards are others now."""
         self.best = IMITATION
         self._returns = (deque(maxlen=4 * self._window), deque(maxlen=self._window))
-        self._running = [(-1, 0.0) for _ in self._running]
+        self._running = [(NOBODY, 0.0) for _ in self._running]
 
     @property
     def bar(self) -> float | None:
@@ -70,14 +71,24 @@ class HandOver:
         """Remember who acted in a step of training, until `observe` tells what came of it."""
         self._played.append((players.copy(), first.copy()))
 
-    def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
-        """Count what each episode earned; steps in which someone else acted count for nobody."""
+    def replaced(self, intervened: np.ndarray) -> None:
+        """Somebody else acted in that step, in these worlds (E,): their episodes count for nobody."""
+        if self._played:
+            self._played[-1][0][intervened] = NOBODY
+
+    def observe(self, rollout: Rollout, reward: np.ndarray) -> np.ndarray:
+        """Count what each episode earned; steps in which someone else acted count for nobody.
+
+        Returns:
+            (T, E) int8, who has played each episode until then; `NOBODY` where someone else acted in it.
+        """
+        out = np.full(reward.shape, NOBODY, np.int8)
         count, num_worlds = reward.shape
         if len(self._running) != num_worlds:
-            self._running = [(-1, 0.0)] * num_worlds
+            self._running = [(NOBODY, 0.0)] * num_worlds
         for t in range(count):
             known = bool(self._played) and np.array_equal(self._played[0][1], rollout.first[t])
-            players = self._played.popleft()[0] if known else np.full(num_worlds, -1)
+            players = self._played.popleft()[0] if known else np.full(num_worlds, NOBODY)
             if not known:
                 self._played.clear()
             for e in range(num_worlds):
@@ -85,14 +96,16 @@ class HandOver:
                 if rollout.first[t, e]:
                     player, earned = int(players[e]), 0.0
                 elif players[e] != player:
-                    player = -1
+                    player = NOBODY
+                out[t, e] = player
                 earned += float(reward[t, e])
                 self._running[e] = (player, earned)
                 if rollout.terminated[t, e] or rollout.truncated[t, e]:
                     self._record(player, earned)
+        return out
 
     def _record(self, player: int, earned: float) -> None:
-        if player < 0:
+        if player == NOBODY:
             return
         self._returns[player].append(earned)
         shown, learned = self._returns

@@ -18,7 +18,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from policies.chunks import imitation_error, nothing_planned, play
+from policies.chunks import forget_plans, imitation_error, nothing_planned, play
 from policies.core import Actor, Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.networks import (
     MLP,
@@ -121,6 +121,10 @@ class Imitation:
             noise = torch.randn(action.shape, generator=self._acting).numpy()
             action = np.clip(action + np.float32(self.settings.noise) * noise, -1, 1)
         return action, memory
+
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """Where a person acted there is a new chunk next."""
+        return forget_plans(memory, intervened)
 
     def _chunks(self, x: Tensor) -> Tensor:
         """(B, K·A)."""

@@ -38,8 +38,17 @@ class Keeping:
         """All of it: rewards are others now. What runs is of both, and is not kept."""
         self._kept, self._episodes, self._running = self._make(), 0, []
 
-    def observe(self, rollout: Rollout, reward: np.ndarray, *, above: float | None) -> None:
-        """Keep the episodes that end here and earned more than `above`; None: not known yet, none."""
+    def observe(
+        self, rollout: Rollout, reward: np.ndarray, *, above: float | None, own: np.ndarray | None = None
+    ) -> None:
+        """Keep the episodes that end here and earned more than `above`; None: not known yet, none.
+
+        Args:
+            rollout: the newest steps.
+            reward: what they earned.
+            above: see there.
+            own: (T, E) bool, False where someone else has acted in the episode, which then is not kept; None: all.
+        """
         count, num_worlds = reward.shape
         if len(self._running) != num_worlds:
             self._running = [[] for _ in range(num_worlds)]
@@ -49,8 +58,11 @@ class Keeping:
                 if rollout.first[t, e]:
                     running.clear()
                 elif not running:
-                    continue  # its beginning was not seen
+                    continue  # its beginning was not seen, or is not its own
                 at = (t, e)
+                if own is not None and not own[at]:
+                    running.clear()
+                    continue
                 running.append(
                     (
                         map_leaves(lambda leaf, at=at: leaf[at].copy(), rollout.obs),

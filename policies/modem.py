@@ -157,6 +157,12 @@ class MoDem(TDMPC2):
             action = np.where((player == LEARNED)[:, None], action, self._imitated(obs, explore=explore))
         return action, after | {"player": player}
 
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """Where a person acted planning begins anew, and the episode counts for neither policy."""
+        if explore and self.imitates and self.settings.handover == "measured":
+            self.handover.replaced(intervened)
+        return super().executed(memory, action, intervened, explore=explore)
+
     def _players(self, before: np.ndarray, first: np.ndarray, *, explore: bool) -> np.ndarray:
         if not (explore and self.imitates):
             return np.where(first, self._best, before).astype(np.int8)

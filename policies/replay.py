@@ -123,6 +123,11 @@ class Replay:
         """The task's own, for judging; a view."""
         return self._columns["env_reward"][: self._size]
 
+    @property
+    def running(self) -> Bool[np.ndarray, " E"]:
+        """The worlds whose newest step did not end its episode."""
+        return self._lengths > 0
+
     # Storing --------------------------------------------------------------------------------------------
 
     def add(
@@ -259,8 +264,7 @@ class Replay:
         """Windows that begin at any stored step, each as likely; they end with their episode or at the newest step."""
         if not self._size:
             raise ValueError("Replay.sample: there must be a step to draw; got none.")
-        drawn = self.generator.integers(len(self), size=sampling.batch_size)
-        starts, worlds = np.divmod(drawn, self.num_worlds)
+        starts, worlds = np.divmod(self._draw(sampling.batch_size), self.num_worlds)
         k = np.arange(sampling.length + 1)[:, None]
         slots = (starts + k) % self.slots
         steps = slots[:-1]
@@ -295,7 +299,11 @@ class Replay:
             history=None if history is None else self._formed(history),
         )  # fmt: skip
 
-    def _formed(self, parts: dict[str, torch.Tensor]) -> Any:
+    def _draw(self, count: int) -> np.ndarray:
+        """(count,) steps, slot · E + world."""
+        return self.generator.integers(len(self), size=count)
+
+    def _formed(self, parts: dict[str, Any]) -> Any:
         return parts[""] if self._flat else parts
 
     def _before(self, starts: np.ndarray, worlds: np.ndarray, count: int) -> np.ndarray:

@@ -140,6 +140,16 @@ class Residual(SoftLearner[ResidualSettings]):
         action = np.clip(best + np.float32(self.settings.noise) * noise.numpy(), -1, 1)
         return action, {BASE + name: value for name, value in own.items()} | {"player": player}
 
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """An episode in which a person acted counts for neither policy; the base is told."""
+        if explore and self.settings.handover:
+            self.handover.replaced(intervened)
+        if not hasattr(self.base, "executed"):
+            return memory
+        own = {name.removeprefix(BASE): value for name, value in memory.items() if name.startswith(BASE)}
+        own = self.base.executed(own, action, intervened, explore=explore)  # pyright: ignore[reportAttributeAccessIssue]
+        return memory | {BASE + name: value for name, value in own.items()}
+
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
         """Count steps and earnings, take the observations into their mean and deviation."""
         super().observe(rollout, reward)

@@ -36,9 +36,9 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from policies.chunks import imitation_error, nothing_planned, play
+from policies.chunks import forget_plans, imitation_error, nothing_planned, play
 from policies.core import Batch, Memory, Obs, Rollout, map_leaves
-from policies.handover import LEARNED, HandOver
+from policies.handover import LEARNED, NOBODY, HandOver
 from policies.keeping import Keeping
 from policies.networks import adam, flat
 from policies.saving import State
@@ -153,6 +153,12 @@ class RLPD(SoftLearner[RLPDSettings]):
         action, memory = play(memory, first, self.settings.chunk, plan)
         return action, memory | {"player": player}
 
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """Where a person acted there is a new chunk next, and the episode counts for neither policy."""
+        if explore and self._hands_over:
+            self.handover.replaced(intervened)
+        return forget_plans(memory, intervened)
+
     def _chunks(self, x: Tensor, learns: Tensor, explore: bool) -> Tensor:
         """(E, H·A): the actor's where it plays, (E, 1), else imitation's; exploring, drawn or with noise."""
         if not explore:
@@ -171,9 +177,9 @@ class RLPD(SoftLearner[RLPDSettings]):
         super().observe(rollout, reward)
         self.handover.open = self._soft.updates >= self.settings.warmup
         if self._hands_over:
-            self.handover.observe(rollout, reward)
+            players = self.handover.observe(rollout, reward)
             if self.settings.keep:
-                self._keeping.observe(rollout, reward, above=self.handover.bar)
+                self._keeping.observe(rollout, reward, above=self.handover.bar, own=players != NOBODY)
 
     # Learning -------------------------------------------------------------------------------------------
 

@@ -40,6 +40,11 @@ class SB3Worlds(VecEnv):
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         obs, rewards, terminated, truncated, infos = self._worlds.step(self._actions)
+        if any(info.get("is_intervention") for info in infos):
+            raise ValueError(
+                "SB3Worlds: a person acted (info['is_intervention']), and SB3's own loop stores what its policy said. "
+                "Train by embodied.training, whose replay stores what was executed."
+            )
         ended, last = terminated | truncated, self._worlds.last_obs()
         for e in np.flatnonzero(ended):
             infos[e]["TimeLimit.truncated"] = bool(truncated[e])

@@ -212,6 +212,10 @@ class TDMPC2:
         action = found.explored if explore else found.mean[:, 0]
         return action.cpu().numpy(), {"plan": _shifted(found)}
 
+    def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
+        """Where a person acted planning begins anew, as at an episode's start."""
+        return memory | {"plan": np.where(intervened[:, None, None], np.float32(0), memory["plan"])}
+
     def _encode(self, obs: Obs) -> Tensor:
         return self.model.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
 

@@ -166,7 +166,7 @@ def attack(seed: int, episodes: int = 3, steps: int = 25) -> Tally:
             for k in range(steps):
                 action = rng.normal(size=2) * 10.0 ** rng.integers(-1, 12)
                 *_, terminated, _, info = env.step(action)
-                assert env.action_space.contains(info["action"])
+                assert env.action_space.contains(info["intervene_action"])
                 if terminated:
                     tally.stops += 1
                     tally.silent_ends += info["stopped"] is None

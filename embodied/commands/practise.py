@@ -287,15 +287,14 @@ def _loop(
     with tqdm(total=config.steps, initial=tally.steps, unit="step", desc="practising", smoothing=0.05) as bar:
         for attempt, practised in practice.attempts(config.steps):
             before = tally.steps - attempt.steps
-            practice.replay.add(practised.rollout, practised.reward)
-            learner.observe(practised.rollout, practised.reward)
+            practice.remember(practised)
             count = learner.pace.updates(attempt.steps, tally.steps)
             if count:
                 log.record(learner.update(batches, count))
             tally.updates += count
             line = {"attempt": tally.attempts, "steps_done": tally.steps} | attempt.line()
             runs.append_line(folder / "attempts.jsonl", line | {"interventions": tally.interventions})
-            recent[attempt.task].append(attempt.success)
+            recent[attempt.task].append(attempt.success and not attempt.person_steps)
             bar.update(attempt.steps)
             rates = {name: f"{sum(each) / len(each):.0%}" for name, each in recent.items() if each}
             bar.set_postfix(rates | {"resets": tally.interventions})

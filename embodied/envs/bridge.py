@@ -15,6 +15,7 @@ from gymnasium.envs.registration import load_env_creator
 
 from embodied.envs import WORLDS, world_id
 from embodied.envs.classic import FixedCartPole, FixedMountainCar
+from embodied.envs.interventions import INTERVENE_ACTION
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
 from embodied.envs.spaces import Actions, FlatObservations, number
@@ -153,8 +154,10 @@ class Bridged(gymnasium.Env):
         return self._obs(obs), reward, bool(terminated), bool(truncated), self._told(info)
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:
-        """An info whose `is_success` is yes, no, or not there: unknown is not no."""
+        """An info whose `is_success` is yes, no, or not there (unknown is not no), and actions as we take them."""
         told = {key: value for key, value in info.items() if key != "is_success"}
+        if told.get(INTERVENE_ACTION) is not None:
+            told[INTERVENE_ACTION] = self._actions.agents(told[INTERVENE_ACTION])
         success = self._found.success(info)
         return told if success is None else told | {"is_success": success}
 

@@ -114,6 +114,42 @@ class Actions:
             values = np.where(np.abs(values - inside) <= ROUNDING * np.abs(inside), inside, values)
         return np.asarray(values, dtype)  # NumPy makes scalars of arrays without a shape
 
+    def agents(self, executed: Any) -> np.ndarray:
+        """An action of the world's as an agent would have sent it: the inverse of a call.
+
+        Args:
+            executed: in the world's own units and shape, or the agent's shape.
+
+        Returns:
+            Of the agent's space, as its dtype.
+
+        Raises:
+            UserError: another shape, not finite, or out of the world's range by more than float32 rounds.
+        """
+        theirs, values = self._theirs, np.asarray(executed)
+        wanted = {theirs.shape or (), self.space.shape or ()}
+        if values.dtype.kind not in "fiub" or values.shape not in wanted:
+            shapes = " or ".join(map(str, sorted(wanted, key=str, reverse=True)))
+            got = f"{values.dtype} {values.shape}" if values.dtype.kind in "fiub" else repr(executed)
+            raise UserError(f"{self._where}: an executed action must be numbers of shape {shapes}; got {got}.")
+        if not np.isfinite(values).all():
+            raise UserError(f"{self._where}: an executed action must be finite; got {values.tolist()}.")
+        if isinstance(theirs, spaces.Box):
+            low, high = (bound.astype(np.float64) for bound in (theirs.low, theirs.high))
+            given = values.reshape(theirs.shape).astype(np.float64)
+            inside = np.clip(given, low, high)
+            if (np.abs(given - inside) > ROUNDING * np.maximum(np.abs(inside), 1)).any():
+                raise self._beyond(values)
+        else:
+            start = 0 if isinstance(theirs, spaces.MultiBinary) else theirs.start  # pyright: ignore[reportAttributeAccessIssue]
+            inside = values.reshape(theirs.shape) - start
+            if (inside != np.floor(inside)).any() or not theirs.contains((inside + start).astype(theirs.dtype)):
+                raise self._beyond(values)
+        return np.array(inside, self.space.dtype).reshape(self.space.shape or ())
+
+    def _beyond(self, executed: np.ndarray) -> UserError:
+        return UserError(f"{self._where}: an executed action must be of {self._theirs}; got {executed.tolist()}.")
+
     def _refused(self, action: Any) -> UserError:
         return UserError(
             f"{self._where}: an action must be of {self.space} (the world's own: {self._theirs}); got {action!r}."

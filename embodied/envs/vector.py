@@ -31,8 +31,10 @@ STOP_S = 5.0  # how long a worker may take to close before it is killed
 class WorldVecEnv:
     """E worlds that reset themselves, stepped in this process or spread over worker processes.
 
-    `info` of a step holds `is_success` (where the world tells), `signals` (where the world has them) and, at the end of
-    an episode, `env_episode` (the return and length under the task's own reward).
+    `info` of a step holds `is_success` (where the world tells), `signals` (where the world has them), `is_intervention`
+    and, where another action than the agent's was executed, `intervene_action`, of `action_space` (see
+    `embodied.envs.interventions`). At the end of an episode it holds `env_episode` (the return and length under the
+    task's own reward) and `env_interventions` (the steps in which a person acted).
 
     Attributes:
         num_envs: E.

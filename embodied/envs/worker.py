@@ -18,6 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from embodied.envs.interventions import INTERVENE_ACTION, IS_INTERVENTION, executed
 from embodied.envs.pictures import RENDER, renders, view
 from embodied.envs.spaces import Actions, array, number, told_success, world_name
 from embodied.errors import UserError, nearest
@@ -64,6 +65,7 @@ class Worlds:
         self._part, self._look = part, look
         self._envs: list[gymnasium.Env] = []
         self._returns, self._lengths = [0.0] * len(part), [0] * len(part)
+        self._interventions = [0] * len(part)  # steps of the running episode in which a person acted
         for index in part:
             with _naming(index, "being made"):
                 self._envs.append(make())
@@ -96,7 +98,7 @@ class Worlds:
     def _reset(self, k: int, seed: int | None = None) -> dict:
         with _naming(self._part[k], "reset"):
             obs, info = self._envs[k].reset(seed=seed)
-            self._returns[k], self._lengths[k] = 0.0, 0
+            self._returns[k], self._lengths[k], self._interventions[k] = 0.0, 0, 0
             self._write("obs", k, obs)
             self._draw("reset_frames", k, obs)
             if self._look is not None and self._depth:
@@ -118,12 +120,19 @@ class Worlds:
             self._returns[k] += reward
             self._lengths[k] += 1
             self._draw("frames", k, obs)
-            small = self._small(k, info)
+            small = self._small(k, info) | self._executed(k, action, info)
+            self._interventions[k] += small[IS_INTERVENTION]
             self._write("last" if done else "obs", k, obs)
         if not done:
             return reward, False, False, small, {}
         small["env_episode"] = (self._returns[k], self._lengths[k])
+        small["env_interventions"] = self._interventions[k]
         return reward, terminated, truncated, small, self._reset(k)
+
+    def _executed(self, k: int, action: Any, info: dict) -> dict[str, Any]:
+        """What was executed, of the agent's space, where it is not what the agent sent; and whether a person acted."""
+        done, person = executed(info, self._actions[k], action)
+        return {IS_INTERVENTION: person} | ({} if done is None else {INTERVENE_ACTION: done})
 
     def _write(self, kind: str, k: int, obs: Any) -> None:
         space, what = self._envs[k].observation_space, f"{world_name(self._envs[k])}: an observation"
@@ -170,6 +179,7 @@ class Worlds:
                 "wrappers": [layer.wrapper_state() for layer in _layers(env) if hasattr(layer, "wrapper_state")],  # pyright: ignore
                 "return": self._returns[k],
                 "length": self._lengths[k],
+                "interventions": self._interventions[k],
             }
             for k, env in enumerate(self._envs)
         ]
@@ -186,6 +196,7 @@ class Worlds:
                 for layer, own in zip(kept, state.get("wrappers", []), strict=True):
                     layer.set_wrapper_state(own)  # pyright: ignore[reportAttributeAccessIssue]
                 self._returns[k], self._lengths[k] = state["return"], state["length"]
+                self._interventions[k] = state.get("interventions", 0)
         return [None] * len(states)
 
     def get_attr(self, name: str) -> list[Any]:

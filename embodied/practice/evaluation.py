@@ -51,8 +51,9 @@ def solved(attempt: Attempt) -> bool:
 
 
 def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
-    """Success in truth with its 95 % interval, where it is known; and how often the model said so, rightly or not."""
-    known = [attempt.env_success for attempt in attempts if attempt.env_success is not None]
+    """Success in truth with its 95 % interval, where it is known, none where a person acted; and how often the model
+    said so, rightly or not."""
+    known = [each.env_success and not each.person_steps for each in attempts if each.env_success is not None]
     low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
     return {
         "success_rate": sum(known) / len(known) if known else None,

@@ -19,8 +19,8 @@ from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.envs.worker import view_names
 from embodied.errors import UserError
-from embodied.training.demonstrations import to_unit
-from policies.replay import Replay
+from embodied.training.collector import to_unit
+from policies.shown import Shown
 from rewards.calibration import Decision, Latch
 from rewards.core import Encoder, Episode, Features
 
@@ -208,11 +208,11 @@ class Standard:
         return np.concatenate([scaled, which], axis=-1).astype(np.float32)
 
 
-def shown(demos: Sequence[Demo], standard: Standard, actions: spaces.Box, *, seed: int) -> Replay:
+def shown(demos: Sequence[Demo], standard: Standard, actions: spaces.Box, *, seed: int) -> Shown:
     """Demonstrations as a learner is shown them; those that did it are imitated."""
     space = spaces.Box(-np.inf, np.inf, (demos[0].inputs.shape[1] + len(TASKS),), np.float32)
     count = sum(len(demo.actions) for demo in demos)
-    replay = Replay(space, actions, capacity=count, num_worlds=1, seed=seed, grows=True)
+    replay = Shown(space, actions, capacity=count, seed=seed)
     for demo in demos:
         reward = np.append(np.zeros(len(demo.actions) - 1, np.float32), np.float32(demo.done))
         obs, scaled = standard(demo.inputs, demo.task), to_unit(actions, demo.actions)

@@ -26,10 +26,13 @@ import gymnasium
 import numpy as np
 import torch
 
+from embodied.envs.interventions import executed
+from embodied.envs.spaces import Actions, world_name
 from embodied.practice.inputs import TASKS, Senses, Standard, SuccessHead
-from embodied.training.collector import in_units
+from embodied.training.collector import in_units, to_unit
 from policies.core import Learner, Rollout
 from policies.replay import Replay
+from policies.shown import Shown
 from rewards.calibration import UNSURE, YES, Latch
 from rewards.core import Features
 
@@ -55,10 +58,12 @@ class Practised(NamedTuple):
     Attributes:
         rollout: of `Standard`'s observations; it terminates where the task was done, and being out of time truncates.
         reward: (T, 1) 1 where the success model's yes has held, else 0.
+        intervened: (T, 1) bool, a person acted in the policy's place.
     """
 
     rollout: Rollout
     reward: np.ndarray
+    intervened: np.ndarray
 
 
 @dataclass
@@ -76,6 +81,7 @@ class Attempt:
         env_false_yes: those of them at which it was not true.
         env_true: rows at which it was true.
         env_missed: those of them at which it did not say yes.
+        person_steps: actions that a person gave; a success with any is not the policy's.
         pictures: `env.render()` of every row, where asked for; not logged.
     """
 
@@ -89,6 +95,7 @@ class Attempt:
     env_false_yes: int | None = None
     env_true: int | None = None
     env_missed: int | None = None
+    person_steps: int = 0
     pictures: list[Any] = field(default_factory=list, repr=False)
 
     def line(self) -> dict[str, Any]:
@@ -130,7 +137,7 @@ class Practice:
         tasks: forward and backward.
         learner: acts on `Standard`'s observations.
         replay: what it did; attempts are put there by whoever learns from them.
-        demos: what it was shown.
+        demos: what it was shown; what a person does in an attempt is put there too.
         standard: inputs to its observations.
         attempt_steps: after which an attempt has failed.
         stuck_after: failed attempts in a row until a person resets the world.
@@ -145,7 +152,7 @@ class Practice:
         tasks: Sequence[PracticeTask],
         learner: Learner,
         replay: Replay,
-        demos: Replay,
+        demos: Shown,
         standard: Standard,
         *,
         attempt_steps: int,
@@ -160,6 +167,7 @@ class Practice:
             )
         self.env, self.senses, self.tasks, self.learner, self.standard = env, senses, tuple(tasks), learner, standard
         self.replay, self.demos = replay, demos
+        self._actions = Actions(env.action_space, world_name(env))
         self.attempt_steps, self._stuck_after, self._reset_every = attempt_steps, stuck_after, reset_every
         self._facts, self.tally = facts, Tally()
         self.obs: Any = None  # the newest, from the world
@@ -192,6 +200,12 @@ class Practice:
             if self.env.has_wrapper_attr("pause"):
                 self.env.get_wrapper_attr("pause")()  # a robot holds still while its policy is updated
             yield attempt, steps_made
+
+    def remember(self, made: Practised) -> None:
+        """Put an attempt's steps where they are learned from; a person's among what is shown, too."""
+        self.replay.add(made.rollout, made.reward, made.intervened)
+        self.demos.take(self.replay, made.rollout.ended)
+        self.learner.observe(made.rollout, made.reward)
 
     def _bring_order(self) -> None:
         """Call a person where one is needed."""
@@ -242,6 +256,7 @@ class Practice:
             What came of it, and its T steps.
         """
         task, columns = self.tasks[index], {name: list[Any]() for name in Rollout._fields}
+        intervened: list[list[bool]] = []
         latch, moment = Latch(task.head.decision.hold), self.senses.look(self.obs)
         latch.step(torch.tensor([self._verdict(task, moment.features)], dtype=torch.int8))
         attempt = Attempt(task.name, env_before=self.truth(task))
@@ -253,7 +268,15 @@ class Practice:
         observation, memory, first = self.standard(moment.inputs, index), self.learner.begin(1), np.ones(1, dtype=bool)
         for _ in range(min(self.attempt_steps, limit or self.attempt_steps)):
             action, memory = self.learner.act(observation[None], memory, first, explore=explore)
-            self.obs, _, terminated, _, info = self.env.step(in_units(self.env.action_space, action)[0])
+            asked = in_units(self.env.action_space, action)[0]
+            self.obs, _, terminated, _, info = self.env.step(asked)
+            done, person = executed(info, self._actions, asked)  # by its limits, or by a person's hand
+            if done is not None:
+                action = to_unit(self.env.action_space, done[None])
+                if hasattr(self.learner, "executed"):
+                    memory = self.learner.executed(memory, action, np.array([person]), explore=explore)  # pyright: ignore[reportAttributeAccessIssue]
+            attempt.person_steps += person
+            intervened.append([person])
             moment = self.senses.look(self.obs)
             verdict = UNSURE if info.get("stale") else self._verdict(task, moment.features)
             attempt.success = bool(latch.step(torch.tensor([verdict], dtype=torch.int8)))
@@ -262,8 +285,6 @@ class Practice:
             if film:
                 attempt.pictures.append(self.env.render())
             before, observation = observation, self.standard(moment.inputs, index)
-            if info.get("action") is not None:  # what a robot really did, within its limits or by a person's hand
-                action = np.asarray(info["action"], np.float32)[None]
             values = (before[None], action, observation[None], [0.0], [attempt.success], [False], first)
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
@@ -275,7 +296,7 @@ class Practice:
         rollout = Rollout(*(np.array(column) for column in columns.values()))
         rollout.truncated[-1] = not attempt.success
         rollout = rollout._replace(env_reward=rollout.env_reward.astype(np.float32))
-        return attempt, Practised(rollout, rollout.terminated.astype(np.float32))
+        return attempt, Practised(rollout, rollout.terminated.astype(np.float32), np.array(intervened))
 
     def _judge(self, attempt: Attempt, task: PracticeTask, verdict: int) -> None:
         said, true = verdict == YES, self.truth(task)

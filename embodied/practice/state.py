@@ -54,7 +54,10 @@ def load_practice(checkpoint: Path, practice: Practice) -> bool:
     arrays = load_file(checkpoint / "state.safetensors")
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))
     practice.replay.load(below(arrays, "replay"), values["replay"])
-    practice.demos.generator.bit_generator.state = values["demos"]
+    if "interventions" in values["demos"]:
+        practice.demos.load(below(arrays, "demos"), values["demos"])
+    else:
+        practice.demos.generator.bit_generator.state = values["demos"]
     world: Any = practice.env.unwrapped
     exact = values["world"] is not None and hasattr(world, "set_state")
     if exact:
@@ -71,6 +74,10 @@ def _collect(practice: Practice) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     world = practice.env.unwrapped
     found, told = practice.replay.arrays()
     arrays = {f"replay/{name}": array for name, array in found.items()}
+    shown: Any = practice.demos.generator.bit_generator.state
+    if practice.demos.interventions:
+        kept, shown = practice.demos.arrays()
+        arrays |= {f"demos/{name}": array for name, array in kept.items()}
     random, generators = random_state()
     arrays |= random
     saves = hasattr(world, "get_state") and isinstance(practice.obs, np.ndarray)
@@ -80,7 +87,7 @@ def _collect(practice: Practice) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     values = {
         "tally": asdict(practice.tally),
         "replay": told,
-        "demos": practice.demos.generator.bit_generator.state,
+        "demos": shown,
         "world": world.np_random.bit_generator.state if saves else None,
         "random": generators,
     }

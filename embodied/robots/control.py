@@ -254,6 +254,7 @@ class Control:
         if theirs.shape != action.shape or not np.isfinite(theirs).all():
             why = f"operator: takeover must give None or {action.shape} finite numbers; got {theirs.tolist()}"
             self.watchdog.trip(why, self._clock.now())
+            return action, False
         return theirs, True
 
     def _command(self, action: np.ndarray) -> tuple[float, bool]:

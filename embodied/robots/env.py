@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from embodied.envs.interventions import INTERVENE_ACTION, IS_INTERVENTION
 from embodied.errors import UserError
 from embodied.robots import endings
 from embodied.robots.checks import check_count, check_number
@@ -50,9 +51,10 @@ class RobotEnv(gymnasium.Env):
     seconds; nan at the first), `clamped`, `stale` (no camera picture that is new, for a view of the task's),
     `ages` (name -> seconds, by the robot's clock), `stopped` (the reason, or None), `success` (the reward model's word,
     None without one), `unscored` (why this moment has no potential of its own, or None), `reward/<head>` and
-    `reward/combined` (potentials), `command` ((A,) that was really sent), `action` ((A,) in [-1, 1], the action that
-    means what was really sent in this period, after limits and takeover: what a learner should remember; where nothing
-    was sent, the one that stays), `intervened` (whether a person's action stood in for the policy's).
+    `reward/combined` (potentials), `command` ((A,) that was really sent), `intervene_action` ((A,) in [-1, 1], the
+    action that means what was really sent in this period, after limits and takeover: what a learner should remember;
+    where nothing was sent, the one that stays), `is_intervention` (whether a person's action stood in for the
+    policy's); the last two as `embodied.envs.interventions` says.
 
     Args:
         driver: the robot; connected here, disconnected by `close`.
@@ -322,8 +324,8 @@ class RobotEnv(gymnasium.Env):
             "jitter_s": np.nan if moved is None else moved.jitter_s,
             "clamped": moved is not None and moved.clamped,
             "stale": moved is not None and moved.stale,
-            "intervened": moved is not None and moved.intervened,
-            "action": control.targets.as_action(control.targets.sent) if moved is None else moved.action,
+            IS_INTERVENTION: moved is not None and moved.intervened,
+            INTERVENE_ACTION: control.targets.as_action(control.targets.sent) if moved is None else moved.action,
             "ages": ages,
             "stopped": None if stopped is None else stopped.reason,
             "success": verdict.success,

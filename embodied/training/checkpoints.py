@@ -107,9 +107,14 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
     log.load_state(values["log"])
     if training.replay is not None:
         training.replay.load(below(arrays, "replay"), values["replay"])
-    if training.demos is not None:
-        training.demos.generator.bit_generator.state = values["demos"]
+    if training.demos is not None and "demos" in values:
+        if "interventions" in values["demos"]:
+            training.demos.load(below(arrays, "demos"), values["demos"])
+        else:
+            training.demos.generator.bit_generator.state = values["demos"]
     exact = training.collector.load_state(below(arrays, "collector"), values["collector"])
+    if not exact and training.replay is not None and training.demos is not None and training.replay.total:
+        training.demos.take(training.replay, training.replay.running[None])  # cut here; nothing will end them
     training.rewards.load_state(below(arrays, "rewards"), values["rewards"], episodes=exact)
     load_random(arrays, values["random"])
     return exact
@@ -123,10 +128,12 @@ def _collect(training: Training) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     parts = {"collector": training.collector.state(), "rewards": training.rewards.state()}
     if training.replay is not None:
         parts["replay"] = training.replay.arrays()
+    if training.demos is not None and training.demos.interventions:
+        parts["demos"] = training.demos.arrays()
     for name, (found, told) in parts.items():
         arrays |= {f"{name}/{key}": array for key, array in found.items()}
         values[name] = told
-    if training.demos is not None:
+    if training.demos is not None and not training.demos.interventions:  # what a dataset shows is read from there
         values["demos"] = training.demos.generator.bit_generator.state
     found, values["random"] = random_state()
     arrays |= found

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from embodied.envs.interventions import INTERVENE_ACTION, IS_INTERVENTION
 from embodied.envs.vector import WorldVecEnv
 from embodied.scoring import Layout
 from embodied.training.perception import Perceived, Perception
@@ -50,14 +51,16 @@ class Collected:
     """A rollout with what only labels and logs read of it.
 
     Attributes:
-        rollout: what the learner may see.
+        rollout: what the learner may see; its actions are those that were executed.
         moments: what the reward model reads; None where nothing is rendered.
         infos: T lists of E infos, `is_success` and `env_episode` (return, length) among them: for judging only.
+        intervened: (T, E) bool, a person acted in the actor's place; None: nobody looked.
     """
 
     rollout: Rollout
     moments: RolloutMoments | None
     infos: list[list[dict[str, Any]]]
+    intervened: np.ndarray | None = None
 
     @property
     def look(self) -> np.ndarray | None:
@@ -130,6 +133,9 @@ class Collector:
     def collect(self, actor: Actor, steps: int, *, explore: bool = True) -> Collected:
         """So many steps of every world; the next call goes on from there.
 
+        Where a world executed another action than the actor's (`embodied.envs.interventions`), that one is stored, and
+        an actor that remembers what it did is told (`policies.core.Actor`).
+
         Args:
             actor: one and the same from call to call, or one that has the same memory.
             steps: T ≥ 1.
@@ -139,7 +145,7 @@ class Collector:
             self._memory = self._memory or actor.begin(self.worlds.num_envs)
         self._actor = actor
         columns: dict[str, list[Any]] = {name: [] for name in Rollout._fields}
-        infos: list[list[dict[str, Any]]] = []
+        infos, intervened = list[list[dict[str, Any]]](), list[np.ndarray]()
         rows: list[np.ndarray | None] = [self._row]
         next_rows: list[np.ndarray] = []
         frames: list[np.ndarray] = []
@@ -149,6 +155,12 @@ class Collector:
             self._starts = {}
             action, self._memory = actor.act(self._obs, self._memory, self._first, explore=explore)
             obs, env_reward, terminated, truncated, told = self.worlds.step(in_units(self.worlds.action_space, action))
+            intervened.append(np.array([info.pop(IS_INTERVENTION, False) for info in told]))
+            replaced = {e: info.pop(INTERVENE_ACTION) for e, info in enumerate(told) if INTERVENE_ACTION in info}
+            if replaced:
+                action = executed(self.worlds.action_space, action, replaced)
+                if hasattr(actor, "executed"):
+                    self._memory = actor.executed(self._memory, action, intervened[-1], explore=explore)  # pyright: ignore[reportAttributeAccessIssue]
             ended = terminated | truncated
             worlds = np.flatnonzero(ended)
             next_obs = _where(ended, self.worlds.last_obs(), obs) if len(worlds) else obs
@@ -172,12 +184,12 @@ class Collector:
             self._obs, self._first = obs, ended
         rollout = Rollout(*(_stack(column) for column in columns.values()))
         if self.perception is None:
-            return Collected(rollout, None, infos)
+            return Collected(rollout, None, infos, np.stack(intervened))
         if self._queue is not None:
             encoded, next_rows = self._encoded(rollout)
             rows = [*encoded]
         moments = RolloutMoments(np.stack(rows[:-1]), np.stack(next_rows), np.stack(frames) if frames else None, starts)  # pyright: ignore
-        return Collected(rollout, moments, infos)
+        return Collected(rollout, moments, infos, np.stack(intervened))
 
     # What is seen ---------------------------------------------------------------------------------------
 
@@ -327,6 +339,23 @@ def in_units(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
     scaled = low + (actions.astype(np.float64).reshape(len(actions), *space.shape) + 1) * 0.5 * (high - low)
     return np.clip(scaled, low, high).astype(space.dtype)
+
+
+def to_unit(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
+    """Actions (T, …), in the worlds' units, as a learner sees them: in [-1, 1], or integers."""
+    if not isinstance(space, spaces.Box):
+        return actions.reshape(len(actions)).astype(np.int64)
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    shaped = actions.reshape(len(actions), *space.shape)
+    return np.clip(2 * (shaped - low) / (high - low) - 1, -1, 1).astype(np.float32)
+
+
+def executed(space: spaces.Space, action: np.ndarray, replaced: dict[int, np.ndarray]) -> np.ndarray:
+    """An actor's actions (E, …) with what was executed in their place, by world, in the worlds' units."""
+    done = to_unit(space, np.stack(list(replaced.values())))
+    action = action.copy()
+    action[list(replaced)] = done.reshape(len(done), *action.shape[1:])
+    return action
 
 
 def below(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from embodied.datasets import Dataset, Recording
 from embodied.envs import SCRIPTED
 from embodied.errors import UserError
 from embodied.scoring import Track
-from embodied.training.collector import Collector
+from embodied.training.collector import Collector, to_unit
 from embodied.training.perception import Perception
 from embodied.training.stage import Stage
 from policies.replay import Replay
+from policies.shown import Shown
 from rewards.core import Scorer
 from rewards.progress import tqdm
 
 
-def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Replay | None:
+def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Shown | None:
     """What `demos` asks for: a number of expert episodes of the world, or a dataset; None where it asks for nothing.
 
     An episode is imitated unless it is recorded as failed. Row t of a dataset is what was there before action t, so its
@@ -47,9 +48,7 @@ def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Re
         raise UserError(f"demos must be at most {len(dataset)}, as many as {dataset.root} has; got {len(chosen)}.")
     _check(dataset, collector)
     space, frames = collector.worlds.action_space, sum(dataset.length(i) for i in chosen)
-    replay = Replay(
-        collector.observation_space, space, capacity=max(frames, 1), num_worlds=1, seed=int(config.seed) + 1, grows=True
-    )
+    replay = Shown(collector.observation_space, space, capacity=max(frames, 1), seed=int(config.seed) + 1)
     for i in tqdm(chosen, desc="demonstrations", unit="episode", leave=False, delay=2):
         recording = dataset.recording(i, cameras=collector.layout.views if stage.perception else ())
         add_recording(replay, recording, _state(dataset, i, stage), stage.perception, stage.scorer, space)
@@ -114,15 +113,6 @@ def seen(recording: Recording, perception: Perception, state: np.ndarray | None)
     for t in range(len(frames)):
         obs.append(perception.observe(found.take(np.array([t])), np.array([t == 0]), memory)[0])
     return np.stack(obs), found.rows
-
-
-def to_unit(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
-    """Recorded actions (T, A), in the worlds' units, as a learner sees them: in [-1, 1], or integers."""
-    if not isinstance(space, spaces.Box):
-        return actions.reshape(len(actions)).astype(np.int64)
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    shaped = actions.reshape(len(actions), *space.shape)
-    return np.clip(2 * (shaped - low) / (high - low) - 1, -1, 1).astype(np.float32)
 
 
 def _opened(config: DictConfig, wanted: object, views: Sequence[str]) -> Dataset:

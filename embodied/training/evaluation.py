@@ -37,9 +37,10 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """`success_rate` of the `known` episodes, whose world told it, with `ci_low` and `ci_high` (None where none
-        did); `episodes`, `mean_reward`, `mean_env_reward` (returns); and, where the world counts them, the mean actions
-        of an episode that passed a limit of the robot, or what else it tells for judging, by name."""
-        known = [episode.success for episode in self.episodes if episode.success is not None]
+        did); one in which a person acted is no success. `episodes`, `mean_reward`, `mean_env_reward` (returns); and,
+        where the world counts them, the mean actions of an episode that passed a limit of the robot, or what else it
+        tells for judging, by name."""
+        known = [episode.own_success for episode in self.episodes if episode.own_success is not None]
         low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
         return {
             "success_rate": sum(known) / len(known) if known else None,

@@ -43,6 +43,7 @@ class Ended:
         success: at its last step; None where the world does not tell.
         limits: actions that passed a limit of the robot, by the world's names for them, which end in `LIMIT`; and what
             else the world tells for judging alone, by its names without `JUDGED`.
+        interventions: steps in which a person acted.
     """
 
     world: int
@@ -50,6 +51,12 @@ class Ended:
     env_return: float
     success: bool | None
     limits: dict[str, float] = field(default_factory=dict)
+    interventions: int = 0
+
+    @property
+    def own_success(self) -> bool | None:
+        """The policy's success: none where a person acted; None where the world does not tell."""
+        return None if self.success is None else self.success and not self.interventions
 
 
 class RolloutLabels(NamedTuple):
@@ -396,7 +403,8 @@ class _Piece:
 def _ended(world: int, rewards: Sequence[float], info: Mapping[str, Any]) -> Ended:
     limits: dict[str, float] = {name: float(value) for name, value in info.items() if name.endswith(LIMIT)}
     limits |= {name.removeprefix(JUDGED): float(told) for name, told in info.items() if name.startswith(JUDGED)}
-    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), told_success(dict(info)), limits)
+    success, person = told_success(dict(info)), int(info.get("env_interventions", 0))
+    return Ended(world, np.array(rewards, np.float32), float(info["env_episode"][0]), success, limits, person)
 
 
 @torch.inference_mode()

@@ -22,11 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from embodied.errors import UserError
 from embodied.training.collector import Collected, Collector
 from embodied.training.labeller import Rewards, RolloutLabels
 from embodied.training.log import RunLog
 from policies.core import Learner
 from policies.replay import Mix, Replay
+from policies.shown import Shown
 
 EPISODES = 100  # ended ones behind the logged means
 
@@ -40,26 +42,29 @@ class Training:
         rewards: labels their rollouts.
         learner: acts in them and improves.
         replay: what it did; None where it learns from the newest rollout alone.
-        demos: what it was shown; None: nothing.
+        demos: what it was shown, before and in the middle of its episodes; None where it learns from the newest rollout
+            alone.
         steps: transitions so far, T·E a rollout.
         owed: updates of the newest rollout, where they are made while the next one is collected.
-        recent: of the last ended episodes, "reward", "length", "env_return", and "success" where it is known.
+        recent: of the last ended episodes, "reward", "length", "env_return", "success" of the policy where it is known,
+            and, once a person has acted, "interventions" (steps) and "assisted_success" of the episodes with any.
     """
 
     collector: Collector
     rewards: Rewards
     learner: Learner
     replay: Replay | None
-    demos: Replay | None = None
+    demos: Shown | None = None
     steps: int = 0
     owed: int = 0
     recent: dict[str, deque[float]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, collector: Collector, rewards: Rewards, learner: Learner, *, demos: Replay | None, total: int, seed: int
+        cls, collector: Collector, rewards: Rewards, learner: Learner, *, demos: Shown | None, total: int, seed: int
     ) -> Training:
-        """Training at its beginning, with a replay as large as the learner wants and the run can fill."""
+        """Training at its beginning, with a replay as large as the learner wants and the run can fill, and a place for
+        what a person shows it, empty where there are no demonstrations."""
         replay, sampling = None, learner.sampling
         if sampling is not None:
             count = collector.worlds.num_envs
@@ -70,6 +75,8 @@ class Training:
                 num_worlds=count,
                 seed=seed,
             )
+            if demos is None:
+                demos = Shown(collector.observation_space, collector.worlds.action_space, capacity=1, seed=seed + 1)
         return cls(collector, rewards, learner, replay, demos)
 
 
@@ -121,7 +128,7 @@ def train(
         job.set(training.steps)
     mix = None if training.replay is None else Mix(training.replay, training.demos)
     batches = iter(()) if mix is None or learner.sampling is None else mix.batches(learner.sampling)
-    if not training.steps and training.demos is not None and pace.pretraining:
+    if not training.steps and training.demos is not None and len(training.demos) and pace.pretraining:
         assert mix is not None
         assert learner.sampling is not None
         shown = mix.batches(replace(learner.sampling, demo_share=1.0, demo_share_last=None))
@@ -140,7 +147,16 @@ def train(
             if training.replay is not None:
                 moments = collected.moments
                 rows = None if moments is None else (moments.rows, moments.next_rows)
-                training.replay.add(collected.rollout, labels.reward, rows=rows, look=collected.look)
+                training.replay.add(
+                    collected.rollout, labels.reward, collected.intervened, rows=rows, look=collected.look
+                )
+                if training.demos is not None:
+                    training.demos.take(training.replay, collected.rollout.ended)
+            elif collected.intervened is not None and collected.intervened.any():
+                raise UserError(
+                    "A person acted (info['is_intervention']), and this policy can learn from its own actions alone. "
+                    "Use policy=rlpd, another of ours, or sac, td3 or dqn."
+                )
             learner.observe(collected.rollout, labels.reward)
             count = collected.rollout.first.size
             training.steps += count
@@ -163,14 +179,22 @@ def train(
 
 
 def _note(training: Training, labels: RolloutLabels, log: RunLog, collected: Collected) -> None:
-    """Remember the episodes that ended in a rollout, for the log."""
+    """Remember the episodes that ended in a rollout, for the log; what a person helped with is no success of the
+    policy's."""
+    recent = training.recent
     for ended in labels.ended:
         figures = {"reward": float(ended.rewards.sum(dtype=np.float64)), "length": float(len(ended.rewards))}
         figures |= {"env_return": ended.env_return}
         if ended.success is not None:
-            figures["success"] = float(ended.success)
+            figures["success"] = float(ended.own_success or False)
+        if ended.interventions and "interventions" not in recent:  # none in those before
+            recent["interventions"] = deque([0.0] * len(recent.get("length", ())), maxlen=EPISODES)
+        if "interventions" in recent:
+            figures["interventions"] = float(ended.interventions)
+        if ended.interventions and ended.success is not None:
+            figures["assisted_success"] = float(ended.success)
         for name, value in figures.items():
-            training.recent.setdefault(name, deque(maxlen=EPISODES)).append(value)
+            recent.setdefault(name, deque(maxlen=EPISODES)).append(value)
         log.record_mean("rollout/ep_env_rew_mean", ended.env_return)
 
 
@@ -178,6 +202,11 @@ def _log(training: Training, log: RunLog, first: int, begun: float) -> None:
     names = {"reward": "ep_rew_mean", "length": "ep_len_mean", "success": "success_rate"}
     recent = training.recent
     figures = {f"rollout/{name}": float(np.mean(recent[key])) for key, name in names.items() if key in recent}
+    if "interventions" in recent:
+        figures["interventions/share"] = sum(recent["interventions"]) / sum(recent["length"])
+        figures["interventions/episodes"] = float(np.mean([steps > 0 for steps in recent["interventions"]]))
+    if "assisted_success" in recent:
+        figures["interventions/success_rate"] = float(np.mean(recent["assisted_success"]))
     elapsed = max(time.monotonic() - begun, 1e-9)
     latencies = training.collector.latencies
     if latencies:

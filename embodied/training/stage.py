@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -52,10 +53,14 @@ class Stage:
             env.close()
         return "own readings" if own else "simulator state"
 
+    def maker(self) -> Callable[[], gymnasium.Env]:
+        """Makes one world, in any process; a subclass may wrap it."""
+        return env_maker(self._config)
+
     def worlds(self, num_worlds: int, *, seed: int, workers: int = 0) -> WorldVecEnv:
         """Worlds that render what is perceived, or nothing."""
         return WorldVecEnv(
-            env_maker(self._config),
+            self.maker(),
             num_worlds,
             workers=workers,
             seed=seed,
@@ -99,4 +104,4 @@ class Stage:
 
     def env(self) -> gymnasium.Env:
         """One world by itself, for films."""
-        return env_maker(self._config)()
+        return self.maker()()

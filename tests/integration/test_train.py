@@ -167,6 +167,32 @@ def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
         np.testing.assert_array_equal(one, two)
 
 
+def test_a_killed_run_with_a_person_resumes_to_the_same_curve():
+    """In a suite's world, whose episodes a person helps with: both stores go on."""
+    words = ["train", "env=gym", "env.id=tests.helped:HelpedPendulum-v0", "reward=true", "log_every=50", "steps=800"]
+    words += ["num_worlds=2", "final_episodes=1", "videos=0", "eval_every=0", "checkpoint_every=100", "policy=rlpd"]
+    words += ["policy.batch_size=8", "policy.learning_starts=50", "policy.actor=[8]", "policy.critic=[8]"]
+    assert main([*words, "run=straight"]) == 0
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "embodied.cli", *words, "run=killed"]
+    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while not list(Path("killed/checkpoints").glob("0*")):
+        assert running.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    assert main(["train", "run=killed", "resume=true"]) == 0
+    assert progress(Path("straight")) == progress(Path("killed"))
+    assert float(progress(Path("straight"))[-1]["interventions/share"]) > 0.05
+    one, two = (load_file(files.latest_checkpoint(Path(each)) / "state.safetensors") for each in ("straight", "killed"))
+    assert one["demos/drawn"].size
+    for name, array in one.items():
+        if name.startswith(("demos/", "replay/")):
+            np.testing.assert_array_equal(array, two[name], err_msg=name)
+
+
 def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
     words = ["train", "env=cartpole", *goal(tiny_clip), "log_every=100", *SMALL, *QUICK]
     assert main([*words, "steps=400", "run=straight"]) == 0

@@ -173,7 +173,7 @@ def test_a_robots_own_clipping_is_believed(make):
         *_, terminated, _, info = env.step(FORWARD)
         assert not terminated
     assert info["command"][0] == pytest.approx(0.1)
-    assert info["action"][0] == pytest.approx(0.0)
+    assert info["intervene_action"][0] == pytest.approx(0.0)
 
 
 # Numbers and names --------------------------------------------------------------------------------------
@@ -261,23 +261,23 @@ def test_a_person_takes_over_and_what_was_sent_is_told(make):
     arm, hand = Arm(), [None]
     env = make(arm, takeover=lambda: hand[0])
     _, info = env.reset()
-    assert info["intervened"] is False
-    np.testing.assert_allclose(info["action"], [0.0, -1.0])  # what stays
+    assert info["is_intervention"] is False
+    np.testing.assert_allclose(info["intervene_action"], [0.0, -1.0])  # what stays
     *_, info = env.step(np.array([0.01, -1.0]))
-    assert info["intervened"] is False
-    np.testing.assert_allclose(info["action"], [0.01, -1.0], atol=1e-6)
+    assert info["is_intervention"] is False
+    np.testing.assert_allclose(info["intervene_action"], [0.01, -1.0], atol=1e-6)
     hand[0] = np.array([-0.02, -1.0])
     *_, info = env.step(FORWARD)
-    assert info["intervened"] is True
-    np.testing.assert_allclose(info["action"], [-0.02, -1.0], atol=1e-6)
-    assert info["action"].dtype == np.float32
+    assert info["is_intervention"] is True
+    np.testing.assert_allclose(info["intervene_action"], [-0.02, -1.0], atol=1e-6)
+    assert info["intervene_action"].dtype == np.float32
     assert arm.commands[-1][1][0] == pytest.approx(0.01 * MOVE[0] - 0.02 * MOVE[0])
     hand[0] = [-9.0, 1.0]  # a person is held to the limits too
     before = arm.commands[-1][1][0]
     *_, info = env.step(FORWARD)
     assert info["clamped"]
-    assert info["action"][0] * MOVE[0] == pytest.approx(arm.commands[-1][1][0] - before, abs=1e-6)
-    assert env.action_space.contains(info["action"])
+    assert info["intervene_action"][0] * MOVE[0] == pytest.approx(arm.commands[-1][1][0] - before, abs=1e-6)
+    assert env.action_space.contains(info["intervene_action"])
 
 
 @pytest.mark.parametrize("given", [np.array([np.nan, 0.0]), np.zeros(3), "left", RuntimeError("unplugged")])

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from embodied.datasets import Dataset, Writer
+from embodied.envs.interventions import Intervened
 from embodied.errors import UserError
 from embodied.practice.evaluation import rates, told
 from embodied.practice.inputs import Demo, Senses, Standard, demonstrations, mirrored, shown
@@ -194,7 +195,7 @@ def test_rewards_are_the_models_and_the_end_is_terminal():
 def test_an_attempt_out_of_time_is_not_terminal():
     practice = made()
     acting(practice, lambda task: 0.0)
-    attempt, (rollout, reward) = practice.attempt(0)
+    attempt, (rollout, reward, _) = practice.attempt(0)
     assert (attempt.steps, attempt.success) == (12, False)
     assert not reward.any()
     assert not rollout.terminated.any()
@@ -258,6 +259,31 @@ def test_the_policy_never_sees_the_truth():
 
 def imitate(practice):
     practice.learner.update(Mix(practice.replay, practice.demos).batches(Sampling(batch_size=16, demo_share=1.0)), 100)
+
+
+def test_what_a_person_does_is_shown_and_is_no_success_of_the_policys(tmp_path):
+    practice = made()
+    env, learner = practice.env, practice.learner
+    practice.env = Intervened(env, lambda: np.ones(1) if env.steps in (1, 2) else None)
+    acting(practice, lambda task: 0.5)
+    before = len(practice.demos)
+    attempt, practised = practice.attempt(0)
+    assert attempt.person_steps == 2
+    assert np.flatnonzero(practised.rollout.action[:, 0, 0] == 1.0).tolist() == [1, 2]
+    assert attempt.success
+    assert rates([attempt])["success_rate"] == 0.0
+    practice.learner = learner
+    practice.remember(practised)
+    assert len(practice.demos) == before + 2
+    drawn = practice.demos.sample(Sampling(batch_size=500))
+    assert drawn.imitate.all()
+    save_practice(tmp_path, practice)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    resumed = made()
+    load_practice(checkpoint, resumed)
+    one, two = practice.demos.arrays()[0], resumed.demos.arrays()[0]
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, two[name], err_msg=name)
 
 
 def test_it_begins_as_what_was_demonstrated():
