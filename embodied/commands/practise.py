@@ -78,7 +78,7 @@ def run(config: DictConfig) -> None:
 def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
     """Pre-train, practise, evaluate, report.
 
-        practise(cli.compose("practise", ["forward.fact=null", …]), lambda: RobotEnv(driver, limits, reset=by_hand()))
+        practise(compose("practise", ["forward.fact=null", …]), lambda: RobotEnv(driver, limits, reset=by_hand()))
 
     Args:
         config: the verb's.
