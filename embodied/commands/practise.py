@@ -173,7 +173,7 @@ def _built(
 
 def _practice(
     config: DictConfig, env: gymnasium.Env, senses: Senses, tasks: Sequence[PracticeTask], learner: Learner,
-    replay: Replay, demos: Replay, standard: Standard,
+    replay: Replay, demos: Shown, standard: Standard,
 ) -> Practice:  # fmt: skip
     return Practice(
         env,
