@@ -23,7 +23,7 @@ def make_policy(horizon=3, head="l1", seed=0):
     torch.manual_seed(seed)
     spec = Spec(
         cameras={"front": 2}, states=NAMES, actions=ACTIONS, text=3, horizon=horizon, fps=10.0, head=head, width=16,
-        places=1, layers=(1, 1), heads=2,
+        places=1,
     )  # fmt: skip
     rows = np.concatenate([np.eye(len(NAMES)), -np.eye(len(NAMES))])
     state = Normaliser.fit(rows, "none", names=NAMES)
