@@ -77,6 +77,15 @@ def test_actions_that_are_not_finite_are_masked_and_rows_without_any_are_dropped
         windows([broken])
 
 
+def test_an_episodes_rest_is_told():
+    moving, waiting, broken = episode(3), episode(6), episode(4)
+    waiting.actions[2:] = [2.0, 0.001]
+    waiting.actions[3] += 1e-4
+    broken.actions[:, 0], broken.actions[1, 1] = 0, np.nan
+    rows = windows([moving, waiting, broken])
+    assert rows.resting.tolist() == [False] * 3 + [False] * 3 + [True] * 3 + [False] * 4
+
+
 def test_sentences_and_cameras_that_are_missing():
     both = windows(
         [episode(2, cameras=("front", "wrist")), episode(3, instruction="close")], cameras=("front", "wrist")
