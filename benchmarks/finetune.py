@@ -144,8 +144,10 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     policy = made.train("policy", made.fresh(), weights, made.rows)
     rows = made.judge("policy", policy)
     assert rows is not None
-    found: dict[str, dict[str, Any]] = {"imitation of the solved": {"rows": rows, "tried": {}}}
-    execute = made.execute("policy", policy)
+    found: dict[str, dict[str, Any]] = {"imitation of the solved": {
+        "rows": rows, "tried": {}, "execute": made.execute("policy", policy),
+    }}  # fmt: skip
+    execute = found["imitation of the solved"]["execute"]
     for name, (kind, weight) in ways.items():
         more = [*rl, f"rl.weight={weight}", f"execute={execute}"]
         other = session(task, "mixed", 60, seed, {**options, "execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
@@ -154,7 +156,8 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
         rows = other.judge(CHUNKED, other.learn(policy, weights, []))
         assert rows is not None
         found[name] = {
-            "rows": rows, "tried": {}, "compared": judging.compare(found["imitation of the solved"]["rows"], rows),
+            "rows": rows, "tried": {}, "execute": execute,
+            "compared": judging.compare(found["imitation of the solved"]["rows"], rows),
             "ranking": other.ranked(policy, CHUNKED) if weight else None,
         }  # fmt: skip
     return found
@@ -223,8 +226,8 @@ def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[in
     ratio = 1 + compared["difference"] / max(rate, 1 / len(before))
     return {
         "claim": f"{claim}: success over that of whole chunks", "value": ratio, "unit": "ratio", "bar": ">= 1.3",
-        "met": ratio >= 1.3, "n": compared["starts"], "seeds": list(seeds), "whole": rate, "executed": done[0]["execute"],
-        **{k: compared[k] for k in ("better", "worse", "p")},
+        "met": ratio >= 1.3, "n": compared["starts"], "seeds": list(seeds), "whole": rate,
+        "executed": done[0]["execute"], **{k: compared[k] for k in ("better", "worse", "p")},
     }  # fmt: skip
 
 
@@ -242,8 +245,8 @@ def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar
         "claim": claim, "value": value, "unit": "share", "bar": bar, "met": met, "n": len(flat), "seeds": list(seeds),
         "interval": list(wilson_interval(sum(flat), len(flat))), "by_seed": [float(np.mean(one)) for one in solved],
         "at_any_step": float(np.mean([bool(each["ever"]) for one in done for each in one["rows"]])),
-        "steps_to_success": float(np.median(steps)) if steps else None, "executed": [one.get("execute") for one in done],
-        "tried": [one["tried"] for one in done if one["tried"]],
+        "steps_to_success": float(np.median(steps)) if steps else None,
+        "executed": [one["execute"] for one in done], "tried": [one["tried"] for one in done if one["tried"]],
     }  # fmt: skip
 
 
