@@ -290,11 +290,11 @@ def main() -> None:
                     task, "expert", 50, seed, options, name, "labels.source=all", "labels.weights=uniform", *more
                 )
                 done.append(played(made, change))
+                told_now[name] = row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit)
+                tell(told_now[name])
                 if name == "imitate" and options["whole"]:
                     done[-1]["whole"] = whole(made)
                     tell(over_whole(f"imitation, {claim}", done, options["seeds"][: len(done)]))
-                told_now[name] = row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit)
-                tell(told_now[name])
         if bar is not None:
             imitated, *controls = told_now.values()
             tell(voided(imitated, controls))
