@@ -80,8 +80,13 @@ def chosen(task: str, options: Mapping[str, Any]) -> int:
     file = _folder(task, "expert", options) / f"imitate-s{options['seeds'][0]}" / "policy" / "execute.json"
     if not file.is_file():
         return 0
-    tried = {int(key): value for key, value in json.loads(file.read_text("utf-8")).items()}
-    return max(tried, key=lambda execute: (tried[execute], execute)) if 1 in tried else 0
+    tried = json.loads(file.read_text("utf-8"))
+    return best(tried) if "1" in tried else 0
+
+
+def best(tried: Mapping[str, float]) -> int:
+    """The number of steps with the most success; of equals, the larger."""
+    return max((int(key) for key in tried), key=lambda execute: (tried[str(execute)], execute))
 
 
 def _folder(task: str, policy: str, options: Mapping[str, Any]) -> Path:
@@ -99,6 +104,7 @@ def shuffled(made: FinetuningRun) -> np.ndarray:
     turned = np.random.default_rng(0).permutation(len(episodes))
     turned = np.roll(turned, 1)[np.argsort(turned)]  # one cycle, so that none keeps its own
     count = [min(len(a), len(episodes[k])) for a, k in zip(episodes, turned, strict=True)]
+    made.__dict__.pop("rows", None)  # those of the episodes as they were
     made.__dict__["episodes"] = [
         replace(a, actions=episodes[k].actions[:n], state=a.state[:n], maps={c: m[:n] for c, m in a.maps.items()})
         for a, k, n in zip(episodes, turned, count, strict=True)
@@ -198,12 +204,12 @@ def played(made: FinetuningRun, change: Change) -> dict[str, Any]:
     """Train and judge, unless that was done: every start's episode, and what was tried for the steps executed."""
     file = made.folder / "policy" / "episodes.json"
     if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
-        made.judge("policy", made.train("policy", made.fresh(), change(made), made.rows))
-    tried = made.folder / "policy" / "execute.json"
-    return {
-        "rows": json.loads(file.read_text("utf-8")), "execute": made.execute("policy", made.fresh()),
-        "tried": json.loads(tried.read_text("utf-8")) if tried.is_file() else {},
-    }  # fmt: skip
+        weights = change(made)  # before anything is made of the rows, which it may change
+        made.judge("policy", made.train("policy", made.fresh(), weights, made.rows))
+    told = made.folder / "policy" / "execute.json"
+    tried = json.loads(told.read_text("utf-8")) if told.is_file() else {}
+    execute = made.config.execute or best(tried)
+    return {"rows": json.loads(file.read_text("utf-8")), "execute": execute, "tried": tried}
 
 
 def whole(made: FinetuningRun) -> list[dict[str, Any]]:
