@@ -1,9 +1,12 @@
 """Windows of demonstrations: ends, masks, names, rates, cameras that are missing."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.finetune import shuffled
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.maps import Eye, fit_eye
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of, ordered, read_episode
@@ -203,3 +206,23 @@ def test_a_dataset_may_hold_what_was_there_after_the_last_action(tmp_path):
     (root / "last" / "front" / "episode-000000.png").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"episode 0, camera front: .*damaged"):
         dataset.last(0)
+
+
+def test_the_control_of_the_benchmark_is_taught_the_actions_of_other_episodes():
+    class Run:
+        @functools.cached_property
+        def episodes(self):
+            return [episode(4, start=10 * k) for k in range(5)]
+
+        @functools.cached_property
+        def rows(self):
+            return windows(self.episodes)
+
+    run = Run()
+    own = run.rows.actions()  # made of the episodes as they are, before the control is
+    weights = shuffled(run)
+    assert weights.tolist() == [1.0] * 20
+    others = run.rows.actions()
+    assert (own // 10 != others // 10)[:, 0].all()  # none kept its own
+    assert sorted(own[:, 0]) == sorted(others[:, 0])
+    assert np.array_equal(run.rows.states(), np.concatenate([each.state for each in run.episodes]))
