@@ -1,7 +1,9 @@
 """Fine-tuning: imitation from pixels with 50 demonstrations, its controls, and what labels from pixels are worth.
 
 `embodied finetune` with its defaults on demonstrations of the desk's scripted expert (front and wrist camera, 192 px):
-training seeds beside each other, all judged on the same starts, which chose nothing. Controls: the same policy that
+training seeds beside each other, all judged on the same starts, which chose nothing. How many steps of a chunk are
+executed is chosen once a task, by the first seed's policy on validation starts, and holds for the other seeds, for the
+controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same policy that
 does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
 imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
 were labelled), those that truly succeeded, and as many drawn at random. `chunked` goes on from imitation of those of 60
@@ -29,16 +31,20 @@ from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.datasets import Dataset
+from embodied.files import write_text
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.stages import CHUNKED, FinetuningRun
+from embodied.finetuning.training import POLICY
+from embodied.training.evaluation import FINAL
+from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Outcomes
 from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
-    "seeds": [0, 1, 2], "episodes": 200, "steps": 3000, "controls": True, "choose": 40, "execute": 0, "moments": 24,
-    "actor": "distil", "rl_steps": 3000, "record": True,
+    "seeds": [0, 1, 2], "episodes": 200, "steps": 2000, "controls": True, "whole": True, "choose": 40, "execute": 0,
+    "moments": 24, "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
@@ -57,15 +63,34 @@ def session(
                                     "cameras=[front,wrist]"]))  # fmt: skip
     words = [f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
     words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
-    if options["execute"]:  # else chosen on validation starts
-        words.append(f"execute={options['execute']}")
+    execute = options["execute"] or chosen(task, options)
+    if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
+        words.append(f"execute={execute}")
     config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / f"{task}-{policy}-{options['steps']}" / f"{name}-s{seed}"
+    folder = _folder(task, policy, options) / f"{name}-s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return kind(config, folder, build(config.encoder), planned)
+
+
+def chosen(task: str, options: Mapping[str, Any]) -> int:
+    """How many steps of a chunk the task's first policy executes, chosen on validation starts; 0: not yet chosen."""
+    file = _folder(task, "expert", options) / f"imitate-s{options['seeds'][0]}" / "policy" / "execute.json"
+    if not file.is_file():
+        return 0
+    tried = json.loads(file.read_text("utf-8"))
+    return best(tried) if "1" in tried else 0
+
+
+def best(tried: Mapping[str, float]) -> int:
+    """The number of steps with the most success; of equals, the larger."""
+    return max((int(key) for key in tried), key=lambda execute: (tried[str(execute)], execute))
+
+
+def _folder(task: str, policy: str, options: Mapping[str, Any]) -> Path:
+    return ROOT / f"{task}-{policy}-{options['steps']}"
 
 
 def usable(made: FinetuningRun) -> np.ndarray:
@@ -79,6 +104,7 @@ def shuffled(made: FinetuningRun) -> np.ndarray:
     turned = np.random.default_rng(0).permutation(len(episodes))
     turned = np.roll(turned, 1)[np.argsort(turned)]  # one cycle, so that none keeps its own
     count = [min(len(a), len(episodes[k])) for a, k in zip(episodes, turned, strict=True)]
+    made.__dict__.pop("rows", None)  # those of the episodes as they were
     made.__dict__["episodes"] = [
         replace(a, actions=episodes[k].actions[:n], state=a.state[:n], maps={c: m[:n] for c, m in a.maps.items()})
         for a, k, n in zip(episodes, turned, count, strict=True)
@@ -124,8 +150,10 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     policy = made.train("policy", made.fresh(), weights, made.rows)
     rows = made.judge("policy", policy)
     assert rows is not None
-    found: dict[str, dict[str, Any]] = {"imitation of the solved": {"rows": rows, "tried": {}}}
-    execute = made.execute("policy", policy)
+    found: dict[str, dict[str, Any]] = {"imitation of the solved": {
+        "rows": rows, "tried": {}, "execute": made.execute("policy", policy),
+    }}  # fmt: skip
+    execute = found["imitation of the solved"]["execute"]
     for name, (kind, weight) in ways.items():
         more = [*rl, f"rl.weight={weight}", f"execute={execute}"]
         other = session(task, "mixed", 60, seed, {**options, "execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
@@ -134,7 +162,8 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
         rows = other.judge(CHUNKED, other.learn(policy, weights, []))
         assert rows is not None
         found[name] = {
-            "rows": rows, "tried": {}, "compared": judging.compare(found["imitation of the solved"]["rows"], rows),
+            "rows": rows, "tried": {}, "execute": execute,
+            "compared": judging.compare(found["imitation of the solved"]["rows"], rows),
             "ranking": other.ranked(policy, CHUNKED) if weight else None,
         }  # fmt: skip
     return found
@@ -175,12 +204,37 @@ def played(made: FinetuningRun, change: Change) -> dict[str, Any]:
     """Train and judge, unless that was done: every start's episode, and what was tried for the steps executed."""
     file = made.folder / "policy" / "episodes.json"
     if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
-        made.judge("policy", made.train("policy", made.fresh(), change(made), made.rows))
-    tried = made.folder / "policy" / "execute.json"
+        weights = change(made)  # before anything is made of the rows, which it may change
+        made.judge("policy", made.train("policy", made.fresh(), weights, made.rows))
+    told = made.folder / "policy" / "execute.json"
+    tried = json.loads(told.read_text("utf-8")) if told.is_file() else {}
+    execute = made.config.execute or best(tried)
+    return {"rows": json.loads(file.read_text("utf-8")), "execute": execute, "tried": tried}
+
+
+def whole(made: FinetuningRun) -> list[dict[str, Any]]:
+    """The same policy on the same starts, executing all of every chunk."""
+    file = made.folder / "policy" / "whole.json"
+    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
+        policy = ChunkPolicy.load(made.folder / "policy" / POLICY)
+        seeds = range(made.config.seed + FINAL, made.config.seed + FINAL + made.config.eval_episodes)
+        played = made.arena.play(policy, policy.spec.horizon, seeds, desc="whole chunks")
+        write_text(file, json.dumps(judging.as_rows(played)) + "\n")
+    return json.loads(file.read_text("utf-8"))
+
+
+def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Success of the chosen number of steps over that of whole chunks, on the same starts."""
+    before = [row for one in done for row in one["whole"]]
+    compared = judging.compare(before, [row for one in done for row in one["rows"]])
+    assert compared is not None
+    rate = float(np.mean([bool(row["success"]) for row in before]))
+    ratio = 1 + compared["difference"] / max(rate, 1 / len(before))
     return {
-        "rows": json.loads(file.read_text("utf-8")),
-        "tried": json.loads(tried.read_text("utf-8")) if tried.is_file() else {},
-    }
+        "claim": f"{claim}: success over that of whole chunks", "value": ratio, "unit": "ratio", "bar": ">= 1.3",
+        "met": ratio >= 1.3, "n": compared["starts"], "seeds": list(seeds), "whole": rate,
+        "executed": done[0]["execute"], **{k: compared[k] for k in ("better", "worse", "p")},
+    }  # fmt: skip
 
 
 def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar: str | None = None) -> dict[str, Any]:
@@ -197,7 +251,8 @@ def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar
         "claim": claim, "value": value, "unit": "share", "bar": bar, "met": met, "n": len(flat), "seeds": list(seeds),
         "interval": list(wilson_interval(sum(flat), len(flat))), "by_seed": [float(np.mean(one)) for one in solved],
         "at_any_step": float(np.mean([bool(each["ever"]) for one in done for each in one["rows"]])),
-        "steps_to_success": float(np.median(steps)) if steps else None, "executed": [one["tried"] for one in done],
+        "steps_to_success": float(np.median(steps)) if steps else None,
+        "executed": [one["execute"] for one in done], "tried": [one["tried"] for one in done if one["tried"]],
     }  # fmt: skip
 
 
@@ -243,6 +298,9 @@ def main() -> None:
                 done.append(played(made, change))
                 told_now[name] = row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit)
                 tell(told_now[name])
+                if name == "imitate" and options["whole"]:
+                    done[-1]["whole"] = whole(made)
+                    tell(over_whole(f"imitation, {claim}", done, options["seeds"][: len(done)]))
         if bar is not None:
             imitated, *controls = told_now.values()
             tell(voided(imitated, controls))

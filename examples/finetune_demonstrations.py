@@ -19,8 +19,7 @@ from embodied.finetuning.trying import lerobot_policy
 
 SIZE, STEPS = 32, 20
 SMALL = (
-    "policy.horizon=4", "policy.channels=8", "policy.places=2", "policy.width=16", "policy.heads=2",
-    "policy.layers=[1,1]",
+    "policy.horizon=4", "policy.channels=8", "policy.places=2", "policy.width=16",
     "steps=20", "batch_size=4", "validation=1", "execute=4", "eval_episodes=2", "num_worlds=2", "videos=0",
 )  # fmt: skip
 

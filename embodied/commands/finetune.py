@@ -281,7 +281,7 @@ def _check(config: DictConfig) -> None:
         threads=1, checkpoint_every=0, log_every=1,
     )  # fmt: skip
     check_least(config.own, starts=1, tries=1)
-    check_least(config.policy, horizon=1, channels=1, places=0, width=8, heads=1)
+    check_least(config.policy, horizon=1, channels=1, places=0, width=8)
     check_least(config.ranked, moments=0, chunks=2)
     chunked_settings(config)
     check_device(config.device)

@@ -182,6 +182,7 @@ class Windows:
         episode: (N,) which episode each row is of.
         moment: (N,) when in it.
         usable: (N,) bool: own readings are finite, and at least one action of the chunk is.
+        resting: (N,) bool: every action from the one before on is the episode's last one: all is done, the robot waits.
 
     Raises:
         UserError: no episode, or no usable row.
@@ -216,6 +217,7 @@ class Windows:
         finite = torch.isfinite(self._actions).all(1).numpy()
         self._finite = finite
         real = self._real(np.arange(len(self.episode)))[1]
+        self.resting = np.concatenate([_resting(episode.actions) for episode in episodes])
         self.usable = torch.isfinite(self._state).all(1).numpy() & real.any(1)
         if not self.usable.any():
             raise UserError("data must hold a row with finite own readings and actions; it holds none.")
@@ -262,3 +264,12 @@ class Windows:
     def rows_of(self, episodes: Bool[np.ndarray, " E"]) -> Int64[np.ndarray, " n"]:
         """The usable rows of some episodes."""
         return np.flatnonzero(episodes[self.episode] & self.usable)
+
+
+def _resting(actions: Float[np.ndarray, "T A"]) -> Bool[np.ndarray, " T"]:
+    """Rows from whose predecessor on every action is the last one, to a thousandth of what the entry varies by."""
+    if not np.isfinite(actions).all():
+        return np.zeros(len(actions), bool)
+    moved = ~(np.abs(actions - actions[-1:]) <= 1e-3 * np.ptp(actions, axis=0)).all(1)
+    still = ~np.logical_or.accumulate(moved[::-1])[::-1]
+    return np.concatenate([[False], still[:-1]])

@@ -235,7 +235,7 @@ def new_policy(
         about["mark"] = next(iter(eyes.values())).mark
         spec = Spec(
             cameras={name: len(eye.offset) for name, eye in eyes.items()}, text=encoder.dim, width=policy.width,
-            places=policy.places, layers=tuple(policy.layers), heads=policy.heads, encoder=about, **known,
+            places=policy.places, encoder=about, **known,
         )  # fmt: skip
         compress = {name: (eye.weight, eye.offset) for name, eye in eyes.items()}
     torch.manual_seed(config.seed)

@@ -41,6 +41,7 @@ from policies.vla.critic import Outcomes
 
 CHUNKED, WORLD = "chunked_rl", "world"
 STAGES = ("imitate", "rollouts", "corrections", CHUNKED, WORLD)
+RESTING = 0.1  # how often rows at an episode's rest are drawn beside others: they are many and alike
 BASELINE, DATA, REFUSED = "baseline", "data", "refused"
 
 
@@ -114,6 +115,7 @@ class FinetuningRun:
         """Imitate into this run's folder of a name."""
         config, held_out = self.config, rows.rows_of(_padded(self.held_out, len(rows.episodes)))
         learned = np.where(_padded(self.held_out, len(rows.episodes))[rows.episode], 0.0, weights)
+        learned = np.where(rows.resting, RESTING * learned, learned)
         rate = config.learning_rate
         if rate is None:
             rate = 1e-3 if config.policy.backbone is None else backbones.RATE

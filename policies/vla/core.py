@@ -48,7 +48,7 @@ class Spec:
         horizon: H.
         fps: actions a second.
         head: one of `HEADS`; "tokens", one after another, for a pretrained body.
-        width, places, layers, heads: of `Fusion`.
+        width, places: of `Fusion`.
         frames: camera -> [H, W] of the pictures it was trained on.
         encoder: whose maps it reads: name, layer, and a probe that tells its weights.
         backbone: a pretrained body in place of `Fusion`, see `policies.vla.sources.Chosen`; empty: none.
@@ -62,9 +62,7 @@ class Spec:
     fps: float
     head: str = "l1"
     width: int = 128
-    places: int = 16
-    layers: tuple[int, int] = (2, 2)
-    heads: int = 4
+    places: int = 24
     frames: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     encoder: Mapping[str, Any] = field(default_factory=dict)
     backbone: Mapping[str, Any] = field(default_factory=dict)
@@ -73,10 +71,9 @@ class Spec:
         heads = (*HEADS, TOKENS) if self.backbone else tuple(HEADS)
         if self.head not in heads:
             raise ValueError(f"Spec: head must be one of {', '.join(heads)}; got {self.head!r}.")
-        if self.horizon < 1 or self.width % (2 * self.heads):
+        if self.horizon < 1 or self.width < 2 or self.width % 2:
             raise ValueError(
-                f"Spec: horizon must be at least 1 and width a multiple of 2 * heads ({2 * self.heads}); "
-                f"got {self.horizon} and {self.width}."
+                f"Spec: horizon must be at least 1 and width an even number; got {self.horizon} and {self.width}."
             )
 
 
@@ -124,22 +121,23 @@ class ChunkPolicy(nn.Module):
                 raise ValueError(f"ChunkPolicy: normalised entries must be {list(wanted)}; got {list(given.names)}.")
         self.spec, self.state, self.action = spec, state, action
         self.compress = dict(compress or {})
-        sizes = {"state": len(spec.states), "actions": len(spec.actions), "horizon": spec.horizon}
+        sizes: dict[str, Any] = {
+            "state": len(spec.states), "actions": len(spec.actions), "horizon": spec.horizon,
+            "mend": spec.head in ("flow", "diffusion"),
+        }  # fmt: skip
         self.fusion: Fusion | Backbone
         if spec.backbone:
-            mend = spec.head in ("flow", "diffusion")
-            self.fusion = Backbone(Chosen(**spec.backbone), cameras=tuple(spec.cameras), mend=mend, **sizes)
+            self.fusion = Backbone(Chosen(**spec.backbone), cameras=tuple(spec.cameras), **sizes)
             self.spec = replace(spec, backbone=asdict(self.fusion.chosen))  # its hash is known now
         else:
             self.fusion = Fusion(
-                cameras=spec.cameras, text=spec.text, width=spec.width, places=spec.places, layers=spec.layers,
-                heads=spec.heads, **sizes,
+                cameras=spec.cameras, text=spec.text, width=spec.width, places=spec.places, **sizes,
             )  # fmt: skip
         self.head = (TokenHead if spec.head == TOKENS else HEADS[spec.head])(self.fusion.width, len(spec.actions))
 
     @property
     def device(self) -> torch.device:
-        return self.fusion.slots.device
+        return next(self.fusion.parameters()).device
 
     def loss(self, batch: ChunkBatch, random: torch.Generator) -> Float[Tensor, " B"]:
         """Each row's error, in normalised units."""

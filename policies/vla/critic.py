@@ -72,7 +72,8 @@ class _Member(nn.Module):
 
     def __init__(self, context: int, actions: int, horizon: int, width: int, layers: int, heads: int) -> None:
         super().__init__()
-        self.context, self.action = nn.Linear(context, width), nn.Linear(actions, width)
+        self.context = nn.Sequential(nn.LayerNorm(context), nn.Linear(context, width))
+        self.action = nn.Linear(actions, width)
         self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1))

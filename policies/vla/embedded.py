@@ -7,7 +7,7 @@ chunk, A action, S own readings, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 SPREAD = 4.0  # of coordinates, which move little of their whole range
+INNER = 64  # channels of what is computed at every pixel of a map
 
 
 @dataclass(frozen=True)
@@ -39,43 +40,39 @@ class ChunkObservation:
 
 
 class Places(nn.Module):
-    """K places of a camera that matter for the sentence, each a token: what is seen there, and where it is.
+    """K places of a camera that matter for the sentence: where they are, and one number of what is seen there.
 
-        p_k = softmax over h·w of q_k·f / √W;   token_k = Linear([Σ p_k f, Σ p_k (x, y)]),   f = γ(text)·map + β(text)
+        p_k = softmax over h·w of q_k(f);   (Σ p_k (x, y), Σ p_k v_k(f));   f = relu(γ(text)·inner(map) + β(text))
 
-    Spatial softmax (Levine et al., arXiv 1504.00702), with the features at each place and OFT's FiLM of the sentence.
+    Spatial softmax (Levine et al., arXiv 1504.00702), with a value of each place, and OFT's FiLM of the sentence.
 
     Args:
         channels: C.
         text: width of the sentence's vector.
-        width: W of the tokens.
+        inner: channels of f.
         places: K.
     """
 
-    def __init__(self, channels: int, text: int, width: int, places: int) -> None:
+    def __init__(self, channels: int, text: int, inner: int, places: int) -> None:
         super().__init__()
-        inner = width // 2  # the one part that is computed at every pixel
         self.inner = nn.Conv2d(channels, inner, 1)
         self.film = nn.Linear(text, 2 * inner)
-        self.query = nn.Conv2d(inner, places, 1)
-        self.out = nn.Linear(inner + 2, width)
-        self.which = nn.Parameter(0.02 * torch.randn(places, width))
+        self.read = nn.Conv2d(inner, 2 * places, 1)  # q and v
         nn.init.zeros_(self.film.bias)
 
     def forward(
         self, maps: Float[Tensor, "B C h w"], text: Float[Tensor, "B D"]
-    ) -> tuple[Float[Tensor, "B K W"], Float[Tensor, "B K 2"]]:
-        """The tokens, and where they are, x and y in [-1, 1]."""
+    ) -> tuple[Float[Tensor, "B K 2"], Float[Tensor, "B K"]]:
+        """Where they are, x and y in [-1, 1], and what is there."""
         gamma, beta = self.film(text)[..., None, None].chunk(2, 1)
         features = nn.functional.relu(self.inner(maps.float()) * (1 + gamma) + beta)
+        query, value = self.read(features).flatten(2).chunk(2, 1)  # (B, K, h*w)
+        weights = query.softmax(-1)
         height, width = features.shape[-2:]
-        weights = self.query(features).flatten(2).softmax(-1)  # (B, K, h*w)
-        found = weights @ features.flatten(2).transpose(1, 2)
         y = torch.linspace(-1, 1, height, device=maps.device)
         x = torch.linspace(-1, 1, width, device=maps.device)
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).view(-1, 2)
-        where = weights @ grid
-        return self.out(torch.cat([found, where], -1)) + self.which, where
+        return weights @ grid, (weights * value).sum(-1)
 
 
 class Block(nn.Module):
@@ -110,9 +107,10 @@ class Block(nn.Module):
 
 
 class Fusion(nn.Module):
-    """Tokens of all cameras, of where they are, of the sentence and own readings, mixed; then H slots that read them.
+    """The places of all cameras and own readings as one vector, which a perceptron turns into H slots at once.
 
-    Every slot sees every other (parallel decoding): nothing is causal.
+    One vector, since what decides is where one thing is beside another, in one camera and between them: attention
+    among tokens of places learned that far more slowly. Nothing is causal: every slot knows all that is given.
 
     Args:
         cameras: names in order, each with C of its maps.
@@ -122,8 +120,7 @@ class Fusion(nn.Module):
         horizon: H.
         width: W.
         places: K of each camera; 0: the cameras are not looked at (a control).
-        layers: of the context, and of the slots.
-        heads: of attention.
+        mend: whether slots begin as noisy actions (flow, diffusion).
     """
 
     def __init__(
@@ -135,56 +132,36 @@ class Fusion(nn.Module):
         actions: int,
         horizon: int,
         width: int = 128,
-        places: int = 16,
-        layers: Sequence[int] = (2, 2),
-        heads: int = 4,
+        places: int = 24,
+        mend: bool = False,
     ) -> None:
         super().__init__()
         self.width, self.horizon = width, horizon
         chosen = cameras if places else {}
-        self.places = nn.ModuleDict({_key(name): Places(c, text, width, places) for name, c in chosen.items()})
         self.cameras = tuple(chosen)
-        self.camera = nn.Parameter(0.02 * torch.randn(len(chosen), width))
+        self.places = nn.ModuleDict({_key(name): Places(c, text, INNER, places) for name, c in chosen.items()})
         self.text = nn.Linear(text, width)
-        self.state = nn.Sequential(nn.Linear(state, width), nn.GELU(), nn.Linear(width, width)) if state else None
-        # All places at once: attention mixes tokens one by one, and is slow to learn where one thing is beside another.
-        found = 2 * places * len(chosen)
-        self.layout: nn.Module | None = None
-        if found:
-            self.layout = nn.Sequential(nn.Linear(found, width), nn.ReLU(), nn.Linear(width, width))
-        self.kinds = nn.Parameter(0.02 * torch.randn(3, width))
-        self.slots = nn.Parameter(0.02 * torch.randn(horizon, width))
-        self.noisy = nn.Linear(actions, width)  # of heads that start from noise
-        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
-        self.context = nn.ModuleList(Block(width, heads) for _ in range(layers[0]))
-        self.decoder = nn.ModuleList(Block(width, heads) for _ in range(layers[1]))
-        self.norm = nn.LayerNorm(width)
+        self.given = nn.Linear(3 * places * len(chosen) + state, width)
+        self.mixed = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        if mend:
+            self.noisy = nn.Linear(horizon * actions, width)
+            self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+            self.mended = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.slots = nn.Linear(width, horizon * width)
 
-    def look(self, obs: ChunkObservation) -> tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]]:
-        """The context, and which of its tokens exist."""
-        count, device = len(obs), obs.text.device
-        tokens, there = [self.text(obs.text)[:, None] + self.kinds[0]], [torch.ones(count, 1, device=device).bool()]
-        if self.state is not None:
-            tokens.append(self.state(obs.state)[:, None] + self.kinds[1])
-            there.append(there[0])
-        everywhere = []
-        for index, name in enumerate(self.cameras):
-            found, where = self.places[_key(name)](obs.maps[name], obs.text)
-            seen = obs.seen[name][:, None]
-            tokens.append(torch.where(seen[..., None], found + self.camera[index], 0.0))
-            there.append(seen.expand(-1, found.shape[1]))
-            everywhere.append(torch.where(seen, SPREAD * where.flatten(1), 0.0))
-        if self.layout is not None:
-            tokens.append(self.layout(torch.cat(everywhere, 1))[:, None] + self.kinds[2])
-            there.append(there[0])
-        mixed, mask = torch.cat(tokens, 1), torch.cat(there, 1)
-        for block in self.context:
-            mixed = block(mixed, None, mask[:, None, None])
-        return self.norm(mixed), mask
+    def look(self, obs: ChunkObservation) -> tuple[Float[Tensor, "B 1 W"], Bool[Tensor, "B 1"]]:
+        """The context, one token, and that it exists."""
+        given = [obs.state]
+        for name in self.cameras:
+            where, what = self.places[_key(name)](obs.maps[name], obs.text)
+            found = torch.cat([SPREAD * where.flatten(1), what], 1)
+            given.append(torch.where(obs.seen[name][:, None], found, 0.0))
+        mixed = self.mixed(self.given(torch.cat(given, 1)) + self.text(obs.text))
+        return mixed[:, None], torch.ones(len(obs), 1, device=mixed.device).bool()
 
     def slot(
         self,
-        context: tuple[Float[Tensor, "B L W"], Bool[Tensor, "B L"]],
+        context: tuple[Float[Tensor, "B 1 W"], Bool[Tensor, "B 1"]],
         noisy: Float[Tensor, "B H A"] | None = None,
         time: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B H W"]:
@@ -195,14 +172,10 @@ class Fusion(nn.Module):
             noisy: actions to mend, of heads that start from noise.
             time: how noisy they are, in [0, 1].
         """
-        tokens, there = context
-        slots = self.slots.expand(len(tokens), -1, -1)
+        known = context[0][:, 0]
         if noisy is not None and time is not None:
-            slots = slots + self.noisy(noisy) + self.time(sinusoid(time, self.width))[:, None]
-        mask = torch.cat([there, torch.ones(slots.shape[:2], device=there.device).bool()], 1)
-        for block in self.decoder:
-            slots = block(slots, tokens, mask[:, None, None])
-        return slots
+            known = self.mended(known + self.noisy(noisy.flatten(1)) + self.time(sinusoid(time, self.width)))
+        return self.slots(known).unflatten(-1, (self.horizon, self.width))
 
 
 def sinusoid(time: Float[Tensor, " B"], width: int) -> Float[Tensor, "B W"]:

@@ -23,8 +23,8 @@ from policies.vla.imitation import ChunkImitation
 from tests.tiny_vla import save_tiny_backbone
 
 SMALL = [
-    "policy.horizon=4", "policy.channels=8", "policy.places=2", "policy.width=16", "policy.heads=2",
-    "policy.layers=[1,1]", "steps=6", "batch_size=4", "checkpoint_every=2", "log_every=2", "validation=1",
+    "policy.horizon=4", "policy.channels=8", "policy.places=2", "policy.width=16",
+    "steps=6", "batch_size=4", "checkpoint_every=2", "log_every=2", "validation=1",
     "choose_episodes=1", "eval_episodes=2", "num_worlds=2", "videos=1",
 ]  # fmt: skip
 

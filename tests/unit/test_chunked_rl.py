@@ -23,7 +23,7 @@ def make_policy(horizon=3, head="l1", seed=0):
     torch.manual_seed(seed)
     spec = Spec(
         cameras={"front": 2}, states=NAMES, actions=ACTIONS, text=3, horizon=horizon, fps=10.0, head=head, width=16,
-        places=1, layers=(1, 1), heads=2,
+        places=1,
     )  # fmt: skip
     rows = np.concatenate([np.eye(len(NAMES)), -np.eye(len(NAMES))])
     state = Normaliser.fit(rows, "none", names=NAMES)
@@ -100,7 +100,7 @@ def walked(chain, steps):
 
 def test_each_prefix_is_worth_the_discount_to_the_number_of_steps_left():
     chain = Chain(WALKS)
-    learner = walked(chain, 200)
+    learner = walked(chain, 400)
     known = learner.targets(torch.arange(chain.count))[1]
     assert known.sum() < known.numel()  # some prefixes are cut off
     assert (learner.targets(torch.arange(chain.count))[0] - true_values(chain))[known].abs().max() < 2e-3
@@ -264,7 +264,7 @@ def test_an_actor_without_weight_is_imitation_bit_for_bit(actor):
     assert all(torch.equal(value, without.average[name]) for name, value in plain.average.items())
     moved = {name for name, value in plain.average.items() if not torch.equal(value, with_it.average[name])}
     assert moved
-    assert all(name.startswith(("fusion.slots", "fusion.decoder", "head")) for name in moved)
+    assert all(name.startswith(("fusion.slots", "head")) for name in moved)
 
 
 class Preferring(PrefixCritic):
@@ -287,7 +287,8 @@ def test_an_actor_follows_its_critic(actor):
     for _ in range(60):
         learner.step()
     context = learner._context(torch.arange(chain.count))
-    assert (learner.result().decide(context).detach() - 0.5).abs().mean() < 0.2  # imitation alone goes to 1
+    means = learner.result().decide(context).detach().mean(1)  # candidates are moved as a whole
+    assert (means - 0.5).abs().mean() < 0.2  # imitation alone goes to 1
 
 
 def test_the_best_of_n_is_executed_and_kept(tmp_path):

@@ -25,7 +25,7 @@ def make(head="l1", horizon=4, *, width=16, **options):
     torch.manual_seed(0)
     spec = Spec(
         cameras=CAMERAS, states=STATES, actions=ACTIONS, text=7, horizon=horizon, fps=20.0, head=head, width=width,
-        places=3, heads=2, frames={"front": (8, 8), "wrist": (6, 8)}, encoder={"name": "none"}, **options,
+        places=3, frames={"front": (8, 8), "wrist": (6, 8)}, encoder={"name": "none"}, **options,
     )  # fmt: skip
     state = Normaliser.fit(values(200, 3), "mean_std", names=STATES)
     return ChunkPolicy(spec, state, Normaliser.fit(values(200, 3, 1), "quantile", names=ACTIONS))
@@ -96,7 +96,7 @@ def test_bad_normalisation_is_refused():
 # Masks and slots ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["flow", "diffusion"])  # whose slots begin as noisy actions
 def test_slots_see_each_other_both_ways(head):
     """The last slot moves the first one, and the other way round: nothing is causal."""
     policy = make(head).eval()
@@ -166,7 +166,7 @@ def test_diffusion_schedule_is_the_squared_cosine():
 @pytest.mark.parametrize(("head", "steps", "left"), [("l1", 60, 0.3), ("flow", 240, 0.4), ("diffusion", 240, 0.7)])
 def test_each_head_learns_what_it_is_shown(head, steps, left):
     """Four situations that differ, four different chunks; the share of them that is left as error."""
-    policy, obs = make(head, width=32, layers=(1, 1)), observed(4)
+    policy, obs = make(head, width=32), observed(4)
     chunk = torch.randn(4, 4, 3, generator=torch.Generator().manual_seed(3)).clamp(-1.5, 1.5)
     batch = ChunkBatch(obs, chunk, torch.zeros(4, 4, dtype=torch.bool))
 

@@ -76,7 +76,7 @@ def make(head="l1", horizon=3):
     torch.manual_seed(0)
     spec = Spec(
         cameras={"front": 1}, states=("x",), actions=("dx",), text=2, horizon=horizon, fps=20.0, head=head, width=16,
-        places=2, heads=2, layers=(1, 1), frames={"front": (2, 2)}, encoder={"name": "none"},
+        places=2, frames={"front": (2, 2)}, encoder={"name": "none"},
     )  # fmt: skip
     as_is = [Normaliser.fit(np.zeros((2, 1)), "none", names=[name]) for name in ("x", "dx")]
     return ChunkPolicy(spec, *as_is)

@@ -1,9 +1,12 @@
 """Windows of demonstrations: ends, masks, names, rates, cameras that are missing."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
+from benchmarks.finetune import shuffled
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.maps import Eye, fit_eye
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of, ordered, read_episode
@@ -75,6 +78,15 @@ def test_actions_that_are_not_finite_are_masked_and_rows_without_any_are_dropped
     broken.actions[:] = np.nan
     with pytest.raises(UserError, match="finite own readings and actions"):
         windows([broken])
+
+
+def test_an_episodes_rest_is_told():
+    moving, waiting, broken = episode(3), episode(6), episode(4)
+    waiting.actions[2:] = [2.0, 0.001]
+    waiting.actions[3] += 1e-4
+    broken.actions[:, 0], broken.actions[1, 1] = 0, np.nan
+    rows = windows([moving, waiting, broken])
+    assert rows.resting.tolist() == [False] * 3 + [False] * 3 + [True] * 3 + [False] * 4
 
 
 def test_sentences_and_cameras_that_are_missing():
@@ -194,3 +206,23 @@ def test_a_dataset_may_hold_what_was_there_after_the_last_action(tmp_path):
     (root / "last" / "front" / "episode-000000.png").write_bytes(b"cut")
     with pytest.raises(UserError, match=r"episode 0, camera front: .*damaged"):
         dataset.last(0)
+
+
+def test_the_control_of_the_benchmark_is_taught_the_actions_of_other_episodes():
+    class Run:
+        @functools.cached_property
+        def episodes(self):
+            return [episode(4, start=10 * k) for k in range(5)]
+
+        @functools.cached_property
+        def rows(self):
+            return windows(self.episodes)
+
+    run = Run()
+    own = run.rows.actions()  # made of the episodes as they are, before the control is
+    weights = shuffled(run)
+    assert weights.tolist() == [1.0] * 20
+    others = run.rows.actions()
+    assert (own // 10 != others // 10)[:, 0].all()  # none kept its own
+    assert sorted(own[:, 0]) == sorted(others[:, 0])
+    assert np.array_equal(run.rows.states(), np.concatenate([each.state for each in run.episodes]))
