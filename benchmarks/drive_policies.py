@@ -1,8 +1,9 @@
-"""VLM-RL's claims at our size: policies in the town from contrasting goals and readings, beside rewards that lack a part.
+"""VLM-RL's claims at our size: policies in the town from its whole reward, and from what lacks a part of it.
 
 Every run is RLPD, which sees the car's own readings and the vector of an encoder that was taught the town by
-`benchmarks.own_scenes` (the shipped one does not know it; what is missing is taught first). The ways differ in the
-reward alone:
+`benchmarks.own_scenes` (the shipped one does not know it; what is missing is taught first). Its discount is VLM-RL's
+in seconds (0.98 at 15 Hz) and three rewards are summed: with the defaults the hand-written reward brought 0.33 on a
+seed that is not among those here, so 0.83. The ways differ in the reward alone:
 
     synthesis   contrasting goals times the terms of speed, lane, angle and steadiness: VLM-RL
     contrast    contrasting goals alone
@@ -11,9 +12,9 @@ reward alone:
     sparse      1 once the route is completed
     swapped     synthesis with the goal for the negative and the negative for the goal: the control
 
-Judged on routes that nobody looked at, and on the same number with traffic twice as dense as in training. A route is
-completed if no collision came before its end. A policy that stands still never collides: read collisions beside the
-share of the route. What is finished is not run again.
+Judged on routes that nobody looked at; `synthesis` and `dense` also on as many with traffic twice as dense as in
+training. A route is completed if no collision came before its end. A policy that stands still never collides: read
+collisions beside the share of the route. What is finished is not run again.
 
     python -m benchmarks.drive_policies                     # one at a time
     python -m benchmarks.drive_policies ways=["dense"] seeds=[0]
@@ -22,7 +23,7 @@ share of the route. What is finished is not run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,12 @@ from rewards.metrics import wilson_interval
 ROOT = Path("runs", "benchmarks", "drive_policies")
 FRAMES, TEST_FRAMES, EPOCHS = 8000, 1000, 4  # of the encoder
 SEEDS = (0, 1, 2)
-STEPS, EPISODES = 20_000, 24
+STEPS, EPISODES = 10_000, 16
+LEARNER = ["policy.gamma=0.97", "policy.n_steps=3", "policy.updates_per_step=0.5"]
 TRAFFIC, DENSER = 0.5, 1.0  # in training; twice as dense
 CLEAR, CRASHED = "the road is clear with no car accidents", "two cars have collided with each other on the road"
-WAYS = ("synthesis", "swapped", "contrast", "dense", "sparse", "goal")
+WAYS = ("synthesis", "dense", "swapped", "contrast", "sparse", "goal")
+IN_DENSER = WAYS[:2]
 SECONDS, ROUTE = 40.0, 120.0  # of an episode; metres
 SEED = 3_000_000  # of the judging with denser traffic, beside the run's own
 
@@ -69,15 +72,16 @@ class Job:
         """Of `embodied train`."""
         words = ["env=drive-town", f"env.traffic={TRAFFIC}", f"seed={self.seed}", f"steps={self.steps}"]
         words += ["encoder=open_clip", f"encoder.model=local-dir:{encoder()}", "env.obs=features"]
-        words += [f"final_episodes={EPISODES}", "videos=1", "eval_every=0"]
-        return words + {
+        words += [*LEARNER, f"final_episodes={EPISODES}", "videos=0", "eval_every=0"]
+        rewards = {
             "synthesis": ["reward=synthesis", *texts(CLEAR, CRASHED)],
             "swapped": ["reward=synthesis", *texts(CRASHED, CLEAR)],
             "contrast": ["reward=contrast", *texts(CLEAR, CRASHED)],
             "goal": ["reward=clip", f'reward.goal="{CLEAR}"'],
             "dense": ["reward=true"],
             "sparse": ["reward=true", "sparse=true"],
-        }[self.way]
+        }
+        return words + rewards[self.way]
 
     @property
     def folder(self) -> Path:
@@ -85,7 +89,8 @@ class Job:
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Train, unless it was done before; the judgement in the traffic of training, and in denser."""
-        return {"trained": train(self.folder, self.settings), "denser": self.denser()}
+        told = {"trained": train(self.folder, self.settings)}
+        return told | ({"denser": self.denser()} if self.way in IN_DENSER else {})
 
     def denser(self) -> dict[str, Any]:
         """The judgement with traffic twice as dense, made unless it was before."""
@@ -113,66 +118,71 @@ def figures(judgement: Mapping[str, Any]) -> dict[str, float]:
 
 
 def rows(results: Mapping[Job, dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row a way and traffic; the claims once all that they compare is there, over the seeds that they share."""
+    """A row a way and traffic, then what the ways say about one another, for each number of steps."""
     table: list[dict[str, Any]] = []
     for steps in sorted({job.steps for job in results}):
-        found = {(job.way, job.seed): result for job, result in results.items() if job.steps == steps}
-        for way in dict.fromkeys(job.way for job in results if job.steps == steps):
-            seeds = sorted(seed for each, seed in found if each == way)
-            for traffic, kind in ((TRAFFIC, "trained"), (DENSER, "denser")):
-                by_seed = [found[way, seed][kind] for seed in seeds]
-                rates, told = [each["success_rate"] for each in by_seed], [figures(each) for each in by_seed]
-                count = EPISODES * len(seeds)
-                row = {
-                    "claim": f"drive-town, {way}, {steps:,} steps, traffic {traffic}: routes completed, no collision",
-                    "value": float(np.mean(rates)),
-                    "unit": "share of episodes",
-                    "n": count,
-                    "seeds": seeds,
-                    "interval": wilson_interval(round(sum(rates) * EPISODES), count),
-                    "by_seed": rates,
-                }
-                table.append(row | {name: float(np.mean([each[name] for each in told])) for name in told[0]})
-        table += claims(found, steps)
+        found: dict[str, dict[int, dict[str, dict[str, Any]]]] = {}
+        for job, result in results.items():
+            if job.steps == steps:
+                found.setdefault(job.way, {})[job.seed] = result
+        for way in (each for each in WAYS if each in found):
+            table.append(row(way, TRAFFIC, steps, {seed: told["trained"] for seed, told in found[way].items()}))
+            if way in IN_DENSER:
+                table.append(row(way, DENSER, steps, {seed: told["denser"] for seed, told in found[way].items()}))
+        table += [each | {"claim": f"{each['claim']}; {steps:,} steps"} for each in claims(found)]
     return table
 
 
-def claims(found: Mapping[tuple[str, int], dict[str, dict[str, Any]]], steps: int) -> list[dict[str, Any]]:
-    """What the ways say about one another, each claim over the seeds that all of its ways have."""
+def row(way: str, traffic: float, steps: int, by_seed: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """The means of a way's seeds in one traffic."""
+    seeds = sorted(by_seed)
+    rates, told = [by_seed[seed]["success_rate"] for seed in seeds], [figures(by_seed[seed]) for seed in seeds]
+    count = EPISODES * len(seeds)
+    return {
+        "claim": f"drive-town, {way}, traffic {traffic}, {steps:,} steps: routes completed without a collision",
+        "value": float(np.mean(rates)),
+        "unit": "share of episodes",
+        "n": count,
+        "seeds": seeds,
+        "interval": wilson_interval(round(sum(rates) * EPISODES), count),
+        "by_seed": rates,
+    } | {name: float(np.mean([each[name] for each in told])) for name in told[0]}
 
-    def means(names: Sequence[str], kind: str, column: str) -> tuple[list[int], list[float]]:
-        shared = [seed for seed in SEEDS if all((name, seed) in found for name in names)]
-        return shared, [float(np.mean([found[name, seed][kind][column] for seed in shared])) for name in names if shared]
 
+def claims(found: Mapping[str, Mapping[int, Mapping[str, Mapping[str, Any]]]]) -> list[dict[str, Any]]:
+    """The bars, each over the seeds that all of its ways have; completion, where nothing else is said."""
     table: list[dict[str, Any]] = []
 
-    def add(claim: str, value: float, bar: str, met: bool, seeds: list[int], unit: str = "share of episodes") -> None:
-        row = {"claim": f"{claim}, {steps:,} steps", "value": value, "unit": unit, "bar": bar, "met": met}
-        table.append(row | {"seeds": seeds, "n": EPISODES * len(seeds)})
+    def shared(*ways: str) -> list[int]:
+        return [seed for seed in SEEDS if all(seed in found.get(way, {}) for way in ways)]
 
-    seeds, both = means(("synthesis", "dense"), "trained", "success_rate")
-    if seeds:
-        value, other = both
-        met = other > 0 and value >= 0.9 * other
-        add(f"synthesis: completion; hand-written {other:.2f}", value, ">= 0.9 × hand-written", met, seeds)
-        _, (value, other) = means(("synthesis", "dense"), "trained", "collisions")
-        name = f"synthesis: collisions; hand-written {other:.2f}"
-        add(name, value, "<= hand-written", value <= other, seeds, "an episode")
+    def mean(way: str, seeds: list[int], column: str = "success_rate", kind: str = "trained") -> float:
+        return float(np.mean([found[way][seed][kind][column] for seed in seeds]))
+
+    def add(claim: str, value: float, bar: str, met: bool, seeds: list[int], unit: str = "share of episodes") -> None:
+        n = EPISODES * len(seeds)
+        table.append({"claim": claim, "value": value, "unit": unit, "bar": bar, "met": met, "seeds": seeds, "n": n})
+
+    if seeds := shared("synthesis", "dense"):
+        value, other = mean("synthesis", seeds), mean("dense", seeds)
+        claim = f"synthesis: completion; by the hand-written reward {other:.2f}"
+        add(claim, value, "0.9 of the hand-written reward's", other > 0 and value >= 0.9 * other, seeds)
+        value, other = mean("synthesis", seeds, "collisions"), mean("dense", seeds, "collisions")
+        claim = f"synthesis: collisions; by the hand-written reward {other:.2f}"
+        add(claim, value, "<= the hand-written reward's", value <= other, seeds, "an episode")
     for rival in ("contrast", "sparse"):
-        seeds, both = means(("synthesis", rival), "trained", "route")
-        if seeds:
-            add(f"synthesis: share of the route; {rival} {both[1]:.2f}", both[0], f"> {rival}", both[0] > both[1], seeds)
-    others = ("synthesis", "contrast", "dense", "sparse")
-    seeds, every = means(("swapped", *others), "trained", "route")
-    if seeds:
-        least = min(every[1:])
-        name = f"swapped texts, the control: share of the route; the least of {', '.join(others)} {least:.2f}"
-        add(name, every[0], "< every other", every[0] < least, seeds)
-    seeds, here = means(("synthesis",), "trained", "success_rate")
-    if seeds:
-        _, there = means(("synthesis",), "denser", "success_rate")
-        name = f"synthesis: fall of completion ({here[0]:.2f}) in traffic twice as dense"
-        add(name, here[0] - there[0], "<= 0.15", 0 < here[0] <= there[0] + 0.15, seeds)
+        if seeds := shared("synthesis", rival):
+            value, other = mean("synthesis", seeds), mean(rival, seeds)
+            add(f"synthesis: completion; {rival} {other:.2f}", value, f"> {rival}", value > other, seeds)
+    rivals = ("synthesis", "dense", "contrast", "sparse")
+    if seeds := shared("swapped", *rivals):
+        value, others = mean("swapped", seeds), {way: mean(way, seeds) for way in rivals}
+        told = ", ".join(f"{way} {other:.2f}" for way, other in others.items())
+        add(f"the control, texts swapped: completion; {told}", value, "< all", value < min(others.values()), seeds)
+    if seeds := shared("synthesis"):
+        value, denser = mean("synthesis", seeds), mean("synthesis", seeds, kind="denser")
+        claim = f"synthesis: completion lost in traffic twice as dense ({value:.2f} to {denser:.2f})"
+        add(claim, value - denser, "<= 0.15", 0 < value <= denser + 0.15, seeds)
     return table
 
 
