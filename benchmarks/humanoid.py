@@ -13,7 +13,10 @@ Success is the pose at the last step of held-out episodes; beside it stands the 
 pose was right (the paper counts a success where it is right in half of the steps). The paper takes 10^7 steps and a
 ViT-bigG on four GPUs. What is finished is not run again.
 
+`part=untrained` tells how often each pose comes by itself: a body that does nothing, and one that acts at random.
+
     python -m benchmarks.humanoid part=reward
+    python -m benchmarks.humanoid part=untrained
     python -m benchmarks.humanoid part=policy                       # 36 runs of 300,000 steps
     python -m benchmarks.humanoid part=policy goals=["kneel"] steps=10000000 jobs=1    # the paper's length, on a GPU
 """
@@ -30,6 +33,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import read_options, record, train, trained
+from embodied.envs.bridge import make
 from embodied.envs.captions import Captions
 from embodied.envs.tasks import HUMANOID
 from embodied.paths import asset
@@ -51,6 +55,7 @@ PAPER = {  # its sentences, of those of our goals that it has
 LOOKS = {"own look": 1.0, "varied look": 0.0}  # share of frames with the world's own look
 SEED, RESAMPLES = 910_001, 200
 SEEDS, EPISODES = (0, 1, 2), 48
+UNTRAINED_SEED = 920_001
 OTHER = {"stand": "lie", "kneel": "arms", "arms": "kneel", "sit": "stand", "lie": "stand", "leg": "sit"}
 WAYS = ("sentence", "other", "true")
 
@@ -153,6 +158,31 @@ def rewards(frames: int) -> None:
     print(record("humanoid_reward", table))
 
 
+# Nobody learns --------------------------------------------------------------------------------------------------
+
+
+def untrained_rows(episodes: int) -> list[dict[str, Any]]:
+    """A row a goal and way of acting: right at the end, and how much of the last second."""
+    table = []
+    for goal, task in HUMANOID.items():
+        env = make(f"humanoid-{goal}")
+        for way, width in (("a body that does nothing", 0.0), ("a body that acts at random", 1.0)):
+            rng, ends = np.random.default_rng(0), []
+            for seed in range(UNTRAINED_SEED, UNTRAINED_SEED + episodes):
+                env.reset(seed=seed)
+                over, info = False, {}
+                while not over:
+                    action = rng.uniform(-width, width, env.action_space.shape or ())
+                    *_, over, info = env.step(action.astype(np.float32))
+                ends.append((info["is_success"], info["judge/held"]))
+            right, held = np.mean(ends, axis=0).tolist()
+            row = {"claim": f"{task.fact}, {way}: right at the end", "value": right, "unit": "share of episodes"}
+            row |= {"n": episodes, "interval": wilson_interval(round(right * episodes), episodes), "held": held}
+            table.append(row)
+        env.close()
+    return table
+
+
 # Policies -------------------------------------------------------------------------------------------------------
 
 
@@ -249,12 +279,15 @@ def main() -> None:
             "steps": 300_000, "alpha": 0.0, "jobs": 2, "record": True,
         }
     )  # fmt: skip
-    for key, known in (("goals", HUMANOID), ("ways", WAYS), ("part", ("reward", "policy"))):
+    for key, known in (("goals", HUMANOID), ("ways", WAYS), ("part", ("reward", "policy", "untrained"))):
         given: Iterable[str] = [options[key]] if key == "part" else options[key]
         if unknown := set(given) - set(known):
             raise SystemExit(f"{key} must be among {', '.join(known)}; got {', '.join(sorted(unknown))}.")
     if options["part"] == "reward":
         rewards(options["frames"])
+        return
+    if options["part"] == "untrained":
+        print(record("humanoid_untrained", untrained_rows(EPISODES)))
         return
     jobs = [
         Job(goal, way, seed, options["steps"], options["alpha"])
