@@ -65,6 +65,11 @@ def test_a_headline_is_the_first_row_that_begins_so(tmp_path):
         headlines(rows, [Headline("b", "nine goals")])
 
 
+def test_a_headline_is_rather_the_very_claim(tmp_path):
+    record("b", [ROW | {"claim": "place: over whole chunks"}, ROW | {"claim": "place"}], folder=tmp_path)
+    assert headlines(load(tmp_path), [Headline("b", "place")]).splitlines()[2].startswith("| place |")
+
+
 def test_missed_bars_are_among_the_headlines():
     rows = headlines(load()).splitlines()[2:]
     assert len(rows) == len(HEADLINES) == 8
