@@ -23,7 +23,7 @@ from embodied.paths import asset
 from rewards.phrases import COLOURS, noun_phrases
 
 EMBEDDED = "rewards.encoders.embedded_encoder"
-ASKED = "rewards.chat.asking"  # rewards whose goal a chat model reads
+ASKED = "rewards.vlm_progress"  # rewards whose goal a chat model reads
 _COLOUR = re.compile(f"(?:{COLOURS})$")
 
 

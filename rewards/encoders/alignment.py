@@ -179,7 +179,7 @@ def _loss(
     truth = torch.from_numpy(examples.degrees[np.ix_(picked, facts)].astype(np.float32)).to(device)
     same = torch.from_numpy(examples.worlds[picked, None] == examples.fact_worlds[facts]).to(device)
     known = ~truth.isnan()
-    truth = truth.nan_to_num()
+    truth = torch.where(known, truth, 0.0)
     degrees, truth = truth, torch.where(negated & same, 1 - truth, truth)
     # where bf16 is emulated, autocast takes ten times as long as float32
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_precision(device) == "bf16"):
