@@ -57,6 +57,7 @@ from embodied.training.log import RunLog
 from embodied.training.stopping import Stopping
 from policies.core import Learner
 from policies.replay import Mix, Replay
+from policies.shown import Shown
 from rewards.core import Encoder
 from rewards.progress import tqdm
 from rewards.success import SuccessClassifier, success_scorer
