@@ -146,10 +146,8 @@ def test_a_learner_on_pictures_resumes_with_frames_and_looks_and_is_judged_in_ot
     assert "no look is known. Vary them: env.looks=4" in capsys.readouterr().err
 
 
-def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
-    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=300", "log_every=50", "checkpoint_every=100"]
-    words += [*SMALL, *QUICK, "workers=2"]
-    assert main([*words, "run=straight"]) == 0
+def kill(words):
+    """Begin a run in the folder "killed", and kill it after its first checkpoint."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "embodied.cli", *words, "run=killed"]
     running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -160,6 +158,13 @@ def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
         time.sleep(0.02)
     running.send_signal(signal.SIGKILL)
     running.wait()
+
+
+def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
+    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=300", "log_every=50", "checkpoint_every=100"]
+    words += [*SMALL, *QUICK, "workers=2"]
+    assert main([*words, "run=straight"]) == 0
+    kill(words)
     assert json.loads(Path("killed/run.json").read_text())["status"] == "running"
     assert main(["train", "run=killed", "resume=true"]) == 0
     assert progress(Path("straight")) == progress(Path("killed"))
@@ -173,16 +178,7 @@ def test_a_killed_run_with_a_person_resumes_to_the_same_curve():
     words += ["num_worlds=2", "final_episodes=1", "videos=0", "eval_every=0", "checkpoint_every=100", "policy=rlpd"]
     words += ["policy.batch_size=8", "policy.learning_starts=50", "policy.actor=[8]", "policy.critic=[8]"]
     assert main([*words, "run=straight"]) == 0
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "embodied.cli", *words, "run=killed"]
-    running = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while not list(Path("killed/checkpoints").glob("0*")):
-        assert running.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    kill(words)
     assert main(["train", "run=killed", "resume=true"]) == 0
     assert progress(Path("straight")) == progress(Path("killed"))
     assert float(progress(Path("straight"))[-1]["interventions/share"]) > 0.05
