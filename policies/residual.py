@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -192,4 +193,16 @@ class Residual(SoftLearner[ResidualSettings]):
         self.handover.load_state(values["handover"])
 
 
-residual = maker(Residual, ResidualSettings)
+def residual(
+    observation_space: spaces.Space, action_space: spaces.Space, *, base: Actor | None = None, **given: Any
+) -> Residual:
+    """How configs make it.
+
+    Args:
+        observation_space, action_space, given: see `policies.settings.maker`.
+        base: what is corrected; None: imitation.
+
+    Raises:
+        TypeError, ValueError: as there.
+    """
+    return maker(partial(Residual, base=base), ResidualSettings)(observation_space, action_space, **given)

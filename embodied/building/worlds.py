@@ -15,14 +15,14 @@ from embodied.errors import UserError
 from rewards.core import Encoder
 from rewards.points import things
 
-SEEN = ("points", "features")  # observations that are made of what the encoder sees
+SEEN = ("points", "features", "places")  # observations that are made of what the encoder sees
 
 
 def env_maker(config: DictConfig) -> Any:
     """Makes one world, in any process."""
     env: Any = OmegaConf.to_container(config.env, resolve=True)
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
-    for name in ("cameras", "policy_cameras", "points"):
+    for name in ("cameras", "policy_cameras", "points", "places"):
         env.pop(name, None)
     distractors = env.pop("distractors", None)
     if env.get("obs") in SEEN:

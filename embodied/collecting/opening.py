@@ -53,6 +53,37 @@ def open_dataset(
         return _collected(name, setting, episodes, cameras, how)
 
 
+def open_demonstrations(config: DictConfig, cameras: Sequence[str]) -> tuple[Dataset, Sequence[int]]:
+    """What a verb's `demos` names: a number of expert episodes of the world, or a dataset.
+
+    Args:
+        config: with `demos`, which asks for some, and `env`.
+        cameras: that it must show.
+
+    Returns:
+        The dataset, and which of its episodes.
+
+    Raises:
+        UserError: neither; no expert for a number of episodes; fewer than asked for.
+    """
+    wanted = config.demos
+    if isinstance(wanted, str):
+        dataset = open_dataset(Path(wanted) if "/" in wanted else wanted, setting="demos", cameras=cameras)
+        return dataset, range(len(dataset))
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
+        raise UserError(f"demos must be a number of expert episodes, or a dataset; got {wanted!r}. Try demos=10.")
+    world = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
+    if world not in SCRIPTED:
+        raise UserError(
+            f"demos must be a dataset where the world has no expert; got {wanted} for {config.env.id}. "
+            "Give a LeRobot folder: demos=path/to/lerobot."
+        )
+    dataset = open_dataset(f"{world}-expert", setting="demos", episodes=wanted, cameras=cameras)
+    if len(dataset) < wanted:
+        raise UserError(f"demos must be at most {len(dataset)}, as many as {dataset.root} has; got {wanted}.")
+    return dataset, range(wanted)
+
+
 def _check(name: str, setting: str) -> tuple[str, str]:
     """The world and the policy of a named dataset."""
     world, _, policy = name.rpartition("-")

@@ -27,14 +27,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from embodied import files, runs
-from embodied.building.scorers import kept, make_scorer
+from embodied.building.scorers import make_scorer
 from embodied.commands.train import filmed, judged, told
 from embodied.errors import UserError
 from embodied.finetuning import trying
 from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints
-from embodied.training.acting import actor_of
+from embodied.training.acting import actor_of, take_kept
 from embodied.training.aligning import align
 from embodied.training.imagination import WholeEpisodes, compare, names_of
 from embodied.training.stage import Stage
@@ -60,7 +60,7 @@ def run(config: DictConfig) -> None:
     trained = runs.saved_config(folder, "train", trust=config.trust)
     if config.looks is not None:
         OmegaConf.update(trained, "env.looks", config.looks, force_add=True)
-    kept(trained.reward, folder)
+    take_kept(trained, folder)
     torch.set_num_threads(config.threads)
     scorer = make_scorer(trained)
     checkpoints.load_constraints(checkpoint, scorer)

@@ -26,11 +26,11 @@ from omegaconf import DictConfig
 
 from embodied import runs
 from embodied.building import far_texts
-from embodied.building.scorers import keep_fitted, kept, make_scorer, reward_name
+from embodied.building.scorers import keep_fitted, make_scorer, reward_name
 from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints, evaluation
-from embodied.training.acting import make_learner
+from embodied.training.acting import make_learner, take_kept
 from embodied.training.demonstrations import demonstrations
 from embodied.training.labeller import Labeller
 from embodied.training.log import RunLog
@@ -46,7 +46,7 @@ def run(config: DictConfig) -> None:
     with runs.Run(config, "train") as run, ExitStack() as opened:
         config = run.config
         if run.folder is not None:
-            kept(config.reward, run.folder)
+            take_kept(config, run.folder)
         _check(config)
         torch.set_num_threads(config.threads)
         far_texts.warn(config)
@@ -62,6 +62,8 @@ def run(config: DictConfig) -> None:
         folder = run.begin(reward_name(config.reward))
         if scorer is not None and run.checkpoint is None:
             keep_fitted(scorer, config.reward, folder)
+        if run.checkpoint is None:
+            stage.keep(folder)
         log = RunLog(folder, steps=run.done)
         opened.callback(log.close)
         if run.checkpoint is not None and not checkpoints.load_checkpoint(run.checkpoint, training, log):

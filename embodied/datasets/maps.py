@@ -49,8 +49,11 @@ class Eye:
 
     def __call__(self, frames: np.ndarray) -> Float[Tensor, "T P h w"]:
         """(T, H, W, 3) uint8 to maps in half precision, on the CPU."""
-        maps = self.encoder.encode_maps(torch.from_numpy(frames), self.layer).float()
-        mixed = torch.einsum("tchw,cp->tphw", maps, self.weight) - self.offset.view(-1, 1, 1)
+        return self.compress(self.encoder.encode_maps(torch.from_numpy(frames), self.layer))
+
+    def compress(self, maps: Float[Tensor, "T C h w"]) -> Float[Tensor, "T P h w"]:
+        """The encoder's maps to those that a policy reads, in half precision, on the CPU."""
+        mixed = torch.einsum("tchw,cp->tphw", maps.float(), self.weight) - self.offset.view(-1, 1, 1)
         return mixed.half().cpu()
 
     def of(self, dataset: Dataset, i: int, camera: str, *, cache: Path | None = None) -> Float[Tensor, "T P h w"]:

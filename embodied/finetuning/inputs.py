@@ -32,10 +32,21 @@ MISSING = ("refuse", "zeros")
 
 @dataclass(frozen=True)
 class DataSource:
-    """One dataset, with what its names mean."""
+    """One dataset, with what its names mean.
+
+    Attributes:
+        dataset, names: so.
+        chosen: episodes that are read; None: all.
+    """
 
     dataset: Dataset
     names: Names
+    chosen: Sequence[int] | None = None
+
+    @property
+    def episodes(self) -> Sequence[int]:
+        """Those that are read."""
+        return range(len(self.dataset)) if self.chosen is None else self.chosen
 
 
 @dataclass(frozen=True)
@@ -129,9 +140,9 @@ def make_eyes(planned: PolicyPlan, encoder: Any, *, layer: str | None, channels:
     eyes = {}
     for name in planned.cameras:
         having = [
-            (source.dataset, source.names.cameras[name], range(len(source.dataset)))
+            (source.dataset, source.names.cameras[name], source.episodes)
             for source in planned.sources
-            if name in source.names.cameras and len(source.dataset)
+            if name in source.names.cameras and len(source.episodes)
         ]
         eyes[name] = fit_eye(having, encoder, layer=layer, channels=channels)
     return eyes
@@ -178,10 +189,10 @@ def read(planned: PolicyPlan, eyes: Mapping[str, Any], *, desc: str = "encoding"
         return lambda dataset, i, camera: eyes[name].of(dataset, i, camera)
 
     episodes = []
-    total = sum(len(source.dataset) for source in planned.sources)
+    total = sum(len(source.episodes) for source in planned.sources)
     with tqdm(total=total, desc=desc, unit="episode", leave=False, delay=2) as bar:
         for source in planned.sources:
-            for i in range(len(source.dataset)):
+            for i in source.episodes:
                 episodes.append(
                     read_episode(
                         source.dataset, i, source.names, eyes={name: look(name) for name in planned.cameras},

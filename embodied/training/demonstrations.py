@@ -5,17 +5,13 @@ Shape letters: T actions of an episode, V views; H, W image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 from gymnasium import spaces
 from omegaconf import DictConfig
 
 from embodied import scoring
-from embodied.collecting.opening import open_dataset
+from embodied.collecting.opening import open_demonstrations
 from embodied.datasets import Dataset, Recording
-from embodied.envs import SCRIPTED
 from embodied.errors import UserError
 from embodied.scoring import Track
 from embodied.training.collector import Collector, to_unit
@@ -37,15 +33,11 @@ def demonstrations(config: DictConfig, stage: Stage, collector: Collector) -> Sh
         UserError: observations that are pictures; no expert for a number of episodes; a dataset without the cameras,
             readings or actions of the worlds.
     """
-    wanted = config.get("demos")
-    if not wanted:
+    if not config.get("demos"):
         return None
     if stage.form in ("pixels", "mixed"):
         raise UserError(f"demos cannot be seen as env.obs={stage.form} yet. Use env.obs=points or features.")
-    dataset = _opened(config, wanted, collector.layout.views)
-    chosen = range(len(dataset)) if isinstance(wanted, str) else range(int(wanted))
-    if len(dataset) < len(chosen):
-        raise UserError(f"demos must be at most {len(dataset)}, as many as {dataset.root} has; got {len(chosen)}.")
+    dataset, chosen = open_demonstrations(config, collector.layout.views)
     _check(dataset, collector)
     space, frames = collector.worlds.action_space, sum(dataset.length(i) for i in chosen)
     replay = Shown(collector.observation_space, space, capacity=max(frames, 1), seed=int(config.seed) + 1)
@@ -113,20 +105,6 @@ def seen(recording: Recording, perception: Perception, state: np.ndarray | None)
     for t in range(len(frames)):
         obs.append(perception.observe(found.take(np.array([t])), np.array([t == 0]), memory)[0])
     return np.stack(obs), found.rows
-
-
-def _opened(config: DictConfig, wanted: object, views: Sequence[str]) -> Dataset:
-    if isinstance(wanted, str):
-        return open_dataset(Path(wanted) if "/" in wanted else wanted, setting="demos", cameras=views)
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
-        raise UserError(f"demos must be a number of expert episodes, or a dataset; got {wanted!r}. Try demos=10.")
-    world = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-    if world not in SCRIPTED:
-        raise UserError(
-            f"demos must be a dataset where the world has no expert; got {wanted} for {config.env.id}. "
-            "Give a LeRobot folder: demos=path/to/lerobot."
-        )
-    return open_dataset(f"{world}-expert", setting="demos", episodes=wanted, cameras=views)
 
 
 def _state(dataset: Dataset, i: int, stage: Stage) -> np.ndarray | None:

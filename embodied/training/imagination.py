@@ -151,10 +151,12 @@ def _vector(obs: Obs) -> np.ndarray:
 
 
 def names_of(perception: Perception | None) -> list[str]:
-    """What the numbers of a policy's points are; [] of other observations."""
-    if perception is None or perception.form != "points":
+    """What the numbers of a policy's points or places are; [] of other observations."""
+    if perception is None or perception.form not in ("points", "places"):
         return []
     layout = perception.layout
+    if perception.places is not None:
+        return [*layout.signals, *perception.places.names]
     points = [
         f"{view}, {thing}: {k}" for view in layout.views for thing in perception.things for k in ("u", "v", "peak")
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -16,6 +17,7 @@ from embodied.scoring import Layout
 from embodied.training.collector import Collector
 from embodied.training.labeller import Labeller, OwnReward, Rewards
 from embodied.training.perception import Perception
+from embodied.training.places import FOLDER, place_reader
 from rewards.core import Encoder, Scorer
 
 
@@ -88,11 +90,17 @@ class Stage:
         assert self._encoder is not None
         if self.perception is None or self.perception.layout != layout:
             things = things_of(self._config, self._encoder) if self.form == "points" else ()
+            places = place_reader(self._config, self._encoder, layout.views) if self.form == "places" else None
             try:
-                self.perception = Perception(self._encoder, layout, self.form, things)
+                self.perception = Perception(self._encoder, layout, self.form, things, places)
             except ValueError as error:
                 raise UserError(str(error)) from error
         return self.perception
+
+    def keep(self, folder: Path) -> None:
+        """Write what was learned to see into a run's folder, whence `kept_places` takes it."""
+        if self.perception is not None and self.perception.places is not None:
+            self.perception.places.policy.save(folder / FOLDER)
 
     def rewards(self, collector: Collector, *, watches: bool = True) -> Rewards:
         """What gives the rollouts of a fresh collector their rewards."""

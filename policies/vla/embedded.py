@@ -149,15 +149,26 @@ class Fusion(nn.Module):
             self.mended = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.slots = nn.Linear(width, horizon * width)
 
+    def find(self, camera: str, maps: Float[Tensor, "B C h w"], text: Float[Tensor, "B D"]) -> Float[Tensor, "B P"]:
+        """A camera's K places as P = 3 K numbers: x and y of each, spread, then what is seen at each."""
+        where, what = self.places[_key(camera)](maps, text)
+        return torch.cat([SPREAD * where.flatten(1), what], 1)
+
     def look(self, obs: ChunkObservation) -> tuple[Float[Tensor, "B 1 W"], Bool[Tensor, "B 1"]]:
         """The context, one token, and that it exists."""
-        given = [obs.state]
-        for name in self.cameras:
-            where, what = self.places[_key(name)](obs.maps[name], obs.text)
-            found = torch.cat([SPREAD * where.flatten(1), what], 1)
-            given.append(torch.where(obs.seen[name][:, None], found, 0.0))
-        mixed = self.mixed(self.given(torch.cat(given, 1)) + self.text(obs.text))
-        return mixed[:, None], torch.ones(len(obs), 1, device=mixed.device).bool()
+        found = {
+            name: torch.where(obs.seen[name][:, None], self.find(name, obs.maps[name], obs.text), 0.0)
+            for name in self.cameras
+        }
+        return self.mix(obs.state, found, obs.text)
+
+    def mix(
+        self, state: Float[Tensor, "B S"], found: Mapping[str, Float[Tensor, "B P"]], text: Float[Tensor, "B D"]
+    ) -> tuple[Float[Tensor, "B 1 W"], Bool[Tensor, "B 1"]]:
+        """The context of places that `find` gave, by camera: all of them, zeros where a camera was not seen."""
+        given = torch.cat([state, *(found[name] for name in self.cameras)], 1)
+        mixed = self.mixed(self.given(given) + self.text(text))
+        return mixed[:, None], torch.ones(len(state), 1, device=mixed.device).bool()
 
     def slot(
         self,

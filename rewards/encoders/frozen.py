@@ -48,6 +48,7 @@ class FrozenEncoder(ABC):
     _preprocess: Preprocess
     _image_tower: Callable[[Tensor], Tensor]
     _maps: Towers
+    _rest: Towers  # layer -> its maps to the tower's vectors, where a tower has stages
 
     def __init__(self, name: str, precision: str, device: str, batch_size: int) -> None:
         where = type(self).__name__
@@ -94,7 +95,31 @@ class FrozenEncoder(ABC):
         Raises:
             TypeError, ValueError: frames of another kind or shape; no such layer, or a tower without maps.
         """
-        where = f"{type(self).__name__}.encode_maps"
+        layer = self._layer(frames, layer, f"{type(self).__name__}.encode_maps")
+        parts = [self._map_batch(batch, layer) for batch in frames.split(self.batch_size)]
+        return torch.cat(parts).to(frames.device)
+
+    def encode_both(
+        self, frames: Tensor, layer: str | None = None
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B C h w"]]:
+        """`encode_images` and `encode_maps` of the same frames, of one pass through the tower where it has stages.
+
+        Args:
+            frames, layer: see `encode_maps`; at least one frame.
+        Returns:
+            What they return, up to rounding.
+        Raises:
+            TypeError, ValueError: as `encode_maps`.
+        """
+        layer = self._layer(frames, layer, f"{type(self).__name__}.encode_both")
+        if layer not in self._rest or self._compiled:
+            return self.encode_images(frames), self.encode_maps(frames, layer)
+        parts = [self._both_batch(batch, layer) for batch in frames.split(self.batch_size)]
+        vectors, maps = (torch.cat(each).to(frames.device) for each in zip(*parts, strict=True))
+        return vectors, maps
+
+    def _layer(self, frames: Tensor, layer: str | None, where: str) -> str:
+        """The name of a layer that gives maps, of frames that can be encoded."""
         check_frames(frames, where)
         if not self.map_layers:
             raise ValueError(f"{where}: {self.name} must have maps; it gives one vector an image. Use another encoder.")
@@ -103,8 +128,7 @@ class FrozenEncoder(ABC):
             raise ValueError(f"{where}: layer must be one of {', '.join(self.map_layers)}; got {layer!r}.")
         if not len(frames):
             raise ValueError(f"{where}: frames must hold at least one; got none.")
-        parts = [self._map_batch(batch, layer) for batch in frames.split(self.batch_size)]
-        return torch.cat(parts).to(frames.device)
+        return layer
 
     @property
     def map_layers(self) -> tuple[str, ...]:
@@ -114,6 +138,11 @@ class FrozenEncoder(ABC):
     @torch.no_grad()
     def _map_batch(self, frames: Tensor, layer: str) -> Tensor:
         return self._maps[layer](self._preprocess(frames, self.device, self._dtype)).half()
+
+    @torch.no_grad()
+    def _both_batch(self, frames: Tensor, layer: str) -> tuple[Tensor, Tensor]:
+        maps = self._maps[layer](self._preprocess(frames, self.device, self._dtype))
+        return nn.functional.normalize(self._rest[layer](maps).float(), dim=-1), maps.half()
 
     @torch.no_grad()
     def _encode_batch(self, frames: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ what they have. Shape letters: B batch, C channels; H, W image; h, w map.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -40,14 +40,32 @@ def open_clip_maps(visual: Any) -> Towers:
 
 
 def _stages(visual: Any, last: str) -> Callable[[Tensor], Tensor]:
-    parts = [visual.stem, *(getattr(visual, name) for name in STAGES[: STAGES.index(last) + 1])]
+    return _in_turn([visual.stem, *(getattr(visual, name) for name in STAGES[: STAGES.index(last) + 1])])
 
-    def run(images: Tensor) -> Tensor:
+
+def _in_turn(parts: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
         for part in parts:
-            images = part(images)
-        return images
+            x = part(x)
+        return x
 
     return run
+
+
+def open_clip_rest(visual: Any) -> Towers:
+    """What turns a map of `open_clip_maps` into the vector that the tower makes of the same images; none where unknown.
+
+    Args:
+        visual: open_clip's image tower.
+    """
+    if not all(hasattr(visual, name) for name in ("stem", *STAGES, "attnpool")):
+        return {}
+    return {name: _later_stages(visual, name) for name in STAGES}
+
+
+def _later_stages(visual: Any, after: str) -> Callable[[Tensor], Tensor]:
+    parts = [*(getattr(visual, name) for name in STAGES[STAGES.index(after) + 1 :]), visual.attnpool]
+    return _in_turn(parts)
 
 
 def transformers_maps(network: nn.Module) -> Towers:

@@ -20,7 +20,7 @@ from rewards.encoders.loading import (
     open_clip_source,
     put_folder,
 )  # fmt: skip
-from rewards.encoders.maps import open_clip_maps, transformers_maps
+from rewards.encoders.maps import open_clip_maps, open_clip_rest, transformers_maps
 from rewards.encoders.preprocess import open_clip_preprocess, transformers_preprocess
 
 
@@ -67,7 +67,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         self.context_length = self._tokenizer.context_length
         self.dim = open_clip.get_model_config(source)["embed_dim"]
         self._set_preprocess(open_clip_preprocess(towers.visual), resize)
-        self._maps = open_clip_maps(towers.visual)
+        self._maps, self._rest = open_clip_maps(towers.visual), open_clip_rest(towers.visual)
         self._use_image_tower(towers.visual, [towers.visual], compile)
         towers.visual = None  # what is left embeds texts, in float32
         self._text_model = towers.eval().requires_grad_(False).to(self.device)
@@ -133,7 +133,7 @@ class TransformersEncoder(FrozenEncoder):
         if self._tokenizer is not None:
             self.context_length = network.config.text_config.max_position_embeddings
         parts = [child for name, child in network.named_children() if "text" not in name]  # texts stay in float32
-        self._maps = transformers_maps(network)
+        self._maps, self._rest = transformers_maps(network), {}
         self._use_image_tower(_Pooled(network), parts, compile)
         black = torch.zeros(1, *self._preprocess.crop, 3, dtype=torch.uint8)
         self.dim = self._encode_batch(black).shape[-1]

@@ -312,6 +312,51 @@ def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_s
     assert "env.policy_cameras must be a list of cameras" in capsys.readouterr().err
 
 
+def test_places_are_learned_from_the_demonstrations_and_kept_in_the_run(capsys):
+    words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=2"]
+    words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=1"]
+    words += ["final_episodes=1", "policy.learning_starts=10"]
+    assert main(["collect", "env=desk-reach", "policy=expert", "episodes=3", "image_size=96", "out=data"]) == 0
+    assert main([*words, "demos=data", "steps=16", "run=straight"]) == 0
+    assert json.loads(Path("straight/run.json").read_text())["observation"] == "places"
+    assert main([*words, "demos=data", "steps=8", "run=halves"]) == 0
+    kept = Path("halves/places/policy.safetensors").read_bytes()
+    assert main(["train", "run=halves", "resume=true", "steps=16"]) == 0
+    assert Path("halves/places/policy.safetensors").read_bytes() == kept
+    assert all(
+        np.array_equal(*pair) for pair in zip(parameters(Path("straight")), parameters(Path("halves")), strict=True)
+    )
+    assert main(["evaluate", "run=straight", "episodes=1", "videos=0"]) == 0
+    assert main(["collect", "policy=run:straight", "episodes=1", "out=own"]) == 0
+
+    taken = [*words, "env.places=straight/places", "policy=residual", "steps=8", "run=taken"]
+    assert main([word for word in taken if not word.startswith("policy.pre") and word != "demos=2"]) == 0
+    told = Path("taken/places/policy.safetensors").read_bytes()
+    assert told == Path("straight/places/policy.safetensors").read_bytes()
+    capsys.readouterr()
+    for wrong, message in {
+        "demos=null": "env.obs=places needs demonstrations",
+        "env.places=nowhere": "env.places must be a number of updates, or a folder of embodied finetune; got 'nowhere'",
+        "env.cameras=[wrist]": "must have the cameras wrist; wrist is missing",
+    }.items():
+        assert main([*words, "demos=data", wrong, "steps=8", "run=wrong"]) == 2
+        assert message in capsys.readouterr().err
+    assert not Path("wrong").exists()
+
+
+def test_only_the_demonstrations_asked_for_teach_where_to_look():
+    """A named dataset may hold more episodes than `demos` says."""
+    words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=1"]
+    words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=0"]
+    words += ["final_episodes=1", "steps=4"]
+    assert main([*words, "run=one"]) == 0
+    assert main([*words, "demos=2", "run=two"]) == 0
+    assert main([*words, "run=again"]) == 0
+    one, two, again = (Path(name, "places/policy.safetensors").read_bytes() for name in ("one", "two", "again"))
+    assert one == again
+    assert one != two
+
+
 def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
     monkeypatch.setattr("rewards.clip_goal.ClipGoal.score", lambda self, features: features.main[..., 0] * float("nan"))
     assert main(["train", "env=cartpole", *goal(tiny_clip), *SMALL, *QUICK, "steps=80"]) == 2

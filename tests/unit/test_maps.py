@@ -58,3 +58,19 @@ def test_layers_and_frames_are_checked(tiny_clip):
     with pytest.raises(ValueError, match="at least one"):
         encoder.encode_maps(frames[:0])
     assert OpenCLIPEncoder(tiny_clip).map_layers == ("patches",)
+
+
+@pytest.mark.parametrize("kind", ["tiny_clip", "dino", "fp32", "bf16"])
+def test_vectors_and_maps_of_one_pass_are_those_of_two(request, kind):
+    if kind == "dino":
+        encoder = TransformersEncoder(request.getfixturevalue(kind), precision="fp32")
+    elif kind == "tiny_clip":
+        encoder = OpenCLIPEncoder(request.getfixturevalue(kind), precision="fp32")
+    else:
+        encoder = embedded_encoder(precision=kind, batch_size=2)
+    frames = torch.randint(0, 256, (3, *encoder.image_size, 3), generator=torch.manual_seed(0)).byte()
+    vectors, maps = encoder.encode_both(frames)
+    assert torch.allclose(vectors, encoder.encode_images(frames), atol=1e-5)
+    assert torch.equal(maps, encoder.encode_maps(frames))
+    with pytest.raises(ValueError, match=r"encode_both: layer must be one of"):
+        encoder.encode_both(frames, "top")
