@@ -165,10 +165,10 @@ class FinetuningRun:
 
     def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
         """The demonstrations' rows and those that stages gathered, and how much each is imitated."""
-        rows = self._windows(self.sources(names))
+        rows = self.windows_with(self.sources(names))
         return rows, np.concatenate([weights, rows.usable[len(weights) :].astype(np.float64)])
 
-    def _windows(self, more: Sequence[inputs.DataSource]) -> Windows:
+    def windows_with(self, more: Sequence[inputs.DataSource]) -> Windows:
         """The demonstrations' rows, and after them those of other datasets."""
         read = inputs.read(replace(self.plan, sources=tuple(more)), self.eyes, desc="encoding") if more else []
         return inputs.windows([*self.episodes, *read], self.plan, self.config.policy.horizon, self.say)
@@ -191,7 +191,7 @@ class FinetuningRun:
             return load_acting(folder / POLICY)
         own, refused = self.sources(gathered), self.sources(gathered, REFUSED)
         more = [*own, *refused]
-        rows = self._windows(more)
+        rows = self.windows_with(more)
         if any(each.ratio != 1 for each in rows.episodes):
             raise UserError("stages=[chunked_rl] needs data of the policy's own rate. Leave policy.fps out.")
         imitated = rows.usable.astype(np.float64)

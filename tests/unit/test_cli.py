@@ -112,6 +112,16 @@ def test_help_is_a_word_too(ran, capsys):
     assert cli.main(["help", "gone"]) == 2
 
 
+def test_the_package_runs_as_a_module():
+    asked = [sys.executable, "-m", "embodied", "list", "what=worlds"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert (told.returncode, "desk-place" in told.stdout) == (0, True), told.stderr
+    asked = [sys.executable, "-m", "embodied", "trian"]
+    told = subprocess.run(asked, capture_output=True, text=True, timeout=120)
+    assert told.returncode == 2
+    assert "train" in told.stderr
+
+
 def test_hydra_syntax_still_works(ran):
     assert cli.main(["go", 'reward.goal=["one text", "two"]', "+env.kwargs.size=3", "++seed=4"]) == 0
     assert ran[0].reward.goal == ["one text", "two"]
