@@ -210,6 +210,20 @@ def verdict(compared: Mapping[str, Any] | None) -> str:
     return f"No difference that the paired test sees: {told}."
 
 
+def told_steps(compared: Mapping[str, Any]) -> str:
+    """How many steps the second needs beside the first, in words, where both succeed.
+
+    Args:
+        compared: of `compare`, with `steps_saved`.
+    """
+    more = -compared["steps_saved"]
+    low, high = (-each for each in compared["steps_saved_interval"][::-1])
+    return (
+        f"On the {compared['both']} starts that both solve it takes {abs(more):.1f} steps "
+        f"{'more' if more > 0 else 'fewer'} (95 %: {low:+.1f} to {high:+.1f})."
+    )
+
+
 def told_rate(rows: Sequence[Mapping[str, Any]]) -> str:
     """Success in words, with its interval."""
     known = [bool(row["success"]) for row in rows if row["success"] is not None]

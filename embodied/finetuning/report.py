@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from embodied.finetuning import worlds
-from embodied.finetuning.judging import verdict
+from embodied.finetuning.judging import told_steps, verdict
 from embodied.finetuning.world_report import world_cards
 from embodied.reports.charts import Series, interval_bar, line_chart
 from embodied.reports.page import card, config_card, facts_table, read_progress, write_page
@@ -111,11 +111,7 @@ def _table(judged: Mapping[str, Any] | None) -> str:
         if judged["policy"] != compared["after"]:
             note += f" The former policy is kept: {called(judged['policy'])}."
         if compared.get("steps_saved") is not None:
-            low, high = compared["steps_saved_interval"]
-            note += (
-                f" On the {compared['both']} starts that both solve it takes {compared['steps_saved']:+.1f} steps less "
-                f"({low:+.1f} to {high:+.1f})."
-            )
+            note += " " + told_steps(compared)
     return card(
         "Before and after", note, f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )

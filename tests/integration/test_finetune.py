@@ -441,6 +441,8 @@ def test_policies_are_compared_start_by_start():
     assert (found["better"], found["worse"], found["both"], found["steps_saved"]) == (8, 1, 2, 3.0)
     assert found["p"] == pytest.approx(2 * 10 / 2**9)
     assert judging.verdict(found).startswith("Better: 8 starts gained, 1 lost of 11")
+    assert judging.told_steps(found) == "On the 2 starts that both solve it takes 3.0 steps fewer (95 %: -3.0 to -3.0)."
+    assert "takes 3.0 steps more (95 %: +3.0 to +3.0)" in judging.told_steps(judging.compare(after, before))
     assert judging.verdict(judging.compare(after, before)).startswith("Worse")
     assert judging.verdict(judging.compare(after, after)).startswith("No difference")
     assert judging.compare(rows([None]), rows([True])) is None
