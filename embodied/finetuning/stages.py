@@ -113,9 +113,13 @@ class FinetuningRun:
 
     @property
     def held_out(self) -> np.ndarray:
-        """(E,) bool: demonstrations that are watched and not learned from, the last ones."""
-        count = len(self.episodes)
-        return np.arange(count) >= count - min(self.config.validation, count - 1)
+        """(E,) bool: demonstrations that are watched and not learned from, the last ones of those that are imitated."""
+        imitated = np.arange(len(self.episodes))
+        if self.config.validation and self.config.labels.weights == labels.SOLVED:
+            imitated = np.flatnonzero([word == labels.SOLVED for word in self.labelled[0].words])
+        held_out = np.zeros(len(self.episodes), bool)
+        held_out[imitated[max(len(imitated) - self.config.validation, 1) :]] = True
+        return held_out
 
     def fresh(self) -> ChunkPolicy:
         """A policy that knows nothing yet, the same each time."""

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from embodied import cli
+from embodied.building.build import build
 from embodied.commands import serve
 from embodied.config import compose
 from embodied.datasets import Dataset, Writer
@@ -16,6 +17,7 @@ from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.outcomes import after_each
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.rollouts import RolloutWorlds
+from embodied.finetuning.stages import FinetuningRun
 from embodied.finetuning.trying import lerobot_policy
 from embodied.reports.page import read_progress
 from embodied.serving.limits import RequestLimits
@@ -166,6 +168,17 @@ def test_a_policy_can_be_told_another_sentence_and_shown_other_looks(demos, tmp_
     for word in ("imagined=3", "align=100"):
         assert cli.main([*judge, word]) == cli.EXIT_USER_ERROR
         assert f"{word.partition('=')[0]} is for runs of embodied train" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_of_what_is_imitated(demos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose("finetune", [f"data={demos}", "labels.source=recorded", *SMALL, "validation=3"])
+    made = FinetuningRun(config, tmp_path, build(config.encoder), inputs.plan(config))
+    words = np.array(made.labelled[0].words)
+    assert sorted(words) == ["not", "not", "solved", "solved"]
+    assert words[made.held_out].tolist() == ["solved"]  # one is left to learn from
+    made.config.labels.weights = "uniform"
+    assert made.held_out.tolist() == [False, True, True, True]
 
 
 class Judge(labels.Teacher):
