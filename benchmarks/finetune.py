@@ -6,18 +6,21 @@ executed is chosen once a task, by the first seed's policy on validation starts,
 controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same policy that
 does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
 imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
-were labelled), those that truly succeeded, and as many drawn at random. `chunked` goes on from imitation of those of 60
-that truly succeeded: chunked RL, with the outcomes of the episodes dealt out anew, and without weight (imitation that
-goes on), each against the imitation that all began from, on the same starts; and how its critic ranks chunks.
+were labelled), those that truly succeeded, and as many drawn at random. `language` teaches one policy several tasks of
+one scene, each by its sentence, beside a policy of each task alone that was `taught` as many demonstrations of it; the
+control tells the one policy in each world the sentence of the next task, and what that world asks for must not come
+of it. `chunked` goes on from imitation of those of 60 that truly succeeded: chunked RL, with the outcomes of the
+episodes dealt out anew, and without weight (imitation that goes on), each against the imitation that all began from, on
+the same starts; and how its critic ranks chunks.
 
     python -m benchmarks.finetune                              # goes on where it was interrupted
-    python -m benchmarks.finetune 'tasks=["drawer"]' 'mixed=[]' 'chunked=[]' 'seeds=[0]' episodes=40 record=false
+    python -m benchmarks.finetune 'tasks=["drawer"]' 'mixed=[]' 'language=[]' 'chunked=[]' 'seeds=[0]' episodes=40
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +35,7 @@ from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.files import write_text
-from embodied.finetuning import inputs, judging, labels
+from embodied.finetuning import inputs, judging, labels, worlds
 from embodied.finetuning.ranking import ranked
 from embodied.finetuning.stages import CHUNKED, FinetuningRun
 from embodied.finetuning.training import POLICY
@@ -43,9 +46,11 @@ from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
-    "seeds": [0, 1, 2], "episodes": 200, "steps": 2000, "controls": True, "whole": True, "choose": 40, "execute": 0,
+    "language": ["drawer", "press", "place", "lift"], "taught": 25, "seeds": [0, 1, 2],
+    "episodes": 200, "steps": 2000, "controls": True, "whole": True, "choose": 40, "execute": 0,
     "moments": 24, "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
+LANGUAGE = "language"
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
 COLLECTED = Path("runs", "benchmarks", "demos")
@@ -56,12 +61,9 @@ def session(
     task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str,
     kind: type[FinetuningRun] = FinetuningRun,
 ) -> FinetuningRun:  # fmt: skip
-    """A fine-tuning of demonstrations that are collected first if they are not there."""
-    data = COLLECTED / f"{task}-{policy}"
-    if not data.is_dir() or len(Dataset(data)) < count:
-        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
-                                    "cameras=[front,wrist]"]))  # fmt: skip
-    words = [f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
+    """A fine-tuning of demonstrations that are collected first if they are not there; of several tasks as a+b."""
+    roots = [demonstrations(each, policy, count) for each in task.split("+")]
+    words = [f"data=[{','.join(map(str, roots))}]", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
     words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
     execute = options["execute"] or chosen(task, options)
     if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
@@ -69,15 +71,25 @@ def session(
     config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
-    config.env = planned.sources[0].dataset.env
+    config.env = worlds.worlds_of_data(planned)
     folder = _folder(task, policy, options) / f"{name}-s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return kind(config, folder, build(config.encoder), planned)
 
 
+def demonstrations(task: str, policy: str, count: int) -> Path:
+    """A task's dataset of at least so many episodes."""
+    data = COLLECTED / f"{task}-{policy}"
+    if not data.is_dir() or len(Dataset(data)) < count:
+        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
+                                    "cameras=[front,wrist]"]))  # fmt: skip
+    return data
+
+
 def chosen(task: str, options: Mapping[str, Any]) -> int:
     """How many steps of a chunk the task's first policy executes, chosen on validation starts; 0: not yet chosen."""
-    file = _folder(task, "expert", options) / f"imitate-s{options['seeds'][0]}" / "policy" / "execute.json"
+    name = LANGUAGE if "+" in task else "imitate"
+    file = _folder(task, "expert", options) / f"{name}-s{options['seeds'][0]}" / "policy" / "execute.json"
     if not file.is_file():
         return 0
     tried = json.loads(file.read_text("utf-8"))
@@ -203,7 +215,7 @@ def ranking_row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[i
 def played(made: FinetuningRun, change: Change) -> dict[str, Any]:
     """Train and judge, unless that was done: every start's episode, and what was tried for the steps executed."""
     file = made.folder / "policy" / "episodes.json"
-    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
+    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes * len(made.arenas):
         weights = change(made)  # before anything is made of the rows, which it may change
         made.judge("policy", made.train("policy", made.fresh(), weights, made.rows))
     told = made.folder / "policy" / "execute.json"
@@ -221,6 +233,68 @@ def whole(made: FinetuningRun) -> list[dict[str, Any]]:
         played = made.arena.play(policy, policy.spec.horizon, seeds, desc="whole chunks")
         write_text(file, json.dumps(judging.as_rows(played)) + "\n")
     return json.loads(file.read_text("utf-8"))
+
+
+def taught(made: FinetuningRun) -> np.ndarray:
+    """The first few demonstrations of each task (`taught`), and no others."""
+    count = int(made.config.taught)
+    lengths = [len(source.dataset) for source in made.plan.sources]
+    used = np.concatenate([np.arange(length) < count for length in lengths])
+    return made.rows.usable * used[made.rows.episode].astype(float)
+
+
+def told_another(made: FinetuningRun, execute: int) -> list[dict[str, Any]]:
+    """A policy of several tasks on the same starts, told the sentence of the next task in each world."""
+    file, count = made.folder / "policy" / "another.json", made.config.eval_episodes * len(made.arenas)
+    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != count:
+        policy = ChunkPolicy.load(made.folder / "policy" / POLICY)
+        seeds = range(made.config.seed + FINAL, made.config.seed + FINAL + made.config.eval_episodes)
+        sentences = [source.dataset.recording(0, cameras=()).instruction for source in made.plan.sources]
+        said = [replace(arena, instruction=sentence) for arena, sentence in
+                zip(made.arenas, [*sentences[1:], sentences[0]], strict=True)]  # fmt: skip
+        played = judging.play_all(said, policy, execute, seeds, desc="another sentence")
+        write_text(file, json.dumps(judging.as_rows(played)) + "\n")
+    return json.loads(file.read_text("utf-8"))
+
+
+def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
+    """One policy of several tasks beside one of each, and told another task's sentence: rows, after every seed."""
+    tasks, count = options["language"], options["taught"]
+    words = ["labels.source=all", "labels.weights=uniform"]
+    found: dict[str, list[dict[str, Any]]] = {"one": [], "each": [], "another": []}
+    for seed in options["seeds"]:
+        both = session("+".join(tasks), "expert", count, seed, options, LANGUAGE, *words)
+        both.config.taught = count
+        one = played(both, taught)
+        found["one"].append(one)
+        found["another"].append({"rows": told_another(both, one["execute"]), "execute": one["execute"], "tried": {}})
+        each = []
+        for task in tasks:
+            alone = session(task, "expert", count, seed, options, f"first-{count}", *words)
+            alone.config.taught = count
+            done = played(alone, taught)
+            each += [row | {"world": f"desk-{task}"} for row in done["rows"]]
+        found["each"].append({"rows": each, "execute": one["execute"], "tried": {}})
+        seeds = options["seeds"][: len(found["one"])]
+        claim = f"language, {len(tasks)} tasks, {count} demonstrations of each"
+        shares = {name: by_task(done) for name, done in found.items()}
+        ratio = float(np.mean([*shares["one"].values()]) / max(np.mean([*shares["each"].values()]), 1e-9))
+        yield [
+            row(f"{claim}, a policy of each", found["each"], seeds) | {"by_task": shares["each"]},
+            row(f"{claim}, one policy", found["one"], seeds) | {"by_task": shares["one"]},
+            row(f"{claim}, told another task's sentence (control)", found["another"], seeds, "<= 0.15 of each task")
+            | {"by_task": shares["another"], "met": max(shares["another"].values()) <= 0.15},
+            {"claim": f"{claim}, one policy: success over the mean of a policy of each", "value": ratio,
+             "unit": "ratio", "bar": ">= 0.9", "met": ratio >= 0.9, "n": sum(len(one["rows"]) for one in found["one"]),
+             "seeds": list(seeds)},
+        ]  # fmt: skip
+
+
+def by_task(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Success in each world."""
+    rows = [row for one in done for row in one["rows"]]
+    return {name: float(np.mean([bool(row["success"]) for row in each]))
+            for name, each in judging.by_world(rows).items()}  # fmt: skip
 
 
 def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -318,6 +392,9 @@ def main() -> None:
                 if name == "pixels":
                     compared = judging.compare(found["all"][-1]["rows"], found["pixels"][-1]["rows"])
                     print(f"  against all, seed {seed}: {judging.verdict(compared)}", flush=True)
+    for rows in language(options) if options["language"] else ():
+        for each in rows:
+            tell(each)
     for task in options["chunked"]:
         told: dict[str, list[dict[str, Any]]] = {}
         for seed in options["seeds"]:

@@ -210,7 +210,7 @@ def find(run: str | None, root: Path) -> Path:
     if run == "latest":
         folders = [path.parent for path in root.glob("*/run.json")]
         if not folders:
-            raise UserError(f"run=latest: {root} must hold a run; it holds none. Train one: embodied train")
+            raise UserError(f"run=latest: {root} must hold a run; it holds none. Begin one: embodied {root.name}")
         return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
     if not run or not (Path(run) / "run.json").is_file():
         raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")

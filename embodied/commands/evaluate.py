@@ -15,6 +15,7 @@ report).
     embodied evaluate run=latest 'distractors={camera:0.3,light:0.7}' align=1600
     embodied evaluate run=latest imagined=10
     embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 env=desk-place
+    embodied evaluate run=runs/finetune/20260101-120000-desk-place-solved-s0 instruction="open the drawer"
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import files, runs
 from embodied.building.scorers import make_scorer
 from embodied.commands.train import filmed, judged, told
+from embodied.config import given
 from embodied.errors import UserError
 from embodied.finetuning import trying
 from embodied.reports.page import write_report
@@ -52,6 +54,9 @@ def run(config: DictConfig) -> None:
     if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":
         print(trying.evaluate(config, folder))
         return
+    for key in trying.OWN:
+        if given(config, key):
+            raise UserError(f"{key} is for runs of embodied finetune; {folder} is of embodied train. Leave it out.")
     if config.get("env") is not None:
         raise UserError("env is for runs of embodied finetune; this one is judged in the world it was trained in.")
     checkpoint = files.latest_checkpoint(folder)

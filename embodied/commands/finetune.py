@@ -37,13 +37,12 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import runs
 from embodied.building.build import build
 from embodied.config import compose, given
-from embodied.envs import is_world
 from embodied.errors import UserError, nearest
-from embodied.finetuning import backbones, imagining, inputs, judging, labels
+from embodied.finetuning import backbones, imagining, inputs, judging, labels, worlds
 from embodied.finetuning.report import write_finetuning
 from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, FinetuningRun, chunked_settings
 from embodied.finetuning.training import POLICY
-from embodied.literal import literal_config, load_literal, resolved
+from embodied.literal import load_literal, resolved
 from embodied.reports.page import read_progress
 from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
@@ -63,8 +62,10 @@ def run(config: DictConfig) -> None:
     if config.policy.backbone is not None:  # is it there, and does it read pictures: before a frame is decoded
         backbones.chosen(config, backbones.device_of(config))
     planned = inputs.plan(config)
-    if folder is None:
-        config.env = _world(config, planned)
+    if folder is None and config.env is None and config.evaluate:
+        config.env = worlds.worlds_of_data(planned)
+    if WORLD in config.stages and len(several := worlds.names(config)) > 1:
+        raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")
     encoder = build(config.encoder)
     if folder is None:
         folder = _begun(config)
@@ -170,6 +171,8 @@ def _judge(
     if rows is not None:
         results[name] = rows
         print(f"{'':9} {judging.told_rate(rows)}; {_steps(session, name, policy)}", flush=True)
+        for world, each in judging.by_world(rows).items():
+            print(f"{'':9} {world}: {judging.told_rate(each)}", flush=True)
 
 
 def _told(planned: inputs.PolicyPlan) -> str:
@@ -255,23 +258,13 @@ def _begun(config: DictConfig) -> Path:
         folder.mkdir(parents=True)
     else:
         first = config.data if isinstance(config.data, str) else str(config.data[0])
-        name = Path(first).name if config.env is None else str(config.env.id)
-        name = name.removeprefix("embodied/").removesuffix("-v0")
+        known = worlds.names(config)
+        name = Path(first).name if not known else "+".join(known) if len(known) < 3 else f"{known[0]}+{len(known) - 1}"
         folder = runs.new_folder(runs.ROOT / "finetune", name, str(config.labels.weights), config.seed)
     runs.save_config(folder, config)
     remember(resolved(config))
     runs.write_run(folder, verb="finetune", seed=config.seed, command=sys.argv, **runs.facts())
     return folder
-
-
-def _world(config: DictConfig, planned: inputs.PolicyPlan) -> Any:
-    """The world that policies are judged in: the one that was asked for, or that all the data come from; else none."""
-    if config.env is not None or not config.evaluate:
-        return config.env
-    datasets = [source.dataset for source in planned.sources]
-    if all(is_world(each.env_id) for each in datasets) and len({each.env_id for each in datasets}) == 1:
-        return literal_config(datasets[0].env)
-    return None
 
 
 def _check(config: DictConfig) -> None:

@@ -23,6 +23,7 @@ from embodied.errors import UserError, nearest
 SUCCESS = "next.success"  # the column that tells success, unless another is named
 YES = 0.5  # from which a number in it counts as success
 SURPLUS = ("refuse", "after", "before")
+NAMED = 8  # datasets, at most, that an error names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,5 +330,17 @@ def _nothing_there(root: Path) -> str:
     staged = len(list((root / layout.STAGING).glob("episode-*")))
     if staged:
         return f"{root}: is being written, or cannot be finished; {staged} episodes are kept. Try again later."
-    lack = "has none" if root.is_dir() else "is not there"
-    return f"{root}: must be a LeRobot dataset (with meta/info.json); it {lack}."
+    lack = f"{root}: must be a LeRobot dataset (with meta/info.json); it "
+    inside = _datasets(root)
+    if inside:
+        more = ", …" if len(inside) > NAMED else ""
+        return f"{lack}has none, but holds such: {', '.join(str(root / name) for name in inside[:NAMED])}{more}."
+    if root.is_dir():
+        return f"{lack}has none."
+    beside = _datasets(root.parent)
+    return f"{lack}is not there. {nearest(root.name, beside)}" if beside else f"{lack}is not there."
+
+
+def _datasets(folder: Path) -> list[str]:
+    """The names of datasets in a folder."""
+    return sorted(path.parent.parent.name for path in folder.glob(f"*/meta/{layout.INFO}"))

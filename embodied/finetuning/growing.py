@@ -85,14 +85,14 @@ def own_tries(
     try:
         with tqdm(total=starts, desc="own starts", unit="episode", leave=False) as bar:
             played = play(arena.actor(policy, stage, execute), stage, seeds, keep=True, tick=bar.update)
-        failures = [each for each in played if teacher.word(each.frames) != SOLVED]
+        failures = [each for each in played if teacher.word(each.frames, stage.instruction) != SOLVED]
         again = [each.seed for each in failures for _ in range(tries)]
         found: list[Played] = []
         if again:
             with tqdm(total=len(again), desc="tries", unit="episode", leave=False) as bar:
                 actor = arena.actor(policy, stage, execute, noise=noise, seed=seed)
                 found = play(actor, stage, again, explore=True, keep=True, tick=bar.update)
-        taken = [teacher.word(each.frames) == SOLVED for each in found]
+        taken = [teacher.word(each.frames, stage.instruction) == SOLVED for each in found]
         accepted = [each for each, yes in zip(found, taken, strict=True) if yes]
         write(root, accepted, policy, stage, kind="own")
         others = [each for each, yes in zip(found, taken, strict=True) if not yes]
@@ -120,11 +120,22 @@ def corrected(
         with tqdm(total=starts, desc="corrections", unit="episode", leave=False) as bar:
             actor = Handover(arena.actor(policy, stage, execute), stage, after)
             played = play(actor, stage, seeds, keep=True, tick=bar.update)
-        accepted = [each for each in played if teacher is None or teacher.word(each.frames) == SOLVED]
+        sentence = stage.instruction
+        accepted = [each for each in played if teacher is None or teacher.word(each.frames, sentence) == SOLVED]
         write(root, accepted, policy, stage, kind="correction", cut=lambda each: begun[each.seed])
     finally:
         stage.close()
     return {"starts": starts} | _counted(accepted)
+
+
+def summed(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Counts of several worlds as one; None where one of them does not know.
+
+    Args:
+        found: what `own_tries` or `corrected` returned in each.
+    """
+    told = {key: [each[key] for each in found] for key in found[0]}
+    return {key: None if None in counts else sum(counts) for key, counts in told.items()}
 
 
 def _counted(accepted: Sequence[Played]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Arena:
         say: sentences to vectors or tokens.
         worlds: at once.
         instruction: the sentence; None: the world's own.
+        name: of the world, where a run has several.
     """
 
     make: Callable[[], gymnasium.Env]
@@ -46,6 +47,7 @@ class Arena:
     say: Callable[[Sequence[str]], Tensor]
     worlds: int
     instruction: str | None = None
+    name: str = ""
 
     def stage(self, policy: ChunkPolicy | BestOfN, count: int) -> RolloutWorlds:
         """Worlds that show what a policy reads; close them."""
@@ -85,9 +87,21 @@ class Arena:
         stage = self.stage(policy, len(seeds))
         try:
             with tqdm(total=len(seeds), desc=desc, unit="episode", leave=False) as bar:
-                return play(self.actor(policy, stage, execute, **how), stage, seeds, film=film, tick=bar.update)
+                played = play(self.actor(policy, stage, execute, **how), stage, seeds, film=film, tick=bar.update)
+                return [replace(each, world=self.name) for each in played]
         finally:
             stage.close()
+
+
+def play_all(
+    arenas: Sequence[Arena], policy: ChunkPolicy | BestOfN, execute: int, seeds: Sequence[int], *, desc: str, **how: Any
+) -> list[Played]:
+    """One episode a start in each world, world by world; `how` of `Arena.play`."""
+    return [
+        each
+        for arena in arenas
+        for each in arena.play(policy, execute, seeds, desc=" ".join(filter(None, (desc, arena.name))), **how)
+    ]
 
 
 def candidates(horizon: int) -> list[int]:
@@ -99,7 +113,7 @@ def candidates(horizon: int) -> list[int]:
 
 
 def choose_execute(
-    arena: Arena, policy: ChunkPolicy | BestOfN, seeds: Sequence[int], file: Path, *, desc: str
+    arenas: Sequence[Arena], policy: ChunkPolicy | BestOfN, seeds: Sequence[int], file: Path, *, desc: str
 ) -> tuple[int, dict[int, float]]:
     """The number of executed steps with the most success on validation starts; of equals, the larger (it looks less).
 
@@ -113,10 +127,11 @@ def choose_execute(
         tried = {int(key): value for key, value in json.loads(file.read_text("utf-8")).items()}
     for execute in candidates(policy.spec.horizon):
         if execute not in tried:
-            played = arena.play(policy, execute, seeds, desc=f"{desc}, {execute} steps")
-            if played[0].success is None:
+            played = play_all(arenas, policy, execute, seeds, desc=f"{desc}, {execute} steps")
+            known = [each.success for each in played if each.success is not None]
+            if not known:
                 return policy.spec.horizon, {}
-            tried[execute] = float(np.mean([bool(each.success) for each in played]))
+            tried[execute] = float(np.mean(known))
             write_text(file, json.dumps(tried) + "\n")
     return max(tried, key=lambda execute: (tried[execute], execute)), tried
 
@@ -125,7 +140,7 @@ def as_rows(played: Sequence[Played]) -> list[dict[str, Any]]:
     """Episodes as JSON values."""
     return [
         {"seed": each.seed, "success": each.success, "ever": each.ever, "steps": each.steps,
-         "env_reward": each.env_return, "length": len(each.rewards)}
+         "env_reward": each.env_return, "length": len(each.rewards)} | ({"world": each.world} if each.world else {})
         for each in played
     ]  # fmt: skip
 
@@ -141,6 +156,15 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def by_world(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The rows of each world, by its name; empty where there is one world alone."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get("world"):
+            found.setdefault(str(row["world"]), []).append(row)
+    return found
+
+
 def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Two policies on the same starts; None where success is unknown.
 
@@ -151,7 +175,7 @@ def compare(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, An
     pairs = [(a, b) for a, b in zip(before, after, strict=True) if None not in (a["success"], b["success"])]
     if not pairs:
         return None
-    if any(a["seed"] != b["seed"] for a, b in pairs):
+    if any((a["seed"], a.get("world")) != (b["seed"], b.get("world")) for a, b in pairs):
         raise ValueError("compare: both must have played the same starts, in the same order.")
     better = sum(b["success"] and not a["success"] for a, b in pairs)
     worse = sum(a["success"] and not b["success"] for a, b in pairs)
@@ -184,6 +208,20 @@ def verdict(compared: Mapping[str, Any] | None) -> str:
     if p < LEVEL:
         return f"{'Better' if better > worse else 'Worse'}: {told}."
     return f"No difference that the paired test sees: {told}."
+
+
+def told_steps(compared: Mapping[str, Any]) -> str:
+    """How many steps the second needs beside the first, in words, where both succeed.
+
+    Args:
+        compared: of `compare`, with `steps_saved`.
+    """
+    more = -compared["steps_saved"]
+    low, high = (-each for each in compared["steps_saved_interval"][::-1])
+    return (
+        f"On the {compared['both']} starts that both solve it takes {abs(more):.1f} steps "
+        f"{'more' if more > 0 else 'fewer'} (95 %: {low:+.1f} to {high:+.1f})."
+    )
 
 
 def told_rate(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -9,7 +9,7 @@ Shape letters: N rows of all episodes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,12 +40,12 @@ class EpisodeLabels:
     Attributes:
         words: solved, not or abstained, of each episode.
         said_by: "person" (recorded, and shown to the success model) or "success", of each; or "recorded".
-        quality: of the success model on episodes it was not fitted to; None without one.
+        quality: sentence -> of its success model on episodes it was not fitted to; None without one.
     """
 
     words: tuple[Label, ...]
     said_by: tuple[str, ...]
-    quality: Quality | None = None
+    quality: Mapping[str, Quality] | None = None
 
     def count(self, word: Label) -> int:
         return sum(each == word for each in self.words)
@@ -59,15 +59,8 @@ class EpisodeLabels:
         return f"{by}: {solved} solved, {unsolved} not, {unsure} unsure{known}"
 
     def as_dict(self) -> dict[str, Any]:
-        quality = None if self.quality is None else self.quality.as_dict()
+        quality = None if self.quality is None else {goal: each.as_dict() for goal, each in self.quality.items()}
         return {"words": list(self.words), "said_by": list(self.said_by), "quality": quality}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EpisodeLabels:
-        quality = values.get("quality")
-        return cls(
-            tuple(values["words"]), tuple(values["said_by"]), None if quality is None else Quality.from_dict(quality)
-        )
 
 
 def check_labels(config: DictConfig) -> None:
@@ -91,30 +84,61 @@ class Teacher:
 
     Args:
         encoder: embeds frames and texts.
-        head: the detector.
+        heads: sentence -> the detector of its task; of one alone, it judges whatever the sentence.
     """
 
-    def __init__(self, encoder: Any, head: SuccessClassifier) -> None:
-        self.encoder, self.head = encoder, head
+    def __init__(self, encoder: Any, heads: Mapping[str, SuccessClassifier]) -> None:
+        self.encoder, self.heads = encoder, dict(heads)
+
+    @property
+    def head(self) -> SuccessClassifier:
+        """The only detector.
+
+        Raises:
+            UserError: there are several.
+        """
+        if len(self.heads) > 1:
+            raise UserError(f"This needs demonstrations of one task; they are of several: {_quoted(self.heads)}.")
+        return next(iter(self.heads.values()))
+
+    def head_of(self, sentence: str) -> SuccessClassifier:
+        """The detector of a task.
+
+        Raises:
+            UserError: there are several, and none is of it.
+        """
+        if len(self.heads) == 1:
+            return self.head
+        if sentence not in self.heads:
+            raise UserError(
+                f"labels: the success models are of {_quoted(self.heads)}; none can judge “{sentence}”. Label some "
+                "episodes of it."
+            )
+        return self.heads[sentence]
 
     def words(self, episodes: Sequence[Episode]) -> list[Label]:
         """Of encoded episodes."""
-        return [self._word(episode.features) for episode in episodes]
+        return [self._word(self.head_of(episode.instruction), episode.features) for episode in episodes]
 
-    def word(self, frames: Mapping[str, np.ndarray]) -> Label:
-        """Of an episode's pictures, camera -> (T, H, W, 3) uint8."""
+    def word(self, frames: Mapping[str, np.ndarray], sentence: str) -> Label:
+        """Of an episode's pictures, camera -> (T, H, W, 3) uint8, which was to do what the sentence says."""
         views = {name: self.encoder.encode_images(torch.from_numpy(each))[None] for name, each in frames.items()}
-        return self._word(Features(views=views))
+        return self._word(self.head_of(sentence), Features(views=views))
 
     def rewards(self, episode: Episode) -> np.ndarray:
         """(T,) of each frame of an encoded episode: 1 where success holds, else 0."""
-        return self.head.decision.rewards(self.head.verdicts(episode.features))[0][0].double().cpu().numpy()
+        head = self.head_of(episode.instruction)
+        return head.decision.rewards(head.verdicts(episode.features))[0][0].double().cpu().numpy()
 
-    def _word(self, features: Features) -> Label:
-        verdicts = self.head.verdicts(features)
-        if float(self.head.decision.rewards(verdicts)[0][0, -1]) == 1:
+    def _word(self, head: SuccessClassifier, features: Features) -> Label:
+        verdicts = head.verdicts(features)
+        if float(head.decision.rewards(verdicts)[0][0, -1]) == 1:
             return SOLVED
         return ABSTAINED if int(verdicts[0, -1]) == UNSURE else NOT
+
+
+def _quoted(sentences: Iterable[str]) -> str:
+    return ", ".join(f"“{sentence}”" for sentence in sentences)
 
 
 def encoded(
@@ -134,29 +158,41 @@ def encoded(
 
 
 def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: Sequence[Episode]) -> Teacher:
-    """The success reward of a config: a fitted one, one fitted to other labelled episodes, or to what a person said.
+    """The success reward of a config: a fitted one, or one of each task, fitted to labelled episodes of it.
+
+    Args:
+        config: of the run.
+        planned: whose cameras are read.
+        encoder: of frames and texts.
+        known: episodes of the data that a person labelled; those of `labels.labelled` take their place.
 
     Raises:
         UserError: it cannot be fitted; says what is missing.
     """
     labels = config.labels
     if labels.model is not None:
-        head = SuccessClassifier.load(labels.model, encoder)
-    else:
-        shown = list(known)
-        if labels.labelled is not None:
-            dataset = open_dataset(str(labels.labelled), setting="labels.labelled")
-            shown = encoded(DataSource(dataset, names_of(dataset)), encoder, planned.cameras)
-        goal = shown[0].instruction or None if shown else None
+        return Teacher(encoder, {"": SuccessClassifier.load(labels.model, encoder)})
+    shown = list(known)
+    if labels.labelled is not None:
+        dataset = open_dataset(str(labels.labelled), setting="labels.labelled")
+        shown = encoded(DataSource(dataset, names_of(dataset)), encoder, planned.cameras)
+    tasks: dict[str, list[Episode]] = {}
+    for each in shown:
+        tasks.setdefault(each.instruction, []).append(each)
+    heads = {}
+    for goal, of_it in tasks.items() or {"": shown}.items():
         try:
-            head = fit_success(shown, encoder=encoder, goal=goal, hold=labels.hold, precision=labels.precision)
+            heads[goal] = fit_success(
+                of_it, encoder=encoder, goal=goal or None, hold=labels.hold, precision=labels.precision
+            )
         except ValueError as error:
+            told = f" of “{goal}”" if len(tasks) > 1 else ""
             raise UserError(
-                f"labels: the success model cannot be fitted to {len(shown)} labelled episodes: {error} "
+                f"labels: the success model cannot be fitted to {len(of_it)} labelled episodes{told}: {error} "
                 "More of them: labels.known=N or labels.labelled=DATASET. Or labels.source=recorded, which takes the "
                 "dataset's own word."
             ) from error
-    return Teacher(encoder, head)
+    return Teacher(encoder, heads)
 
 
 def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[EpisodeLabels, Teacher | None]:
@@ -184,7 +220,11 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
     cameras = planned.cameras
     episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras)]
     own = labels.model is None and labels.labelled is None
-    known = [k for k, each in enumerate(episodes) if k < labels.known and each.success is not None] if own else []
+    known, seen = list[int](), dict[str, int]()
+    for k, each in enumerate(episodes if own else []):
+        seen[each.instruction] = seen.get(each.instruction, 0) + 1
+        if seen[each.instruction] <= labels.known and each.success is not None:
+            known.append(k)
     if own and not known:
         raise UserError(
             "labels: the success model needs labelled episodes; the data tell success of none (next.success). "
@@ -196,7 +236,8 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
     for k in known:
         words[k] = SOLVED if episodes[k].success else NOT
     said = tuple("person" if k in set(known) else "success" for k in range(len(episodes)))
-    return EpisodeLabels(tuple(words), said, teacher.head.quality), teacher
+    quality = {goal: head.quality for goal, head in teacher.heads.items() if head.quality is not None}
+    return EpisodeLabels(tuple(words), said, quality or None), teacher
 
 
 def row_weights(

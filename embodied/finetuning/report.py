@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from embodied.finetuning.judging import verdict
+from embodied.finetuning import worlds
+from embodied.finetuning.judging import told_steps, verdict
 from embodied.finetuning.world_report import world_cards
 from embodied.reports.charts import Series, interval_bar, line_chart
 from embodied.reports.page import card, config_card, facts_table, read_progress, write_page
@@ -39,8 +40,9 @@ def write_finetuning(folder: Path) -> Path:
     judged = _json(folder / "evaluation.json")
     labels = _json(folder / "labels.json")
     names = [name for name in ORDER if (folder / name / "policy").is_dir()]
-    env = (config.get("env") or {}).get("id") or "no world"
-    tags = {"world": env, "data": config["data"], "head": config["policy"]["head"], "seed": config["seed"]}
+    env = ", ".join(worlds.names(config)) or "no world"
+    data = [config["data"]] if isinstance(config["data"], str) else config["data"]
+    tags = {"world": env, "data": ", ".join(data), "head": config["policy"]["head"], "seed": config["seed"]}
     sections = [
         _table(judged),
         _films(folder, names),
@@ -54,7 +56,7 @@ def write_finetuning(folder: Path) -> Path:
     ]
     return write_page(
         folder,
-        heading=str(env).removeprefix("embodied/").removesuffix("-v0"),
+        heading=env,
         verb="finetune",
         tags="".join(f"<span><b>{escape(k)}</b>{escape(str(v))}</span>" for k, v in tags.items()),
         result=_result(judged),
@@ -86,16 +88,22 @@ def _table(judged: Mapping[str, Any] | None) -> str:
     for name, each in judged["summaries"].items():
         if each["success_rate"] is None:
             continue
-        steps = "\N{EN DASH}" if each["steps_to_success"] is None else f"{each['steps_to_success']:.0f}"
-        cells = (
-            f"{each['success_rate']:.0%}", f"{each['ci_low']:.0%} to {each['ci_high']:.0%}", f"{each['ever_rate']:.0%}",
-            steps, str(judged["execute"][name]["chosen"]), str(each["episodes"]),
-        )  # fmt: skip
-        rows += f"<tr><th>{escape(called(name))}</th>" + "".join(f'<td class="n">{c}</td>' for c in cells)
-        rows += "</tr>"
+        for title, told in {called(name): each, **each.get("worlds", {})}.items():
+            if told["success_rate"] is None:
+                continue
+            steps = "\N{EN DASH}" if told["steps_to_success"] is None else f"{told['steps_to_success']:.0f}"
+            cells = (
+                f"{told['success_rate']:.0%}", f"{told['ci_low']:.0%} to {told['ci_high']:.0%}",
+                f"{told['ever_rate']:.0%}", steps, str(judged["execute"][name]["chosen"]), str(told["episodes"]),
+            )  # fmt: skip
+            indent = "" if told is each else "\N{EM SPACE}"
+            rows += f"<tr><th>{indent}{escape(title)}</th>" + "".join(f'<td class="n">{c}</td>' for c in cells)
+            rows += "</tr>"
     titles = ("success", "95 % (Wilson)", "solved at any step", "steps to success", "steps executed", "starts")
     head = "<tr><th></th>" + "".join(f'<th class="n">{title}</th>' for title in titles) + "</tr>"
     note = "Success at the last step; all on the same starts, which chose nothing."
+    if any("worlds" in each for each in judged["summaries"].values()):
+        note += " Each world was told its own sentence."
     if "compared" in judged:
         compared = judged["compared"]
         before, after = (called(str(compared[key])) for key in ("before", "after"))
@@ -103,11 +111,7 @@ def _table(judged: Mapping[str, Any] | None) -> str:
         if judged["policy"] != compared["after"]:
             note += f" The former policy is kept: {called(judged['policy'])}."
         if compared.get("steps_saved") is not None:
-            low, high = compared["steps_saved_interval"]
-            note += (
-                f" On the {compared['both']} starts that both solve it takes {compared['steps_saved']:+.1f} steps less "
-                f"({low:+.1f} to {high:+.1f})."
-            )
+            note += " " + told_steps(compared)
     return card(
         "Before and after", note, f'<div class="scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>'
     )
@@ -184,14 +188,18 @@ def _labels(labels: Mapping[str, Any] | None, config: Mapping[str, Any]) -> str:
     if labels.get("quality"):
         note += " The success model judges from pixels; its quality is of episodes it was not fitted to."
     table = f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
-    quality = "".join(
-        f"<tr><th>{escape(str(key).replace('_', ' '))}</th><td>{escape(_shown(value))}</td></tr>"
-        for key, value in (labels.get("quality") or {}).items()
-    )
+    quality = ""
+    for goal, told in (labels.get("quality") or {}).items():
+        quality += f"<tr><th>success model of</th><td>{escape(goal) or 'all'}</td></tr>" + "".join(
+            f"<tr><th>{escape(str(key).replace('_', ' '))}</th><td>{escape(_shown(value))}</td></tr>"
+            for key, value in told.items()
+        )
     return card("Labels", note, table + (f'<table class="facts"><tbody>{quality}</tbody></table>' if quality else ""))
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_shown, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

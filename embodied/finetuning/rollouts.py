@@ -44,6 +44,7 @@ class Played:
         frames: camera -> (T + 1, H, W, 3), where they were asked for; the last is what it led to.
         last: (S,) own readings after the last action.
         pictures: (T + 1) of what all its cameras see, side by side, where they were asked for.
+        world: the name of the world, where there are several.
     """
 
     success: bool | None
@@ -57,6 +58,7 @@ class Played:
     frames: dict[str, np.ndarray] = field(default_factory=dict)
     last: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     pictures: list[np.ndarray] = field(default_factory=list)
+    world: str = ""
 
 
 class RolloutWorlds:

@@ -23,12 +23,11 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied.building.worlds import env_maker
 from embodied.datasets import Dataset
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking
+from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking, worlds
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.training import POLICY, advance, train
 from embodied.reports.video import write_video
@@ -50,7 +49,7 @@ class FinetuningRun:
     """One run's parts, each made when it is first needed.
 
     Attributes:
-        config: of the run; `env` may be null, then nothing is evaluated.
+        config: of the run; `env` may be null, then nothing is evaluated, or a list of worlds.
         folder: of the run.
         encoder: frames to maps and vectors.
         plan: of the data.
@@ -93,15 +92,34 @@ class FinetuningRun:
         return found, teacher
 
     @cached_property
-    def arena(self) -> judging.Arena:
+    def arenas(self) -> list[judging.Arena]:
+        """Of each world that policies are judged in."""
         config = self.config
-        return judging.Arena(env_maker(config), self.eyes, self.say, config.num_worlds, config.policy.instruction)
+        return worlds.arenas(
+            config, self.eyes, self.say, num_worlds=config.num_worlds, instruction=config.policy.instruction
+        )
+
+    @property
+    def arena(self) -> judging.Arena:
+        """Of the only world.
+
+        Raises:
+            UserError: there are several.
+        """
+        if len(self.arenas) > 1:
+            told = ", ".join(arena.name for arena in self.arenas)
+            raise UserError(f"This needs one world; the data come from several: {told}. Fine-tune on one dataset.")
+        return self.arenas[0]
 
     @property
     def held_out(self) -> np.ndarray:
-        """(E,) bool: demonstrations that are watched and not learned from, the last ones."""
-        count = len(self.episodes)
-        return np.arange(count) >= count - min(self.config.validation, count - 1)
+        """(E,) bool: demonstrations that are watched and not learned from, the last ones of those that are imitated."""
+        imitated = np.arange(len(self.episodes))
+        if self.config.validation and self.config.labels.weights == labels.SOLVED:
+            imitated = np.flatnonzero([word == labels.SOLVED for word in self.labelled[0].words])
+        held_out = np.zeros(len(self.episodes), bool)
+        held_out[imitated[max(len(imitated) - self.config.validation, 1) :]] = True
+        return held_out
 
     def fresh(self) -> ChunkPolicy:
         """A policy that knows nothing yet, the same each time."""
@@ -141,26 +159,37 @@ class FinetuningRun:
         if config.env is None:
             raise UserError(f"stages=[{name}] needs a world to act in. Add env=… when the run is begun.")
         _, teacher = self.labelled
-        shutil.rmtree(folder / DATA, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        execute, seed = self.execute(before, policy), int(config.seed)
-        starts = {"starts": int(config.own.starts), "seed": seed, "root": folder / DATA}
-        if name == "corrections":
-            found = growing.corrected(self.arena, policy, execute, teacher, **starts)
-        elif teacher is None:
+        if name == "rollouts" and teacher is None:
             raise UserError("stages=[rollouts] needs the success reward to accept tries. Use labels.source=success.")
-        else:
-            shutil.rmtree(folder / REFUSED, ignore_errors=True)
-            found = growing.own_tries(
-                self.arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise,
-                refused=folder / REFUSED, **starts,
-            )  # fmt: skip
+        for kind in (DATA, REFUSED):
+            shutil.rmtree(folder / kind, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        execute, each = self.execute(before, policy), list[dict[str, Any]]()
+        starts = {"starts": int(config.own.starts), "seed": int(config.seed)}
+        for arena, root, refused in zip(self.arenas, self._roots(name, DATA), self._roots(name, REFUSED), strict=True):
+            if name == "corrections":
+                each.append(growing.corrected(arena, policy, execute, teacher, root=root, **starts))
+            else:
+                assert teacher is not None, "see above"
+                each.append(
+                    growing.own_tries(
+                        arena, policy, execute, teacher, tries=config.own.tries, noise=config.own.noise, root=root,
+                        refused=refused, **starts,
+                    )
+                )  # fmt: skip
+        found = growing.summed(each)
         write_text(file, json.dumps(found) + "\n")
         return found
 
+    def _roots(self, name: str, kind: str) -> list[Path]:
+        """Where a stage writes a kind of dataset: one of each world."""
+        root = self.folder / name / kind
+        names = worlds.names(self.config)
+        return [root] if len(names) == 1 else [root / each.replace(" ", "-") for each in names]
+
     def sources(self, names: Sequence[str], kind: str = DATA) -> list[inputs.DataSource]:
         """The datasets that stages wrote: what is imitated, or what was refused."""
-        found = [Dataset(root) for name in names if (root := self.folder / name / kind).is_dir()]
+        found = [Dataset(root) for name in names for root in self._roots(name, kind) if root.is_dir()]
         return [inputs.DataSource(dataset, names_of(dataset)) for dataset in found]
 
     def grown(self, names: Sequence[str], weights: np.ndarray) -> tuple[Windows, np.ndarray]:
@@ -230,10 +259,13 @@ class FinetuningRun:
             return None
         critic, _ = load_critic(self.folder / CHUNKED)
         chooser = BestOfN(policy, critic.to(policy.device), count=1, deviation=config.rl.deviation, seed=config.seed)
-        found = ranking.rank(
-            self.arena, chooser, self.execute(before, policy), moments=config.ranked.moments,
-            chunks=config.ranked.chunks, deviation=config.rl.deviation, seed=config.seed,
-        )  # fmt: skip
+        execute, rows = self.execute(before, policy), list[dict[str, Any]]()
+        for arena in self.arenas:
+            rows += ranking.rank(
+                arena, chooser, execute, moments=config.ranked.moments, chunks=config.ranked.chunks,
+                deviation=config.rl.deviation, seed=config.seed,
+            )["table"]  # fmt: skip
+        found = ranking.ranked(np.array([row["scores"] for row in rows]), np.array([row["success"] for row in rows]))
         write_text(file, json.dumps(found) + "\n")
         return found
 
@@ -262,20 +294,20 @@ class FinetuningRun:
         if config.env is None:
             return None
         execute = self.execute(name, policy)
-        file = folder / "episodes.json"
-        if file.is_file() and len(found := json.loads(file.read_text("utf-8"))) == config.eval_episodes:
+        file, count = folder / "episodes.json", config.eval_episodes * len(self.arenas)
+        if file.is_file() and len(found := json.loads(file.read_text("utf-8"))) == count:
             return found
         first = config.seed + evaluation.FINAL
         seeds = list(range(first, first + config.eval_episodes))
         film = seeds[: config.videos]
-        played = self.arena.play(policy, execute, seeds, desc=f"{name}: evaluation", film=film)
+        played = judging.play_all(self.arenas, policy, execute, seeds, desc=f"{name}: evaluation", film=film)
         (self.folder / "videos").mkdir(exist_ok=True)
-        for i, each in enumerate(played[: config.videos]):
+        for i, each in enumerate(each for each in played if each.pictures):
             word = {True: "success", False: "failure", None: "episode"}[each.success]
             for old in (self.folder / "videos").glob(f"{i}_{name}_*.mp4"):
                 old.unlink()
             write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
-                        title=f"{name} · start {each.seed} · {word}")  # fmt: skip
+                        title=" · ".join(filter(None, (name, each.world, f"start {each.seed}", word))))  # fmt: skip
         rows = judging.as_rows(played)
         write_text(file, json.dumps(rows) + "\n")
         return rows
@@ -288,7 +320,7 @@ class FinetuningRun:
         first = config.seed + judging.CHOOSING
         seeds = range(first, first + config.choose_episodes)
         chosen, _ = judging.choose_execute(
-            self.arena, policy, seeds, self.folder / name / "execute.json", desc=f"{name}: choosing"
+            self.arenas, policy, seeds, self.folder / name / "execute.json", desc=f"{name}: choosing"
         )
         return chosen
 
@@ -300,6 +332,9 @@ class FinetuningRun:
         names = list(results)
         found: dict[str, Any] = {"policy": names[-1], "seed": int(self.config.seed + evaluation.FINAL)}
         found["summaries"] = {each: judging.summary(results[each]) for each in names}
+        for each in names:
+            for world, rows in judging.by_world(results[each]).items():
+                found["summaries"][each].setdefault("worlds", {})[world] = judging.summary(rows)
         found["execute"] = {}
         for each in names:
             file = self.folder / each / "execute.json"

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from embodied.building.worlds import env_maker
+from embodied.config import given
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.finetuning import backbones, inputs, judging
+from embodied.finetuning import backbones, inputs, judging, worlds
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
 from embodied.reports.video import write_video
@@ -20,6 +20,10 @@ from embodied.trust import check_trusted
 from policies.vla.choosing import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
 from policies.vla.lerobot import LeRobotPolicy
+
+SEEN = ("looks", "distractors")  # of the world, as it is tried
+OWN = ("instruction", "execute", "ensemble", "delay", "go_on")  # settings of `embodied evaluate` that are of these runs
+NOT_HERE = ("imagined", "align")
 
 
 def load(
@@ -60,29 +64,45 @@ def evaluate(config: DictConfig, folder: Path) -> str:
         trained.env = config.env
     if trained.get("env") is None:
         raise UserError("env must say in which world to try it: the data come from none of ours. Add env=…")
+    for key in NOT_HERE:
+        if given(config, key):
+            raise UserError(f"{key} is for runs of embodied train; {folder} is of embodied finetune. Leave it out.")
+    OmegaConf.set_struct(trained, False)
+    for env in [trained.env] if isinstance(trained.env, DictConfig) else trained.env:
+        for key in SEEN:
+            if config[key] is not None:
+                env[key] = config[key]
     eyes, say = inputs.senses(policy, trained.encoder)
-    arena = judging.Arena(env_maker(trained), eyes, say, config.num_worlds, trained.policy.instruction)
+    sentence = trained.policy.instruction if config.instruction is None else str(config.instruction)
+    arenas = worlds.arenas(trained, eyes, say, num_worlds=config.num_worlds, instruction=sentence)
     seeds = list(range(config.seed, config.seed + config.episodes))
     execute = int(config.execute or execute)
     how = {"ensemble": config.ensemble, "delay": int(config.delay), "go_on": bool(config.go_on)}
     try:
-        played = arena.play(policy, execute, seeds, desc="evaluation", film=seeds[: config.videos], **how)
+        film = seeds[: config.videos]
+        played = judging.play_all(arenas, policy, execute, seeds, desc="evaluation", film=film, **how)
     except ValueError as error:
         if not str(error).startswith("ChunkActor: "):
             raise
         raise UserError(str(error).removeprefix("ChunkActor: ")) from error
     (folder / "videos").mkdir(exist_ok=True)
-    for i, each in enumerate(played[: config.videos]):
+    for i, each in enumerate(each for each in played if each.pictures):
         word = {True: "success", False: "failure", None: "episode"}[each.success]
         for old in (folder / "videos").glob(f"{i}_evaluate_*.mp4"):
             old.unlink()
         file = folder / "videos" / f"{i}_evaluate_{word}.mp4"
-        write_video(file, each.pictures, each.rewards, title=f"evaluate · start {each.seed} · {word}")
+        title = " · ".join(filter(None, ("evaluate", each.world, f"start {each.seed}", word)))
+        write_video(file, each.pictures, each.rewards, title=title)
     rows = judging.as_rows(played)
-    found = {"env": trained.env.id, "seed": config.seed, "execute": execute} | how | judging.summary(rows)
+    known = [str(one.env.id) for _, one in worlds.worlds(trained)]
+    found = {"env": known[0] if len(known) == 1 else known, "instruction": sentence, "seed": config.seed}
+    found |= {"execute": execute} | how | judging.summary(rows)
+    if several := judging.by_world(rows):
+        found["worlds"] = {name: judging.summary(each) for name, each in several.items()}
     write_text(folder / "evaluate.json", json.dumps(found | {"episodes_played": rows}, indent=2) + "\n")
     steps = "" if found["steps_to_success"] is None else f", {found['steps_to_success']:.0f} steps to it"
-    return f"Success {judging.told_rate(rows)} of {trained.env.id}{steps}; {execute} steps of a chunk executed."
+    told = f"Success {judging.told_rate(rows)} of {', '.join(known)}{steps}; {execute} steps of a chunk executed."
+    return "\n".join([*(f"{name}: {judging.told_rate(each)}" for name, each in several.items()), told])
 
 
 def lerobot_policy(folder: str | Path, *, device: str = "auto", trust: Iterable[str] | None = None) -> LeRobotPolicy:

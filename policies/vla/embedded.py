@@ -64,15 +64,25 @@ class Places(nn.Module):
         self, maps: Float[Tensor, "B C h w"], text: Float[Tensor, "B D"]
     ) -> tuple[Float[Tensor, "B K 2"], Float[Tensor, "B K"]]:
         """Where they are, x and y in [-1, 1], and what is there."""
-        gamma, beta = self.film(text)[..., None, None].chunk(2, 1)
-        features = nn.functional.relu(self.inner(maps.float()) * (1 + gamma) + beta)
-        query, value = self.read(features).flatten(2).chunk(2, 1)  # (B, K, h*w)
+        gamma, beta = self.film(text)[..., None].chunk(2, 1)
+        # The sentence scales the convolution's own weights, not its result at every pixel: the same numbers, sooner.
+        weight = self.inner.weight[:, :, 0, 0] * (1 + gamma)
+        bias = _bias(self.inner) * (1 + gamma) + beta
+        features = torch.baddbmm(bias, weight, maps.float().flatten(2)).relu()
+        read = self.read.weight[:, :, 0, 0].expand(len(text), -1, -1)
+        found = torch.baddbmm(_bias(self.read).expand(len(text), -1, -1), read, features)
+        query, value = found.chunk(2, 1)  # (B, K, h*w)
         weights = query.softmax(-1)
-        height, width = features.shape[-2:]
+        height, width = maps.shape[-2:]
         y = torch.linspace(-1, 1, height, device=maps.device)
         x = torch.linspace(-1, 1, width, device=maps.device)
         grid = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).view(-1, 2)
         return weights @ grid, (weights * value).sum(-1)
+
+
+def _bias(layer: nn.Conv2d) -> Float[Tensor, "C 1"]:
+    assert layer.bias is not None, "it was made with one"
+    return layer.bias[:, None]
 
 
 class Block(nn.Module):

@@ -9,12 +9,15 @@ import torch
 from safetensors.torch import load_file
 
 from embodied import cli
+from embodied.building.build import build
 from embodied.commands import serve
 from embodied.config import compose
 from embodied.datasets import Dataset, Writer
-from embodied.finetuning import judging, labels
+from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.outcomes import after_each
 from embodied.finetuning.ranking import ranked
+from embodied.finetuning.rollouts import RolloutWorlds
+from embodied.finetuning.stages import FinetuningRun
 from embodied.finetuning.trying import lerobot_policy
 from embodied.reports.page import read_progress
 from embodied.serving.limits import RequestLimits
@@ -93,14 +96,100 @@ def test_an_experts_corrections_are_imitated_too(demos, tmp_path, monkeypatch):
     assert (judged["compared"]["before"], judged["compared"]["after"]) == ("imitate", "corrections")
 
 
+@pytest.fixture(scope="module")
+def pressing(demos):
+    """An expert and a random episode of another short task."""
+    root = demos.parent
+    common = ["collect", "env=desk-press", "+env.kwargs.max_episode_steps=20", "image_size=32"]
+    shares = "shares={expert: 0.5, noisy: 0, near_miss: 0, failure: 0, random: 0.5}"
+    common += ["cameras=[front,wrist]", "policy=mixed", shares]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert cli.main([*common, "episodes=2", "out=pressing"]) == 0
+    return root / "pressing"
+
+
+def test_data_of_several_tasks_are_judged_in_each_world_by_its_own_sentence(
+    demos, pressing, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    both = [f"data=[{demos},{pressing}]", "run=both", "labels.source=recorded", "baseline=false", *SMALL]
+    assert run(*both, "own.starts=2", "stages=[imitate,corrections]") == 0
+    told = capsys.readouterr().out
+    for world in ("desk-reach", "desk-press"):
+        assert f"{world}: " in told
+    folder = tmp_path / "both"
+    rows = json.loads((folder / "imitate" / "episodes.json").read_text())
+    assert [row["world"] for row in rows] == ["desk-reach"] * 2 + ["desk-press"] * 2
+    assert rows[0]["seed"] == rows[2]["seed"]  # the same starts in each
+    summary = json.loads((folder / "evaluation.json").read_text())["summaries"]["imitate"]
+    assert summary["episodes"] == 4
+    assert {name: each["episodes"] for name, each in summary["worlds"].items()} == {"desk-reach": 2, "desk-press": 2}
+    corrected = {name: Dataset(folder / "corrections/data" / name) for name in ("desk-reach", "desk-press")}
+    sentences = {name: dataset.recording(0).instruction for name, dataset in corrected.items()}
+    assert sentences == {"desk-reach": "touch the red cube", "desk-press": "press the button"}
+    assert json.loads((folder / "corrections" / "gathered.json").read_text())["starts"] == 4
+    page = (folder / "report.html").read_text()
+    assert "desk-reach, desk-press" in page
+    assert page.count("<video") == 4  # a start of each world, before and after
+
+    assert cli.main(["evaluate", "run=both", "episodes=1", "videos=0"]) == 0
+    again = json.loads((folder / "evaluate.json").read_text())
+    assert again["env"] == ["embodied/desk-reach-v0", "embodied/desk-press-v0"]
+    assert set(again["worlds"]) == {"desk-reach", "desk-press"}
+    capsys.readouterr()
+    told = refused(capsys, both[0], "run=new", "stages=[imitate,world]")
+    assert "needs data of one world; they come from desk-reach, desk-press" in told
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_policy_can_be_told_another_sentence_and_shown_other_looks(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["labels.source=recorded", "baseline=false", "evaluate=false", *SMALL]
+    assert run(f"data={demos}", "run=tuned", *words) == 0
+    said, looked = [], []
+    say, make = inputs.Sentences.__call__, RolloutWorlds.__init__
+
+    def heard(self, texts):
+        said.extend(texts)
+        return say(self, texts)
+
+    def made(self, make_one, *given, **more):
+        make(self, make_one, *given, **more)
+        looked.extend(env.spec.kwargs["looks"] for env in self.envs)
+
+    monkeypatch.setattr(inputs.Sentences, "__call__", heard)
+    monkeypatch.setattr(RolloutWorlds, "__init__", made)
+    judge = ["evaluate", "run=tuned", "episodes=1", "num_worlds=1", "videos=0", "env=desk-press"]
+    assert cli.main([*judge, "instruction=open the drawer", "looks=[100]"]) == 0
+    assert set(said) == {"open the drawer"}
+    assert looked == [[100]]
+    assert json.loads((tmp_path / "tuned" / "evaluate.json").read_text())["instruction"] == "open the drawer"
+    for word in ("imagined=3", "align=100"):
+        assert cli.main([*judge, word]) == cli.EXIT_USER_ERROR
+        assert f"{word.partition('=')[0]} is for runs of embodied train" in capsys.readouterr().err
+
+
+def test_what_is_held_out_is_of_what_is_imitated(demos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose("finetune", [f"data={demos}", "labels.source=recorded", *SMALL, "validation=3"])
+    made = FinetuningRun(config, tmp_path, build(config.encoder), inputs.plan(config))
+    words = np.array(made.labelled[0].words)
+    assert sorted(words) == ["not", "not", "solved", "solved"]
+    assert words[made.held_out].tolist() == ["solved"]  # one is left to learn from
+    made.config.labels.weights = "uniform"
+    assert made.held_out.tolist() == [False, True, True, True]
+
+
 class Judge(labels.Teacher):
     """In the success reward's place: refuses all first tries, and every other one of those that follow."""
 
     def __init__(self, starts):
         self.starts, self.asked = starts, 0
 
-    def word(self, frames):
+    def word(self, frames, sentence):
         assert set(frames) == {"front", "wrist"}
+        assert sentence == "touch the red cube"
         self.asked += 1
         return "solved" if self.asked > self.starts and self.asked % 2 else "not"
 
@@ -231,7 +320,9 @@ def refused(capsys, *words):
 def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = f"data={demos}"
-    assert "latest" in refused(capsys)
+    assert "latest: runs/finetune must hold a run; it holds none. Begin one: embodied finetune" in refused(capsys)
+    assert f"but holds such: {demos}" in refused(capsys, f"data={demos.parent}")
+    assert "did you mean demos?" in refused(capsys, f"data={demos.parent / 'demo'}")
     assert "did you mean wrist" in refused(capsys, data, "policy.cameras=[front,wrst]")
     assert "did you mean flow" in refused(capsys, data, "policy.head=flw")
     assert "stages must be of" in refused(capsys, data, "stages=[rl]")
@@ -363,6 +454,8 @@ def test_policies_are_compared_start_by_start():
     assert (found["better"], found["worse"], found["both"], found["steps_saved"]) == (8, 1, 2, 3.0)
     assert found["p"] == pytest.approx(2 * 10 / 2**9)
     assert judging.verdict(found).startswith("Better: 8 starts gained, 1 lost of 11")
+    assert judging.told_steps(found) == "On the 2 starts that both solve it takes 3.0 steps fewer (95 %: -3.0 to -3.0)."
+    assert "takes 3.0 steps more (95 %: +3.0 to +3.0)" in judging.told_steps(judging.compare(after, before))
     assert judging.verdict(judging.compare(after, before)).startswith("Worse")
     assert judging.verdict(judging.compare(after, after)).startswith("No difference")
     assert judging.compare(rows([None]), rows([True])) is None
@@ -373,7 +466,6 @@ def test_of_equal_numbers_of_steps_the_one_that_looks_less_is_executed(tmp_path)
     assert judging.candidates(6) == [6, 3, 1]
 
 
-def test_labels_are_told_and_kept():
+def test_labels_are_told():
     found = labels.EpisodeLabels(("solved", "not", "abstained", "solved"), ("person", "person", "success", "success"))
     assert re.fullmatch("success: 2 solved, 1 not, 1 unsure; a person labelled 2 of them", found.told())
-    assert labels.EpisodeLabels.from_dict(json.loads(json.dumps(found.as_dict()))) == found

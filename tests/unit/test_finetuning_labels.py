@@ -33,19 +33,7 @@ class Brightness:
 def plan(tmp_path, monkeypatch):
     """Twelve episodes of which the solved ones end bright, and the others stay dark."""
     monkeypatch.chdir(tmp_path)
-    features = {
-        "observation.state": {"dtype": "float32", "shape": [1], "names": ["x"]},
-        "action": {"dtype": "float32", "shape": [2], "names": ["a", "b"]},
-        "next.success": {"dtype": "bool", "shape": [1], "names": None},
-    }
-    random = np.random.default_rng(0)
-    with Writer(tmp_path / "data", fps=10, features=features, cameras={"front": (16, 16)}) as writer:
-        for solved in SOLVED:
-            done = (np.arange(LENGTH) >= 6) & solved
-            bright = np.where(done, 200, 40) + random.integers(-10, 10, LENGTH)
-            rows = {"observation.state": np.zeros(LENGTH, np.float32), "action": np.zeros((LENGTH, 2), np.float32)}
-            frames = np.broadcast_to(bright[:, None, None, None], (LENGTH, 16, 16, 3)).astype(np.uint8)
-            writer.add(rows | {"next.success": done}, {"front": frames}, instruction="shine")
+    write(tmp_path / "data", "shine", dark=40, bright=200)
 
     def make(*words):
         config = compose("finetune", [f"data={tmp_path / 'data'}", *words])
@@ -53,6 +41,23 @@ def plan(tmp_path, monkeypatch):
         return config, inputs.plan(config)
 
     return make
+
+
+def write(root, instruction, *, dark, bright):
+    """Twelve episodes that end `bright` where they are solved, and stay `dark` elsewhere."""
+    features = {
+        "observation.state": {"dtype": "float32", "shape": [1], "names": ["x"]},
+        "action": {"dtype": "float32", "shape": [2], "names": ["a", "b"]},
+        "next.success": {"dtype": "bool", "shape": [1], "names": None},
+    }
+    random = np.random.default_rng(0)
+    with Writer(root, fps=10, features=features, cameras={"front": (16, 16)}) as writer:
+        for solved in SOLVED:
+            done = (np.arange(LENGTH) >= 6) & solved
+            shown = np.where(done, bright, dark) + random.integers(-10, 10, LENGTH)
+            rows = {"observation.state": np.zeros(LENGTH, np.float32), "action": np.zeros((LENGTH, 2), np.float32)}
+            frames = np.broadcast_to(shown[:, None, None, None], (LENGTH, 16, 16, 3)).astype(np.uint8)
+            writer.add(rows | {"next.success": done}, {"front": frames}, instruction=instruction)
 
 
 def rows_of(planned):
@@ -68,13 +73,31 @@ def test_the_success_reward_labels_what_nobody_did(plan):
     assert found.said_by == ("person",) * 8 + ("success",) * 4
     assert teacher is not None
     bright = np.full((4, 16, 16, 3), 200, np.uint8)
-    assert teacher.word({"front": bright}) == "solved"
-    assert teacher.word({"front": bright // 5}) == "not"
+    assert teacher.word({"front": bright}, "shine") == "solved"
+    assert teacher.word({"front": bright // 5}, "shine") == "not"
     assert "6 solved, 6 not, 0 unsure; a person labelled 8 of them" in found.told()
 
     weights = labels.row_weights(config, found, planned, Brightness(), rows_of(planned))
     assert weights.reshape(len(SOLVED), LENGTH).all(1).tolist() == SOLVED
     assert weights.sum() == sum(SOLVED) * LENGTH
+
+
+def test_each_task_is_judged_by_a_success_model_of_its_own(plan, tmp_path):
+    write(tmp_path / "dim", "dim the light", dark=200, bright=40)
+    both = [f"data=[{tmp_path / 'data'},{tmp_path / 'dim'}]", "labels.known=8", "labels.hold=2"]
+    config, planned = plan(*both)
+    found, teacher = labels.label(config, planned, Brightness())
+    assert [word == "solved" for word in found.words] == SOLVED * 2
+    assert found.said_by == (("person",) * 8 + ("success",) * 4) * 2
+    assert found.quality is not None
+    assert set(found.quality) == {"shine", "dim the light"}
+    assert teacher is not None
+    bright = {"front": np.full((4, 16, 16, 3), 200, np.uint8)}
+    assert [teacher.word(bright, sentence) for sentence in ("shine", "dim the light")] == ["solved", "not"]
+    with pytest.raises(UserError, match="none can judge “glow”"):
+        teacher.word(bright, "glow")
+    with pytest.raises(UserError, match=r"cannot be fitted to 1 labelled episodes of “shine”"):
+        labels.label(plan(*both, "labels.known=1")[0], planned, Brightness())
 
 
 def test_labels_that_were_recorded_and_none_at_all(plan):

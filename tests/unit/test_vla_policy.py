@@ -8,7 +8,7 @@ import torch
 
 from policies.vla.actor import ChunkActor
 from policies.vla.core import ChunkBatch, ChunkPolicy, Spec
-from policies.vla.embedded import ChunkObservation
+from policies.vla.embedded import ChunkObservation, Places
 from policies.vla.heads import HEADS, TRAIN_STEPS, alphas
 from policies.vla.imitation import ChunkImitation
 from policies.vla.stats import KINDS, Normaliser
@@ -38,6 +38,21 @@ def observed(count, seed=0):
     return ChunkObservation(
         maps, seen, torch.randn(count, 7, generator=random), torch.randn(count, 3, generator=random)
     )
+
+
+def test_places_are_those_of_a_convolution_that_the_sentence_modulates():
+    torch.manual_seed(0)
+    places = Places(channels=5, text=7, inner=6, places=3)
+    torch.nn.init.normal_(places.film.bias)
+    maps, text = torch.randn(2, 5, 4, 6), torch.randn(2, 7)
+    where, what = places(maps, text)
+    gamma, beta = places.film(text)[..., None, None].chunk(2, 1)
+    query, value = places.read(torch.relu(places.inner(maps) * (1 + gamma) + beta)).chunk(2, 1)
+    weights = query.flatten(2).softmax(-1).view_as(query)
+    x, y = torch.linspace(-1, 1, 6), torch.linspace(-1, 1, 4)[:, None]
+    for k, expected in enumerate((x, y)):
+        assert torch.allclose(where[..., k], (weights * expected).sum((2, 3)), atol=1e-6)
+    assert torch.allclose(what, (weights * value).sum((2, 3)), atol=1e-6)
 
 
 # Normalisation ------------------------------------------------------------------------------------------
