@@ -67,6 +67,7 @@ class TDMPC2Settings(PlanSettings):
         gamma: discount.
         tau: step of the target critics.
         consistency: weight of the predicted latents' error; 0: the model learns from rewards and values alone.
+        learn_dynamics: whether d is learned; False: it stays as it began, a control.
         rho: weight of a step in a window, to the power of its place.
         policy_stride: of the windows, every so many are the policy's.
         entropy: η, weight of the policy's entropy, times A.
@@ -91,6 +92,7 @@ class TDMPC2Settings(PlanSettings):
     gamma: float = 0.95
     tau: float = 0.01
     consistency: float = 20.0
+    learn_dynamics: bool = True
     rho: float = 0.5
     policy_stride: int = 4
     entropy: float = 1e-4
@@ -187,7 +189,9 @@ class TDMPC2:
         fused = self.device.type in ("cpu", "cuda", "mps")
         slow = set(model.encoder.parameters())
         own = set(model.policies.parameters())
-        rest = [weight for weight in model.parameters() if weight not in slow and weight not in own]
+        for weight in (*model.dynamics.parameters(), *model.out.parameters()):
+            weight.requires_grad_(self.settings.learn_dynamics)
+        rest = [each for each in model.parameters() if each.requires_grad and each not in slow and each not in own]
         groups = [{"params": list(model.encoder.parameters()), "lr": ENCODER_RATE * rate}, {"params": rest}]
         self._model_adam = torch.optim.Adam(groups, lr=rate, fused=fused)
         self._policy_adam = torch.optim.Adam(model.policies.parameters(), lr=rate, eps=1e-5, fused=fused)

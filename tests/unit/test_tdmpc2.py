@@ -167,6 +167,18 @@ def test_the_scale_follows_the_first_steps_values_and_is_never_below_one():
     assert learner._scale == 1
 
 
+def test_dynamics_that_are_not_learned_stay_as_they_began():
+    learner = shaken(learn_dynamics=False)
+    model = learner.model
+    frozen = [model.dynamics, model.out]
+    before = [weight.clone() for part in frozen for weight in part.parameters()]
+    encoder = model.encoder.mlp.head.weight.detach().clone()
+    learner._learn(batch_of())
+    after = [weight for part in frozen for weight in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(encoder, model.encoder.mlp.head.weight)
+
+
 def test_target_heads_follow_by_tau():
     learner, batch = shaken(tau=0.25), batch_of()
     before = [weight.clone() for weight in learner._targets.parameters()]
