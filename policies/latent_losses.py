@@ -145,24 +145,35 @@ def policy_loss(wished: Wish, scale: Tensor, *, entropy: float) -> Tensor:
     return -(wished.weight * gain).sum() / wished.reached.sum()
 
 
-def misalignment(
-    model: WorldModel, wished: Wish, action: Float[Tensor, "T B A"], valid: Tensor, scale: Tensor
-) -> Tensor:
+def misalignment(model: WorldModel, wished: Wish, batch: Batch, scale: Tensor) -> Tensor:
     """BOOM's −Σ_b softmax_b(Q / S) log π(a_b) of the planner's actions, a mean over the steps that have one.
 
     Args:
         model: the world model.
         wished: the policies' own actions, from the same latents.
-        action: what was done.
-        valid: (T, B) bool.
+        batch: what was done there.
         scale: S, > 0.
     """
-    T, B = valid.shape
+    T, B = batch.valid.shape
     mean, log_std = model.gaussian(wished.z[: T * B])
-    density = log_prob(mean, log_std, action.flatten(0, 1)).unflatten(1, (T, B))
+    density = log_prob(mean, log_std, batch.action.flatten(0, 1)).unflatten(1, (T, B))
     q = (wished.q / scale).detach()
-    share = q[:, :T].masked_fill(~valid, -torch.inf).softmax(-1).nan_to_num(0)
+    share = q[:, :T].masked_fill(~batch.valid, -torch.inf).softmax(-1).nan_to_num(0)
     return -(share * density * wished.weight[:T]).sum((0, 2)).mean()
+
+
+def imitation(model: WorldModel, z: Float[Tensor, "TB L"], batch: Batch) -> Float[Tensor, " N"]:
+    """Each policy's mean squared error of the actions that are to be imitated; 0 where there are none.
+
+    Args:
+        model: the world model.
+        z: latents of T·B steps, or of more, of which the first count.
+        batch: what was done there.
+    """
+    counts = (batch.imitate & batch.valid).flatten().float()
+    best = torch.tanh(model.gaussian(z[: len(counts)])[0])
+    error = (best - batch.action.flatten(0, 1)).square().mean(-1)
+    return (error * counts).sum(-1) / counts.sum().clamp(min=1)
 
 
 def spread(values: Tensor) -> Tensor:

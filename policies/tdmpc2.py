@@ -38,7 +38,7 @@ from torch import Tensor
 
 from policies.core import Batch, ImaginedEpisode, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.latent import SIZES, WorldModel, flatten
-from policies.latent_losses import misalignment, model_loss, policy_loss, spread, targets, wish
+from policies.latent_losses import Wish, misalignment, model_loss, policy_loss, spread, targets, wish
 from policies.networks import action_size, averages, dormant_ratio, follow
 from policies.planning import Noise, Plan, PlanSettings, plan
 from policies.saving import State, pack, unpack
@@ -334,21 +334,27 @@ class TDMPC2:
 
     def _move_policy(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Towards what the value heads think best, from latents (T + 1, B, L)."""
-        model, s = self.model, self.settings
-        valid, latents = batch.valid[:, :: s.policy_stride], latents[:, :: s.policy_stride]
-        wished = wish(model, latents, valid, self._noise(latents[..., 0].numel()), rho=s.rho)
+        model, s, stride = self.model, self.settings, self.settings.policy_stride
+        steps = ("action", "valid", "imitate")
+        batch = batch._replace(**{name: getattr(batch, name)[:, ::stride] for name in steps})
+        wished = wish(model, latents[:, ::stride], batch.valid, self._noise(latents[:, ::stride, 0].numel()), rho=s.rho)
         self._scale.lerp_(spread(wished.q[:, 0].detach()).clamp(min=1), SCALE_RATE)
         scale = self._scale.clone()
         loss = policy_loss(wished, scale, entropy=s.entropy * self.num_actions)
         out = {"q": wished.q.detach().mean(), "entropy": -wished.log_prob.detach().mean(), "q_scale": scale}
-        if s.alignment:
-            aligned = misalignment(model, wished, batch.action[:, :: s.policy_stride], valid, scale)
-            loss, out["alignment_loss"] = loss + s.alignment * aligned, aligned.detach()
+        for name, (weight, error) in self._pulls(wished, batch, scale).items():
+            loss, out[name] = loss + weight * error, error.detach()
         self._policy_adam.zero_grad()
         loss.backward(inputs=list(model.policies.parameters()))
         torch.nn.utils.clip_grad_norm_(model.policies.parameters(), CLIP)
         self._policy_adam.step()
         return out | {"policy_loss": loss.detach()}
+
+    def _pulls(self, wished: Wish, batch: Batch, scale: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """What draws the policies beside their values, by name: its weight and its error."""
+        if not self.settings.alignment:
+            return {}
+        return {"alignment_loss": (self.settings.alignment, misalignment(self.model, wished, batch, scale))}
 
     @torch.no_grad()
     def _dormant(self, batch: Batch) -> dict[str, float]:
