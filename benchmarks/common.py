@@ -86,6 +86,12 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
     ]
 
 
+def others(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows on record of one benchmark that speak of something else than these: claims before their colon tell."""
+    about = {row["claim"].partition(":")[0] for row in rows}
+    return [row for row in load() if row["benchmark"] == name and row["claim"].partition(":")[0] not in about]
+
+
 def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict[str, Any]:
     """The last evaluation of `embodied VERB` with these settings; run now, on one thread, unless it was before."""
     if (done := trained(folder)) is not None:

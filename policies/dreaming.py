@@ -4,9 +4,8 @@ Hafner et al., Dreamer (arXiv 1912.01603), as RePo has it (2309.00082): λ-retur
 climbs them through the model, no planning. What the latent must know is the learner's own: see `policies.repo` and
 `policies.infopower`.
 
-Departures. Returns are bootstrapped from a slow copy of the critic, and scaled by their 5–95 percentile range (at least
-1; DreamerV3's, 2301.04104), so that the weight of entropy means the same for any reward. Where worlds end is learned by
-a head of its own. A part of a batch's states is imagined from, not all.
+Departures, beside those of `policies.behaviour`. Where worlds end is learned by a head of its own. A part of a batch's
+states is imagined from, not all.
 
 Shape letters: E worlds, T moments, B windows, N imagined rows, P steps imagined, A action, F features.
 """
@@ -25,16 +24,14 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from policies.behaviour import Behaviour, Imagined, step
 from policies.core import Batch, ImaginedEpisode, Memory, Obs, Pace, Rollout, Sampling, map_leaves
-from policies.networks import MLP, GaussianActor, Sample, action_size, adam, averages, dormant_ratio, follow
-from policies.rssm import RSSM, SIZES, Decoder, ObservationEncoder, Observed, State
+from policies.embedding import Decoder, ObservationEncoder
+from policies.networks import MLP, Sample, action_size, adam, averages, dormant_ratio
+from policies.rssm import RSSM, SIZES, Observed, State
 from policies.saving import State as Saved
 from policies.saving import pack, unpack
 from policies.settings import check
-
-CLIP = 100.0  # of a gradient's norm
-SCALE_RATE = 0.01  # of the running range of returns
-LOG_STD = -0.7  # with which the actor begins: 0.5 before the squashing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,39 +86,6 @@ class DreamingSettings:
             shares=("gamma", "lambda_", "tau", "demo_share"),
             positive=("learning_rate", "behaviour_rate", "updates_per_step"),
         )
-
-
-class Dual:
-    """A Lagrange multiplier, learned by ascent on its logarithm.
-
-        log m ← log m + rate · clip(violation, −1, 1)
-
-    so that it doubles or halves within ln 2 / rate updates whatever its size, and follows a constraint that training
-    keeps moving. RePo's official code lets Adam climb at 10⁻⁴ from 10⁻⁵, which bounds the multiplier by the number of
-    updates; see `docs/methods/world-models.md`.
-
-    Args:
-        value: with which it begins, > 0.
-        rate: of the ascent; 0 leaves it as it is.
-        device: where it lies.
-    """
-
-    LOW, HIGH = 1e-8, 1e4  # a multiplier out there has lost its constraint
-
-    def __init__(self, value: float, rate: float, device: torch.device) -> None:
-        self.rate = rate
-        self.log = torch.tensor(float(np.log(value)), device=device)
-
-    @property
-    def value(self) -> Tensor:
-        """m."""
-        return self.log.exp()
-
-    @torch.no_grad()
-    def step(self, violation: Tensor) -> None:
-        """Rise where the constraint is broken (> 0), fall where there is slack."""
-        moved = self.log + self.rate * violation.clamp(-1, 1)
-        self.log.copy_(moved.clamp(float(np.log(self.LOW)), float(np.log(self.HIGH))))
 
 
 class LatentWorld(nn.Module):
@@ -200,14 +164,11 @@ class Dreaming(ABC):
         )
         self.sampling: Sampling | None = Sampling(length=s.length, batch_size=s.batch_size, demo_share=s.demo_share)
         self.world = LatentWorld(observation_space, self.num_actions, s, self.name, build).to(self.device)
-        widths, features = [SIZES[s.size].hidden] * 2, self.world.features
-        actor = GaussianActor(features, self.num_actions, widths, generator=build, norm=True, log_std=LOG_STD)
-        self.actor = actor.to(self.device)
-        self.critic = MLP(features, widths, 1, generator=build).to(self.device)
-        self.slow = copy.deepcopy(self.critic).requires_grad_(False)
-        self.scale = torch.ones((), device=self.device)  # running range of returns
+        self.behaviour = Behaviour(
+            self.world.features, self.num_actions, [SIZES[s.size].hidden] * 2, generator=build, device=self.device,
+            rate=s.behaviour_rate, gamma=s.gamma, lambda_=s.lambda_, entropy=s.entropy, tau=s.tau,
+        )  # fmt: skip
         self._build = build
-        self._actor_adam, self._critic_adam = adam(self.actor, s.behaviour_rate), adam(self.critic, s.behaviour_rate)
         self._updating = torch.Generator(self.device).manual_seed(seed + 2)
         self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
         self.steps, self.updates = 0, 0
@@ -247,12 +208,12 @@ class Dreaming(ABC):
         inside = self.world.rssm.observe(embedding[None], before[None], began, noise[None].to(self.device), State(h, s))
         state = State(inside.states.h[0], inside.states.s[0])
         if not explore:
-            action = self.actor.best(state.features).cpu()
+            action = self.behaviour.actor.best(state.features).cpu()
         elif self.steps < self._settings.learning_starts:
             action = torch.rand(len(s), self.num_actions, generator=self._acting).mul(2).sub(1)
         else:
             drawn, beside = torch.randn(2, len(s), self.num_actions, generator=self._acting)
-            action = self.actor.sample(state.features, drawn.to(self.device)).action.cpu()
+            action = self.behaviour.actor.sample(state.features, drawn.to(self.device)).action.cpu()
             action = (action + self._settings.noise * beside).clamp(-1, 1)
         kept = {"h": state.h.cpu().numpy(), "s": state.s.cpu().numpy(), "action": action.numpy()}
         return action.numpy(), kept
@@ -264,7 +225,7 @@ class Dreaming(ABC):
     def acting(self) -> Dreaming:
         """An actor with the weights of now, which stay; what acting itself changes is shared."""
         actor = copy.copy(self)
-        actor.world, actor.actor = copy.deepcopy(self.world), copy.deepcopy(self.actor)
+        actor.world, actor.behaviour = copy.deepcopy(self.world), self.behaviour.frozen()
         return actor
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
@@ -289,7 +250,7 @@ class Dreaming(ABC):
     def _dormant(self, state: State) -> dict[str, float]:
         """DrM's ratio of actor and critic in these states, for the log."""
         x = state.features
-        actor, critic = self.actor.mlp.hidden(x), self.critic.hidden(x)
+        actor, critic = self.behaviour.actor.mlp.hidden(x), self.behaviour.critic.hidden(x)
         return {"dormant_actor": dormant_ratio(actor), "dormant_critic": dormant_ratio(critic)}
 
     def see(self, batch: Batch, encoder: ObservationEncoder | None = None) -> Seen:
@@ -317,7 +278,7 @@ class Dreaming(ABC):
             features = seen.inside.states.rows(seen.there).features
             drawn = self.world.decoder.error(features, rows, self.world.encoder).mean()
             loss, told = loss + drawn, told | {"reconstruction_error": drawn.detach()}
-        self._step(self._model_adam, loss, self._modules)
+        step(self._model_adam, loss, self._modules)
         places = seen.there.flatten().nonzero()[:, 0]
         order = torch.randperm(len(places), generator=self._updating, device=self.device)
         states = State(seen.inside.states.h.detach(), seen.inside.states.s.detach())
@@ -328,44 +289,26 @@ class Dreaming(ABC):
         s, world = self._settings, self.world
         states, actions = [state], []
         for _ in range(s.horizon):
-            drawn = self.actor.sample(state.features.detach(), self._noise(len(state.h), self.num_actions))
+            drawn = self.behaviour.actor.sample(state.features.detach(), self._noise(len(state.h), self.num_actions))
             state = world.rssm.imagine(state, drawn.action, self._noise(*state.s.shape))
             states.append(state)
             actions.append(drawn)
-        rows = (s.horizon, -1)
         before, after = State.joined(states[:-1]), State.joined(states[1:])
         drawn = Sample(*(torch.cat(parts) for parts in zip(*actions, strict=True)))
         features = after.features
         reward, bonus = world.reward(features)[:, 0], self._bonus(before, drawn, after)
-        reward = (reward if bonus is None else reward + bonus).unflatten(0, rows)
-        discount = s.gamma * torch.sigmoid(-world.ends(features)[:, 0]).unflatten(0, rows)
-        returns = lambda_returns(reward, discount, self.slow(features)[:, 0].unflatten(0, rows), s.lambda_)
-        with torch.no_grad():
-            weight = torch.cat([torch.ones_like(discount[:1]), discount[:-1]]).cumprod(0)  # still there
-            low, high = torch.quantile(returns, torch.tensor([0.05, 0.95], device=self.device))
-            self.scale.lerp_(high - low, SCALE_RATE if self.updates else 1.0)
-        entropy = -drawn.log_prob.unflatten(0, rows)
-        aims = returns / self.scale.clamp(min=1) + s.entropy * entropy
-        self._step(self._actor_adam, -(weight * aims).mean(), (self.actor,))
-        said = self.critic(before.features.detach())[:, 0].unflatten(0, rows)
-        error = 0.5 * (weight * (said - returns.detach()).square()).mean()
-        self._step(self._critic_adam, error, (self.critic,))
-        follow(self.slow, self.critic, s.tau)
-        return {
-            "critic_loss": error.detach(), "value": said.detach().mean(), "entropy": entropy.detach().mean(),
-            "imagined_reward": reward.detach().mean(), "return_range": self.scale.clone(),
-        }  # fmt: skip
+        imagined = Imagined(
+            before=before.features,
+            log_prob=drawn.log_prob,
+            after=features,
+            reward=reward if bonus is None else reward + bonus,
+            goes_on=torch.sigmoid(-world.ends(features)[:, 0]),
+            horizon=s.horizon,
+        )
+        return self.behaviour.learn(imagined, first=not self.updates)
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self._updating, device=self.device)
-
-    def _step(self, optimiser: torch.optim.Optimizer, loss: Tensor, modules: tuple[nn.Module, ...]) -> None:
-        """One step of these weights alone."""
-        weights = [weight for module in modules for weight in module.parameters()]
-        optimiser.zero_grad()
-        loss.backward(inputs=weights)
-        nn.utils.clip_grad_norm_(weights, CLIP)
-        optimiser.step()
 
     def value(self, obs: Obs) -> np.ndarray:
         """(B,) what episodes that begin with these observations, (B, …), are worth."""
@@ -373,7 +316,7 @@ class Dreaming(ABC):
             count = len(next(iter(obs.values())) if isinstance(obs, Mapping) else obs)
             _, memory = self.act(obs, self.begin(count), np.ones(count, bool), explore=False)
             state = State(*(torch.as_tensor(memory[name], device=self.device) for name in ("h", "s")))
-            return self.critic(state.features)[:, 0].cpu().numpy()
+            return self.behaviour.critic(state.features)[:, 0].cpu().numpy()
 
     @torch.no_grad()
     def imagine(self, obs: Obs, action: np.ndarray, horizon: int) -> ImaginedEpisode:
@@ -396,17 +339,15 @@ class Dreaming(ABC):
 
     def relabelled(self) -> None:
         """Other rewards: the former returns' range counts no more."""
-        self.scale.fill_(1.0)
+        self.behaviour.scale.fill_(1.0)
 
     # Resume ---------------------------------------------------------------------------------------------
 
     @property
     def _parts(self) -> dict[str, Any]:
         return {
-            "world": self.world, "actor": self.actor, "critic": self.critic, "slow": self.slow, "scale": self.scale,
-            "model_adam": self._model_adam, "actor_adam": self._actor_adam, "critic_adam": self._critic_adam,
-            "acting": self._acting, "updating": self._updating,
-        }  # fmt: skip
+            "world": self.world, "model_adam": self._model_adam, "acting": self._acting, "updating": self._updating,
+        } | self.behaviour.parts  # fmt: skip
 
     def state(self) -> Saved:
         """Everything that continuing needs."""
@@ -416,23 +357,3 @@ class Dreaming(ABC):
         """Undo of `state`."""
         unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
         self.steps, self.updates = values["steps"], values["updates"]
-
-
-def lambda_returns(
-    reward: Float[Tensor, "P N"], discount: Float[Tensor, "P N"], value: Float[Tensor, "P N"], lambda_: float
-) -> Float[Tensor, "P N"]:
-    """Returns of P imagined steps: R_k = r_k + d_k ((1 − λ) v_k + λ R_{k+1}), with R_P = v of the last.
-
-    Args:
-        reward: of step k.
-        discount: d_k, of what follows it: γ times the chance that the world goes on.
-        value: v_k, of the state that step k leads to.
-        lambda_: λ, in [0, 1]; 0 bootstraps at once, 1 only at the end.
-
-    Source: Dreamer, arXiv 1912.01603, eq. 5 and 6, in its recursive form.
-    """
-    out, after = [], value[-1]
-    for k in reversed(range(len(reward))):
-        after = reward[k] + discount[k] * ((1 - lambda_) * value[k] + lambda_ * after)
-        out.append(after)
-    return torch.stack(out[::-1])

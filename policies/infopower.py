@@ -11,7 +11,7 @@ No official code was found. The terms are the paper's; their exact forms here ar
 - The inverse head reads the stochastic part, drawn as if the last action had been none. The deterministic part holds
   that action by construction, so any head that reads it is right without anyone looking.
 - Scores are inner products of a projection each, negatives all other moments of the batch, of other windows and times.
-- The multiplier of the bound begins at 1 and follows it (`policies.dreaming.Dual`).
+- The multiplier of the bound begins at 1 and follows it (`policies.dual.Dual`).
 - The actor's bonus is clipped and fades, because −log π pays for chance without bound.
 
 Shape letters: T moments, B windows, N rows, A action, D embedding.
@@ -28,7 +28,8 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.dreaming import Dreaming, DreamingSettings, Dual, Seen
+from policies.dreaming import Dreaming, DreamingSettings, Seen
+from policies.dual import Dual
 from policies.inverse import ActionNet
 from policies.networks import Linear, Sample
 from policies.rssm import SIZES, Sizes, State, kl

@@ -34,6 +34,7 @@ from torch import Tensor
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
 from policies.handover import IMITATION, LEARNED, HandOver
 from policies.latent import flatten
+from policies.latent_losses import Wish, imitation
 from policies.networks import adam
 from policies.saving import State
 from policies.settings import check, maker
@@ -50,6 +51,8 @@ class MoDemSettings(Base):
     Attributes:
         pretraining: updates of imitation before the first step; 0: no imitation and no hand-over.
         warmup: updates of the model alone, before encoder and policies leave imitation.
+        imitation_weight: of the demonstrated actions' squared error in the policies' loss, beside values of range 1; 0:
+            after the warm-up nothing holds the policies to the demonstrations, as in the source.
         demo_share_last: what the demonstrations' share of a batch goes to; None: it stays.
         demo_share_over: transitions that this takes.
         handover: from imitation to plans: "measured", by "schedule", or None: plans play from the warm-up's end.
@@ -73,6 +76,7 @@ class MoDemSettings(Base):
     demo_share: float = 0.75
     pretraining: int = 2000
     warmup: int = 1000
+    imitation_weight: float = 20.0
     demo_share_last: float | None = 0.25
     demo_share_over: int = 50_000
     handover: str | None = "measured"
@@ -84,7 +88,7 @@ class MoDemSettings(Base):
             raise ValueError(f"modem: handover must be measured, schedule or null; got {self.handover!r}.")
         if self.demo_share_last is not None and not 0 <= self.demo_share_last <= 1:
             raise ValueError(f"modem: demo_share_last must be in [0, 1] or null; got {self.demo_share_last}.")
-        check(self, least_zero=("pretraining", "warmup"))
+        check(self, least_zero=("pretraining", "warmup", "imitation_weight"))
 
 
 class MoDem(TDMPC2):
@@ -205,6 +209,13 @@ class MoDem(TDMPC2):
     def _learn(self, batch: Batch, *, move_policy: bool = True) -> dict[str, Tensor]:
         return super()._learn(batch, move_policy=move_policy and self._warm)
 
+    def _pulls(self, wished: Wish, batch: Batch, scale: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """Demonstrations beside the values, without which the policies are lost within a thousand updates."""
+        weight, pulls = self.settings.imitation_weight, super()._pulls(wished, batch, scale)
+        if not self.imitates or not weight:
+            return pulls
+        return pulls | {"imitation_loss": (weight, imitation(self.model, wished.z, batch).sum())}
+
     def _pretrain(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         """Imitate, remember who imitates, and set the target heads to the heads."""
         model, errors = self.model, []
@@ -213,14 +224,11 @@ class MoDem(TDMPC2):
             obs = map_leaves(lambda leaf: leaf[:-1], batch.obs)
             if self.settings.standardise:
                 self._standardise(obs)
-            shown = torch.tanh(model.gaussian(model.encoder(flatten(self._augmented(obs))))[0])
-            error = (shown - batch.action.flatten(0, 1)).square().mean(-1)  # (N, T·B)
-            counts = (batch.imitate & batch.valid).flatten().float()
-            loss = (error * counts).sum() / counts.sum().clamp(min=1)  # each policy's own, summed
+            error = imitation(model, model.encoder(flatten(self._augmented(obs))), batch)
             self._imitation_adam.zero_grad()
-            loss.backward()
+            error.sum().backward()  # each policy's own
             self._imitation_adam.step()
-            errors.append(loss.detach() / len(shown))
+            errors.append(error.detach().mean())
         self.imitates = True
         self._imitation.load_state_dict(model.state_dict())
         self._targets.load_state_dict(model.critics.state_dict())

@@ -5,7 +5,7 @@
 Zhu et al., "RePo: Resilient model-based reinforcement learning by regularizing posterior predictability",
 arXiv 2309.00082. Nothing is reconstructed: what looking adds to the guess is capped, so it is spent on rewards.
 
-Departures. The multiplier β really follows its constraint (`policies.dreaming.Dual`). The world's end is learned beside
+Departures. The multiplier β really follows its constraint (`policies.dual.Dual`). The world's end is learned beside
 the reward. There is no decoder for show. After a shift, embeddings are matched without a discriminator (see `align`).
 
 Shape letters: T moments, B windows, N rows, D embedding.
@@ -23,8 +23,10 @@ from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor
 
+from policies.behaviour import step
 from policies.core import Batch
-from policies.dreaming import Dreaming, DreamingSettings, Dual, Seen
+from policies.dreaming import Dreaming, DreamingSettings, Seen
+from policies.dual import Dual
 from policies.networks import adam
 from policies.rssm import kl
 from policies.settings import check, maker
@@ -133,7 +135,7 @@ class RePo(Dreaming):
             seen = self.see(next(target).to(self.device), encoder)
             distance = energy_distance(before, seen.embedding[seen.there])
             surprise = seen.mean(kl(seen.inside.posterior, seen.inside.prior))
-            self._step(optimiser, distance + s.align_consistency * surprise, (encoder,))
+            step(optimiser, distance + s.align_consistency * surprise, (encoder,))
             told.append((float(distance.detach()), float(surprise.detach())))
         self.world.encoder = encoder
         (distance, surprise), (closer, calmer) = told[0], told[-1]

@@ -35,16 +35,15 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from policies.core import Batch, ImaginedEpisode, Memory, Obs, Pace, Rollout, Sampling, map_leaves
-from policies.latent import SIZES, WorldModel, flatten, log_prob
+from policies.latent import SIZES, WorldModel, flatten
+from policies.latent_losses import Wish, misalignment, model_loss, policy_loss, spread, targets, wish
 from policies.networks import action_size, averages, dormant_ratio, follow
 from policies.planning import Noise, Plan, PlanSettings, plan
 from policies.saving import State, pack, unpack
 from policies.settings import check, maker
 
-REWARD, VALUE, ENDING = 0.1, 0.1, 1.0  # weights of the model's losses
 ENCODER_RATE = 0.3  # of the learning rate
 CLIP = 20.0  # of the gradient's norm
 SCALE_RATE = 0.01
@@ -67,6 +66,7 @@ class TDMPC2Settings(PlanSettings):
         gamma: discount.
         tau: step of the target critics.
         consistency: weight of the predicted latents' error; 0: the model learns from rewards and values alone.
+        learn_dynamics: whether d is learned; False: it stays as it began, a control.
         rho: weight of a step in a window, to the power of its place.
         policy_stride: of the windows, every so many are the policy's.
         entropy: η, weight of the policy's entropy, times A.
@@ -91,6 +91,7 @@ class TDMPC2Settings(PlanSettings):
     gamma: float = 0.95
     tau: float = 0.01
     consistency: float = 20.0
+    learn_dynamics: bool = True
     rho: float = 0.5
     policy_stride: int = 4
     entropy: float = 1e-4
@@ -187,7 +188,9 @@ class TDMPC2:
         fused = self.device.type in ("cpu", "cuda", "mps")
         slow = set(model.encoder.parameters())
         own = set(model.policies.parameters())
-        rest = [weight for weight in model.parameters() if weight not in slow and weight not in own]
+        for weight in (*model.dynamics.parameters(), *model.out.parameters()):
+            weight.requires_grad_(self.settings.learn_dynamics)
+        rest = [each for each in model.parameters() if each.requires_grad and each not in slow and each not in own]
         groups = [{"params": list(model.encoder.parameters()), "lr": ENCODER_RATE * rate}, {"params": rest}]
         self._model_adam = torch.optim.Adam(groups, lr=rate, fused=fused)
         self._policy_adam = torch.optim.Adam(model.policies.parameters(), lr=rate, eps=1e-5, fused=fused)
@@ -297,13 +300,14 @@ class TDMPC2:
         batch = batch._replace(obs=self._augmented(batch.obs))
         with torch.no_grad():
             after = model.encoder(flatten(map_leaves(lambda leaf: leaf[1:], batch.obs)))
-            target = self._target(after, batch)
+            target = targets(model, self._targets, after, batch, self._noise(len(after)), gamma=s.gamma)
         with torch.set_grad_enabled(move_policy):
             z = model.encoder(map_leaves(lambda leaf: leaf[0], batch.obs))
         latents = [z]
         for t in range(T):
             latents.append(model.next(latents[-1], batch.action[t]))
-        loss, out = self._model_loss(batch, torch.stack(latents), after.unflatten(0, (T, B)), target)
+        seen = after.unflatten(0, (T, B))
+        loss, out = model_loss(model, batch, torch.stack(latents), seen, target, rho=s.rho, consistency=s.consistency)
         self._model_adam.zero_grad()
         loss.backward()
         weights = [each for group in self._model_adam.param_groups for each in group["params"]]
@@ -315,10 +319,6 @@ class TDMPC2:
         self.updates += 1
         return out
 
-    def _powers(self, count: int) -> Tensor:
-        """(T, 1) ρ^t."""
-        return (self.settings.rho ** torch.arange(count, device=self.device))[:, None]
-
     def _augmented(self, obs: Any) -> Any:
         encoder = self.model.encoder
         if not encoder.images:
@@ -327,80 +327,34 @@ class TDMPC2:
         moved = encoder.shifted(flatten(obs), self._updating)
         return map_leaves(lambda leaf: leaf.unflatten(0, shape), moved)
 
-    def _target(self, after: Tensor, batch: Batch) -> Tensor:
-        """(K, T, B) y, from the latents after each step, (T·B, L)."""
-        model = self.model
-        noise = torch.randn(self.settings.policies, len(after), self.num_actions, generator=self._updating,
-                            device=self.device)  # fmt: skip
-        actions = model.policy(after, noise).action
-        if self.settings.ensemble:  # head k and its neighbour on policy k's action
-            own = model.values(self._targets, after, actions)
-            other = model.values(self._targets, after, actions.roll(1, 0)).roll(-1, 0)
-        else:
-            own = model.values(self._targets, after, actions[0])
-            other = own.roll(-1, 0)
-        least = torch.minimum(own, other).unflatten(1, batch.reward.shape)
-        return batch.reward + self.settings.gamma * ~batch.terminated * least
-
-    def _model_loss(
-        self, batch: Batch, latents: Tensor, after: Tensor, target: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of latents (T + 1, B, L), what was really seen after each step (T, B, L), and y (K, T, B)."""
-        model, count = self.model, batch.valid.sum()
-        weight = self._powers(len(batch.valid)) * batch.valid
-        z, action = latents[:-1].flatten(0, 1), batch.action.flatten(0, 1)
-
-        def mean(each: Tensor) -> Tensor:
-            return (weight * each).sum() / count
-
-        consistency = mean((latents[1:] - after).square().mean(-1))
-        logits = model.rewards(torch.cat([z, action], -1))
-        reward = mean(model.two_hot.loss(logits, batch.reward.flatten()).unflatten(0, weight.shape))
-        logits = model.logits(model.critics, z, action)
-        value = mean(model.two_hot.loss(logits, target.flatten(1)).mean(0).unflatten(0, weight.shape))
-        loss = self.settings.consistency * consistency + REWARD * reward + VALUE * value
-        out = {"consistency_loss": consistency, "reward_loss": reward, "value_loss": value}
-        if model.ends is not None:
-            said = model.ends(latents[1:].flatten(0, 1))[:, 0].unflatten(0, weight.shape)
-            ending = mean(binary_cross_entropy_with_logits(said, batch.terminated.float(), reduction="none"))
-            loss, out["ending_loss"] = loss + ENDING * ending, ending
-        return loss, {name: each.detach() for name, each in out.items()}
+    def _noise(self, count: int) -> Tensor:
+        """Standard normal, for so many actions of each policy."""
+        shape = (self.settings.policies, count, self.num_actions)
+        return torch.randn(shape, generator=self._updating, device=self.device)
 
     def _move_policy(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Towards what the value heads think best, from latents (T + 1, B, L)."""
-        model, s = self.model, self.settings
-        valid, action = batch.valid[:, :: s.policy_stride], batch.action[:, :: s.policy_stride]
-        reached = torch.cat([torch.ones_like(valid[:1]), valid])
-        weight, z = self._powers(len(reached)) * reached, latents[:, :: s.policy_stride].flatten(0, 1)
-        shape = weight.shape
-        noise = torch.randn(s.policies, len(z), self.num_actions, generator=self._updating, device=self.device)
-        drawn = model.policy(z, noise)
-        if s.ensemble:
-            q = model.values(model.critics, z, drawn.action)
-        else:
-            q = model.values(model.critics, z, drawn.action[0]).mean(0, keepdim=True)
-        q = q.unflatten(1, shape)
-        self._scale.lerp_(spread(q[:, 0].detach()).clamp(min=1), SCALE_RATE)
+        model, s, stride = self.model, self.settings, self.settings.policy_stride
+        steps = ("action", "valid", "imitate")
+        batch = batch._replace(**{name: getattr(batch, name)[:, ::stride] for name in steps})
+        wished = wish(model, latents[:, ::stride], batch.valid, self._noise(latents[:, ::stride, 0].numel()), rho=s.rho)
+        self._scale.lerp_(spread(wished.q[:, 0].detach()).clamp(min=1), SCALE_RATE)
         scale = self._scale.clone()
-        gain = q / scale - s.entropy * self.num_actions * drawn.log_prob.unflatten(1, shape)
-        loss = -(weight * gain).sum() / reached.sum()  # each policy's own, summed
-        out = {"q": q.detach().mean(), "entropy": -drawn.log_prob.detach().mean(), "q_scale": scale}
-        if s.alignment:
-            aligned = self._misalignment(z, action, valid, (q / scale).detach(), weight)
-            loss, out["alignment_loss"] = loss + s.alignment * aligned, aligned.detach()
+        loss = policy_loss(wished, scale, entropy=s.entropy * self.num_actions)
+        out = {"q": wished.q.detach().mean(), "entropy": -wished.log_prob.detach().mean(), "q_scale": scale}
+        for name, (weight, error) in self._pulls(wished, batch, scale).items():
+            loss, out[name] = loss + weight * error, error.detach()
         self._policy_adam.zero_grad()
         loss.backward(inputs=list(model.policies.parameters()))
         torch.nn.utils.clip_grad_norm_(model.policies.parameters(), CLIP)
         self._policy_adam.step()
         return out | {"policy_loss": loss.detach()}
 
-    def _misalignment(self, z: Tensor, action: Tensor, valid: Tensor, q: Tensor, weight: Tensor) -> Tensor:
-        """−Σ_b softmax_b(Q / S) log π(a_b) of the planner's actions, a mean over the steps that have one."""
-        T, B = valid.shape
-        mean, log_std = self.model.gaussian(z[: T * B])
-        density = log_prob(mean, log_std, action.flatten(0, 1)).unflatten(1, (T, B))
-        share = q[:, :T].masked_fill(~valid, -torch.inf).softmax(-1).nan_to_num(0)
-        return -(share * density * weight[:T]).sum((0, 2)).mean()
+    def _pulls(self, wished: Wish, batch: Batch, scale: Tensor) -> dict[str, tuple[float, Tensor]]:
+        """What draws the policies beside their values, by name: its weight and its error."""
+        if not self.settings.alignment:
+            return {}
+        return {"alignment_loss": (self.settings.alignment, misalignment(self.model, wished, batch, scale))}
 
     @torch.no_grad()
     def _dormant(self, batch: Batch) -> dict[str, float]:
@@ -430,16 +384,6 @@ class TDMPC2:
         """Undo of `state`."""
         unpack(f"{type(self).__name__}.load_state", self._parts, tensors)
         self.steps, self.updates = values["steps"], values["updates"]
-
-
-def spread(values: Tensor) -> Tensor:
-    """From the 5th to the 95th percentile.
-
-    Args:
-        values: any shape.
-    """
-    low, high = torch.quantile(values.flatten(), torch.tensor([0.05, 0.95], device=values.device))
-    return high - low
 
 
 def _shifted(found: Plan) -> np.ndarray:

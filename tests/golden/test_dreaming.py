@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from policies.dreaming import lambda_returns
+from policies.behaviour import lambda_returns
 from policies.infopower import info_nce
 from policies.repo import energy_distance
 from policies.rssm import Gaussian, kl

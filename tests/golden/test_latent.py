@@ -6,7 +6,8 @@ import torch
 from gymnasium import spaces
 
 from policies.latent import GROUP, TwoHot, log_prob, simnorm, symexp, symlog
-from policies.tdmpc2 import SCALE_RATE, spread, tdmpc2
+from policies.latent_losses import spread
+from policies.tdmpc2 import SCALE_RATE, tdmpc2
 
 NUMBERS = np.concatenate([np.linspace(-2000, 2000, 4001), np.linspace(-2, 2, 801), [1e-6, -1e-6, 0.0]])
 

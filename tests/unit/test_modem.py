@@ -9,7 +9,18 @@ from policies.handover import IMITATION, LEARNED
 from policies.modem import modem
 from policies.planning import terminal, worth
 from policies.replay import Mix
-from tests.learner_probes import GAMMA, STATES, VALUES, best_actions, demonstrated, made, memory, resumes, shown
+from tests.learner_probes import (
+    GAMMA,
+    STATES,
+    VALUES,
+    best_actions,
+    demonstrated,
+    made,
+    memory,
+    one_step,
+    resumes,
+    shown,
+)
 
 SMALL = {
     "size": "0.1M", "critics": 2, "learning_rate": 1e-2, "batch_size": 32, "policy_stride": 1, "gamma": GAMMA,
@@ -69,6 +80,16 @@ def test_encoder_and_policies_are_held_until_the_model_is_warm():
     assert [each() for each in free] == [True, True, True]
     learner.update(source, 1)
     assert [each() for each in held] == [True, True]
+
+
+@pytest.mark.parametrize(("weight", "held"), [(20.0, True), (0.0, False)])
+def test_policies_are_held_to_the_demonstrations_beside_their_values(weight, held):
+    """Every action earns itself, so values say 1 everywhere; demonstrations do half the state."""
+    learner = imitating(60, warmup=0, imitation_weight=weight, planning=False, handover=None)
+    rollout = one_step(lambda obs, action: action)
+    learner.observe(rollout, rollout.env_reward)
+    learner.update(Mix(memory(rollout), demonstrated(shown())).batches(learner.sampling), 40)
+    assert (np.abs(best_actions(learner) - [-0.5, 0.5]).max() < 0.2) == held
 
 
 def test_plans_play_once_they_earn_more_and_imitation_does_until_then():

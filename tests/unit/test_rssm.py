@@ -5,7 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.rssm import RSSM, SIZES, Decoder, ObservationEncoder, State, as_planes
+from policies.embedding import Decoder, ObservationEncoder, as_planes
+from policies.rssm import RSSM, SIZES, State
 
 SMALL = SIZES["small"]
 PIXELS = spaces.Box(0, 255, (32, 32, 3), np.uint8)

@@ -6,6 +6,7 @@ import torch
 from gymnasium import spaces
 
 from policies.core import Actor, Batch, Imagines, Learner, Rollout
+from policies.latent_losses import model_loss, targets
 from policies.planning import WORST, Noise, PlanSettings, plan, rollouts, terminal, worth
 from policies.replay import Mix, Replay
 from policies.tdmpc2 import tdmpc2
@@ -92,10 +93,8 @@ def test_a_policy_is_drawn_to_what_the_planner_did():
 def test_targets_are_their_definition(ensemble):
     learner, batch = shaken(critics=3, ensemble=ensemble), batch_of()
     model, after = learner.model, learner.model.encoder(batch.obs[1:].flatten(0, 1))
-    state = learner._updating.get_state()
-    got = learner._target(after, batch)
-    learner._updating.set_state(state)
-    noise = torch.randn(3 if ensemble else 1, len(after), 2, generator=learner._updating)
+    noise = torch.randn(3 if ensemble else 1, len(after), 2, generator=torch.Generator().manual_seed(2))
+    got = targets(model, learner._targets, after, batch, noise, gamma=GAMMA)
     actions = model.policy(after, noise).action
     for k in range(3):
         action = actions[k if ensemble else 0]
@@ -108,14 +107,14 @@ def test_targets_are_their_definition(ensemble):
 
 
 def test_the_models_loss_is_its_definition_and_padding_counts_for_nothing():
-    learner, batch = shaken(rho=0.7), batch_of()
+    learner, batch = shaken(), batch_of()
     model, encode = learner.model, lambda obs: learner.model.encoder(obs)
     target = torch.randn(2, 3, 6, generator=torch.Generator().manual_seed(1))
     latents = [encode(batch.obs[0])]
     for t in range(3):
         latents.append(model.next(latents[-1], batch.action[t]))
     after = torch.stack([encode(batch.obs[t + 1]) for t in range(3)])
-    total, told = learner._model_loss(batch, torch.stack(latents), after, target)
+    total, told = model_loss(model, batch, torch.stack(latents), after, target, rho=0.7, consistency=20.0)
     sums = dict.fromkeys(("consistency_loss", "reward_loss", "value_loss", "ending_loss"), 0.0)
     for t in range(3):
         for b in range(6):
@@ -165,6 +164,18 @@ def test_the_scale_follows_the_first_steps_values_and_is_never_below_one():
     learner._scale.fill_(9.0)
     learner.relabelled()
     assert learner._scale == 1
+
+
+def test_dynamics_that_are_not_learned_stay_as_they_began():
+    learner = shaken(learn_dynamics=False)
+    model = learner.model
+    frozen = [model.dynamics, model.out]
+    before = [weight.clone() for part in frozen for weight in part.parameters()]
+    encoder = model.encoder.mlp.head.weight.detach().clone()
+    learner._learn(batch_of())
+    after = [weight for part in frozen for weight in part.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert not torch.equal(encoder, model.encoder.mlp.head.weight)
 
 
 def test_target_heads_follow_by_tau():

@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 
 from policies.core import Actor, Batch, Imagines, Learner
-from policies.dreaming import Dual
+from policies.dual import Dual
 from policies.infopower import infopower
 from policies.replay import Mix
 from policies.repo import repo
@@ -176,7 +176,7 @@ def test_without_empowerment_the_inverse_head_learns_nothing_and_nobody_is_paid(
     for one, other in zip(learner.heads.inverse.parameters(), fresh.heads.inverse.parameters(), strict=True):
         assert torch.equal(one, other)
     state = learner.world.rssm.begin(3)
-    assert learner._bonus(state, learner.actor.sample(state.features, torch.zeros(3, 1)), state) is None
+    assert learner._bonus(state, learner.behaviour.actor.sample(state.features, torch.zeros(3, 1)), state) is None
 
 
 def moving(batch=64, seed=0):
@@ -209,7 +209,7 @@ def test_the_inverse_head_reads_actions_off_what_is_seen_and_not_off_what_is_rem
 def test_the_bonus_fades():
     learner = taught(make(kind="infopower", bonus=1.0, bonus_updates=10), "both", 2)
     state = learner.world.rssm.begin(3)
-    drawn = learner.actor.sample(state.features, torch.zeros(3, 1))
+    drawn = learner.behaviour.actor.sample(state.features, torch.zeros(3, 1))
     paid = []
     for learner.updates in (0, 5, 10):
         bonus = learner._bonus(state, drawn, state)
