@@ -58,6 +58,8 @@ SEEDS, EPISODES = (0, 1, 2), 48
 UNTRAINED_SEED = 920_001
 OTHER = {"stand": "lie", "kneel": "arms", "arms": "kneel", "sit": "stand", "lie": "stand", "leg": "sit"}
 WAYS = ("sentence", "other", "true")
+HOLD = 3  # control steps that an action lasts: an episode of 1.5 s is 33 actions
+LEARNER = ["policy.gamma=0.97", "policy.n_steps=3", "policy.updates_per_step=0.5"]
 
 
 # Rewards --------------------------------------------------------------------------------------------------------
@@ -195,22 +197,24 @@ class Job:
     seed: int
     steps: int
     alpha: float
+    encoder: str  # as `embodied train` takes it
 
     @property
     def folder(self) -> Path:
         alpha = f"-alpha{self.alpha}" if self.alpha and self.way != "true" else ""
-        return ROOT / str(self.steps) / self.goal / f"{self.way}{alpha}-s{self.seed}"
+        return ROOT / self.encoder / str(self.steps) / self.goal / f"{self.way}{alpha}-s{self.seed}"
 
     @property
     def settings(self) -> list[str]:
         """Of `embodied train`."""
         words = [f"env=humanoid-{self.goal}", f"seed={self.seed}", f"steps={self.steps}", "videos=3", "eval_every=0"]
-        words.append(f"final_episodes={EPISODES}")
+        words += [f"final_episodes={EPISODES}", f"env.hold={HOLD}", f"env.max_episode_steps={100 // HOLD}"]
+        words += LEARNER
         if self.way == "true":
             return [*words, "reward=true"]
         captions = Captions.load(asset("humanoid") / "captions.yaml")
         told = sentence(captions, OTHER[self.goal] if self.way == "other" else self.goal)
-        words += ["reward=clip", f'reward.goal="{told}"', f"reward.alpha={self.alpha}"]
+        words += ["reward=clip", f"encoder={self.encoder}", f'reward.goal="{told}"', f"reward.alpha={self.alpha}"]
         return [*words, f'reward.baseline="{BASELINE}"'] if self.alpha else words
 
     def run(self) -> dict[str, Any]:
@@ -224,15 +228,16 @@ def policy_rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
     for goal, task in HUMANOID.items():
         means: dict[str, float] = {}
         of = {job: result for job, result in results.items() if job.goal == goal}
-        for steps, way in dict.fromkeys((job.steps, job.way) for job in of):
-            done = {job.seed: result for job, result in of.items() if (job.steps, job.way) == (steps, way)}
+        for encoder, steps, way in dict.fromkeys((job.encoder, job.steps, job.way) for job in of):
+            kind = (encoder, steps, way)
+            done = {job.seed: result for job, result in of.items() if (job.encoder, job.steps, job.way) == kind}
             rates = [done[seed]["success_rate"] for seed in sorted(done)]
             count, mean = EPISODES * len(rates), float(np.mean(rates))
             if set(done) == set(SEEDS):
                 means[way] = mean
             table.append(
                 {
-                    "claim": f"{task.fact}, {way}, own readings, {steps:,} steps: right at the end",
+                    "claim": f"{task.fact}, {way}, encoder {encoder}, {steps:,} steps: right at the end",
                     "value": mean,
                     "unit": "share of episodes",
                     "n": count,
@@ -240,6 +245,8 @@ def policy_rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
                     "interval": wilson_interval(round(mean * count), count),
                     "by_seed": rates,
                     "held": [done[seed]["held"] for seed in sorted(done)],
+                    "hold": HOLD,
+                    "learner": LEARNER,
                 }
             )
         if {"sentence", "other"} <= means.keys():
@@ -276,7 +283,7 @@ def main() -> None:
     options = read_options(
         {
             "part": "reward", "frames": 1500, "goals": list(HUMANOID), "ways": list(WAYS[:2]), "seeds": list(SEEDS),
-            "steps": 300_000, "alpha": 0.0, "jobs": 2, "record": True,
+            "steps": 300_000, "alpha": 0.0, "encoder": "town", "jobs": 2, "record": True,
         }
     )  # fmt: skip
     for key, known in (("goals", HUMANOID), ("ways", WAYS), ("part", ("reward", "policy", "untrained"))):
@@ -290,7 +297,7 @@ def main() -> None:
         print(record("humanoid_untrained", untrained_rows(EPISODES)))
         return
     jobs = [
-        Job(goal, way, seed, options["steps"], options["alpha"])
+        Job(goal, way, seed, options["steps"], options["alpha"], options["encoder"])
         for seed in options["seeds"]
         for goal in options["goals"]
         for way in options["ways"]

@@ -32,7 +32,7 @@ _POSES = {  # how often a sampled state has them
     "standing": 0.24, "kneeling": 0.15, "sitting": 0.15, "lying": 0.13, "upside_down": 0.11, "between": 0.13,
     "one_leg": 0.09,
 }  # fmt: skip
-LAST = 67  # actions: a second
+LAST = 1.0  # second: the time of an episode of which `judge/held` tells
 
 
 class Humanoid(World):
@@ -46,10 +46,12 @@ class Humanoid(World):
 
     Args:
         task: stand, kneel, arms, sit, lie or leg.
+        hold: how many of Gymnasium's steps of 0.015 s an action lasts. Two or three make an episode of as many
+            seconds fewer steps, so fewer frames and updates; cut it with `max_episode_steps`.
         **kwargs: those of `World`.
 
     Raises:
-        ValueError: an unknown task.
+        ValueError: an unknown task, or an action that does not last a whole number of steps.
     """
 
     scene = "humanoid"
@@ -58,12 +60,16 @@ class Humanoid(World):
     ctrl_dt = 0.015
     sim_dt = 0.003
 
-    def __init__(self, *, task: str = "stand", **kwargs: Any) -> None:
+    def __init__(self, *, task: str = "stand", hold: int = 1, **kwargs: Any) -> None:
         if task not in HUMANOID:
             raise ValueError(f"Humanoid: task must be one of {', '.join(HUMANOID)}; got {task!r}.")
+        if isinstance(hold, bool) or not isinstance(hold, int) or hold < 1:
+            raise ValueError(f"Humanoid: hold must be a whole number, at least 1; got {hold!r}.")
         self.task, self.instruction = task, HUMANOID[task].instruction
+        self._last = round(LAST / (self.ctrl_dt * hold))  # actions
         self._held: list[bool] = []  # whether the posture was right, after each action of the last second
         super().__init__(**kwargs)
+        self._steps_per_action *= hold
 
     def _load(self, path: Path) -> mujoco.MjModel:
         found = importlib.util.find_spec("gymnasium")
@@ -94,7 +100,7 @@ class Humanoid(World):
 
     def _act(self, action: np.ndarray) -> None:
         super()._act(action)
-        self._held = [*self._held, self.success()][-LAST:]
+        self._held = [*self._held, self.success()][-self._last :]
 
     def _state(self) -> np.ndarray:
         data = self.data

@@ -192,6 +192,7 @@ def test_a_saved_state_goes_on_exactly(make, name):
         ("cartpole", {"obs": "image"}, "obs must be one of state, pixels, mixed; got 'image'"),
         ("reacher-red", {"task": "pink"}, "task must be one of red, green, blue, yellow; got 'pink'"),
         ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel, arms, sit, lie, leg; got 'fly'"),
+        ("humanoid-stand", {"hold": 0}, "hold must be a whole number, at least 1; got 0"),
     ],
 )
 def test_bad_arguments_are_named(make, name, kwargs, words):
@@ -394,6 +395,21 @@ def test_humanoid_tasks_are_solved_by_their_posture_and_say_how_long_it_was_held
     assert world.step(np.zeros(17))[4]["judge/held"] in (0.0, 1.0)  # nothing is left of the last episode
     world.set_state(saved)
     assert world.step(np.zeros(17))[4]["judge/held"] == held
+
+
+def test_a_held_action_is_one_that_is_given_again(make):
+    held, again = make("humanoid-kneel", hold=3), make("humanoid-kneel")
+    for world in (held, again):
+        world.reset(seed=0)
+    rng, right = np.random.default_rng(0), []
+    for _ in range(30):
+        action = 0.5 * rng.uniform(-1, 1, 17)
+        state, *_, info = held.step(action)
+        right.append(info["is_success"])
+        for _ in range(3):
+            twin = again.step(action)[0]
+        np.testing.assert_allclose(state, twin, atol=1e-4)
+        assert info["judge/held"] == pytest.approx(np.mean(right[-22:]))  # of one second
 
 
 def test_one_leg_up_wants_the_other_foot_down(make):
