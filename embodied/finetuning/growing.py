@@ -11,7 +11,9 @@ corrections enter the same way, as one more dataset: data=[demos/place,correctio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from embodied.finetuning.rollouts import Played, RolloutWorlds, play
 from policies.vla.core import ChunkPolicy
 from rewards.progress import tqdm
 
+STATE = "observation.state"
 SPARE = 0.6  # of an episode, at most, that the policy acts before the expert takes over
 
 
@@ -82,24 +85,35 @@ def own_tries(
     """
     seeds = range(seed + PLANNED, seed + PLANNED + starts)
     stage = arena.stage(policy, starts)
+    failed, accepted = list[int](), list[Played]()
+
+    def solved(each: Played) -> bool:
+        return teacher.word(each.frames, stage.instruction) == SOLVED
+
+    def first(each: Played) -> None:
+        if not solved(each):
+            failed.append(each.seed)
+            others.add(each)
+
+    def again(each: Played) -> None:
+        if solved(each):
+            accepted.append(replace(each, frames={}))
+            own.add(each)
+        else:
+            others.add(each)
+
     try:
-        with tqdm(total=starts, desc="own starts", unit="episode", leave=False) as bar:
-            played = play(arena.actor(policy, stage, execute), stage, seeds, keep=True, tick=bar.update)
-        failures = [each for each in played if teacher.word(each.frames, stage.instruction) != SOLVED]
-        again = [each.seed for each in failures for _ in range(tries)]
-        found: list[Played] = []
-        if again:
-            with tqdm(total=len(again), desc="tries", unit="episode", leave=False) as bar:
-                actor = arena.actor(policy, stage, execute, noise=noise, seed=seed)
-                found = play(actor, stage, again, explore=True, keep=True, tick=bar.update)
-        taken = [teacher.word(each.frames, stage.instruction) == SOLVED for each in found]
-        accepted = [each for each, yes in zip(found, taken, strict=True) if yes]
-        write(root, accepted, policy, stage, kind="own")
-        others = [each for each, yes in zip(found, taken, strict=True) if not yes]
-        write(refused, [*failures, *others], policy, stage, kind="refused")
+        with Episodes(root, policy, stage, "own") as own, Episodes(refused, policy, stage, "refused") as others:
+            with tqdm(total=starts, desc="own starts", unit="episode", leave=False) as bar:
+                play(arena.actor(policy, stage, execute), stage, seeds, ended=first, tick=bar.update)
+            retried = [start for start in sorted(failed) for _ in range(tries)]
+            if retried:
+                with tqdm(total=len(retried), desc="tries", unit="episode", leave=False) as bar:
+                    actor = arena.actor(policy, stage, execute, noise=noise, seed=seed)
+                    play(actor, stage, retried, explore=True, ended=again, tick=bar.update)
     finally:
         stage.close()
-    return {"starts": starts, "failed": len(failures), "tries": len(again)} | _counted(accepted)
+    return {"starts": starts, "failed": len(failed), "tries": len(retried)} | _counted(accepted)
 
 
 def corrected(
@@ -117,12 +131,19 @@ def corrected(
         limit = int(getattr(stage.envs[0].spec, "max_episode_steps", None) or 100)
         after = rng.integers(1, max(int(SPARE * limit), 2), size=starts).tolist()
         begun = dict(zip(seeds, after, strict=True))  # episodes begin in this order
-        with tqdm(total=starts, desc="corrections", unit="episode", leave=False) as bar:
+        accepted: list[Played] = []
+
+        def ended(each: Played) -> None:
+            if teacher is None or teacher.word(each.frames, stage.instruction) == SOLVED:
+                accepted.append(replace(each, frames={}))
+                corrections.add(each, begun[each.seed])
+
+        with (
+            Episodes(root, policy, stage, "correction") as corrections,
+            tqdm(total=starts, desc="corrections", unit="episode", leave=False) as bar,
+        ):
             actor = Handover(arena.actor(policy, stage, execute), stage, after)
-            played = play(actor, stage, seeds, keep=True, tick=bar.update)
-        sentence = stage.instruction
-        accepted = [each for each in played if teacher is None or teacher.word(each.frames, sentence) == SOLVED]
-        write(root, accepted, policy, stage, kind="correction", cut=lambda each: begun[each.seed])
+            play(actor, stage, seeds, ended=ended, tick=bar.update)
     finally:
         stage.close()
     return {"starts": starts} | _counted(accepted)
@@ -144,22 +165,43 @@ def _counted(accepted: Sequence[Played]) -> dict[str, Any]:
     return {"accepted": len(accepted), "wrongly": wrongly}
 
 
-def write(
-    root: Path, played: Sequence[Played], policy: ChunkPolicy, stage: RolloutWorlds, *, kind: str,
-    cut: Callable[[Played], int] = lambda each: 0,
-) -> None:  # fmt: skip
-    """Episodes as a LeRobot dataset, each from its row `cut` on; nothing where there is none."""
-    if not played:
-        return
-    spec = policy.spec
-    features: dict[str, dict[str, Any]] = {
-        "observation.state": {"dtype": "float32", "shape": [len(spec.states)], "names": list(spec.states)},
-        "action": {"dtype": "float32", "shape": [len(spec.actions)], "names": list(spec.actions)},
-    }
-    with Writer(root, fps=round(spec.fps), features=features, cameras=dict(spec.frames)) as writer:
-        for each in played:
-            first = min(cut(each), len(each.actions) - 1)
-            columns = {"observation.state": each.states[first:], "action": each.actions[first:]}
-            frames = {name: images[first:-1] for name, images in each.frames.items()}
-            last = {"observation.state": each.last} | {name: images[-1] for name, images in each.frames.items()}
-            writer.add(columns, frames, instruction=stage.instruction, last=last, kind=kind, seed=each.seed)
+class Episodes(AbstractContextManager["Episodes"]):
+    """A LeRobot dataset of episodes, begun with the first of them; nothing where there is none.
+
+    Args:
+        root: its folder.
+        policy: whose readings, actions and cameras it holds.
+        stage: the worlds.
+        kind: of the episodes.
+    """
+
+    def __init__(self, root: Path, policy: ChunkPolicy, stage: RolloutWorlds, kind: str) -> None:
+        self._root, self._spec, self._stage, self._kind = root, policy.spec, stage, kind
+        self._open = ExitStack()
+        self._writer: Writer | None = None
+
+    def add(self, played: Played, first: int = 0) -> None:
+        """Write an episode from its row `first` on."""
+        if self._writer is None:
+            spec = self._spec
+            numbers = {STATE: spec.states, "action": spec.actions}
+            features = {
+                name: {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+                for name, names in numbers.items()
+                if names
+            }
+            cameras = dict(spec.frames)
+            self._writer = self._open.enter_context(
+                Writer(self._root, fps=round(spec.fps), features=features, cameras=cameras)
+            )
+        first = min(first, len(played.actions) - 1)
+        columns = {"action": played.actions[first:]}
+        last: dict[str, np.ndarray] = {name: images[-1] for name, images in played.frames.items()}
+        if self._spec.states:
+            columns[STATE], last[STATE] = played.states[first:], played.last
+        frames = {name: images[first:-1] for name, images in played.frames.items()}
+        told, kind = self._stage.instruction, self._kind
+        self._writer.add(columns, frames, instruction=told, last=last, kind=kind, seed=played.seed)
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.__exit__(*error)

@@ -117,10 +117,10 @@ def gather(session: Any, folder: Path, policy: ChunkPolicy, execute: int) -> dic
                     actor = session.arena.actor(
                         policy, stage, execute, noise=session.config.own.noise, seed=session.config.seed
                     )
-                    played = growing.play(
-                        actor, stage, range(first, first + count), explore=True, keep=True, tick=bar.update
-                    )
-                growing.write(folder / "data", played, policy, stage, kind="own")
+                    with growing.Episodes(folder / "data", policy, stage, "own") as own:
+                        growing.play(
+                            actor, stage, range(first, first + count), explore=True, ended=own.add, tick=bar.update
+                        )
             finally:
                 stage.close()
         write_text(file, json.dumps({"rollouts": count}) + "\n")

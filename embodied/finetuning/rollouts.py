@@ -7,7 +7,7 @@ episode, A action, S own readings; H, W image.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -41,7 +41,7 @@ class Played:
         steps: to the first step of the success that lasted to the end; None where it did not.
         states: (T, S) own readings before each action.
         actions: (T, A) in the world's units.
-        frames: camera -> (T + 1, H, W, 3), where they were asked for; the last is what it led to.
+        frames: camera -> (T + 1, H, W, 3), while it is shown to `play`'s `ended`; the last is what it led to.
         last: (S,) own readings after the last action.
         pictures: (T + 1) of what all its cameras see, side by side, where they were asked for.
         world: the name of the world, where there are several.
@@ -135,7 +135,7 @@ def play(
     seeds: Sequence[int],
     *,
     explore: bool = False,
-    keep: bool = False,
+    ended: Callable[[Played], object] | None = None,
     film: Sequence[int] = (),
     tick: Callable[[], object] = lambda: None,
 ) -> list[Played]:
@@ -146,7 +146,8 @@ def play(
         stage: the worlds.
         seeds: of the resets.
         explore: whether the actor adds noise.
-        keep: whether to keep every frame, for learning.
+        ended: is called with every episode as it ends, and is shown all its frames; nobody holds them afterwards, so
+            that many episodes take no more memory than those under way.
         film: seeds whose pictures are kept.
         tick: called after every episode.
 
@@ -158,7 +159,7 @@ def play(
     running: list[_Run] = []
     first = np.ones(count, bool)
     for e in range(count):
-        running.append(_begin(stage, e, *waiting.pop(), keep, film))
+        running.append(_begin(stage, e, *waiting.pop(), ended is not None, film))
     memory = actor.begin(count)
     while any(run.live for run in running):
 
@@ -178,10 +179,13 @@ def play(
             if not run.live:
                 continue
             if run.step(stage, scaled[e].astype(np.float32)):
-                done[run.place] = run.finished()
+                played = run.finished()
+                if ended is not None:
+                    ended(played)
+                done[run.place] = replace(played, frames={})
                 tick()
                 if waiting:
-                    running[e], first[e] = _begin(stage, e, *waiting.pop(), keep, film), True
+                    running[e], first[e] = _begin(stage, e, *waiting.pop(), ended is not None, film), True
                 else:
                     run.live = False
     return [done[k] for k in range(len(seeds))]
