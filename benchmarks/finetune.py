@@ -276,7 +276,7 @@ def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
             each += [row | {"world": f"desk-{task}"} for row in done["rows"]]
         found["each"].append({"rows": each, "execute": one["execute"], "tried": {}})
         seeds = options["seeds"][: len(found["one"])]
-        claim = f"language, {len(tasks)} tasks, {count} demonstrations of each"
+        claim = f"language, {len(tasks)} tasks ({', '.join(tasks)}), {count} demonstrations of each"
         shares = {name: by_task(done) for name, done in found.items()}
         ratio = float(np.mean([*shares["one"].values()]) / max(np.mean([*shares["each"].values()]), 1e-9))
         yield [

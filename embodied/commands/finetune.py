@@ -88,6 +88,10 @@ def _stages(session: FinetuningRun) -> str:
     print(f"data      {_told(planned)}", flush=True)
     found, _ = session.labelled
     print(f"labels    {found.told()} (labels.weights={config.labels.weights})", flush=True)
+    for sentence in session.unheard():
+        said = " and ".join(f"“{each}”" if each else "nothing" for each in session.sentences)
+        print(f"{'':9} Careful: it is judged by “{sentence}”, which no demonstration says; they say {said}. "
+              "Set policy.instruction to what they say.", flush=True)  # fmt: skip
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
     usable = session.rows.usable.astype(float)

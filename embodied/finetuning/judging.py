@@ -49,6 +49,16 @@ class Arena:
     instruction: str | None = None
     name: str = ""
 
+    def told(self) -> str:
+        """The sentence that a policy is told here."""
+        if self.instruction is not None:
+            return self.instruction
+        env = self.make()
+        try:
+            return str(getattr(env.unwrapped, "instruction", ""))
+        finally:
+            env.close()
+
     def stage(self, policy: ChunkPolicy | BestOfN, count: int) -> RolloutWorlds:
         """Worlds that show what a policy reads; close them."""
         spec = policy.spec

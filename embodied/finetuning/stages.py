@@ -111,6 +111,16 @@ class FinetuningRun:
             raise UserError(f"This needs one world; the data come from several: {told}. Fine-tune on one dataset.")
         return self.arenas[0]
 
+    @cached_property
+    def sentences(self) -> list[str]:
+        """Of the demonstrations, each once."""
+        return list(dict.fromkeys(episode.instruction for episode in self.episodes))
+
+    def unheard(self) -> list[str]:
+        """Sentences that the policy is told when it is judged, and that no demonstration says."""
+        told = list(dict.fromkeys(arena.told() for arena in self.arenas))
+        return [sentence for sentence in told if sentence not in self.sentences]
+
     @property
     def held_out(self) -> np.ndarray:
         """(E,) bool: demonstrations that are watched and not learned from, the last ones of those that are imitated."""

@@ -54,6 +54,7 @@ def test_from_demonstrations_to_a_page(demos, tmp_path, monkeypatch, capsys):
     status = run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL)
     told, errors = capsys.readouterr()
     assert status == 0, errors
+    assert "Careful" not in told
     for part in ("4 episodes, 2 cameras (front, wrist), 80 rows, 20 fps", "recorded: 2 solved, 2 not", "of 4 steps",
                  "McNemar", "Report: tuned/report.html"):  # fmt: skip
         assert part in told
@@ -116,6 +117,7 @@ def test_data_of_several_tasks_are_judged_in_each_world_by_its_own_sentence(
     both = [f"data=[{demos},{pressing}]", "run=both", "labels.source=recorded", "baseline=false", *SMALL]
     assert run(*both, "own.starts=2", "stages=[imitate,corrections]") == 0
     told = capsys.readouterr().out
+    assert "Careful" not in told
     for world in ("desk-reach", "desk-press"):
         assert f"{world}: " in told
     folder = tmp_path / "both"
@@ -168,6 +170,14 @@ def test_a_policy_can_be_told_another_sentence_and_shown_other_looks(demos, tmp_
     for word in ("imagined=3", "align=100"):
         assert cli.main([*judge, word]) == cli.EXIT_USER_ERROR
         assert f"{word.partition('=')[0]} is for runs of embodied train" in capsys.readouterr().err
+
+
+def test_a_sentence_that_no_demonstration_says_is_pointed_out(demos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["labels.source=recorded", "baseline=false", "policy.instruction=poke it", *SMALL, "execute=4", "videos=0"]
+    assert run(f"data={demos}", "run=tuned", *words) == 0
+    told = capsys.readouterr().out
+    assert "judged by “poke it”, which no demonstration says; they say “touch the red cube”" in told
 
 
 def test_what_is_held_out_is_of_what_is_imitated(demos, tmp_path, monkeypatch):
