@@ -60,8 +60,9 @@ class MoDemSettings(Base):
         demo_share_over: transitions that this takes.
         handover: from imitation to plans: "measured", by "schedule", or None: plans play from the warm-up's end.
         handover_over: transitions that the schedule takes, from `learning_starts` on.
-        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise,
-            burst, demo_share: as of TD-MPC2's settings, with other defaults.
+        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise, tau,
+            burst, demo_share: as of TD-MPC2's settings, with other defaults. Sparse success must travel far within few
+            updates, so that targets follow fast: where values are flat yet, plans follow noise.
     """
 
     critics: int | None = 5
@@ -74,6 +75,7 @@ class MoDemSettings(Base):
     iterations: int = 1
     uncertainty: float = 1.0
     noise: float = 0.1
+    tau: float = 0.05
     learning_starts: int = 1000
     burst: int = 1000
     demo_share: float = 0.75
