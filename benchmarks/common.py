@@ -86,10 +86,11 @@ def load(folder: Path = RESULTS) -> list[dict[str, Any]]:
     ]
 
 
-def others(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def others(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS) -> list[dict[str, Any]]:
     """The rows on record of one benchmark that speak of something else than these: claims before their colon tell."""
     about = {row["claim"].partition(":")[0] for row in rows}
-    return [row for row in load() if row["benchmark"] == name and row["claim"].partition(":")[0] not in about]
+    kept = [row for row in load(folder) if row["benchmark"] == name]
+    return [row for row in kept if row["claim"].partition(":")[0] not in about]
 
 
 def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict[str, Any]:

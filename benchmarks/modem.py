@@ -1,12 +1,13 @@
 """MoDem-V2 from ten demonstrations, points of three cameras, and 1 while a success model says that the task is done.
 
 `modem` is the world model with its hand-over; its controls have the same demonstrations, observation and reward: `rlpd`
-is the default learner, `imitation` the demonstrations imitated alone. `bold` is MoDem before its second version: plans
-around the last plan, wide, by one policy, at once. The success model is fitted once a task, to recorded episodes of
-mixed outcome, for all of them. Success is judged on held-out starts, by the simulator's truth. Limits are actions that
-passed a force or torque limit of the robot, in an episode of the last evaluation. What is finished is not run again.
+is the default learner, `imitation` the demonstrations imitated alone. `free` lets its policies leave imitation once
+the model is warm, as the source does. `bold` is MoDem before its second version: plans around the last plan, wide, by
+one policy, at once. The success model is fitted once a task, to recorded episodes of mixed outcome, for all of them.
+Success is judged on held-out starts, by the simulator's truth. Limits are actions that passed a force or torque limit
+of the robot, in an episode of the last evaluation. What is finished is not run again.
 
-    python -m benchmarks.modem                                      # all, one at a time: 15 to 30 minutes a run
+    python -m benchmarks.modem                                      # all, one at a time
     python -m benchmarks.modem tasks=desk-place ways=modem,rlpd seeds=[0] steps=5000
 """
 
@@ -33,12 +34,13 @@ TASKS = {
 SHARED = ["env.cameras=[front,side]", "demos=10", "reward=success"]
 BOLD = [
     "policy.centre=plan", "policy.first_std=2", "policy.iterations=4", "policy.ensemble=false", "policy.critics=2",
-    "policy.uncertainty=0", "policy.handover=null",
+    "policy.uncertainty=0", "policy.handover=null", "policy.imitation_weight=0",
 ]  # fmt: skip
 WAYS = {
     "modem": ["policy=modem"],
     "rlpd": ["policy=rlpd"],
     "imitation": ["policy=imitation"],
+    "free": ["policy=modem", "policy.imitation_weight=0"],
     "bold": ["policy=modem", *BOLD],
 }
 EPISODES, EVALUATED = 64, 16

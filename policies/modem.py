@@ -8,13 +8,16 @@ Hansen et al., MoDem, arXiv 2212.05698; Lancaster et al., MoDem-V2, arXiv 2309.1
 
 Each is a switch: `pretraining=0`; `learning_starts`, `burst` and `warmup`; `demo_share_last=null` (no schedule of
 demonstrations); `centre=plan first_std=2` (plans around the last plan, as MoDem's); `handover=null` (plans at once);
-`ensemble=false critics=2 uncertainty=0` (one policy, no penalty). Without demonstrations it is TD-MPC2 with the rest.
+`ensemble=false critics=2 uncertainty=0` (one policy, no penalty); `imitation_weight=0` (policies by values alone).
+Without demonstrations it is TD-MPC2 with the rest.
 
 Departures. On TD-MPC2 instead of TD-MPC: two-hot heads, no encoder of targets that could lag behind imitation, uniform
 sampling in place of priorities. One critic a policy, its target the lesser of itself and its neighbour, not two.
 The hand-over is measured (`policies.handover`: whole episodes, the plans' share rising only while they earn no less
 than imitation), or scheduled as in the source, a draw each step, whose planner plays alone when it counts from half way
-on. Imitation's branch plays its action, where the source chooses among draws around it by their value.
+on. Imitation's branch plays its action, where the source chooses among draws around it by their value. Policies that
+have left imitation are still held to the demonstrations (`imitation_weight`), as the actor of `policies.rlpd` is: by
+their values alone they are lost within a thousand updates, and plans are made around them.
 
 Shape letters: E worlds, B windows, T steps, N policies, A action.
 """
@@ -57,8 +60,9 @@ class MoDemSettings(Base):
         demo_share_over: transitions that this takes.
         handover: from imitation to plans: "measured", by "schedule", or None: plans play from the warm-up's end.
         handover_over: transitions that the schedule takes, from `learning_starts` on.
-        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise,
-            burst, demo_share: as of TD-MPC2's settings, with other defaults.
+        critics, ensemble, centre, first_std, policy_std, samples, policy_samples, iterations, uncertainty, noise, tau,
+            burst, demo_share: as of TD-MPC2's settings, with other defaults. Sparse success must travel far within few
+            updates, so that targets follow fast: where values are flat yet, plans follow noise.
     """
 
     critics: int | None = 5
@@ -71,6 +75,7 @@ class MoDemSettings(Base):
     iterations: int = 1
     uncertainty: float = 1.0
     noise: float = 0.1
+    tau: float = 0.05
     learning_starts: int = 1000
     burst: int = 1000
     demo_share: float = 0.75
@@ -210,7 +215,7 @@ class MoDem(TDMPC2):
         return super()._learn(batch, move_policy=move_policy and self._warm)
 
     def _pulls(self, wished: Wish, batch: Batch, scale: Tensor) -> dict[str, tuple[float, Tensor]]:
-        """Demonstrations beside the values, without which the policies are lost within a thousand updates."""
+        """Demonstrations too, once there were some."""
         weight, pulls = self.settings.imitation_weight, super()._pulls(wished, batch, scale)
         if not self.imitates or not weight:
             return pulls
