@@ -32,6 +32,7 @@ from omegaconf import DictConfig
 from embodied import runs
 from embodied.building.build import build
 from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
+from embodied.building.scorers import check_weights
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.envs import is_world
@@ -62,9 +63,10 @@ def run(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     if config.benchmark:
         return _benchmark(config)
+    encoder: Encoder = build(config.encoder)
+    loaded = check_weights(resolved(config)["reward"], encoder)
     dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
-    encoder: Encoder = build(config.encoder)
     cases = read_cases(
         dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config), quality=config.quality
     )
@@ -124,6 +126,7 @@ def run(config: DictConfig) -> None:
         kinds=first_of_kinds(asking or dataset, division, cameras[0]),
     )
     print(f"{table(judged, verdicts)}\n\nReport: {page}")
+    del loaded  # until then nothing is loaded twice
 
 
 def _benchmark(config: DictConfig) -> None:
