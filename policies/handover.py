@@ -5,6 +5,11 @@ schedule; here it rises only while that policy earns no less. It knows learned r
 
 When it counts, the learned policy plays once it is a standard error ahead, and until it falls behind.
 
+An episode that a person took over counts for whoever played it by what it had earned until then, as if it had ended
+there: people take over where a policy fails, so leaving such episodes out would praise the policy that needs them most,
+and one that is helped in every episode would never be measured. It cannot tell policies apart whose rewards come at the
+end alone, and favours being taken over early where every step costs.
+
 Shape letters: T steps, E worlds.
 """
 
@@ -72,12 +77,12 @@ class HandOver:
         self._played.append((players.copy(), first.copy()))
 
     def replaced(self, intervened: np.ndarray) -> None:
-        """Somebody else acted in that step, in these worlds (E,): their episodes count for nobody."""
+        """Somebody else acted in that step, in these worlds (E,): their episodes count as far as they had come."""
         if self._played:
             self._played[-1][0][intervened] = NOBODY
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> np.ndarray:
-        """Count what each episode earned; steps in which someone else acted count for nobody.
+        """Count what each episode earned, until someone else acted in it.
 
         Returns:
             (T, E) int8, who has played each episode until then; `NOBODY` where someone else acted in it.
@@ -96,6 +101,8 @@ class HandOver:
                 if rollout.first[t, e]:
                     player, earned = int(players[e]), 0.0
                 elif players[e] != player:
+                    if known:  # taken over; what was forgotten on the way is not measured
+                        self._record(player, earned)
                     player = NOBODY
                 out[t, e] = player
                 earned += float(reward[t, e])
@@ -116,7 +123,8 @@ class HandOver:
         self.share = min(max(self.share + change, self._first), self._most)
         if len(learned) == self._window:
             error = float(np.sqrt(np.var(learned) / len(learned) + np.var(shown) / len(shown)))
-            self.best = LEARNED if ahead >= (0 if self.best == LEARNED else error) else IMITATION
+            held = self.best == LEARNED and ahead >= 0
+            self.best = LEARNED if held or ahead > error else IMITATION
 
     def metrics(self) -> dict[str, float]:
         """For the log; a policy that has not been measured yet is left out."""

@@ -21,7 +21,7 @@ from rewards.core import Encoder, check_frames
 from rewards.encoders.frozen import FrozenEncoder
 from rewards.pointer import FILE as POINTER
 from rewards.pointer import Pointer
-from rewards.storage import load_half, save_half
+from rewards.storage import load_half, save_half, weights_folder
 
 FILE = "grounding.safetensors"  # beside an encoder's weights
 PROBE = "the red cube on the desk"  # a projector knows its encoder by what this text embeds to
@@ -153,7 +153,7 @@ class Grounder:
             )
         self.encoder = encoder
         self._tower = getattr(encoder._image_tower, "_orig_mod", encoder._image_tower)
-        folder = _folder(encoder)
+        folder = weights_folder(encoder)
         found = folder is not None and (folder / FILE).is_file() and hasattr(self._tower, "layer4")
         self.projector = Projector.load(folder, encoder).to(encoder.device) if folder and found else None
         known = folder is not None and (folder / POINTER).is_file()
@@ -251,16 +251,6 @@ def _region(heat: np.ndarray, grid: np.ndarray) -> Region:
     inside = labels == labels[peak]
     points, weights = grid[inside], heat[inside]
     return Region((points * weights[:, None]).sum(0) / weights.sum(), float(heat[peak]), points, weights)
-
-
-def _folder(encoder: FrozenEncoder) -> Path | None:
-    """Where an encoder's own weights lie, if in a folder."""
-    if encoder.name == "embedded":
-        root = Path(__file__).resolve().parent.parent
-        folders = [root / "sim_assets" / "encoder", root / "embodied" / "sim_assets" / "encoder"]
-        return next((each for each in folders if each.is_dir()), None)
-    schema, _, path = encoder.name.partition(":")
-    return Path(path).expanduser() if schema == "local-dir" else None
 
 
 # Maps in text space, by kind of tower ------------------------------------------------------------------------

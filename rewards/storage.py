@@ -98,6 +98,20 @@ def picture_probe(encoder: Encoder) -> Tensor:
     return features / features.norm()
 
 
+def weights_folder(encoder: Encoder) -> Path | None:
+    """Where an encoder's own weights lie, and what was trained for them beside; None where not in a folder.
+
+    Args:
+        encoder: the embedded one, or one that is named `local-dir:FOLDER`; others lie in some library's cache.
+    """
+    if encoder.name == "embedded":
+        root = Path(__file__).resolve().parent.parent
+        folders = [root / "sim_assets" / "encoder", root / "embodied" / "sim_assets" / "encoder"]  # checkout, wheel
+        return next((each for each in folders if each.is_dir()), None)
+    schema, _, path = encoder.name.partition(":")
+    return Path(path).expanduser() if schema == "local-dir" else None
+
+
 def save_half(file: Path, module: nn.Module, probe: Float[Tensor, " D"]) -> None:
     """Write a network's weights in half precision, whole or not at all.
 
@@ -113,13 +127,22 @@ def save_half(file: Path, module: nn.Module, probe: Float[Tensor, " D"]) -> None
     part.replace(file)
 
 
-def load_half(file: Path, probe: Float[Tensor, " D"], encoder: str, *, same: float = SAME) -> dict[str, Tensor]:
+def load_half(
+    file: Path, probe: Float[Tensor, " D"], encoder: str, *, same: float = SAME, by: str = "pointing"
+) -> dict[str, Tensor]:
     """The weights that `save_half` wrote, float32, if the kept probe and this one have a cosine of at least `same`.
+
+    Args:
+        file: that `save_half` wrote.
+        probe: what this encoder makes of the same known thing.
+        encoder: its name, for errors.
+        same: the least cosine.
+        by: the module of `embodied.pretraining` that makes such a file, for errors.
 
     Raises:
         ValueError: they were trained for other weights than the encoder of this name has, or the file is damaged.
     """
-    again = f"Run: python -m embodied.pretraining.pointing encoder={file.parent}"
+    again = f"Run: python -m embodied.pretraining.{by} encoder={file.parent}"
     try:
         tensors = {name: value.float() for name, value in load_file(file).items()}
         kept = tensors.pop(PROBE)

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import DictConfig
 
 from embodied import paths
-from embodied.building.goals import parts_of, takes_goal, told_goals
+from embodied.building.goals import ASKED, NAMED, parts_of, takes_goal, told_goals
 from embodied.envs import WORLDS, is_world, tasks, world_scene
 from embodied.envs.captions import Captions, words
 from embodied.literal import resolved
@@ -23,24 +23,30 @@ from embodied.paths import asset
 from rewards.phrases import COLOURS, noun_phrases
 
 EMBEDDED = "rewards.encoders.embedded_encoder"
-ASKED = "rewards.vlm_progress"  # rewards whose goal a chat model reads
 _COLOUR = re.compile(f"(?:{COLOURS})$")
 
 
-def warn(config: DictConfig) -> None:
+def goals_read(config: DictConfig) -> list[str]:
+    """The goals of a verb's config that its encoder reads: none of those that another model is asked about."""
+    if config.reward.get("_target_") is None:
+        return []
+    read = [part for part in parts_of(resolved(config.reward)).values() if takes_goal(part)]
+    return [goal for part in read if part["_target_"] not in (*ASKED, *NAMED) for goal in told_goals(part)]
+
+
+def warn(config: DictConfig) -> bool:
     """Say on standard error which goals of a verb's config name what its encoder was never taught, or that its world or
     that world's task is such a thing.
 
     Only the embedded encoder's captions are known; of other encoders nothing is said.
+
+    Returns:
+        Whether its pictures were never taught, so that nobody need look at them.
     """
-    if config.encoder.get("_target_") != EMBEDDED or config.reward.get("_target_") is None:
-        return
-    reward = resolved(config.reward)
-    read = [part for part in parts_of(reward).values() if takes_goal(part)]
-    goals = [goal for part in read if not str(part["_target_"]).startswith(ASKED) for goal in told_goals(part)]
+    goals = goals_read(config)
     env_id, ours = str(config.env.id), is_world(config.env.id)
-    if not goals:
-        return
+    if config.encoder.get("_target_") != EMBEDDED or not goals:
+        return False
     names = [env_id.removeprefix("embodied/").removesuffix("-v0")] if ours else WORLDS
     scenes = {world_scene(name) for name in names}
     if not scenes & set(taught()):
@@ -49,7 +55,7 @@ def warn(config: DictConfig) -> None:
             f"Teach one (embodied pretrain use=[{', '.join(sorted(scenes))}]), or take a larger: encoder=open_clip.",
             file=sys.stderr,
         )
-        return
+        return True
     if ours and not offered(names[0]):
         print(
             f"encoder: no sentence is offered for what {env_id} asks for, since the embedded encoder was never taught "
@@ -68,6 +74,7 @@ def warn(config: DictConfig) -> None:
                 "encoder that knows it: encoder=open_clip.",
                 file=sys.stderr,
             )
+    return False
 
 
 def unknown_words(text: str, known: frozenset[str]) -> list[str]:

@@ -24,6 +24,12 @@ GOALLESS = (
 
 # Whose `model` is a published model's name, not a folder of something fitted.
 NAMED = ("rewards.pretrained.pretrained_scorer",)
+# Which ask a chat model about frames, with their goal.
+ASKED = (
+    "rewards.vlm_progress.grm_vlm_scorer",
+    "rewards.vlm_progress.topreward_scorer",
+    "rewards.vlm_progress.gvl_scorer",
+)
 
 
 def fitted_model(part: Mapping[str, Any]) -> str | None:

@@ -17,14 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import check_goal_given, fitted_model, is_open, with_goal
+from embodied.building.goals import ASKED, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
 from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
 from embodied.errors import UserError
-from embodied.literal import literal_config
+from embodied.literal import literal_config, resolved
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
+from rewards.storage import load_fitted
 
 if TYPE_CHECKING:
     from embodied.envs.world import World
@@ -76,6 +77,41 @@ def make_scorer(
     return scorer_of(reward, encoder, config, world=world, goal=goal, views=views)
 
 
+def encoder_checked(config: DictConfig) -> tuple[Encoder | None, list[Scorer]]:
+    """The encoder of a verb's config, and what `check_weights` loaded; none of a reward that is a server's.
+
+    Args:
+        config: with `encoder` and `reward`, which sees.
+    """
+    if config.reward["_target_"] == REMOTE:
+        return None, []
+    encoder: Encoder = build(config.encoder)
+    return encoder, check_weights(resolved(config.reward), encoder)
+
+
+def check_weights(reward: Mapping[str, Any], encoder: Encoder) -> list[Scorer]:
+    """See that the weights that rewards name are there, before a verb collects or encodes anything for them.
+
+    Args:
+        reward: a reward's plain config, of which no goal need be known yet.
+        encoder: for every part of it.
+
+    Returns:
+        Those of published and of chat models on this machine, loaded: they are not loaded again while these are held.
+
+    Raises:
+        FileNotFoundError, ValueError: weights that are not here, or no such model; says what to put where.
+    """
+    made = []
+    for part in parts_of(reward).values():
+        target, vlm = part.get("_target_"), part.get("vlm")
+        if (folder := fitted_model(part)) is not None and not hub.is_hub(folder):
+            load_fitted(folder, kind=str(target).rpartition(".")[2].removesuffix("_scorer"), encoder=encoder)
+        elif target in NAMED or (target in ASKED and not (isinstance(vlm, Mapping) and vlm.get("url"))):
+            made.append(build({**part, "goal": part.get("goal") or "the task is done"}, encoder=encoder))
+    return made
+
+
 def scorer_of(
     reward: Mapping[str, Any],
     encoder: Encoder,
@@ -98,7 +134,9 @@ def scorer_of(
         if reward["_target_"] != COMPOSED:
             scorer = filler.scorer(reward)
         else:
-            parts = {name: filler.scorer(part, name) for name, part in reward["parts"].items()}
+            quick = sorted(reward["parts"].items(), key=lambda each: any(each[1].get(key) for key in EPISODES))
+            made = {name: filler.scorer(part, name) for name, part in quick}  # nothing is collected for what fails
+            parts = {name: made[name] for name in reward["parts"]}
             rest = {key: value for key, value in reward.items() if key != "parts"}
             scorer = build(rest, encoder=encoder, parts=parts)
         if any(True for _ in _fitted_heads(scorer)):

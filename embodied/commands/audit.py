@@ -46,6 +46,7 @@ def run(config: DictConfig) -> None:
     """Label, audit, tell, and leave out what is bad where that is asked for."""
     _check(config)
     torch.set_num_threads(config.threads)
+    encoder, loaded = scorers.encoder_checked(config)
     dataset = open_dataset(config.data, **reading(config))
     cameras = chosen_cameras(dataset, config.cameras)
     name = scorers.reward_name(config.reward)
@@ -56,8 +57,9 @@ def run(config: DictConfig) -> None:
     verdicts: dict[int, int] = {}
     label_all(
         config, labels, cameras, by_goal(config, dataset),
-        told=lambda scorer, members: verdicts.update(_verdicts(dataset, scorer, members, cameras)),
+        told=lambda scorer, members: verdicts.update(_verdicts(dataset, scorer, members, cameras)), encoder=encoder,
     )  # fmt: skip
+    del loaded  # until then nothing is loaded twice
     low, high = progress_range(*labels.extremes())
     episodes = []
     for i in range(len(dataset)):

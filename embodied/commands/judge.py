@@ -32,8 +32,10 @@ from omegaconf import DictConfig
 from embodied import runs
 from embodied.building.build import build
 from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
+from embodied.building.scorers import check_weights
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
+from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs import is_world
 from embodied.errors import UserError
 from embodied.files import whole
@@ -43,6 +45,7 @@ from embodied.judging.cases import counterfactuals_for, first_of_kinds, read_cas
 from embodied.judging.confusion import MOST, confused
 from embodied.judging.figures import GROUPS, Case, Division
 from embodied.judging.judgement import Judged, json_parts
+from embodied.judging.pasted import pasted
 from embodied.judging.report import table, write_judgement
 from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
@@ -53,6 +56,10 @@ from rewards.core import Encoder
 
 ROOT = Path("runs", "judge")
 TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings
+APPROXIMATE = (
+    "Outcome margins are approximate: mimed episodes were pasted from pictures of successes, the arm over the first "
+    "frame. Better ones: embodied collect policy=counterfactual, or recorded and marked, as kind=COLUMN."
+)
 FEW = 5  # episodes of a group below which its figures say little
 
 
@@ -62,9 +69,10 @@ def run(config: DictConfig) -> None:
     torch.set_num_threads(config.threads)
     if config.benchmark:
         return _benchmark(config)
+    encoder: Encoder = build(config.encoder)
+    loaded = check_weights(resolved(config)["reward"], encoder)
     dataset = open_dataset(config.data, **reading(config))
     cameras = list(config.cameras or dataset.cameras)
-    encoder: Encoder = build(config.encoder)
     cases = read_cases(
         dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config), quality=config.quality
     )
@@ -76,6 +84,9 @@ def run(config: DictConfig) -> None:
         )
     asking = counterfactuals_for(dataset, config.counterfactual, cameras, cases)
     asked = [] if asking is None else read_cases(asking, encoder, cameras, unlabelled="skip", goal=_given(config))
+    films: dict[str, np.ndarray] = {}
+    if asking is None and config.counterfactual is not False and not any(c.kind in COUNTERFACTUAL for c in cases):
+        asked, films = pasted(dataset, encoder, cameras, cases, list(config.arm or []))
     ours = is_world(dataset.env_id)
     env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     tasks = _tasks(config, cases)
@@ -100,12 +111,15 @@ def run(config: DictConfig) -> None:
         seed=config.seed,
     )
     division = together([each.division for each in asking_of.values()])
+    approximate = bool(films) and bool(division.counterfactual)
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
     folder = _folder(config, "-".join(parts))
     (folder / "config.yaml").write_text(saved_text(config), "utf-8")
     about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
     about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
+    if approximate:
+        about["counterfactual"] += ", approximate: pasted from pictures of successes"
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     result = {"encode_ms": encode_ms, "verdicts": verdicts, "rewards": {each.name: each for each in judged}}
     _write(folder / "judgement.json", result)
@@ -118,12 +132,13 @@ def run(config: DictConfig) -> None:
         heading=_heading(division, dataset),
         about=json.loads((folder / "run.json").read_text("utf-8")),
         config=resolved(config),
-        notes=_notes(division, dataset, len(cases), tasks),
+        notes=[*_notes(division, dataset, len(cases), tasks), *([APPROXIMATE] if approximate else [])],
         encode_ms=encode_ms,
         worst=config.worst,
-        kinds=first_of_kinds(asking or dataset, division, cameras[0]),
+        kinds=films if approximate else first_of_kinds(asking or dataset, division, cameras[0]),
     )
-    print(f"{table(judged, verdicts)}\n\nReport: {page}")
+    print(f"{table(judged, verdicts)}\n\n{f'{APPROXIMATE}{chr(10)}' if approximate else ''}Report: {page}")
+    del loaded  # until then nothing is loaded twice
 
 
 def _benchmark(config: DictConfig) -> None:

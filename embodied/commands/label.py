@@ -65,6 +65,7 @@ def run(config: DictConfig) -> None:
     if not re.fullmatch(r"[\w.+-]+", name):
         raise UserError(f"name must be letters, digits and . _ + - alone; got {name!r}.")
     torch.set_num_threads(config.threads)
+    encoder, loaded = scorers.encoder_checked(config)
     _recover(config.data, in_place=config.in_place)
     dataset = open_dataset(config.data, **reading(config))
     cameras = chosen_cameras(dataset, config.cameras)
@@ -74,7 +75,8 @@ def run(config: DictConfig) -> None:
     if config.columns == "sidecar":
         _check_goals(out, goals)
     labels = KeptLabels(dataset, _parts(out))
-    label_all(config, labels, cameras, groups, shard=shard, only_see=config.merge)
+    label_all(config, labels, cameras, groups, shard=shard, only_see=config.merge, encoder=encoder)
+    del loaded  # until then nothing is loaded twice
     if config.shard is not None:
         print(f"Shard {config.shard}: kept in {labels.root}. When all are done: the same with merge=true for shard=…")
         return

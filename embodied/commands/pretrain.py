@@ -35,6 +35,7 @@ from embodied.errors import UserError, nearest
 from embodied.files import whole, write_text
 from embodied.literal import load_literal, resolved
 from embodied.paths import asset
+from embodied.pretraining import knowing
 from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
 from embodied.pretraining.recorded import SUCCESS, check_recorded, recorded
 from embodied.pretraining.renders import Renders, render, scene_facts
@@ -96,6 +97,7 @@ def run(config: DictConfig) -> None:
     towers.save(folder / "encoder")
 
     shipped = OpenCLIPEncoder(f"local-dir:{folder / 'encoder'}", device=config.device)
+    knowing.keep(shipped, folder / "encoder", {name: each.frames for name, each in renders.items()})
     judgement = judge(shipped, config, captions, folder, size)
     judgement |= {"minutes": minutes, "frames": len(examples.frames), "before": before}
     (folder / "encoder" / "judgement.json").write_text(json.dumps(judgement, indent=1) + "\n")

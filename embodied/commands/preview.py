@@ -26,7 +26,7 @@ from omegaconf import DictConfig
 from PIL import Image, ImageDraw, ImageFont
 
 from embodied import scoring
-from embodied.building import far_texts
+from embodied.building import far_texts, far_worlds
 from embodied.building.goals import parts_of
 from embodied.building.scorers import make_scorer, reward_name
 from embodied.building.worlds import env_maker, reward_cameras
@@ -79,7 +79,7 @@ def run(config: DictConfig) -> None:
     if out.suffix.lower() != ".png":
         raise UserError(f"out must end in .png; got {out}.")
     torch.set_num_threads(config.threads)
-    far_texts.warn(config)
+    told = far_texts.warn(config)
     env = env_maker(config)()
     try:
         world, together = env.unwrapped, reward_cameras(config)
@@ -98,6 +98,9 @@ def run(config: DictConfig) -> None:
     finally:
         env.close()
     if scorer is not None:
+        if not told:
+            starts = {strip.camera: strip.frames for strip in rows[0]}
+            far_worlds.warn(config, scorer.encoder, starts, str(config.env.id))
         for row in rows:
             if together:
                 row[0].scores = _scores(scorer, row, tuple(cameras))

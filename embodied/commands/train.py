@@ -25,7 +25,7 @@ import torch
 from omegaconf import DictConfig
 
 from embodied import runs
-from embodied.building import far_texts
+from embodied.building import far_texts, far_worlds
 from embodied.building.scorers import keep_fitted, make_scorer, reward_name
 from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
@@ -49,12 +49,16 @@ def run(config: DictConfig) -> None:
             take_kept(config, run.folder)
         _check(config)
         torch.set_num_threads(config.threads)
-        far_texts.warn(config)
+        unknown = far_texts.warn(config)
         scorer = make_scorer(config)
         stage = Stage(config, scorer)
         encoding = {"batch_size": config.encode_batch, "encode_threads": config.encode_threads}
         collector = stage.collector(config.num_worlds, seed=config.seed, workers=config.workers, **encoding)
         opened.callback(collector.close)
+        if scorer is not None and not unknown:
+            seen = zip(collector.layout.views, collector.worlds.reset_frames.swapaxes(0, 1), strict=False)
+            starts = {view: list(frames) for view, frames in seen}
+            far_worlds.warn(config, scorer.encoder, starts, str(config.env.id))
         learner = make_learner(config, collector)
         demos = demonstrations(config, stage, collector)
         rewards = stage.rewards(collector)

@@ -31,7 +31,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from embodied import paths
-from embodied.building import scorers
+from embodied.building import far_worlds, scorers
 from embodied.building.goals import any_open, parts_of, told_goals, with_goal
 from embodied.cameras import CameraError, open_source
 from embodied.collecting.opening import open_dataset
@@ -48,6 +48,7 @@ VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
+LOOKED_AT = 5  # first moments, by which a source is told to look unlike all that the encoder was taught
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
 
@@ -75,6 +76,9 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")
     tell = view.tell if seen else lambda text: print(text, file=sys.stderr)
+    if isinstance(scoring, LocalScoring):
+        encoder = scoring.stream.scorer.encoder
+        scoring.show_first(LOOKED_AT, lambda seen: far_worlds.warn(config, encoder, seen, "the source", tell))
     to_lines = not sys.stdout.isatty() if config.json is None else config.json
     sinks = make_sinks(
         live=source.live,

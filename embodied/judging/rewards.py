@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from embodied.building.build import build
 from embodied.building.goals import fitted_model, with_goal
 from embodied.building.scorers import COMPOSED, episode_frames, reward_name, scorer_of
+from embodied.datasets.encoding import LaterEpisode
 from embodied.errors import UserError
 from embodied.judging.cases import in_memory, showing
 from embodied.judging.figures import Case, Division
@@ -66,7 +67,9 @@ class TaskRewards:
         ]
         division = self.division
         read = max((scorer.frames_read for scorer in scorers.values()), key=("none", "first", "all").index)
-        if read != "none":
+        if read != "none":  # pasted episodes have features alone
+            kept = [case for case in division.counterfactual if isinstance(case.episode, LaterEpisode)]
+            division.counterfactual[:] = kept
             division = replace(
                 division,
                 fit=showing(division.fit, read),

@@ -121,6 +121,7 @@ def label_all(
     shard: Shard | None = None,
     only_see: bool = False,
     told: Callable[[Scorer, Sequence[int]], None] = lambda scorer, members: None,
+    encoder: Encoder | None = None,
 ) -> None:
     """Label every episode of a verb's config, or those of a shard.
 
@@ -132,11 +133,12 @@ def label_all(
         shard: what is labelled here; None: everything.
         only_see: label nothing, but see that all are labelled.
         told: is given each goal's reward and its episodes, once they are labelled.
+        encoder: where the config's is there already; None: made here.
 
     Raises:
         UserError: labels are not there that should be.
     """
-    dataset, encoder = labels.dataset, None
+    dataset = labels.dataset
     total = len(dataset) if shard is None or shard.count == 1 else None
     with tqdm(total=total, desc="labelling", unit="episode", disable=only_see) as bar:
         for goal, members in groups.items():

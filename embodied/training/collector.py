@@ -158,7 +158,7 @@ class Collector:
             intervened.append(np.array([info.pop(IS_INTERVENTION, False) for info in told]))
             replaced = {e: info.pop(INTERVENE_ACTION) for e, info in enumerate(told) if INTERVENE_ACTION in info}
             if replaced:
-                action = executed(self.worlds.action_space, action, replaced)
+                action = with_replaced(self.worlds.action_space, action, replaced)
                 if hasattr(actor, "executed"):
                     self._memory = actor.executed(self._memory, action, intervened[-1], explore=explore)  # pyright: ignore[reportAttributeAccessIssue]
             ended = terminated | truncated
@@ -350,7 +350,7 @@ def to_unit(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
     return np.clip(2 * (shaped - low) / (high - low) - 1, -1, 1).astype(np.float32)
 
 
-def executed(space: spaces.Space, action: np.ndarray, replaced: dict[int, np.ndarray]) -> np.ndarray:
+def with_replaced(space: spaces.Space, action: np.ndarray, replaced: dict[int, np.ndarray]) -> np.ndarray:
     """An actor's actions (E, …) with what was executed in their place, by world, in the worlds' units."""
     done = to_unit(space, np.stack(list(replaced.values())))
     action = action.copy()

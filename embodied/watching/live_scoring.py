@@ -6,7 +6,7 @@ Shape letters: V views, D feature width; H, W image.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
@@ -115,6 +115,31 @@ class LocalScoring:
         self._views = views
         self._reward = reward
         self.goal: str | None = "; ".join(told_goals(reward or {})) or None
+        self._first: tuple[int, Callable[[Mapping[str, list[np.ndarray]]], object]] | None = None
+        self._images: dict[str, list[np.ndarray]] = {}
+
+    def show_first(self, count: int, see: Callable[[Mapping[str, list[np.ndarray]]], object]) -> None:
+        """Show somebody the images of the first moments, once they are there, or of those there were in the end.
+
+        Args:
+            count: of moments.
+            see: is given view -> its images, (H, W, 3) uint8 RGB.
+        """
+        self._first = (count, see)
+
+    def _keep_first(self, frames: Mapping[str, Frame]) -> None:
+        if self._first is None:
+            return
+        for view in self._views:
+            self._images.setdefault(view, []).append(frames[view].image.copy())
+        if len(self._images[self._views[0]]) == self._first[0]:
+            self._end_first()
+
+    def _end_first(self) -> None:
+        first, self._first = self._first, None
+        images, self._images = self._images, {}
+        if first is not None and images:
+            first[1](images)
 
     def warm_up(self) -> None:
         """One encode, so that what a model does once only does not count as the first frame's latency."""
@@ -140,7 +165,9 @@ class LocalScoring:
             raise UnscorableError(str(error), kind="nan") from error
         except VLMError as error:
             raise UnscorableError(str(error), kind="model") from error
-        return Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
+        scored = Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
+        self._keep_first(frames)
+        return scored
 
     def restart(self) -> None:
         self.stream.restart()
@@ -153,7 +180,7 @@ class LocalScoring:
         return len(past)
 
     def close(self) -> None:
-        """Nothing is held."""
+        self._end_first()
 
 
 class RemoteScoring:

@@ -302,3 +302,32 @@ def test_a_quality_column_that_cannot_be_read_is_named(judge, tmp_path, capsys):
     assert "did you mean level?" in capsys.readouterr().err
     assert judge(data, "reward=clip", "quality=observation.images.front") == 2
     assert "a column of texts or numbers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["judge", "label", "audit"])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["reward=pretrained", "reward.model=roboreward-4b", "reward.weights=nowhere"], "give reward.weights=FOLDER"),
+        (["reward=topreward_chat", "reward.vlm.url=null", "reward.vlm.model=nowhere"], "nowhere"),
+        (["reward=process", "reward.model=nowhere"], "must be a folder with head.json"),
+    ],
+)
+def test_missing_weights_are_told_before_anything_is_collected(
+    tiny_clip, tmp_path, monkeypatch, capsys, verb, words, told
+):
+    monkeypatch.chdir(tmp_path)
+    encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}"]
+    assert cli.main([verb, "data=desk-drawer-mixed", *encoder, *words]) == 2
+    assert told in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_weights_are_told_before_counterfactual_episodes_are_collected(judge, tmp_path, capsys):
+    data = write(tmp_path / "data", ["expert", "random"] * 2)
+    about = json.loads((data / "meta" / "embodied.json").read_text())
+    (data / "meta" / "embodied.json").write_text(json.dumps(about | {"env": {"id": "embodied/desk-drawer-v0"}}))
+    words = ["reward=[clip,pretrained]", "reward.pretrained.model=grm-3b", "reward.pretrained.weights=nowhere"]
+    assert judge(data, *words) == 2
+    assert "give reward.weights=FOLDER" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()

@@ -96,6 +96,47 @@ def test_a_hair_ahead_is_not_ahead():
             assert hand.best == LEARNED
 
 
+def aided(hand, earns, after, count, steps=4):
+    """Waves of two worlds' episodes in each of which a person acts: after so many of the player's own steps."""
+    for _ in range(count):
+        rollout, players = episodes([steps]), hand.choose(2)
+        for t in range(steps):
+            hand.acted(players, rollout.first[t])
+            hand.replaced(np.array([t >= after[player] for player in players]))
+        hand.observe(rollout, np.tile([earns[player] for player in players], (steps, 1)).astype(np.float32))
+
+
+def test_policies_that_are_helped_in_every_episode_are_measured_by_what_came_before():
+    """Else nobody ever plays when it counts but imitation, however well the other does."""
+    hand = HandOver()
+    hand.open = True
+    aided(hand, (1.0, 1.0), after=(1, 3), count=60)  # the learned policy is let go on for longer
+    assert hand.metrics()["handover/imitation_return"] == 1
+    assert hand.metrics()["handover/learned_return"] == 3
+    assert hand.best == LEARNED
+    aided(hand, (1.0, 1.0), after=(3, 1), count=60)
+    assert hand.best == IMITATION
+
+
+def test_what_a_person_earned_is_not_counted():
+    hand = HandOver()
+    hand.open = True
+    rollout, players = episodes([4]), np.array([IMITATION, LEARNED], np.int8)
+    for t in range(4):
+        hand.acted(players, rollout.first[t])
+        hand.replaced(np.array([t == 2, t == 0]))  # and lets go again; the second world's never was anybody's
+    hand.observe(rollout, np.tile([[1.0], [2.0], [100.0], [100.0]], (1, 2)).astype(np.float32))
+    assert hand.state()["returns"] == [[3.0], []]
+
+
+def test_equals_are_not_handed_over():
+    """Rewards at the end alone, which a person earns, tell nobody apart."""
+    hand = HandOver()
+    hand.open = True
+    aided(hand, (0.0, 0.0), after=(2, 2), count=60)
+    assert hand.best == IMITATION
+
+
 def test_steps_in_which_someone_else_acted_count_for_nobody():
     hand = HandOver()
     hand.open = True

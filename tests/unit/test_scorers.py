@@ -118,6 +118,13 @@ def test_a_fitted_model_needs_no_demonstrations(tiny_clip, opened):
     assert (found["demos"], found["model"], opened) == ((), "folder", [])
 
 
+def test_a_part_that_cannot_be_made_is_told_before_demonstrations_are_had_for_another(tiny_clip, opened):
+    parts = {"fitted": {"_target_": GIVEN, "demos": 3}, "broken": {"_target_": GIVEN, "no_such_setting": 1}}
+    with pytest.raises(UserError, match="no_such_setting"):
+        make_scorer(config(tiny_clip, {"_target_": COMPOSED, "parts": parts}))
+    assert not opened
+
+
 @pytest.mark.parametrize(("demos", "env", "message"), [
     (0, {}, "reward.demos must be a number of expert episodes, at least 1"),
     (2.5, {}, "or a dataset; got 2.5"),
