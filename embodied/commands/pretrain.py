@@ -66,7 +66,7 @@ def run(config: DictConfig) -> None:
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
 
     model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
-    towers = Towers(model, weights=config.model != "embedded", device=config.device)
+    towers = Towers(model, weights=config.model != "embedded", device=config.device, frozen=list(config.frozen))
     size = towers.image_size[0]
     for i, (name, scene) in enumerate(scenes.items()):
         if "data" in scene:

@@ -21,11 +21,11 @@ SPLITS = ("train", "val", "test")
 SCENE = "scene"
 
 # Openings a person may put before a caption; they do not change what it says.
-_PREFIXES = (
+OPENINGS = (
     "a photo of ", "a picture of ", "an image of ", "a render of ", "in this image ", "we see ", "now ",
 )  # fmt: skip
 _LETTERS = list("eeeaaiioouurrttnnssllccddmmppgghhbbyykwvf")
-_NEGATIONS = ("is not", "isn't", "is no longer", "is never")  # of "is" and "is now"
+NEGATIONS = ("is not", "isn't", "is no longer", "is never")  # of "is" and "is now"
 _NOT = re.compile(r"\b(is now|is|stands|stays)\b(?! not)")
 
 
@@ -178,10 +178,10 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
     """
     negated = False
     if rng.random() < 0.1 and (verb := _NOT.search(text)):
-        said = _NEGATIONS[int(rng.integers(len(_NEGATIONS)))] if verb[1].startswith("is") else f"{verb[1]} not"
+        said = NEGATIONS[int(rng.integers(len(NEGATIONS)))] if verb[1].startswith("is") else f"{verb[1]} not"
         text, negated = text[: verb.start()] + said + text[verb.end() :], True
     if rng.random() < 0.15:
-        text = _PREFIXES[rng.integers(len(_PREFIXES))] + text
+        text = OPENINGS[rng.integers(len(OPENINGS))] + text
     if rng.random() < 0.1:
         text = re.sub(r"\b(the|a|an) ", "", text)
     if rng.random() < 0.2:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rewards.encoders.difference import add_difference
 from rewards.encoders.frozen import FrozenEncoder
 from rewards.encoders.loading import (
     explain_missing,
@@ -40,6 +41,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         compile: whether to `torch.compile` the image tower (slow first call; batches are padded to one shape).
         resize: how a frame that is not square is brought to the model's size, in place of the model's own way: "squash"
             (the ratio is lost; VLM-RM's), "shortest" (the ends are cut off) or "longest" (the rest is filled).
+        difference: what to add to the weights; see `rewards.encoders.difference`.
 
     Raises:
         ValueError: an unknown architecture or weights tag, names the nearest; weights that int8 would change; a folder
@@ -57,11 +59,14 @@ class OpenCLIPEncoder(FrozenEncoder):
         batch_size: int = 64,
         compile: bool = False,
         resize: str | None = None,
+        difference: Path | None = None,
     ) -> None:
         super().__init__(model, precision, device, batch_size)
         where = type(self).__name__
         open_clip = import_open_clip()
         towers, source = load_open_clip(model, pretrained), open_clip_source(model)
+        if difference is not None:
+            add_difference(towers, difference)
         with explain_missing(f"{where}: the tokenizer of", model, put_folder(source.partition(":")[2] or source)):
             self._tokenizer = open_clip.get_tokenizer(source)
         self.context_length = self._tokenizer.context_length
@@ -175,23 +180,38 @@ def _pooled(output: Any) -> Tensor:
     return output.last_hidden_state[:, 0] if pooled is None else pooled
 
 
-def embedded_encoder(**options: Any) -> OpenCLIPEncoder:
+# What the embedded encoder knows -> its name, and what is added to the weights.
+EMBEDDED: dict[str, tuple[str, str | None]] = {
+    "desk": ("embedded", None),
+    "town": ("embedded-town", "town.safetensors"),
+}
+
+
+def embedded_encoder(*, knows: str = "desk", **options: Any) -> OpenCLIPEncoder:
     """The small encoder that ships with the package, trained on renders of its own worlds.
 
     Args:
+        knows: "desk" (the desk, the reacher, the cart-pole, and of the humanoid how it stands, kneels and lies) or
+            "town" (the town and all of the humanoid's poses): two sets of weights, most of which are the same.
         options: `precision`, `device`, `batch_size`, `compile`, `resize` of `OpenCLIPEncoder`.
 
     Raises:
+        ValueError: knows is neither.
         FileNotFoundError: this copy of the package lacks it.
     """
+    if knows not in EMBEDDED:
+        raise ValueError(f"embedded_encoder: knows must be one of {', '.join(EMBEDDED)}; got {knows!r}.")
+    name, beside = EMBEDDED[knows]
     root = Path(__file__).resolve().parents[2]
     folders = [root / "sim_assets" / "encoder", root / "embodied" / "sim_assets" / "encoder"]  # checkout, wheel
+    wanted = "open_clip_config.json" if beside is None else beside
     for folder in folders:
-        if (folder / "open_clip_config.json").is_file():
-            encoder = OpenCLIPEncoder(f"local-dir:{folder}", **options)
-            encoder.name = encoder.name.replace(f"local-dir:{folder}", "embedded")
+        if (folder / wanted).is_file():
+            difference = None if beside is None else folder / beside
+            encoder = OpenCLIPEncoder(f"local-dir:{folder}", difference=difference, **options)
+            encoder.name = encoder.name.replace(f"local-dir:{folder}", name)
             return encoder
     raise FileNotFoundError(
-        f"embedded_encoder: {folders[0]} must hold open_clip_config.json and weights; it does not. "
+        f"embedded_encoder: {folders[0]} must hold {wanted} and weights; it does not. "
         "Reinstall the package, or train one: embodied pretrain"
     )

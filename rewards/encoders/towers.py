@@ -25,16 +25,19 @@ class Towers:
         model: a model as `rewards.encoders.OpenCLIPEncoder` takes it.
         weights: False starts from seeded random weights instead of the model's own.
         device: "auto" (CUDA if there is one), or a torch device.
+        frozen: how the names of weights begin that stay as they are.
 
     Attributes:
         image_size: (H, W) at which frames need no resizing.
     """
 
-    def __init__(self, model: str, *, weights: bool = True, device: str = "auto") -> None:
+    def __init__(self, model: str, *, weights: bool = True, device: str = "auto", frozen: Sequence[str] = ()) -> None:
         open_clip = import_open_clip()
         self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
         self.model: Any = load_open_clip(model, None if weights else "random")
         self.model.to(self.device).requires_grad_(True)
+        for name, value in self.model.named_parameters():
+            value.requires_grad_(not name.startswith(tuple(frozen)))
         name = open_clip_source(model)
         self._model_config: dict[str, Any] = open_clip.get_model_config(name)
         self._tokenizer = open_clip.get_tokenizer(name)

@@ -129,3 +129,44 @@ def test_half_precision_is_where_the_hardware_has_it(tiny_clip, monkeypatch, pre
     finally:
         hook.remove()
     assert any(seen) == (precision == "bf16")
+
+
+def test_a_difference_keeps_what_changed_of_a_model_and_the_words_that_count(tiny_clip, tmp_path):
+    from rewards.encoders.difference import add_difference, save_difference
+
+    base, changed = (Towers(tiny_clip, device="cpu").model for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, value in changed.named_parameters():
+            if not name.startswith("visual.conv1"):
+                value += 0.05 * torch.randn(value.shape, generator=generator)
+    before = {name: value.clone() for name, value in base.state_dict().items()}
+    save_difference(tmp_path / "part", before, changed.state_dict(), torch.tensor([5, 3, 5]))
+    add_difference(base, tmp_path / "part")
+    for name, value in base.state_dict().items():
+        wanted = changed.state_dict()[name]
+        if name == "token_embedding.weight":
+            wanted = before[name].clone()
+            wanted[[3, 5]] = changed.state_dict()[name][[3, 5]]
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-3)
+    size = sum(value.numel() for value in before.values()) * 2
+    assert (tmp_path / "part").stat().st_size < 0.6 * size
+    with pytest.raises(ValueError, match="must have the tensors of base"):
+        save_difference(tmp_path / "other", {"a": torch.zeros(1)}, {"b": torch.zeros(1)}, torch.tensor([0]))
+
+
+def test_frozen_weights_stay_as_they_are(tiny_clip):
+    frames, degrees = squares(32, seed=0)
+    towers = Towers(tiny_clip, device="cpu", frozen=["token_embedding"])
+    before = {name: value.clone() for name, value in towers.model.state_dict().items()}
+    recipe = AlignmentRecipe(epochs=1, batch_size=16)
+    draw = lambda fact, rng: (SENTENCES[fact], False)  # noqa: E731
+    align(
+        towers.model, towers.preprocess, towers.tokenize, examples(degrees, frames), draw, recipe,
+        device=towers.device,
+    )  # fmt: skip
+    same = {
+        name for name, value in towers.model.state_dict().items() if name in before and torch.equal(value, before[name])
+    }
+    assert "token_embedding.weight" in same
+    assert "positional_embedding" not in same
