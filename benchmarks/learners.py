@@ -4,9 +4,9 @@ Every run is RLPD with its defaults. `sentence` learns from the sentence alone; 
 same observation; `other` from another task's sentence, the control that must fail. In hard tasks policies see the
 wrist's camera beside the two that the reward reads: `demos` begins from ten expert episodes beside the sentence's
 reward; its controls are `imitation`, the same demonstrations imitated alone, and `alone`, the sentence without them.
-`places` imitates the same demonstrations by the places that they teach it to look for (`env.obs=places`), and `residual`
-corrects that policy by the sentence's reward. Success is judged on held-out episodes, at the last step. What is finished
-is not run again.
+`places` imitates the same demonstrations by the places that they teach it to look for (`env.obs=places`); `residual`
+corrects that policy by the sentence's reward. Success is judged on held-out episodes, at the last step. What is
+finished is not run again.
 
     python -m benchmarks.learners                            # all, two at a time: 4 to 20 minutes a run
     python -m benchmarks.learners only=desk-drawer,desk-press jobs=1
@@ -15,7 +15,6 @@ is not run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import load, read_options, record, train, trained
+from benchmarks.common import others, read_options, record, train, trained
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "learners")
@@ -155,13 +154,8 @@ def main() -> None:
             results[job] = future.result()
             print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
             if options["record"]:
-                record("learners", [*rows(results), *earlier(results)])
-
-
-def earlier(results: Mapping[Job, object]) -> list[dict[str, Any]]:
-    """What is on record of the tasks of which nothing was run here."""
-    here = tuple({job.env for job in results})
-    return [row for row in load() if row["benchmark"] == "learners" and not row["claim"].startswith(here)]
+                measured = rows(results)
+                record("learners", [*measured, *others("learners", measured)])
 
 
 if __name__ == "__main__":

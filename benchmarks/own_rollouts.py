@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import read_options, record
+from benchmarks.common import others, read_options, record
 from benchmarks.finetune import row
 from embodied.building.build import build
 from embodied.collecting.collect import collect
@@ -144,7 +144,8 @@ def main() -> None:
                     flush=True,
                 )
             if options["record"]:
-                record("own_rollouts", [each for rows in found.values() for each in rows])
+                told = [each for rows in found.values() for each in rows]
+                record("own_rollouts", [*told, *others("own_rollouts", told)])
 
 
 if __name__ == "__main__":

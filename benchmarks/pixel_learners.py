@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record, train, trained
+from benchmarks.common import others, read_options, record, train, trained
 
 ROOT = Path("runs", "benchmarks", "pixel_learners")
 SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 4000
@@ -116,7 +116,8 @@ def main() -> None:
         results[job] = job.run()
         print(f"{job}: return {results[job]['return']:.1f}", flush=True)
         if options["record"]:
-            record("pixel_learners", rows(results))
+            told = rows(results)
+            record("pixel_learners", [*told, *others("pixel_learners", told)])
 
 
 if __name__ == "__main__":
