@@ -293,7 +293,7 @@ def main() -> None:
         if unknown := set(given) - set(known):
             raise SystemExit(f"{key} must be among {', '.join(known)}; got {', '.join(sorted(unknown))}.")
     if options["part"] == "reward":
-        rewards(options["frames"], {"embedded": "desk"}.get(options["encoder"], options["encoder"]))
+        rewards(options["frames"], "desk" if options["encoder"] == "embedded" else str(options["encoder"]))
         return
     if options["part"] == "untrained":
         print(record("humanoid_untrained", untrained_rows(EPISODES)))
