@@ -1,9 +1,9 @@
 """VLM-RL's claims at our size: policies in the town from its whole reward, and from what lacks a part of it.
 
-Every run is RLPD, which sees the car's own readings and the vector of an encoder that was taught the town by
-`benchmarks.own_scenes` (the shipped one does not know it; what is missing is taught first). Its discount is VLM-RL's
-in seconds (0.98 at 15 Hz) and three rewards are summed: with the defaults the hand-written reward brought 0.33 on a
-seed that is not among those here, so 0.83. The ways differ in the reward alone:
+Every run is RLPD, which sees the car's own readings and the vector of the encoder that the world takes by itself
+(`encoder=town`; in `drive_policies_earlier` one that `benchmarks.own_scenes` taught). Its discount is VLM-RL's in
+seconds (0.98 at 15 Hz) and three rewards are summed: with the defaults the hand-written reward brought 0.33 on a seed
+that is not among those here, so 0.83. The ways differ in the reward alone:
 
     synthesis   contrasting goals times the terms of speed, lane, angle and steadiness: VLM-RL
     contrast    contrasting goals alone
@@ -31,8 +31,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import read_options, record, train, trained
-from benchmarks.own_scenes import ROOT as TAUGHT
-from benchmarks.own_scenes import taught
 from embodied.commands.train import judged
 from embodied.files import latest_checkpoint, write_text
 from embodied.literal import load_literal
@@ -41,7 +39,7 @@ from embodied.training.stage import Stage
 from rewards.metrics import wilson_interval
 
 ROOT = Path("runs", "benchmarks", "drive_policies")
-FRAMES, TEST_FRAMES, EPOCHS = 8000, 1000, 4  # of the encoder
+ENCODER = "town"
 SEEDS = (0, 1, 2)
 STEPS, EPISODES = 10_000, 16
 LEARNER = ["policy.gamma=0.97", "policy.n_steps=3", "policy.updates_per_step=0.5"]
@@ -51,12 +49,6 @@ WAYS = ("synthesis", "dense", "swapped", "contrast", "sparse", "goal")
 IN_DENSER = WAYS[:2]
 SECONDS, ROUTE = 40.0, 120.0  # of an episode; metres
 SEED = 3_000_000  # of the judging with denser traffic, beside the run's own
-
-
-def encoder() -> Path:
-    """The folder of the encoder that was taught the town, now unless it was before."""
-    taught("drive", FRAMES, TEST_FRAMES, EPOCHS)
-    return TAUGHT / f"drive-{FRAMES}x{EPOCHS}" / "encoder"
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,7 @@ class Job:
     def settings(self) -> list[str]:
         """Of `embodied train`."""
         words = ["env=drive-town", f"env.traffic={TRAFFIC}", f"seed={self.seed}", f"steps={self.steps}"]
-        words += ["encoder=open_clip", f"encoder.model=local-dir:{encoder()}", "env.obs=features"]
+        words += [f"encoder={ENCODER}", "env.obs=features"]
         words += [*LEARNER, f"final_episodes={EPISODES}", "videos=0", "eval_every=0"]
         rewards = {
             "synthesis": ["reward=synthesis", *texts(CLEAR, CRASHED)],
@@ -85,7 +77,7 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        return ROOT / str(self.steps) / f"{self.way}-s{self.seed}"
+        return ROOT / ENCODER / str(self.steps) / f"{self.way}-s{self.seed}"
 
     def run(self) -> dict[str, dict[str, Any]]:
         """Train, unless it was done before; the judgement in the traffic of training, and in denser."""
@@ -146,6 +138,7 @@ def row(way: str, traffic: float, steps: int, by_seed: Mapping[int, Mapping[str,
         "seeds": seeds,
         "interval": wilson_interval(round(sum(rates) * EPISODES), count),
         "by_seed": rates,
+        "encoder": ENCODER,
     } | {name: float(np.mean([each[name] for each in told])) for name in told[0]}
 
 

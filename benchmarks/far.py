@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import read_options, record
-from embodied.building.far_texts import known_words, taught, unknown_words
+from embodied.building.far_texts import TAUGHT, known_words, unknown_words
 from embodied.building.far_worlds import unlike
 from embodied.envs import WORLDS, world_cameras, world_scene
 from embodied.envs.bridge import make
@@ -68,15 +68,15 @@ def texts() -> list[dict[str, Any]]:
     """Shares of far and of near texts that are flagged in each taught scene."""
     far = FAR_TEXTS.split("|")
     told, wrong, near = 0, [], 0
-    for scene in taught():
+    for scene in TAUGHT["desk"]:
         known, captions = known_words((scene,)), Captions.load(asset(scene) / "captions.yaml")
         told += sum(bool(unknown_words(text, known)) for text in far)
         splits = [splits[split].all() for splits in captions.facts.values() for split in ("val", "test")]
         held = [*captions.goals.values(), *(text for each in splits for text in each)]
         near += len(held)
         wrong += [text for text in held if unknown_words(text, known)]
-    count = len(far) * len(taught())
-    missed = sorted({text for text in far if not unknown_words(text, known_words(taught()))})
+    count = len(far) * len(TAUGHT["desk"])
+    missed = sorted({text for text in far if not unknown_words(text, known_words(TAUGHT["desk"]))})
     return [
         _row("texts about other things, in each taught scene: flagged", told, count, 0.9, missed=missed),
         _row("own goals and held-out wordings: flagged", len(wrong), near, 0.05, least=False, flagged=wrong),
@@ -85,7 +85,7 @@ def texts() -> list[dict[str, Any]]:
 
 def near_worlds() -> Iterator[tuple[str, np.ndarray]]:
     """World, camera and look -> (F, H, W, 3) frames of episodes that no fit saw."""
-    for name in (name for name in WORLDS if world_scene(name) in taught()):
+    for name in (name for name in WORLDS if world_scene(name) in TAUGHT["desk"]):
         for camera in world_cameras(name)[:2]:
             for look in (None, 0):
                 env = make(name, camera=camera, image_size=SIZE)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 GIVEN = "given"  # OmegaConf's flag on what the user set
 COUNT_OR_NAME = ("demos", "adapt", "goal_images")  # settings that take a number, or say which
 LISTED = {"env": "worlds", "reward": "rewards", "encoder": "encoders", "policy": "learners"}  # by `embodied list`
+KNOWING = {"drive": "town", "humanoid": "town"}  # how a world's name begins -> the encoder that knows it
 COMPOSED = "_composed"  # the config of several rewards
 
 
@@ -45,14 +46,16 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
     from omegaconf import DictConfig, OmegaConf
 
     groups, values, plain, parts = _choose(verb, overrides)
-    base, _ = _compose(verb, groups)
+    base, chosen = _compose(verb, groups)
+    if knowing := _knowing(groups, chosen):
+        base, _ = _compose(verb, [*groups, *knowing])
     if parts:
         values = [each for word in values for each in _to_parts(word, base)]
     for word in values:
         key = word.split("=", 1)[0]
         if word[0] not in "+~":
             _check_key(key, base)
-    config, _ = _compose(verb, groups + [_filling(word, base) for word in values])
+    config, _ = _compose(verb, groups + knowing + [_filling(word, base) for word in values])
     config.merge_with(plain)
     for word in groups:
         group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
@@ -85,7 +88,10 @@ def composed(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str,
     Raises:
         UserError: not an override, or an unknown choice.
     """
-    return _compose(verb, _choose(verb, overrides).groups)
+    groups = _choose(verb, overrides).groups
+    config, chosen = _compose(verb, groups)
+    knowing = _knowing(groups, chosen)
+    return _compose(verb, groups + knowing) if knowing else (config, chosen)
 
 
 def given(config: DictConfig, key: str) -> bool:
@@ -162,6 +168,14 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
                 raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
             groups.append(f"reward/combine={name}")
     return _Choice(groups, values, plain, parts)
+
+
+def _knowing(groups: list[str], chosen: dict[str, str]) -> list[str]:
+    """The choice of the encoder that knows the chosen world, where the user chose none and the default does not."""
+    encoder = KNOWING.get(chosen.get("env", "").partition("-")[0])
+    if encoder is None or "encoder" not in chosen or any(word.startswith("encoder=") for word in groups):
+        return []
+    return [f"encoder={encoder}"]
 
 
 def _parts(value: str) -> list[str]:

@@ -11,10 +11,8 @@ import re
 import sys
 from functools import cache
 
-import yaml
 from omegaconf import DictConfig
 
-from embodied import paths
 from embodied.building.goals import ASKED, NAMED, parts_of, takes_goal, told_goals
 from embodied.envs import WORLDS, is_world, tasks, world_scene
 from embodied.envs.captions import Captions, words
@@ -23,6 +21,11 @@ from embodied.paths import asset
 from rewards.phrases import COLOURS, noun_phrases
 
 EMBEDDED = "rewards.encoders.embedded_encoder"
+ENCODERS = {"embedded": "desk", "town": "town"}  # choice -> what it knows
+TAUGHT = {  # what the embedded encoder knows, by `encoder.knows` -> the scenes that it learned
+    "desk": ("desk", "reacher", "cartpole", "humanoid"),
+    "town": ("drive", "humanoid"),
+}
 _COLOUR = re.compile(f"(?:{COLOURS})$")
 
 
@@ -49,10 +52,12 @@ def warn(config: DictConfig) -> bool:
         return False
     names = [env_id.removeprefix("embodied/").removesuffix("-v0")] if ours else WORLDS
     scenes = {world_scene(name) for name in names}
-    if not scenes & set(taught()):
+    taught = set(TAUGHT[str(config.encoder.get("knows", "desk"))])
+    if not scenes & taught:
+        knowing = next(name for name, knows in ENCODERS.items() if scenes & set(TAUGHT[knows]))
         print(
-            f"encoder: the embedded encoder was never taught pictures of {env_id}, so its scores there say nothing. "
-            f"Teach one (embodied pretrain use=[{', '.join(sorted(scenes))}]), or take a larger: encoder=open_clip.",
+            f"encoder: these weights were never taught pictures of {env_id}, so their scores there say nothing. "
+            f"Take encoder={knowing}, which was, or a larger: encoder=open_clip.",
             file=sys.stderr,
         )
         return True
@@ -63,7 +68,7 @@ def warn(config: DictConfig) -> bool:
             "encoder=open_clip.",
             file=sys.stderr,
         )
-    known = known_words(tuple(sorted(scenes & set(taught()))))
+    known = known_words(tuple(sorted(scenes & taught)))
     for goal in dict.fromkeys(goals):
         if unknown := unknown_words(goal, known):
             named = ", ".join(repr(word) for word in unknown)
@@ -92,12 +97,6 @@ def unknown_words(text: str, known: frozenset[str]) -> list[str]:
         if known.isdisjoint(_endings(thing)):
             found[thing] = None
     return list(found)
-
-
-@cache
-def taught() -> tuple[str, ...]:
-    """The scenes that the shipped encoder learned: those that `embodied pretrain` uses by default."""
-    return tuple(yaml.safe_load((paths.configs() / "pretrain.yaml").read_text("utf-8"))["use"])
 
 
 def offered(world: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import yaml
 
-from embodied.building.far_texts import taught
+from embodied.building.far_texts import TAUGHT
 from embodied.envs import world_cameras, world_id
 from embodied.errors import UserError
 from embodied.paths import asset, configs
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
     size = encoder.image_size[0]
     of = yaml.safe_load((configs() / "pretrain.yaml").read_text("utf-8"))["scenes"]
     scenes = {}
-    for i, scene in enumerate(taught()):
+    for i, scene in enumerate(TAUGHT["desk"]):
         worlds = list(of[scene]["worlds"])
         scenes[scene] = shown(worlds, max(frames, CHUNK * len(worlds)), seed=(SEED, i), image_size=size)
     keep(encoder, folder, scenes)

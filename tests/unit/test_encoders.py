@@ -240,6 +240,29 @@ def test_embedded_encoder_reads_the_folder_that_ships(tmp_path, monkeypatch, ren
         encoder = embedded_encoder(precision="fp32")
         assert encoder.name == "embedded"
         assert encoder.encode_images(renders[96, 96]).shape == (4, 32)
+    with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold town\.safetensors"):
+        embedded_encoder(knows="town")
+    with pytest.raises(ValueError, match="knows must be one of desk, town; got 'sea'"):
+        embedded_encoder(knows="sea")
+
+
+def test_the_town_and_the_humanoid_have_weights_of_their_own():
+    from embodied.config import compose
+
+    desk, town = (embedded_encoder(knows=knows, precision="fp32", device="cpu") for knows in ("desk", "town"))
+    assert (desk.name, town.name) == ("embedded", "embedded-town")
+    texts = ["two cars have collided with each other on the road", "the road is clear with no car accidents"]
+    assert float(town.encode_texts(texts)[0] @ town.encode_texts(texts)[1]) < 0.8
+    assert not torch.allclose(desk.encode_texts(texts), town.encode_texts(texts), atol=0.1)
+    for words, knows in (
+        (["env=drive-town"], "town"),
+        (["env=humanoid-sit"], "town"),
+        (["env=desk-press"], "desk"),
+        (["env=drive-town", "encoder=embedded"], "desk"),
+    ):
+        assert compose("train", words).encoder.knows == knows
+    assert compose("train", ["env=drive-town", "encoder=open_clip"]).encoder._target_.endswith("OpenCLIPEncoder")
+    assert "encoder" not in compose("collect", ["env=drive-town"])
 
 
 # transformers -----------------------------------------------------------------------------------------------

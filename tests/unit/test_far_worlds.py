@@ -12,7 +12,7 @@ from PIL import Image
 
 from embodied import cli
 from embodied.building import far_worlds
-from embodied.building.far_texts import taught
+from embodied.building.far_texts import TAUGHT
 from embodied.config import compose
 from embodied.pretraining import knowing
 from rewards.encoders import OpenCLIPEncoder, embedded_encoder
@@ -96,7 +96,7 @@ def test_what_an_encoder_knows_lies_beside_its_weights(tiny, capsys):
 
 
 def test_the_shipped_encoder_tells_its_own_worlds_from_others(embedded):
-    assert len(Known.load(Path("sim_assets/encoder"), embedded).limit) == len(taught())
+    assert len(Known.load(Path("sim_assets/encoder"), embedded).limit) == len(TAUGHT["desk"])
     seen = [knowing.shown([world], 8, seed=(99, 1), image_size=96) for world in ("desk-drawer", "cartpole")]
     for frames in seen:
         assert far_worlds.unlike(embedded, list(frames)) <= 0.25
