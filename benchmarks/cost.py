@@ -34,9 +34,10 @@ from embodied.paths import asset, configs
 from embodied.pretraining.renders import render
 from embodied.training.acting import make_learner
 from embodied.training.collector import Collector, EncodingQueue
-from embodied.training.labeller import Labeller, OwnReward
+from embodied.training.labeller import Labeller
 from embodied.training.loop import Job, Training, train
 from embodied.training.perception import Perception
+from embodied.training.worth import OwnReward
 from policies.replay import Replay
 from rewards.clip_goal import clip_scorer
 from rewards.core import Scorer

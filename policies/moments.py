@@ -4,7 +4,7 @@
     moment   o₀   o₁   o₂ | p₀   p₁              the value *before* the slot's action
     kept               o₃            p₂          the last one of an episode, and of the newest slot
 
-Shape letters: S slots, E worlds, T steps, B windows, K kept; `…` the shape of one value.
+Shape letters: S slots, E worlds, T steps, B windows, K kept, W width of a row; `…` the shape of one value.
 """
 
 from __future__ import annotations
@@ -13,11 +13,27 @@ import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 MAPPED_BYTES = 1 << 31  # a larger column lies in a file that the system pages, not in memory alone
+
+
+class Stretch(NamedTuple):
+    """A piece of one episode, whole unless the ring has overwritten its beginning or it still runs.
+
+    Attributes:
+        slots: (T,) where its steps are.
+        world: whose they are.
+        rows: (T + 1, W) float16, before each action and after the last.
+        terminated: (T,) bool.
+    """
+
+    slots: np.ndarray
+    world: int
+    rows: np.ndarray
+    terminated: np.ndarray
 
 
 class Moments:

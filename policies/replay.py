@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,28 +21,12 @@ from jaxtyping import Bool, Float, Float32, Int16
 
 from policies.core import Batch, Obs, Rollout, Sampling, leaves, map_leaves
 from policies.mixing import Mix, NStep, n_step
-from policies.moments import Moments
+from policies.moments import Moments, Stretch
 
 __all__ = ["Mix", "NStep", "Replay", "Stretch", "n_step"]
 
 ROWS = "rows"
 UNKNOWN = -1  # look
-
-
-class Stretch(NamedTuple):
-    """A piece of one episode, whole unless the ring has overwritten its beginning or it still runs.
-
-    Attributes:
-        slots: (T,) where its steps are.
-        world: whose they are.
-        rows: (T + 1, W) float16, before each action and after the last.
-        terminated: (T,) bool.
-    """
-
-    slots: np.ndarray
-    world: int
-    rows: np.ndarray
-    terminated: np.ndarray
 
 
 class Replay:

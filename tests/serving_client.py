@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -17,6 +19,7 @@ from websockets.sync.client import connect
 from embodied.serving import protocol
 from embodied.serving.app import make_app
 from embodied.serving.connections import Server
+from embodied.serving.limits import RequestLimits
 from rewards.clip_goal import clip_scorer
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
@@ -26,6 +29,8 @@ from tests.waiting import until
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 255, (6, 8, 8, 3)).astype(np.uint8)
 DEADLINE_S = 20.0
+WORK_S = 2.0  # of this process, for any one attack; the worst took 20 to 60
+MANY = RequestLimits(requests_per_s=1e6, burst=1_000_000)
 PICTURE = {"images": {"main": protocol.encode_image(FRAMES[0])}}
 
 
@@ -51,6 +56,25 @@ def serving(model=None, *, limits=None, token=None, proxies=(), **options):
         server.should_exit = True
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def shared_server(**options):
+    """A fixture: one server for all tests of a module."""
+
+    @pytest.fixture(scope="module")
+    def shared():
+        with serving(**options) as server:
+            yield server
+
+    return shared
+
+
+@contextlib.contextmanager
+def cheap():
+    """What happens inside is little work of this process, by its own seconds, not by the clock."""
+    started = time.process_time()
+    yield
+    assert time.process_time() - started < WORK_S
 
 
 def ask(server, path, message=None, *, body=None, media=protocol.MSGPACK, headers=None, method=None):

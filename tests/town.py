@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from embodied.envs.drive import Drive
 from embodied.envs.roads import LANES, RoadWay
@@ -23,3 +24,23 @@ def put(world: Drive, *others: tuple[float, float, float], **how: float) -> None
 
 def holding(world: Drive) -> set[str]:
     return {fact for fact, degree in world.degrees().items() if degree == 1}
+
+
+def fixtures():
+    """Two fixtures: a town for all tests of a module, and the same with the car in the lane to the east, alone."""
+
+    @pytest.fixture(scope="module")
+    def shared():
+        world = Drive()
+        yield world
+        world.close()
+
+    @pytest.fixture
+    def world(shared: Drive) -> Drive:
+        shared.reset(seed=0)
+        shared.restore_look()
+        shared.ends = False
+        put(shared)
+        return shared
+
+    return shared, world

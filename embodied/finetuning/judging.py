@@ -15,7 +15,7 @@ from torch import Tensor
 from embodied.files import write_text
 from embodied.finetuning.rollouts import Played, RolloutWorlds, play
 from embodied.training.evaluation import Evaluation
-from embodied.training.labeller import Ended
+from embodied.training.worth import Ended
 from policies.vla.actor import ChunkActor
 from policies.vla.choosing import BestOfN
 from policies.vla.core import ChunkPolicy

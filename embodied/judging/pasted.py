@@ -3,8 +3,8 @@
 The region of the arm in each frame, as the encoder's map finds it, is pasted over the episode's first frame, so that
 the robot moves as in the success and nothing else does. What was under the arm at first is taken from the later frame.
 The things that the instruction names are left out of the region, so that what is gripped does not come along. A shadow
-of the arm stays away; a thing that the arm hides at the end (a button under a finger) cannot be told from one at rest,
-and such episodes are not made.
+of the arm stays away; a thing that the arm hides at the end (a button under a finger) cannot be told from one at rest:
+such episodes are not made.
 
 Shape letters: T frames, M texts; H, W image; h, w map.
 """

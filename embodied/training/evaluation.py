@@ -18,9 +18,9 @@ from embodied.envs.spaces import told_success
 from embodied.reports.video import write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
-from embodied.training.labeller import Ended, Rewards
 from embodied.training.perception import Perception
 from embodied.training.playing import play
+from embodied.training.worth import Ended, Rewards
 from policies.core import Actor, Rollout
 from rewards.core import Scorer
 from rewards.metrics import wilson_interval

@@ -24,8 +24,8 @@ import torch
 
 from embodied.errors import UserError
 from embodied.training.collector import Collected, Collector
-from embodied.training.labeller import Rewards, RolloutLabels
 from embodied.training.log import RunLog
+from embodied.training.worth import Rewards, RolloutLabels
 from policies.core import Learner
 from policies.replay import Mix, Replay
 from policies.shown import Shown

@@ -15,9 +15,10 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.scoring import Layout
 from embodied.training.collector import Collector
-from embodied.training.labeller import Labeller, OwnReward, Rewards
+from embodied.training.labeller import Labeller
 from embodied.training.perception import Perception
 from embodied.training.places import FOLDER, place_reader
+from embodied.training.worth import OwnReward, Rewards
 from rewards.core import Encoder, Scorer
 
 

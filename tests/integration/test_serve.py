@@ -33,15 +33,12 @@ from tests.serving_client import (
     scorer,
     serving,
     session,
+    shared_server,
     total_scorer,
 )
 from tests.waiting import until
 
-
-@pytest.fixture(scope="module")
-def shared():
-    with serving() as server:
-        yield server
+shared = shared_server()
 
 
 # The same numbers ---------------------------------------------------------------------------------------

@@ -20,14 +20,11 @@ from tests.serving_client import (
     frames,
     serving,
     session,
+    shared_server,
 )
 from tests.unit.test_serving import BAD_IMAGES, BAD_MESSAGES
 
-
-@pytest.fixture(scope="module")
-def shared():
-    with serving() as server:
-        yield server
+shared = shared_server()
 
 
 # Who may ask --------------------------------------------------------------------------------------------

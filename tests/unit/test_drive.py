@@ -14,27 +14,13 @@ from embodied.envs.experts import expert
 from embodied.envs.roads import DIRECTIONS, LANE, LANES, STREET, RoadWay, outside, place
 from embodied.envs.town import ROUTE
 from embodied.envs.traffic import gaps, walker_gap
-from tests.town import put
+from tests.town import fixtures, put
 
 NOBODY = np.zeros(0, int), np.zeros(0), np.zeros((0, 1), int), np.zeros(0)
 GAS, BRAKE, ROLL = np.array([0.0, 1.0]), np.array([0.0, -1.0]), np.array([0.0, 0.0])
 
 
-@pytest.fixture(scope="module")
-def shared():
-    world = Drive()
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def world(shared) -> Drive:
-    """In the lane to the east, alone."""
-    shared.reset(seed=0)
-    shared.restore_look()
-    shared.ends = False
-    put(shared)
-    return shared
+shared, world = fixtures()
 
 
 # Streets and traffic ----------------------------------------------------------------------------------------

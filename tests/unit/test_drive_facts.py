@@ -6,28 +6,12 @@ import numpy as np
 import pytest
 
 from embodied.envs.captions import Captions
-from embodied.envs.drive import Drive
 from embodied.envs.drive_facts import FACTS
 from embodied.envs.roads import LANE, crossing
 from embodied.paths import asset
-from tests.town import holding, put
+from tests.town import fixtures, holding, put
 
-
-@pytest.fixture(scope="module")
-def shared():
-    world = Drive()
-    yield world
-    world.close()
-
-
-@pytest.fixture
-def world(shared) -> Drive:
-    """In the lane to the east, alone."""
-    shared.reset(seed=0)
-    shared.restore_look()
-    shared.ends = False
-    put(shared)
-    return shared
+shared, world = fixtures()
 
 
 # Facts and frames -------------------------------------------------------------------------------------------
