@@ -64,11 +64,16 @@ def open_demonstrations(config: DictConfig, cameras: Sequence[str]) -> tuple[Dat
         The dataset, and which of its episodes.
 
     Raises:
-        UserError: neither; no expert for a number of episodes; fewer than asked for.
+        UserError: neither; no expert for a number of episodes; fewer than asked for; a dataset without a camera.
     """
     wanted = config.demos
     if isinstance(wanted, str):
         dataset = open_dataset(Path(wanted) if "/" in wanted else wanted, setting="demos", cameras=cameras)
+        if missing := [name for name in cameras if name not in dataset.cameras]:
+            raise UserError(
+                f"demos: {dataset.root} must have the cameras {', '.join(cameras)}; {', '.join(missing)} is missing. "
+                f"It has {', '.join(dataset.cameras) or 'none'}."
+            )
         return dataset, range(len(dataset))
     if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0:
         raise UserError(f"demos must be a number of expert episodes, or a dataset; got {wanted!r}. Try demos=10.")

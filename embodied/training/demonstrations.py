@@ -121,16 +121,11 @@ def _state(dataset: Dataset, i: int, stage: Stage) -> np.ndarray | None:
 
 
 def _check(dataset: Dataset, collector: Collector) -> None:
-    space, views, readings = collector.worlds.action_space, collector.layout.views, collector.layout.signals
+    space, readings = collector.worlds.action_space, collector.layout.signals
     shape = tuple(dataset.features.get("action", {"shape": ()})["shape"])
     wanted = space.shape if isinstance(space, spaces.Box) else (1,)
     if shape != wanted:
         raise UserError(f"demos must have the worlds' actions, {wanted}; {dataset.root} has {shape}.")
-    if missing := [view for view in views if view not in dataset.cameras]:
-        raise UserError(
-            f"demos: {dataset.root} must have the cameras {', '.join(views)}; {', '.join(missing)} is missing. "
-            f"It has {', '.join(dataset.cameras) or 'none'}."
-        )
     names = (dataset.features.get("observation.state") or {}).get("names") or []
     if missing := [name for name in readings if name not in names]:
         raise UserError(f"demos: {dataset.root}: observation.state must tell {', '.join(missing)}, as the worlds do.")

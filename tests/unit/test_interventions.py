@@ -206,12 +206,14 @@ def test_an_evaluation_counts_only_what_the_policy_did_alone(setup, every, rate)
     assert result.summary()["success_rate"] == rate
 
 
-def test_the_hand_over_measures_neither_policy_where_a_person_acted(setup, log):
-    for world, counted in ((make_helped, 0), (make_probe, 2 * TOTAL // 2 // LIMIT)):
+def test_the_hand_over_measures_policies_until_a_person_acts(setup, log):
+    for world, measured in ((make_helped, STEPS[0]), (make_probe, LIMIT)):
         training = setup(world=world, demos=shown_some(), pretraining=5, warmup=5)
         train(training, TOTAL, log)
-        handover = training.learner.state()[1]["handover"]
-        assert sum(len(each) for each in handover["returns"]) == counted
+        returns = training.learner.state()[1]["handover"]["returns"]
+        reward = training.replay.arrays()[0]["reward"].reshape(-1, LIMIT, 2)  # episode by episode
+        earned = reward[:, :measured].sum(1).flatten()
+        np.testing.assert_allclose(sorted([*returns[0], *returns[1]]), sorted(earned), atol=1e-5)
     kept = training.learner.state()[1]["keeping"]
     assert kept["worlds"] == 2
 
