@@ -15,6 +15,7 @@ from typing import Any
 
 from embodied import runs
 from embodied.files import write_text
+from rewards.metrics import wilson_interval
 
 RESULTS = Path(__file__).resolve().parent / "results"
 GIVEN = ("claim", "value", "unit", "bar", "met", "n", "seeds", "interval")  # of every row, by the benchmark
@@ -91,6 +92,26 @@ def others(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS)
     about = {row["claim"].partition(":")[0] for row in rows}
     kept = [row for row in load(folder) if row["benchmark"] == name]
     return [row for row in kept if row["claim"].partition(":")[0] not in about]
+
+
+def success_row(claim: str, done: Mapping[int, Mapping[str, Any]], episodes: int) -> dict[str, Any]:
+    """A row of the success of one way by training seed, with the interval over all episodes.
+
+    Args:
+        claim: of the row.
+        done: training seed -> the last evaluation, with `success_rate`; at least one.
+        episodes: of each.
+    """
+    rates = [done[seed]["success_rate"] for seed in sorted(done)]
+    return {
+        "claim": claim,
+        "value": sum(rates) / len(rates),
+        "unit": "share",
+        "n": episodes * len(rates),
+        "seeds": sorted(done),
+        "interval": wilson_interval(round(sum(rates) * episodes), episodes * len(rates)),
+        "by_seed": rates,
+    }
 
 
 def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict[str, Any]:

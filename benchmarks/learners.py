@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.common import others, read_options, record, train, trained
-from rewards.metrics import wilson_interval
+from benchmarks.common import others, read_options, record, success_row, train, trained
 
 ROOT = Path("runs", "benchmarks", "learners")
 SEEDS = (0, 1, 2)
@@ -94,22 +91,11 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
             done = {job.seed: result for job, result in results.items() if (job.env, job.way) == (env, way)}
             if not done:
                 continue
-            rates = [done[seed]["success_rate"] for seed in sorted(done)]
-            count = EPISODES * len(rates)
-            if len(rates) == len(SEEDS):
-                means[way] = float(np.mean(rates))
             seen = next(iter(done.values()))["observation"]
-            table.append(
-                {
-                    "claim": f"{env}, {way}, observation {seen}: success at the end",
-                    "value": float(np.mean(rates)),
-                    "unit": "share",
-                    "n": count,
-                    "seeds": sorted(done),
-                    "interval": wilson_interval(round(sum(rates) * EPISODES), count),
-                    "by_seed": rates,
-                }
-            )
+            row = success_row(f"{env}, {way}, observation {seen}: success at the end", done, EPISODES)
+            if len(done) == len(SEEDS):
+                means[way] = row["value"]
+            table.append(row)
         table += claims(env, means)
     return table
 

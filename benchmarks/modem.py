@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import others, read_options, record, train, trained
-from rewards.metrics import wilson_interval
+from benchmarks.common import others, read_options, record, success_row, train, trained
 
 ROOT = Path("runs", "benchmarks", "modem")
 TASKS = {
@@ -108,18 +107,10 @@ def rows(results: Mapping[Job, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _row(what: str, done: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
-    rates = [result["success_rate"] for result in done.values()]
-    count = EPISODES * len(rates)
-    return {
-        "claim": f"{what}, observation {next(iter(done.values()))['observation']}: success at the end",
-        "value": float(np.mean(rates)),
-        "unit": "share",
-        "n": count,
-        "seeds": list(done),
-        "interval": wilson_interval(round(sum(rates) * EPISODES), count),
-        "by_seed": rates,
-        "limits_passed": [limits(result) for result in done.values()],
-        "curves": [result["curve"] for result in done.values()],
+    seen = next(iter(done.values()))["observation"]
+    return success_row(f"{what}, observation {seen}: success at the end", done, EPISODES) | {
+        "limits_passed": [limits(done[seed]) for seed in sorted(done)],
+        "curves": [done[seed]["curve"] for seed in sorted(done)],
     }
 
 

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import others, read_options, record, train
-from rewards.metrics import wilson_interval
+from benchmarks.common import others, read_options, record, success_row, train
 
 ROOT = Path("runs", "benchmarks", "world_models")
 SEEDS = (0, 1, 2)
@@ -68,18 +67,9 @@ def rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
                 if job.way == way}  # fmt: skip
         if not done:
             continue
-        rates = [result["success_rate"] for result in done.values()]
-        count = EPISODES * len(rates)
-        row = {
-            "claim": f"{way}, observation {next(iter(done.values()))['observation']}: success at the end",
-            "value": float(np.mean(rates)),
-            "unit": "share",
-            "n": count,
-            "seeds": list(done),
-            "interval": wilson_interval(round(sum(rates) * EPISODES), count),
-            "by_seed": rates,
-            "curves": [result["curve"] for result in done.values()],
-        }
+        seen = next(iter(done.values()))["observation"]
+        row = success_row(f"{way}, observation {seen}: success at the end", done, EPISODES)
+        row["curves"] = [done[seed]["curve"] for seed in sorted(done)]
         limits = [result["force_limit_passed"] + result["torque_limit_passed"] for result in done.values()]
         table.append(row | {"limits_passed": float(np.mean(limits))})
         if len(done) == len(SEEDS):

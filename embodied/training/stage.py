@@ -99,7 +99,7 @@ class Stage:
         return self.perception
 
     def keep(self, folder: Path) -> None:
-        """Write what was learned to see into a run's folder, whence `kept_places` takes it."""
+        """Write what was learned to see into a run's folder, whence `take_kept` takes it."""
         if self.perception is not None and self.perception.places is not None:
             self.perception.places.policy.save(folder / FOLDER)
 
