@@ -285,7 +285,8 @@ def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
             row(f"{claim}, told another task's sentence (control)", found["another"], seeds, "<= 0.15 of each task")
             | {"by_task": shares["another"], "met": max(shares["another"].values()) <= 0.15},
             {"claim": f"{claim}, one policy: success over the mean of a policy of each", "value": ratio,
-             "unit": "ratio", "bar": ">= 0.9", "met": ratio >= 0.9, "n": sum(len(one["rows"]) for one in found["one"]),
+             "unit": "ratio", "bar": ">= 0.9, four tasks", "met": ratio >= 0.9 and len(tasks) >= 4,
+             "n": sum(len(one["rows"]) for one in found["one"]),
              "seeds": list(seeds)},
         ]  # fmt: skip
 
