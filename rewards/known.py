@@ -71,7 +71,7 @@ class Known(nn.Module):
         return ((along / self.deviation).square().mean(-1) + rest / self.rest.square()).sqrt()
 
     @classmethod
-    def fit(cls, scenes: Sequence[Float[Tensor, "B C"]]) -> Known:
+    def fit(cls, scenes: Sequence[Float[Tensor, "_ C"]]) -> Known:
         """From the looks of each scene's frames, in the order in which they were rendered.
 
         Args:
@@ -136,7 +136,7 @@ def looks(encoder: FrozenEncoder, frames: UInt8[Tensor, "B H W 3"]) -> Float[Ten
     return torch.cat([maps.float().mean((2, 3)).cpu() for maps in parts])
 
 
-def strangeness(encoder: Encoder, frames: Sequence[UInt8[Tensor, "H W 3"]]) -> Float[Tensor, " B"] | None:
+def strangeness(encoder: Encoder, frames: Sequence[UInt8[Tensor, "_ _ 3"]]) -> Float[Tensor, " B"] | None:
     """How unlike all that an encoder was taught frames look: above 1, unlike; None where nothing tells.
 
     What lies beside other weights than its own, or is damaged, is told on standard error and not used.

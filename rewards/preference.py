@@ -113,7 +113,7 @@ class PreferenceReward:
         raw = self.members(views).tanh().mean(0)
         return ((raw - self.offset) / self.scale).unflatten(0, features.main.shape[:2]).to(features.main)
 
-    def relabel(self, stored: Sequence[Features]) -> list[Float[Tensor, "B T"]]:
+    def relabel(self, stored: Sequence[Features]) -> list[Float[Tensor, "_ _"]]:
         """The present reward of stored features, after a `refit`; nothing is encoded again."""
         return [self.score(features) for features in stored]
 

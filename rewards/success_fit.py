@@ -63,7 +63,7 @@ def fit_logistic(
     return found.x[:-1], float(found.x[-1])
 
 
-def first_labels(episodes: Sequence[Episode]) -> list[Float[np.ndarray, " T"]]:
+def first_labels(episodes: Sequence[Episode]) -> list[Float[np.ndarray, " _"]]:
     """What an episode's label surely says of its rows: 1, 0, or NaN where it says nothing. See `fit_success`.
 
     Args:
