@@ -4,7 +4,11 @@ Yarats et al., "Mastering visual continuous control: improved data-augmented rei
 
     a' = clamp(π(o_{t+n}) + clip(σ ε, −c, c), −1, 1)
     y = Σ_{i<n} γ^i r_{t+i} + γ^n · min_k Q̄_k(o_{t+n}, a'),   0 after a termination
-    L_Q = Σ_k mean (Q_k(o_t, a_t) − y)²,   L_π = −mean min_k Q_k(o_t, π(o_t) + clip(σ ε, −c, c))
+    L_Q = Σ_k mean (Q_k(o_t, a_t) − y)²,   L_π = −mean min_k Q_k(o_t, π(o_t) + clip(σ ε, −c, c)) + w · mean z²
+
+Here π = tanh z. The last term is not DrQ-v2's: without it the actor runs to where tanh passes no gradient before the
+critics know better, and stays there. It is from Fujimoto et al., MR.Q, arXiv 2501.16142 (pre-activation loss); w is
+relative to mean |min_k Q_k|, so that it means the same for any reward.
 
 Only the critics' loss trains the encoder, which has no target of its own. σ goes down linearly; actions in training
 have that noise unclipped, and are uniform at first.
@@ -60,6 +64,7 @@ class DrQv2Settings:
         noise_end: σ in the end.
         noise_steps: transitions until then; None: a fifth of the run as it was begun.
         noise_clip: c.
+        pre_activation: w, relative to the values; 0: DrQ-v2 as published.
         demo_share: of each batch, where there are demonstrations.
         capacity: transitions kept.
         learning_starts: transitions before the first update, of uniform actions.
@@ -82,6 +87,7 @@ class DrQv2Settings:
     noise_end: float = 0.1
     noise_steps: int | None = None
     noise_clip: float = 0.3
+    pre_activation: float = 1e-3
     demo_share: float = 0.5
     capacity: int = 1_000_000
     learning_starts: int = 2000
@@ -97,7 +103,7 @@ class DrQv2Settings:
             counts=("batch_size", "n_steps", "stack", "features", "capacity", "rollout_steps", "horizon"),
             shares=("gamma", "tau", "demo_share"),
             positive=("learning_rate", "updates_per_step"),
-            least_zero=("noise", "noise_end", "noise_clip", "learning_starts", "prediction"),
+            least_zero=("noise", "noise_end", "noise_clip", "pre_activation", "learning_starts", "prediction"),
         )
         self._check("noise_steps", self.noise_steps is None or self.noise_steps >= 1, "at least 1, or null")
         self._check("hidden", len(self.hidden) > 0 and min(self.hidden) >= 1, "one width or more, each at least 1")
@@ -312,8 +318,10 @@ class DrQv2:
         if self._sgfd is not None:
             assert batch.look is not None
             weights, out = self._sgfd.weights(z, batch.look[0], self._updating)
-        q = self.critic(x, self._explored(torch.tanh(self.actor.mlp(z)))).min(0).values
-        loss = -(q.mean() if weights is None else (weights * q).sum())
+        raw = self.actor.mlp(z)
+        q = self.critic(x, self._explored(torch.tanh(raw))).min(0).values
+        held = self.settings.pre_activation * q.detach().abs().mean() * raw.square().mean()
+        loss = held - (q.mean() if weights is None else (weights * q).sum())
         self._actor_adam.zero_grad()
         loss.backward(inputs=list(self.actor.parameters()))
         self._actor_adam.step()

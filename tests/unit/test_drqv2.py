@@ -11,7 +11,7 @@ from policies.core import Rollout
 from policies.drqv2 import drqv2
 from policies.networks import dormant_ratio
 from policies.replay import Mix, Replay
-from tests.learner_probes import ACTION, GAMMA, OBS, STATES, VALUES, finds, resumes
+from tests.learner_probes import ACTION, GAMMA, OBS, STATES, VALUES, finds, resumes, taught
 
 SMALL = {
     "hidden": (32, 32), "features": 8, "learning_rate": 1e-2, "batch_size": 64, "gamma": GAMMA, "tau": 0.1,
@@ -41,8 +41,9 @@ def memory(rollout, space, look=None):
     return replay
 
 
-# Without "action", of which "both" is more: it drives tanh to its end, from where it comes back too slowly for a test.
-@pytest.mark.parametrize(("kind", "n_steps"), [("observation", 1), ("both", 1), ("discount", 3), ("truncated", 3)])
+@pytest.mark.parametrize(
+    ("kind", "n_steps"), [("observation", 1), ("action", 1), ("both", 1), ("discount", 3), ("truncated", 3)]
+)
 def test_it_finds_known_values_and_actions(kind, n_steps):
     finds(make(n_steps=n_steps), kind)
 
@@ -71,6 +72,7 @@ def test_the_update_is_its_definition():
         learner.target.mlp.head.bias += torch.tensor([0.3, 0.4])[:, None, None]  # so that it is not the critic
     old = make(noise=0.0, noise_end=0.0, learning_rate=1e-3)
     old.load_state(*learner.state())
+    assert old.settings.pre_activation == 1e-3
     x = old.encoder((torch.zeros(64, 0, 0, 0), batch.obs[0]))
     after = old.encoder((torch.zeros(64, 0, 0, 0), batch.obs[1]))
     going = ~batch.terminated[0]
@@ -85,8 +87,14 @@ def test_the_update_is_its_definition():
     adam.step()
     for name, weight in learner.critic.state_dict().items():
         torch.testing.assert_close(weight, old.critic.state_dict()[name])
-    loss = -old.critic(x, old.actor(x)).min(0).values.mean()
+    action = old.actor(x.detach())
+    worth = old.critic(x.detach(), action).min(0).values
+    loss = 1e-3 * worth.detach().abs().mean() * torch.atanh(action).square().mean() - worth.mean()
     assert told["actor_loss"] == pytest.approx(loss.item(), rel=1e-4)
+    loss.backward(inputs=list(old.actor.parameters()))
+    torch.optim.Adam(old.actor.parameters(), 1e-3).step()
+    for name, weight in learner.actor.state_dict().items():
+        torch.testing.assert_close(weight, old.actor.state_dict()[name], atol=1e-5, rtol=1e-4)
     for name, weight in learner.target.state_dict().items():
         former, now = old.target.state_dict()[name], learner.critic.state_dict()[name]
         torch.testing.assert_close(weight, 0.9 * former + 0.1 * now)
@@ -105,6 +113,17 @@ def test_noise_goes_down_in_a_line_and_acting_has_it_unclipped():
     np.testing.assert_allclose(np.quantile(noisy - best, [0.3, 0.5, 0.7]), [-0.341, 0, 0.341], atol=0.05)  # σ 0.65
     clipped = learner._explored(torch.zeros(4000, 1))
     assert clipped.abs().max().item() == pytest.approx(0.1)
+
+
+def test_actions_come_back_from_the_ends_of_tanh():
+    """Where all of them are at 1 and the best is 0.5; as published they stay."""
+    for pre_activation, back in ((1e-3, True), (0.0, False)):
+        learner = make(pre_activation=pre_activation)
+        with torch.no_grad():
+            learner.actor.mlp.head.bias += 12
+        taught(learner, "action", 250)
+        action, _ = learner.act(STATES, {}, np.zeros(2, bool), explore=False)
+        assert (np.abs(action - 0.5) < 0.1).all() == back, (pre_activation, action)
 
 
 def test_the_clamp_lets_the_gradient_pass():
