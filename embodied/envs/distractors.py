@@ -17,6 +17,7 @@ import mujoco
 import numpy as np
 
 from embodied.envs.pictures import resized
+from embodied.envs.rendering import averaged, times_finer
 from embodied.envs.world import World
 from embodied.errors import UserError, nearest
 
@@ -108,13 +109,16 @@ class Distracted(gymnasium.Wrapper):
         return self._obs(obs), reward, terminated, truncated, info
 
     def _obs(self, obs: Any) -> Any:
-        if isinstance(obs, dict):
-            return obs | {"pixels": self._shown(obs["pixels"], None)}
-        return self._shown(obs, None) if self._world.obs_form == "pixels" else obs
+        if self._background is None or self._world.obs_form == "state":
+            return obs
+        return obs | {"pixels": self.frame()} if isinstance(obs, dict) else self.frame()
 
     def frame(self, camera: str | None = None, image_size: int | None = None) -> np.ndarray:
         """What the reward model sees now: (H, W, 3) uint8 RGB, contiguous."""
-        return self._shown(self.env.get_wrapper_attr("frame")(camera=camera, image_size=image_size), camera)
+        size = image_size or self._world.image_size
+        times = times_finer(size, size)  # a background goes in before pixels are averaged, so that edges mix with it
+        finer = self.env.get_wrapper_attr("frame")(camera=camera, image_size=times * size)
+        return averaged(self._shown(finer, camera), times)
 
     def render(self) -> Any:
         picture = self.env.render()

@@ -13,6 +13,7 @@ import numpy as np
 from embodied import gl
 
 PICTURE_SIZE = 480  # pixels
+FINE = 96  # pixels, below which frames are rendered larger and averaged: a thin pole would fall between the samples
 
 
 def free_camera(
@@ -43,11 +44,30 @@ def free_camera(
     return camera
 
 
+def times_finer(height: int, width: int) -> int:
+    """How many samples a side a frame's pixel is averaged from: 1 from `FINE` pixels on."""
+    return -(-FINE // min(height, width, FINE))
+
+
+def averaged(frame: np.ndarray, times: int) -> np.ndarray:
+    """(H, W, 3) uint8, each pixel the mean of a square of a frame.
+
+    Args:
+        frame: (times · H, times · W, 3) uint8.
+        times: ≥ 1; 1 gives the frame itself.
+    """
+    if times == 1:
+        return frame
+    height, width = (side // times for side in frame.shape[:2])
+    squares = frame.reshape(height, times, width, times, 3)
+    return np.round(squares.mean((1, 3))).astype(np.uint8)
+
+
 class FrameRenderer:
     """Renders one model at any size.
 
     Frames turn shadows, reflections and multisampling off and draw coarser spheres: many times faster in
-    software and, to a reward model, the same scene. Pictures keep them.
+    software and, to a reward model, the same scene. Pictures keep them. Small frames are averaged from larger ones.
     """
 
     def __init__(self, model: mujoco.MjModel) -> None:
@@ -57,7 +77,8 @@ class FrameRenderer:
 
     def frame(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, contiguous."""
-        return self._render(data, camera, height, width, fast=True)
+        times = times_finer(height, width)
+        return averaged(self._render(data, camera, times * height, times * width, fast=True), times)
 
     def depth(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W) float32, metres along the optical axis, contiguous."""

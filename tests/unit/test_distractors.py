@@ -30,7 +30,7 @@ def episode(env, seed=0, steps=3):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_foreground_is_untouched_and_the_background_is_not(name):
-    plain, moving = world(name), world(name, "moving")
+    plain, moving = world(name, size=96), world(name, "moving", size=96)
     one, other, behind = episode(plain)[-1], episode(moving)[-1], moving.unwrapped.backdrop()
     assert other.dtype == np.uint8
     assert other.flags.c_contiguous
@@ -43,13 +43,13 @@ def test_the_foreground_is_untouched_and_the_background_is_not(name):
 
 
 def test_episodes_are_the_same_each_time_and_differ_from_each_other():
-    one, other = world(distractors="moving"), world(distractors="moving")
+    one, other = world(distractors="moving", size=96), world(distractors="moving", size=96)
     first, again, second = episode(one), episode(other), episode(one, seed=None)
     np.testing.assert_array_equal(first, again)
     behind = one.unwrapped.backdrop()
     assert (first[0] != second[0])[behind].any(-1).mean() > 0.9
     assert (first[0] != first[1])[behind].any(-1).mean() > 0.5  # it moves
-    still = episode(world(distractors="still"), steps=2)
+    still = episode(world(distractors="still", size=96), steps=2)
     assert (still[0] == still[2])[behind].mean() > 0.9  # but for what the pole uncovers
 
 
@@ -77,6 +77,22 @@ def test_light_and_camera_shift_by_as_much_as_said():
     assert np.arccos(ahead[:2] @ turned_ahead[:2] / (ahead[:2] @ ahead[:2])) == pytest.approx(0.3, abs=1e-6)
     back = world(distractors={"camera": 0.0})
     np.testing.assert_array_equal(episode(back, steps=0)[0], a)
+
+
+def test_small_frames_are_averaged_from_larger_ones():
+    """A thin pole would fall between the samples; before a background too, whose edges mix with the scene's."""
+    for distractors in (None, "moving"):
+        env = world(distractors=distractors)
+        env.reset(seed=1)
+        frame = env.get_wrapper_attr("frame")
+        finer = frame(image_size=96).reshape(32, 3, 32, 3, 3).mean((1, 3))
+        if distractors is None:  # a background is made for its size
+            np.testing.assert_allclose(frame(), finer, atol=0.5)
+        else:
+            scene = ~env.unwrapped.backdrop(None, 96).reshape(32, 3, 32, 3).any((1, 3))
+            np.testing.assert_allclose(frame()[scene], finer[scene], atol=0.5)
+        assert frame(image_size=40).shape == (40, 40, 3)
+        env.close()
 
 
 def test_a_folder_of_films_and_pictures_is_shown(tmp_path):
