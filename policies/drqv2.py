@@ -246,7 +246,7 @@ class DrQv2:
         shape = (len(first), self.num_actions)
         if explore and self.steps < self.settings.learning_starts:
             return torch.rand(shape, generator=self._acting).mul(2).sub(1).numpy(), memory
-        action = self.actor(self._encoded(frames)).cpu()
+        action = self.actor(self.encoder(self._contrasted(frames))).cpu()
         if explore:
             action = (action + self.sigma * torch.randn(shape, generator=self._acting)).clamp(-1, 1)
         return action.numpy(), memory
@@ -258,10 +258,9 @@ class DrQv2:
         return actor
 
     def observe(self, rollout: Rollout, reward: np.ndarray) -> None:
-        """Count steps; take vectors into their mean and deviation."""
+        """Count steps; take observations into their means and deviations."""
         self.steps += reward.size
-        if self.encoder.norm is not None:
-            self.encoder.norm.add(self.sight.flat(rollout.obs).flatten(0, 1).to(self.device))
+        self.encoder.add(rollout.obs)
 
     @torch.no_grad()
     def value(self, obs: Obs, action: np.ndarray) -> np.ndarray:
@@ -269,7 +268,7 @@ class DrQv2:
         count = len(action)
         frames, _ = self.sight.now(obs, self.begin(count), np.ones(count, bool))
         given = torch.as_tensor(action, device=self.device)
-        return self.critic(self._encoded(frames), given).min(0).values.cpu().numpy()
+        return self.critic(self.encoder(self._contrasted(frames)), given).min(0).values.cpu().numpy()
 
     # Learning -------------------------------------------------------------------------------------------
 
@@ -281,11 +280,11 @@ class DrQv2:
     def _learn(self, batch: Batch) -> dict[str, Tensor]:
         s = self.settings
         start, done = torch.zeros_like(batch.valid[0], dtype=torch.int64), batch.valid[: s.n_steps].sum(0)
-        x = self._encoded(self._seen(batch, start))
+        x = self.encoder(self._seen(batch, start))
         step = n_step(batch, s.gamma, s.n_steps)
         out = self._before(x.detach(), batch.action[0])
         with torch.no_grad():
-            target = step.reward + step.discount * self._worth(self._encoded(self._seen(batch, done)))
+            target = step.reward + step.discount * self._worth(self.encoder(self._seen(batch, done)))
         z = self.critic.trunk(x)
         q = self.critic.values(z, batch.action[0])
         loss = (q - target).square().mean(1).sum()
@@ -339,18 +338,18 @@ class DrQv2:
         steps = range(1, self.settings.horizon + 1)
         at = torch.zeros_like(batch.valid[0], dtype=torch.int64)
         with torch.no_grad():
-            after = [self.target.trunk(self._encoded(self._seen(batch, at + k))) for k in steps]
+            after = [self.target.trunk(self.encoder(self._seen(batch, at + k))) for k in steps]
         action, valid = batch.action[: len(steps)], batch.valid[: len(steps)]
         return prediction_error(self._predictor, z, action, torch.stack(after), valid)
 
     def _seen(self, batch: Batch, at: Tensor) -> Frames:
         """What the windows show at a moment, shifted at random."""
-        pictures, vectors = self.sight.moment(batch, at)
+        pictures, vectors = self._contrasted(self.sight.moment(batch, at))
         return random_shift(pictures, self._shifting), vectors
 
-    def _encoded(self, frames: Frames) -> Tensor:
+    def _contrasted(self, frames: Frames) -> Frames:
         pictures, vectors = frames
-        return self.encoder((pictures.to(self.device), vectors.to(self.device)))
+        return self.encoder.contrasted(pictures.to(self.device)), vectors.to(self.device)
 
     def relabelled(self) -> None:
         """Other rewards: it keeps no scale of them."""

@@ -19,45 +19,8 @@ from torch.nn.utils import skip_init
 
 from policies.core import leaves
 from policies.networks import MLP, LayerNorm, Linear, Standardise
+from policies.pixels import Contrast, as_planes
 from policies.rssm import Sizes
-
-
-class Contrast(nn.Module):
-    """Pictures less their running mean picture, in running deviations of what is left, so that what moves counts.
-
-    A pole of a few pixels before a wall is then found in a third of the updates. The deviation is one number for all.
-
-    Args:
-        shape: (C, H, W).
-    """
-
-    def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        for name, value in {"mean": torch.zeros(shape), "square": torch.zeros(()), "count": torch.zeros(())}.items():
-            self.register_buffer(name, value.double())
-        self.register_buffer("shift", torch.zeros(shape))
-        self.register_buffer("scale", torch.ones(()))
-
-    mean: Tensor
-    square: Tensor
-    count: Tensor
-    shift: Tensor
-    scale: Tensor
-
-    def forward(self, planes: Tensor) -> Tensor:
-        return (planes - self.shift) * self.scale
-
-    @torch.no_grad()
-    def add(self, planes: Float[Tensor, "N C H W"]) -> None:
-        """Count more pictures in, by Welford's sums."""
-        x, number = planes.double(), len(planes)
-        mean, total = x.mean(0), self.count + number
-        away = mean - self.mean
-        self.square += (x - mean).square().sum(0).mean() + away.square().mean() * self.count * number / total
-        self.mean += away * number / total
-        self.count.copy_(total)
-        self.shift.copy_(self.mean)
-        self.scale.copy_(1 / (self.square / self.count).sqrt().clamp(min=1e-2))
 
 
 class ObservationEncoder(nn.Module):
@@ -157,15 +120,6 @@ class Decoder(nn.Module):
         if self.vectors:
             total = total + 0.5 * (self.mlp(features) - encoder.norm(encoder.flat(obs))).square().sum(-1)
         return total
-
-
-def as_planes(image: Tensor) -> Float[Tensor, "N C H W"]:
-    """(…, H, W, C) uint8 as rows in [−½, ½], channels first.
-
-    Args:
-        image: frames, stacked or not.
-    """
-    return image.flatten(0, -4).movedim(-1, 1).float().div(255).sub(0.5)
 
 
 def images_of(space: spaces.Space, who: str) -> dict[str, tuple[int, int]]:

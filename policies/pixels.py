@@ -2,6 +2,9 @@
 
 DrQ-v2's parts (Yarats et al., arXiv 2107.09645), for pictures of any size, vectors beside them, or vectors alone.
 
+Departures. Pictures are read less their running mean, as vectors are standardised. They are shifted by as large a part
+of their side as in the paper, whatever their size.
+
 Shape letters: E worlds, T steps, B batch, K frames at once, C channels, N encoded observation (R pictures, S vectors),
 F features, W what a head reads; H, W picture.
 """
@@ -20,10 +23,10 @@ from torch import Tensor, nn
 from policies.core import Batch, Memory, Obs, leaves
 from policies.networks import LayerNorm, Linear, Standardise
 
-PAD = 4  # pixels, of the shifts
+PAD = 4 / 84  # of a picture's side, the largest shift: 4 pixels at the paper's size
 CHANNELS, STRIDES = 32, (2, 1, 1, 1)
 
-Frames = tuple[Tensor, Tensor]  # pictures (B, H, W, C) uint8 and vectors (B, S) float32; either may be empty
+Frames = tuple[Tensor, Tensor]  # pictures (B, H, W, C), uint8 or contrasted, and vectors (B, S); either may be empty
 
 
 class Sight:
@@ -37,7 +40,8 @@ class Sight:
     Attributes:
         size: H and W of the pictures; None without any.
         stack: K; 1 without pictures.
-        channels: of all pictures, K frames each.
+        frame_channels: of all pictures of a moment.
+        channels: of K frames of them.
         vectors: S.
 
     Raises:
@@ -66,7 +70,8 @@ class Sight:
         if self.size is not None and min(map(encoded, self.size)) < 1:
             raise ValueError(f"{who}: pictures must be at least 15 pixels high and wide; got {self.size}.")
         self.stack = stack if self._pictures else 1
-        self.channels = self.stack * sum(shape[2] for shape in self._pictures.values())
+        self.frame_channels = sum(shape[2] for shape in self._pictures.values())
+        self.channels = self.stack * self.frame_channels
         self.vectors = sum(self._flat.values())
 
     def begin(self, count: int) -> Memory:
@@ -100,6 +105,16 @@ class Sight:
             pictures.append(_channels(frames[rows, columns]))
         return self._frames(pictures, {name: obs[name][at, columns] for name in self._flat}, len(at))
 
+    def stacked(self, single: Float[Tensor, "H W F"]) -> Tensor:
+        """(H, W, channels): what is told of a moment's pictures, of each of K frames."""
+        parts = single.split([shape[2] for shape in self._pictures.values()], -1)
+        return torch.cat([part.repeat(1, 1, self.stack) for part in parts], -1)
+
+    def pictures(self, obs: Obs) -> Tensor:
+        """(…, H, W, frame_channels) the pictures alone, side by side."""
+        parts = leaves(obs)
+        return torch.cat([torch.as_tensor(parts[name]) for name in self._pictures], -1)
+
     def flat(self, obs: Obs) -> Tensor:
         """(…, S) the vectors alone."""
         parts = leaves(obs)
@@ -116,9 +131,7 @@ def _channels(frames: UInt8[Tensor, "K B H W C"]) -> UInt8[Tensor, "B H W K*C"]:
     return frames.permute(1, 2, 3, 0, 4).flatten(3)
 
 
-def shifted(
-    pictures: UInt8[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad: int = PAD
-) -> UInt8[Tensor, "B H W C"]:
+def shifted(pictures: Float[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad: int) -> Float[Tensor, "B H W C"]:
     """Pictures padded by their edges and cropped again to their size (DrQ-v2 §3.1).
 
     Args:
@@ -133,8 +146,8 @@ def shifted(
     return pictures[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator) -> UInt8[Tensor, "B H W C"]:
-    """Each picture moved by up to 4 pixels either way; all its frames alike.
+def random_shift(pictures: Float[Tensor, "B H W C"], generator: torch.Generator) -> Float[Tensor, "B H W C"]:
+    """Each picture moved at random, by up to `PAD` of its side either way; all its frames alike.
 
     Args:
         pictures: of stacked frames.
@@ -142,8 +155,9 @@ def random_shift(pictures: UInt8[Tensor, "B H W C"], generator: torch.Generator)
     """
     if not pictures.numel():
         return pictures
-    offsets = torch.randint(2 * PAD + 1, (2, len(pictures)), generator=generator, device=generator.device)
-    return shifted(pictures, offsets)
+    pad = max(round(PAD * min(pictures.shape[1:3])), 1)
+    offsets = torch.randint(2 * pad + 1, (2, len(pictures)), generator=generator, device=generator.device)
+    return shifted(pictures, offsets, pad)
 
 
 def encoded(size: int) -> int:
@@ -155,6 +169,53 @@ def encoded(size: int) -> int:
     for stride in STRIDES:
         size = (size - 3) // stride + 1
     return size
+
+
+def as_planes(image: Tensor) -> Float[Tensor, "N C H W"]:
+    """(…, H, W, C) uint8 as rows in [−½, ½], channels first.
+
+    Args:
+        image: frames, stacked or not.
+    """
+    return image.flatten(0, -4).movedim(-1, 1).float().div(255).sub(0.5)
+
+
+class Contrast(nn.Module):
+    """Pictures less their running mean picture, in running deviations of what is left, so that what moves counts.
+
+    A pole of a few pixels before a wall is then found in a third of the updates. The deviation is one number for all.
+
+    Args:
+        shape: (C, H, W).
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        for name, value in {"mean": torch.zeros(shape), "square": torch.zeros(()), "count": torch.zeros(())}.items():
+            self.register_buffer(name, value.double())
+        self.register_buffer("shift", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(()))
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+    shift: Tensor
+    scale: Tensor
+
+    def forward(self, planes: Tensor) -> Tensor:
+        return (planes - self.shift) * self.scale
+
+    @torch.no_grad()
+    def add(self, planes: Float[Tensor, "N C H W"]) -> None:
+        """Count more pictures in, by Welford's sums."""
+        x, number = planes.double(), len(planes)
+        mean, total = x.mean(0), self.count + number
+        away = mean - self.mean
+        self.square += (x - mean).square().sum(0).mean() + away.square().mean() * self.count * number / total
+        self.mean += away * number / total
+        self.count.copy_(total)
+        self.shift.copy_(self.mean)
+        self.scale.copy_(1 / (self.square / self.count).sqrt().clamp(min=1e-2))
 
 
 class Conv(nn.Module):
@@ -194,15 +255,33 @@ class PixelEncoder(nn.Module):
             Conv(i, CHANNELS, stride, generator=generator) for i, stride in zip(inputs, STRIDES, strict=False)
         )
         self.norm = Standardise(sight.vectors) if sight.vectors else None
+        self.contrast = None if sight.size is None else Contrast((sight.frame_channels, *sight.size))
+        self._sight = sight
         self.pictures = 0 if sight.size is None else CHANNELS * encoded(sight.size[0]) * encoded(sight.size[1])
         self.vectors = sight.vectors
+
+    @torch.no_grad()
+    def add(self, obs: Obs) -> None:
+        """Count observations, (T, E, …), into means and deviations."""
+        device = next(self.buffers()).device
+        if self.norm is not None:
+            self.norm.add(self._sight.flat(obs).flatten(0, 1).to(device))
+        if self.contrast is not None:
+            self.contrast.add(as_planes(self._sight.pictures(obs).to(device)))
+
+    def contrasted(self, pictures: UInt8[Tensor, "B H W C"]) -> Float[Tensor, "B H W C"]:
+        """Stacked frames less their mean, as `forward` reads them; shifts come after."""
+        if self.contrast is None:
+            return pictures.float()
+        mean = self._sight.stacked(self.contrast.shift.movedim(0, -1))
+        return (pictures.float().div_(255).sub_(0.5) - mean) * self.contrast.scale
 
     def forward(self, frames: Frames) -> Float[Tensor, "B N"]:
         pictures, vectors = frames
         flat = [self.norm(vectors)] if self.norm is not None else []
         if not self.pictures:
             return flat[0]
-        x = pictures.permute(0, 3, 1, 2).float().div_(255).sub_(0.5)
+        x = pictures.permute(0, 3, 1, 2)
         for convolution in self.convolutions:
             x = torch.relu(convolution(x))
         return torch.cat([x.flatten(1), *flat], -1)

@@ -23,23 +23,25 @@ def generator(seed=0):
 
 
 def test_a_shift_is_padding_by_the_edge_and_a_crop():
-    pictures = np.random.default_rng(0).integers(0, 256, (81, 6, 7, 4), np.uint8)
+    pictures = np.random.default_rng(0).uniform(size=(81, 6, 7, 4)).astype(np.float32)
     offsets = np.stack(np.divmod(np.arange(81), 9))
-    moved = shifted(torch.from_numpy(pictures), torch.from_numpy(offsets)).numpy()
+    moved = shifted(torch.from_numpy(pictures), torch.from_numpy(offsets), 4).numpy()
     for picture, (row, column), got in zip(pictures, offsets.T, moved, strict=True):
         padded = np.pad(picture, [(4, 4), (4, 4), (0, 0)], mode="edge")
         np.testing.assert_array_equal(got, padded[row : row + 6, column : column + 7])
 
 
 def test_random_shifts_cover_all_places_alike_and_draw_from_their_own_generator():
-    pictures = torch.zeros(8100, 9, 9, 1, dtype=torch.uint8)
-    pictures[:, 4, 4] = 1  # never leaves a 9 × 9 picture
+    pictures = torch.zeros(2500, 42, 42, 1)
+    pictures[:, 20, 20] = 1
     torch.manual_seed(0)
     places = random_shift(pictures, generator()).sum(0)[..., 0]
     assert torch.equal(random_shift(pictures, generator()).sum(0)[..., 0], places)
     assert not torch.equal(random_shift(pictures, generator(1)).sum(0)[..., 0], places)
     assert torch.initial_seed() == 0
-    assert 60 < places.min() <= places.max() < 140  # of 100 each
+    within = places[18:23, 18:23]  # two pixels either way: as large a part of the side as 4 of 84
+    assert within.sum() == 2500
+    assert 60 < within.min() <= within.max() < 140  # of 100 each
 
 
 # Frames at once ---------------------------------------------------------------------------------------------
@@ -142,7 +144,9 @@ def test_the_encoder_is_its_definition_and_has_the_papers_width():
     assert 32 * encoded(84) ** 2 == 39_200
     encoder = PixelEncoder(Sight(PICTURE, 1, "test"), generator=generator())
     pictures = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
-    x = np.transpose(pictures, (0, 3, 1, 2)) / 255 - 0.5
+    encoder.add(pictures[:1, None])
+    mean = pictures[0] / 255 - 0.5
+    x = np.transpose(pictures / 255 - 0.5 - mean, (0, 3, 1, 2)) / 0.01  # one picture varies by nothing: the least scale
     for convolution, stride in zip(encoder.convolutions, (2, 1, 1, 1), strict=True):
         weight = convolution.weight.detach().double().numpy()
         size = (x.shape[2] - 3) // stride + 1
@@ -152,8 +156,8 @@ def test_the_encoder_is_its_definition_and_has_the_papers_width():
                 part = x[:, :, stride * row : stride * row + 3, stride * column : stride * column + 3]
                 out[:, :, row, column] = np.einsum("bikl,oikl->bo", part, weight)
         x = np.maximum(out, 0)
-    got = encoder((torch.from_numpy(pictures), torch.zeros(2, 0))).detach()
-    np.testing.assert_allclose(got, x.reshape(2, -1), atol=1e-5)
+    got = encoder((encoder.contrasted(torch.from_numpy(pictures)), torch.zeros(2, 0))).detach()
+    np.testing.assert_allclose(got, x.reshape(2, -1), rtol=1e-4, atol=1e-3)
 
 
 def test_weights_begin_orthogonal():
@@ -217,3 +221,17 @@ def test_looks_reach_a_batch_and_demonstrations_have_none():
     again = Replay(PICTURE, ACTION, capacity=12, num_worlds=2, seed=1)
     again.load(*own.arrays())
     assert set(again.sample(Sampling(batch_size=50)).look[0].tolist()) == {3, 5}
+
+
+def test_pictures_are_read_less_their_own_mean_whichever_frame_and_camera():
+    space = spaces.Dict({name: spaces.Box(0, 255, (16, 16, 3), np.uint8) for name in ("left", "right")})
+    sight = Sight(space, 3, "test")
+    encoder = PixelEncoder(sight, generator=generator())
+    rng = np.random.default_rng(0)
+    still = {name: rng.integers(0, 200, (16, 16, 3), np.uint8) for name in ("left", "right")}
+    seen = {name: np.stack([still[name], still[name] + 50])[:, None] for name in still}
+    encoder.add(seen)
+    obs = {name: picture[1] for name, picture in seen.items()}
+    (pictures, _), _ = sight.now(obs, sight.begin(1), np.ones(1, bool))
+    assert pictures.shape == (1, 16, 16, 18)
+    torch.testing.assert_close(encoder.contrasted(pictures), torch.ones(1, 16, 16, 18), atol=1e-4, rtol=0)  # a deviation

@@ -5,7 +5,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from policies.embedding import Decoder, ObservationEncoder, as_planes
+from policies.embedding import Decoder, ObservationEncoder
+from policies.pixels import as_planes
 from policies.rssm import RSSM, SIZES, State
 
 SMALL = SIZES["small"]
