@@ -1,11 +1,12 @@
 """Learners on pictures: DrQ-v2 and DrM on cart-pole from 32 px, the task's own reward; and unseen looks with SGFD.
 
 Far smaller than their papers' sizes, so that a CPU makes the curves: these are no curves of the papers. `untrained` is
-the control: the same policy before its first update. `looks` and `sgfd` train DrQ-v2 in four looks, without and with
+the control: the same policy before its first update. `published` leaves out the loss on actions before tanh,
+`predictive` adds the predictive one. `looks` and `sgfd` train DrQ-v2 in four looks, without and with
 decorrelation, and are judged in eight others. What is finished is not run again.
 
-    python -m benchmarks.pixel_learners                    # all: 5 to 10 minutes a run
-    python -m benchmarks.pixel_learners ways=drqv2,drm
+    python -m benchmarks.pixel_learners                    # all: 5 to 15 minutes a run
+    python -m benchmarks.pixel_learners ways=drqv2,drm seeds=[0]
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ import numpy as np
 from benchmarks.common import others, read_options, record, train, trained
 
 ROOT = Path("runs", "benchmarks", "pixel_learners")
-SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 4000
+SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 8000
 UNSEEN = list(range(100, 108))
 SMALL = [
-    "env=cartpole", "env.obs=pixels", "env.image_size=32", "reward=true", "num_worlds=8", "policy.batch_size=32",
+    "env=cartpole", "env.obs=pixels", "env.image_size=32", "reward=true", "num_worlds=8", "policy.batch_size=64",
     "policy.hidden=[256,256]", "policy.learning_rate=0.001", "policy.gamma=0.95", "policy.learning_starts=400",
-    "policy.noise_steps=2000", "policy.updates_per_step=0.25", "eval_every=1000", "eval_episodes=8",
+    "policy.noise_steps=4000", "policy.updates_per_step=1", "eval_every=2000", "eval_episodes=8",
     f"final_episodes={EPISODES}", "videos=1", "checkpoint_every=0",
 ]  # fmt: skip
 WAYS = {
     "untrained": ["policy=drqv2", "steps=8"],
     "drqv2": ["policy=drqv2", f"steps={STEPS}"],
     "drm": ["policy=drm", f"steps={STEPS}", "policy.perturb_every=2000"],
+    "published": ["policy=drqv2", f"steps={STEPS}", "policy.pre_activation=0"],
+    "predictive": ["policy=drqv2", f"steps={STEPS}", "policy.prediction=1.0"],
     "looks": ["policy=drqv2", f"steps={STEPS}", "env.looks=4"],
     "sgfd": ["policy=drqv2", f"steps={STEPS}", "env.looks=4", "policy.looks=4"],
 }
@@ -43,6 +46,8 @@ TOLD = {
     "untrained": "an untrained policy",
     "drqv2": "DrQ-v2",
     "drm": "DrM",
+    "published": "DrQ-v2 without its loss before tanh",
+    "predictive": "DrQ-v2 with the predictive loss",
     "looks": "DrQ-v2 trained in 4 looks",
     "sgfd": "DrQ-v2 trained in 4 looks with SGFD's weights",
 }
@@ -107,11 +112,11 @@ def rows(results: Mapping[Job, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Run what is missing, seed by seed, recording after every run."""
-    options = read_options({"ways": ",".join(WAYS), "record": True})
+    options = read_options({"ways": ",".join(WAYS), "seeds": list(SEEDS), "record": True})
     every = [Job(way, seed) for seed in SEEDS for way in WAYS]
     results = {job: job.run() for job in every if trained(job.folder) is not None}  # what was done before
     for job in every:
-        if job.way not in options["ways"].split(","):
+        if job.way not in options["ways"].split(",") or job.seed not in options["seeds"]:
             continue
         results[job] = job.run()
         print(f"{job}: return {results[job]['return']:.1f}", flush=True)

@@ -87,7 +87,7 @@ class DrQv2Settings:
     noise_end: float = 0.1
     noise_steps: int | None = None
     noise_clip: float = 0.3
-    pre_activation: float = 1e-3
+    pre_activation: float = 3e-3
     demo_share: float = 0.5
     capacity: int = 1_000_000
     learning_starts: int = 2000
