@@ -3,9 +3,10 @@
 `modem` is the world model with its hand-over; its controls have the same demonstrations, observation and reward: `rlpd`
 is the default learner, `imitation` the demonstrations imitated alone, `calql` Cal-QL, offline on them and then online,
 and `cql` the same without its floors. `free` lets its policies leave imitation once the model is warm, as the source
-does. `bold` is MoDem before its second version: plans around the last plan, wide, by one policy, at once. The success model is fitted once a task, to recorded episodes of mixed outcome, for all of them.
-Success is judged on held-out starts, by the simulator's truth. Limits are actions that passed a force or torque limit
-of the robot, in an episode of the last evaluation. What is finished is not run again.
+does. `bold` is MoDem before its second version: plans around the last plan, wide, by one policy, at once. The success
+model is fitted once a task, to recorded episodes of mixed outcome, for all of them. Success is judged on held-out
+starts, by the simulator's truth. Limits are actions that passed a force or torque limit of the robot, in an episode of
+the last evaluation. What is finished is not run again.
 
     python -m benchmarks.modem                                      # all, one at a time
     python -m benchmarks.modem tasks=desk-place ways=modem,rlpd seeds=[0] steps=5000

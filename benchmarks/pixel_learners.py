@@ -2,8 +2,8 @@
 
 Far smaller than their papers' sizes, so that a CPU makes the curves: these are no curves of the papers. `untrained` is
 the control: the same policy before its first update. `published` leaves out the loss on actions before tanh,
-`predictive` adds the predictive one. `looks` and `sgfd` train DrQ-v2 in four looks, without and with
-decorrelation, and are judged in eight others. What is finished is not run again.
+`predictive` adds the predictive one. `looks` and `sgfd` train DrQ-v2 in four looks, without and with decorrelation,
+and are judged in eight others. What is finished is not run again.
 
     python -m benchmarks.pixel_learners                    # all: 5 to 15 minutes a run
     python -m benchmarks.pixel_learners ways=drqv2,drm seeds=[0]
