@@ -1,4 +1,4 @@
-"""What should not matter, made to move: backgrounds behind a scene, its light, and where its cameras stand.
+"""What should not matter, made to move: backgrounds behind a scene, its light, where its cameras stand; idle readings.
 
 Shape letters: T steps; H, W image.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import gymnasium
 import mujoco
 import numpy as np
+from gymnasium import spaces
 
 from embodied.envs.pictures import resized
 from embodied.envs.rendering import averaged, times_finer
@@ -37,11 +38,13 @@ class Distractors:
             that), or a folder of films and pictures, of which each episode shows one; None: the world's own.
         light: factor of every light's brightness, ≥ 0.
         camera: radians by which fixed cameras are led round what they look at.
+        readings: so many numbers that swing by themselves, beside an observation that is a vector (`env.obs=state`).
     """
 
     background: str | None = None
     light: float = 1.0
     camera: float = 0.0
+    readings: int = 0
 
     @classmethod
     def read(cls, value: Any) -> Distractors | None:
@@ -62,6 +65,9 @@ class Distractors:
             number = given.get(name, 0.0)
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise UserError(f"env.distractors: {name} must be a number; got {number!r}.")
+        readings = given.get("readings", 0)
+        if isinstance(readings, bool) or not isinstance(readings, int) or readings < 0:
+            raise UserError(f"env.distractors: readings must be a number of them, at least 0; got {readings!r}.")
         if given.get("light", 1.0) < 0:
             raise UserError(f"env.distractors: light must be at least 0; got {given['light']}.")
         background = given.get("background")
@@ -74,7 +80,8 @@ class Distractors:
 
 
 class Distracted(gymnasium.Wrapper):
-    """A world of ours with other backgrounds, light and cameras; physics, rewards and start states stay as they are.
+    """A world of ours with other backgrounds, light and cameras, or idle readings beside its own; physics, rewards and
+    start states stay as they are.
 
     Pixels that show anything but floor, walls or sky are those of the world itself. What an episode shows depends on
     the seed of the first reset and on how many episodes there were before.
@@ -84,7 +91,7 @@ class Distracted(gymnasium.Wrapper):
         distractors: what to show.
 
     Raises:
-        UserError: not a world of ours.
+        UserError: not a world of ours, or idle readings where observations are no vectors.
     """
 
     def __init__(self, env: gymnasium.Env, distractors: Distractors) -> None:
@@ -93,6 +100,15 @@ class Distracted(gymnasium.Wrapper):
         super().__init__(env)
         self._world, self._background = env.unwrapped, distractors.background
         self._seed, self._episode, self._moment = 0, -1, 0
+        self._readings = distractors.readings
+        if self._readings:
+            if self._world.obs_form != "state":
+                raise UserError(
+                    f"env.distractors: readings must be 0 unless env.obs=state; got {self._readings} beside "
+                    f"env.obs={self._world.obs_form}."
+                )
+            count = int(np.prod(env.observation_space.shape or ())) + self._readings
+            self.observation_space = spaces.Box(-np.inf, np.inf, (count,), np.float32)
         _relight(self._world.model, distractors.light)
         _turn_cameras(self._world.model, distractors.camera)
 
@@ -109,6 +125,8 @@ class Distracted(gymnasium.Wrapper):
         return self._obs(obs), reward, terminated, truncated, info
 
     def _obs(self, obs: Any) -> Any:
+        if self._readings:
+            return np.concatenate([obs, self._swinging()])
         if self._background is None or self._world.obs_form == "state":
             return obs
         return obs | {"pixels": self.frame()} if isinstance(obs, dict) else self.frame()
@@ -139,6 +157,12 @@ class Distracted(gymnasium.Wrapper):
         film = _film(files[rng.integers(len(files))])
         at, last = int(rng.integers(len(film))) + self._moment, len(film) - 1
         return resized(film[last - abs(at % (2 * last) - last) if last else 0], size)  # there and back
+
+    def _swinging(self) -> np.ndarray:
+        """(readings,) float32, each a sine of variance 1 with a rate and a phase of its own in each episode."""
+        rng = np.random.default_rng([self._seed, self._episode, 1])
+        rates, phases = rng.uniform(0.1, 0.8, self._readings), rng.uniform(0, 2 * math.pi, self._readings)
+        return (math.sqrt(2) * np.sin(rates * self._moment + phases)).astype(np.float32)
 
     def wrapper_state(self) -> dict[str, int]:
         """What `set_wrapper_state` needs to go on from here."""

@@ -145,8 +145,8 @@ def test_the_config_reaches_the_world():
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (3, "must be a background or a mapping of background, light, camera; got 3"),
-        ({"lights": 0.5}, "no 'lights' here. Choose from background, camera, light; did you mean light?"),
+        (3, "must be a background or a mapping of background, light, camera, readings; got 3"),
+        ({"lights": 0.5}, "no 'lights' here. Choose from background, camera, light, readings; did you mean light?"),
         ({"light": -1}, "light must be at least 0; got -1"),
         ({"camera": "left"}, "camera must be a number; got 'left'"),
         ("movin", "background must be moving, still, or a folder of films and pictures; got 'movin'"),
@@ -160,3 +160,28 @@ def test_what_is_no_distractor_is_refused(value, words):
 def test_only_our_worlds_know_what_stands_behind():
     with pytest.raises(UserError, match="only our own worlds"):
         Distracted(make("CartPole-v1"), Distractors(background="moving"))
+
+
+def test_idle_readings_swing_beside_the_worlds_own():
+    plain, swinging = world(obs="state"), world(obs="state", distractors={"readings": 6})
+    assert swinging.observation_space.shape == (11,)
+    one, other = episode(plain, steps=60), episode(swinging, steps=60)
+    np.testing.assert_array_equal(np.stack(one), np.stack(other)[:, :5])
+    idle = np.stack(other)[:, 5:]
+    assert idle.dtype == np.float32
+    assert (idle.std(0) > 0.5).all()
+    assert np.abs(idle).max() <= np.sqrt(2) + 1e-6
+    assert np.abs(np.diff(idle, axis=0)).max() < 1.2  # they do not jump
+    again, next_one = episode(world(obs="state", distractors={"readings": 6}), steps=2), episode(swinging, None, 2)
+    np.testing.assert_array_equal(np.stack(again), np.stack(other)[:3])
+    assert np.abs(np.stack(next_one)[:, 5:] - idle[:3]).max() > 0.5
+
+
+@pytest.mark.parametrize(("obs", "readings", "error"), [
+    ("pixels", 4, "readings must be 0 unless env.obs=state; got 4 beside env.obs=pixels"),
+    ("state", -1, "readings must be a number of them, at least 0; got -1"),
+    ("state", 2.5, "readings must be a number of them, at least 0; got 2.5"),
+])  # fmt: skip
+def test_idle_readings_that_cannot_be_are_refused(obs, readings, error):
+    with pytest.raises(UserError, match=error):
+        world(obs=obs, distractors={"readings": readings})
