@@ -5,8 +5,10 @@
 Zhu et al., "RePo: Resilient model-based reinforcement learning by regularizing posterior predictability",
 arXiv 2309.00082. Nothing is reconstructed: what looking adds to the guess is capped, so it is spent on rewards.
 
-Departures. The multiplier β really follows its constraint (`policies.dual.Dual`). The world's end is learned beside
-the reward. There is no decoder for show. After a shift, embeddings are matched without a discriminator (see `align`).
+Departures. The multiplier β really follows its constraint (`policies.dual.Dual`). What teaches the prior never weighs
+less than `dynamics_weight`: where the reward is soon known from what is seen, β becomes so small that nothing else
+would teach the dynamics. The world's end is learned beside the reward. There is no decoder for show. After a shift,
+embeddings are matched without a discriminator (see `align`).
 
 Shape letters: T moments, B windows, N rows, D embedding.
 """
@@ -42,6 +44,7 @@ class RePoSettings(DreamingSettings):
         beta: with which the multiplier begins, > 0.
         beta_rate: of its ascent, for each update.
         balance: share of the KL's gradient that teaches the guess; the rest holds back what is looked up.
+        dynamics_weight: of what teaches the guess, at least; 0: as published.
         align_rate: Adam's, where the encoder is aligned.
         align_consistency: weight of the model's own surprise there, in units of nats.
     """
@@ -50,6 +53,7 @@ class RePoSettings(DreamingSettings):
     beta: float = 1e-5
     beta_rate: float = 0.02
     balance: float = 5 / 6
+    dynamics_weight: float = 0.1
     align_rate: float = 3e-4
     align_consistency: float = 0.01
 
@@ -58,7 +62,7 @@ class RePoSettings(DreamingSettings):
         check(
             self,
             positive=("beta", "align_rate"),
-            least_zero=("beta_rate", "align_consistency"),
+            least_zero=("beta_rate", "align_consistency", "dynamics_weight"),
             shares=["balance"],
         )
         if self.kl_cap is not None:
@@ -92,15 +96,18 @@ class RePo(Dreaming):
         self._finish()
 
     def _objective(self, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
-        """−log p(r | s) + β (KL − ε), or Dreamer's −log p(r | s) + max(KL, ε) beside the reconstruction."""
+        """−log p(r | s) + max(b β, w) KL(sg q ‖ p) + (1 − b) β KL(q ‖ sg p), where b is the balance and w the dynamics'
+        weight; or Dreamer's −log p(r | s) + max(KL, ε) beside the reconstruction."""
         s, (_, q, p) = self.settings, seen.inside
         taught, held = seen.mean(kl(q.detach(), p)), seen.mean(kl(q, p.detach()))
-        mixed = s.balance * taught + (1 - s.balance) * held
-        cost = mixed.clamp(min=s.kl_cap) if s.reconstruct else mixed
         beta = self.beta.value
+        if s.reconstruct:
+            cost = (s.balance * taught + (1 - s.balance) * held).clamp(min=s.kl_cap)
+        else:
+            cost = (s.balance * beta).clamp(min=s.dynamics_weight) * taught + (1 - s.balance) * beta * held
         if s.kl_cap is not None:
             self.beta.step(held.detach() / s.kl_cap - 1)
-        return seen.error + beta * cost, {"kl": held.detach(), "beta": beta}
+        return seen.error + cost, {"kl": held.detach(), "beta": beta}
 
     @property
     def _parts(self) -> dict[str, Any]:
