@@ -174,7 +174,7 @@ def test_what_teaches_the_prior_never_weighs_less_than_asked():
             batch = Batch(obs, torch.zeros(2, 64, 1), obs[1:, :, 0], no, ~no, no)
             learner.learn_world(batch)
         seen = learner.see(batch).inside
-        surprise[weight] = float(kl(seen.posterior, seen.prior)[1:].mean())
+        surprise[weight] = float(kl(seen.posterior, seen.prior)[1:].mean().detach())
     assert surprise[0.1] < 0.3 * surprise[0.0]
 
 
