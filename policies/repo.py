@@ -7,8 +7,8 @@ arXiv 2309.00082. Nothing is reconstructed: what looking adds to the guess is ca
 
 Departures. The multiplier β really follows its constraint (`policies.dual.Dual`). What teaches the prior never weighs
 less than `dynamics_weight`: where the reward is soon known from what is seen, β becomes so small that nothing but the
-reward of now would shape what is remembered. The world's end is learned beside the reward. There is no decoder for show. After a shift,
-embeddings are matched without a discriminator (see `align`).
+reward of now would shape what is remembered. The world's end is learned beside the reward. There is no decoder for
+show. After a shift, embeddings are matched without a discriminator (see `align`).
 
 Shape letters: T moments, B windows, N rows, D embedding.
 """
