@@ -45,7 +45,11 @@ def free_camera(
 
 
 def times_finer(height: int, width: int) -> int:
-    """How many samples a side a frame's pixel is averaged from: 1 from `FINE` pixels on."""
+    """How many samples a side a frame's pixel is averaged from: 1 from `FINE` pixels on.
+
+    Args:
+        height, width: of the frame, pixels.
+    """
     return -(-FINE // min(height, width, FINE))
 
 
