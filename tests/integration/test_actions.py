@@ -17,11 +17,11 @@ QUICK = ["read=state", "members=1", "steps=150", "network=[]", "learning_rate=0.
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """`play`, `true` demonstrations, and `films`: the same without their actions."""
+    """`play`, `true` episodes and `films`, the same without their actions; `shown`, an expert's episode."""
     root = tmp_path_factory.mktemp("actions")
-    for name, policy in (("play", "random"), ("true", "expert")):
-        words = ["env=desk-reach", "episodes=4", "image_size=32", "cameras=[front,wrist]", "hold=5"]
-        assert cli.main(["collect", *words, f"policy={policy}", f"out={root / name}"]) == 0
+    for name, policy, seed, episodes in (("play", "random", 1, 4), ("true", "random", 2, 4), ("shown", "expert", 0, 1)):
+        words = ["env=desk-reach", f"episodes={episodes}", "image_size=32", "cameras=[front,wrist]", "hold=3"]
+        assert cli.main(["collect", *words, f"policy={policy}", f"seed={seed}", f"out={root / name}"]) == 0
     strip(root / "true", root / "films")
     return root
 
@@ -123,9 +123,10 @@ def test_data_and_play_must_be_two(acted, folder):
 def test_pictures_alone_and_what_is_made_is_imitated(acted, tiny_clip, tmp_path, capsys):
     """With an encoder of random weights, and films whose places nobody taught: the parts fit; R² is not asked for."""
     words = ["read=pictures", "cameras=[wrist]", "least=null", "steps=3", "encoder=open_clip", "out=acted"]
-    status, said = acted(*words, f"encoder.model={tiny_clip}")
+    status, said = acted(*words, f"encoder.model={tiny_clip}", data="shown")
     assert status == 0
     assert "reads cameras wrist" in said
+    assert "recorded  R²" in said
     encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}", "encoder.precision=fp32"]
     small = ["num_worlds=1", "steps=4", "final_episodes=1", "eval_episodes=1", "videos=0", "policy.pretraining=2"]
     train = ["train", "env=desk-reach", "reward=clip", "goal=x", "policy=imitation", "env.cameras=[front]",
