@@ -29,10 +29,11 @@ import torch
 from omegaconf import DictConfig
 
 from embodied.building.build import build
-from embodied.collecting.opening import open_dataset
+from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.columns import with_columns
-from embodied.datasets.inferring import Agreement, Common, Inferrer, in_common, infer, read_all
+from embodied.datasets.inferring import Agreement, Inferrer, infer
+from embodied.datasets.seen import Common, in_common, read_all
 from embodied.datasets.windows import ACTION
 from embodied.errors import UserError
 from embodied.settings import check_least
@@ -45,7 +46,8 @@ def run(config: DictConfig) -> None:
     """Check, learn, tell, write."""
     _check(config)
     torch.set_num_threads(config.threads)
-    films, play = open_dataset(config.data), open_dataset(config.play, setting="play")
+    films = open_dataset(config.data, **reading(config))
+    play = open_dataset(config.play, setting="play", **reading(config))
     out = Path(config.out or ROOT / films.root.name)
     if out.exists():
         raise UserError(f"out must be a new folder; got {out}.")

@@ -1,14 +1,13 @@
 """Actions for films: read off play, which has them, and given to episodes of the same robot and cameras that lack them.
 
-Shape letters: T rows of an episode, N pairs of moments, B batch, A action, S own readings; P channels, h, w of a map; F
-numbers that the network reads of a moment.
+Shape letters: T rows of an episode, N pairs of moments, B batch, A action, S own readings, F numbers that the network
+reads of a moment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,175 +15,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from embodied.datasets import layout
 from embodied.datasets.maps import Eye, check_maps, fit_eye
 from embodied.datasets.reader import Dataset
-from embodied.datasets.windows import ACTION, STATE
-from embodied.errors import UserError, nearest
+from embodied.datasets.seen import Common, SeenEpisode, changes, read_all
+from embodied.errors import UserError
 from policies.inverse import r_squared
-from policies.vla.inverse import Change, SeenInverse, SeenInverses, moved, teach
+from policies.vla.inverse import Change, SeenInverse, SeenInverses, teach
 from policies.vla.stats import Normaliser
 from rewards.progress import tqdm
 
-READ = ("auto", "state", "pictures", "both")
 LEAST_STEPS = 100  # of play, below which nothing is learned from it
 OUTLYING = 0.99  # quantile of held-out play, beyond which a change is told to lie outside
 SHRINK = 0.01  # of the covariance towards a sphere
-
-
-@dataclass(frozen=True)
-class Common:
-    """What both datasets have, and the model reads.
-
-    Attributes:
-        cameras: short names, in the order of play; () where no pictures are read.
-        states: own readings, in the order of play; () where none are read.
-        actions: entries of play's action.
-    """
-
-    cameras: tuple[str, ...]
-    states: tuple[str, ...]
-    actions: tuple[str, ...]
-
-    def told(self) -> str:
-        """In words."""
-        seen = [f"cameras {', '.join(self.cameras)}"] if self.cameras else []
-        return "; ".join([*seen, *([f"own readings {', '.join(self.states)}"] if self.states else [])])
-
-
-def in_common(films: Dataset, play: Dataset, *, read: str = READ[0], cameras: Sequence[str] | None = None) -> Common:
-    """What an inverse model can read of both.
-
-    Args:
-        films: whose actions are wanted.
-        play: that has them.
-        read: one of `READ`; "auto": all that both have.
-        cameras: to look at; None: all that both have.
-
-    Raises:
-        UserError: play has no actions; another rate; nothing in common, or not what `read` and `cameras` ask for.
-    """
-    if read not in READ:
-        raise UserError(f"read must be one of {', '.join(READ)}; got {read!r}. {nearest(str(read), READ)}")
-    feature = play.features.get(ACTION)
-    if feature is None or not str(feature["dtype"]).startswith("float") or len(feature["shape"]) != 1:
-        got = "no action" if feature is None else f"{feature['dtype']} of shape {feature['shape']}"
-        raise UserError(f"play: {play.root} must have actions, floats of one axis; it has {got}. Collect some: "
-                        "embodied collect policy=random.")  # fmt: skip
-    if films.fps != play.fps:
-        raise UserError(
-            f"play must have the rate of data: a change is what one action makes of it; got {play.fps:g} and "
-            f"{films.fps:g} fps."
-        )
-    both = tuple(name for name in play.cameras if name in films.cameras)
-    has = {"data": films, "play": play}
-    told = "; ".join(f"{key} has {', '.join(each.cameras) or 'none'}" for key, each in has.items())
-    for name in cameras or ():
-        if name not in both:
-            raise UserError(f"cameras: {name!r} must be in data and in play; {told}. {nearest(str(name), both)}")
-    seen = both if cameras is None else tuple(cameras)
-    if read in ("pictures", "both") and not seen:
-        raise UserError(f"read={read} needs a camera that data and play share; {told}.")
-    names = {key: tuple(layout.column_names(each.features[STATE], "state")) if STATE in each.features else ()
-             for key, each in has.items()}  # fmt: skip
-    same = bool(names["play"]) and sorted(names["data"]) == sorted(names["play"])
-    states = f"data has {', '.join(names['data']) or 'none'}; play has {', '.join(names['play']) or 'none'}"
-    if read in ("state", "both") and not same:
-        raise UserError(f"read={read} needs the same own readings ({STATE}) in data and play; {states}.")
-    if not seen and not same:
-        raise UserError(f"data and play must share a camera or own readings. Cameras: {told}. Readings: {states}.")
-    return Common(
-        () if read == "state" else seen,
-        names["play"] if same and read != "pictures" else (),
-        tuple(layout.column_names(feature, "action")),
-    )
-
-
-@dataclass(frozen=True)
-class SeenEpisode:
-    """One episode, as an inverse model reads it.
-
-    Attributes:
-        maps: camera -> (T, P, h, w) half precision.
-        ending: camera -> (1, P, h, w), after the last action; nothing where it was not kept.
-        state: (T, S), or (T + 1, S) where what came last was kept.
-        actions: (T, A); (T, 0) where there are none.
-        closed: whether what was there after the last action was kept.
-    """
-
-    maps: Mapping[str, Tensor]
-    ending: Mapping[str, Tensor]
-    state: Float[Tensor, "_ S"]
-    actions: Float[np.ndarray, "T A"]
-    closed: bool
-
-    def __len__(self) -> int:
-        """Pairs of moments."""
-        return len(self.actions) - (not self.closed)
-
-    def maps_at(self, camera: str, t: int) -> Float[Tensor, "P h w"]:
-        """A moment's, that after the last action too."""
-        maps = self.maps[camera]
-        return maps[t] if t < len(maps) else self.ending[camera][0]
-
-    @cached_property
-    def moved(self) -> dict[str, Float[Tensor, "N 3 h w"]]:
-        """Of every pair, by camera."""
-        found = {}
-        for name, maps in self.maps.items():
-            whole = torch.cat([maps, self.ending[name]]) if self.closed else maps
-            found[name] = moved(whole[:-1], whole[1:])
-        return found
-
-
-def read_episode(dataset: Dataset, i: int, common: Common, eyes: Mapping[str, Eye]) -> SeenEpisode:
-    """Episode i; its maps are kept for the next time.
-
-    Args:
-        dataset: films or play.
-        i: from 0.
-        common: what is read.
-        eyes: camera -> frames to maps.
-
-    Raises:
-        UserError: a damaged file.
-    """
-    length, order = dataset.length(i), ()
-    state, actions = (np.zeros((length, 0), np.float32) for _ in range(2))
-    if common.states:
-        names = layout.column_names(dataset.features[STATE], "state")
-        order = [names.index(name) for name in common.states]
-        state = dataset.columns(i, [STATE])[STATE].reshape(length, -1).astype(np.float32)[:, order]
-    if dataset.features.get(ACTION, {"dtype": "string"})["dtype"] != "string":
-        actions = dataset.columns(i, [ACTION], nulls=True)[ACTION].reshape(length, -1).astype(np.float32)
-    frames, values = dataset.last(i)
-    closed = set(common.cameras) <= set(frames) and (not common.states or STATE in values)
-    if closed:
-        last = np.asarray(values[STATE] if common.states else (), np.float32).reshape(-1)[list(order)]
-        state = np.concatenate([state, last[None]])
-    maps = {name: eyes[name].of(dataset, i, name) for name in common.cameras}
-    ending = {name: eyes[name](np.array(frames[name])[None]) for name in common.cameras} if closed else {}
-    return SeenEpisode(maps, ending, torch.from_numpy(state), actions, closed)
-
-
-def changes(episodes: Sequence[SeenEpisode], places: Sequence[tuple[int, int]]) -> Change:
-    """The pairs of moments at some (episode, row).
-
-    Args:
-        episodes: those that are meant.
-        places: at least one.
-    """
-    cameras = episodes[places[0][0]].maps
-
-    def at(name: str, later: int) -> Tensor:
-        return torch.stack([episodes[e].maps_at(name, t + later) for e, t in places])
-
-    return Change(
-        before={name: at(name, 0) for name in cameras},
-        after={name: at(name, 1) for name in cameras},
-        moved={name: torch.stack([episodes[e].moved[name][t] for e, t in places]) for name in cameras},
-        state=torch.stack([episodes[e].state[[max(t - 1, 0), t, t + 1]] for e, t in places]),
-    )
 
 
 class Play:
@@ -210,15 +52,19 @@ class Play:
             known = np.flatnonzero(np.isfinite(episode.actions).all(1))
             parts[e % every == every - 1] += [(e, int(t)) for t in known if t < len(episode)]
         self.held, self.taught = parts[True], parts[False]
-        if len(self.episodes) < 2 or len(self.taught) < LEAST_STEPS or not self.held:
-            raise UserError(
-                f"play must hold two episodes or more, and {LEAST_STEPS} steps with actions beside those that are held "
-                f"out; {where} has {len(self.episodes)} episodes and {len(self.taught)} such steps. Collect more."
-            )
+        _check_enough(where, len(self.episodes), len(self.taught) if self.held else 0)
 
     def actions(self, places: Sequence[tuple[int, int]]) -> Float[np.ndarray, "N A"]:
         """That were done at some (episode, row)."""
         return np.stack([self.episodes[e].actions[t] for e, t in places])
+
+
+def _check_enough(where: str, episodes: int, steps: int) -> None:
+    if episodes < 2 or steps < LEAST_STEPS:
+        raise UserError(
+            f"play must hold two episodes or more, and {LEAST_STEPS} steps with actions beside those that are held "
+            f"out; {where} has {episodes} episodes and {steps} such steps. Collect more."
+        )
 
 
 @dataclass(frozen=True)
@@ -327,6 +173,7 @@ def infer(
     Raises:
         UserError: an encoder without maps, a damaged file, or too little play.
     """
+    _check_enough(str(play.root), len(play), sum(span.length for span in play.spans))  # before a frame is decoded
     eyes: dict[str, Eye] = {}
     if common.cameras:
         check_maps(encoder, layer)
@@ -381,16 +228,3 @@ def batches(play: Play, places: Sequence[tuple[int, int]], size: int = 256) -> I
     """
     for start in range(0, len(places), size):
         yield changes(play.episodes, places[start : start + size])
-
-
-def read_all(dataset: Dataset, common: Common, eyes: Mapping[str, Eye], desc: str) -> Iterator[SeenEpisode]:
-    """Every episode, one after another.
-
-    Args:
-        dataset: films or play.
-        common: what is read.
-        eyes: camera -> frames to maps.
-        desc: for the bar.
-    """
-    for i in tqdm(range(len(dataset)), desc=desc, unit="episode", leave=False, delay=2):
-        yield read_episode(dataset, i, common, eyes)

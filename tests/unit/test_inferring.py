@@ -10,16 +10,8 @@ import torch
 
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.columns import with_columns
-from embodied.datasets.inferring import (
-    LEAST_STEPS,
-    Agreement,
-    Play,
-    SeenEpisode,
-    changes,
-    in_common,
-    infer,
-    read_episode,
-)
+from embodied.datasets.inferring import LEAST_STEPS, Agreement, Play, infer
+from embodied.datasets.seen import SeenEpisode, changes, in_common, read_episode
 from embodied.errors import UserError
 from tests.fakes import FakeEncoder
 
@@ -28,14 +20,24 @@ MOVE = {"dtype": "float32", "shape": [2], "names": ["x", "y"]}
 
 
 def write(
-    root, *, fps=10, states=("a", "b"), action=MOVE, cameras=("front",), episodes=3, length=60, last=True, seed=0
+    root,
+    *,
+    fps=10,
+    states=("a", "b"),
+    action=MOVE,
+    cameras=("front",),
+    size=SIZE,
+    episodes=3,
+    length=60,
+    last=True,
+    seed=0,
 ):
     """Readings that an action moves, one step late at the border; cameras that show nothing."""
     rng = np.random.default_rng(seed)
     features = {"action": action} if action else {}
     if states:
         features["observation.state"] = {"dtype": "float32", "shape": [len(states)], "names": list(states)}
-    with Writer(root, fps=fps, features=features, cameras=dict.fromkeys(cameras, (SIZE, SIZE))) as writer:
+    with Writer(root, fps=fps, features=features, cameras=dict.fromkeys(cameras, (SIZE, size))) as writer:
         for _ in range(episodes):
             done = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
             at = np.concatenate([np.zeros((1, 2)), np.cumsum(0.1 * done, 0)]).astype(np.float32)
@@ -43,7 +45,7 @@ def write(
             columns = {"action": done} if action else {}
             if states:
                 columns["observation.state"] = at[:-1, : len(states)]
-            frames = {name: np.zeros((length, SIZE, SIZE, 3), np.uint8) for name in cameras}
+            frames = {name: np.zeros((length, SIZE, size, 3), np.uint8) for name in cameras}
             ending = {name: frames[name][0] for name in cameras}
             ending |= {"observation.state": at[-1, : len(states)]} if states else {}
             writer.add(columns, frames, instruction="go", last=ending if last else None)
@@ -63,6 +65,7 @@ def play(tmp_path_factory):
         ({"states": ()}, {"read": "both"}, r"data has none; play has a, b"),
         ({"cameras": ("top",)}, {"read": "pictures"}, r"needs a camera.*data has top; play has front"),
         ({"cameras": ("top",), "states": ()}, {}, r"must share a camera or own readings"),
+        ({"size": 32}, {}, r"front in one shape.*got 16 x 32 and 16 x 16 pixels"),
         ({}, {"cameras": ["wrist"]}, r"cameras: 'wrist' must be in data and in play"),
         ({}, {"read": "picture"}, r"read must be one of.*'picture'.*pictures"),
     ],
