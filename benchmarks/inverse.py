@@ -166,7 +166,7 @@ def rows(results: Mapping[tuple[str, int], Mapping[str, Any]], hold: int) -> lis
 def _rows(about: str, found: Mapping[int, Mapping[str, Any]], play: str, read: str) -> list[dict[str, Any]]:
     known = [each["r_squared"] for each in found.values()]
     row = {
-        "claim": f"{about}: R² of inferred actions on the films' true ones, which were never seen; 2,000 free steps",
+        "claim": f"{about}: R² of inferred actions on the films' true ones, never seen; play: 2,000 steps of {play}",
         "value": float(np.mean(known)), "unit": "R²", "bar": f">= {KNOWN}", "met": float(np.mean(known)) >= KNOWN,
         "n": FILMS * len(found), "seeds": list(found), "by_seed": known, "play": play,
         "by_entry": np.mean([each["entries"] for each in found.values()], 0).tolist(),
