@@ -25,6 +25,7 @@ _WORDS = {  # settings that take one of a few words, beyond switches and groups
     "what": (*KINDS, "all"),
     "shell": SHELLS,
     "run": ("latest",),
+    "read": ("auto", "state", "pictures", "both"),
 }
 
 Candidate = tuple[str, str]  # the whole word, and what it is

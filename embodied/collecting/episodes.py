@@ -166,8 +166,7 @@ def episode(
         if learner is not None:
             return play(env, seed, learner(env), look=look)
         if kind == "random":
-            env.action_space.seed(seed)
-            return play(env, seed, lambda obs: env.action_space.sample(), look=look)
+            return play(env, seed, _Held(env, int(config.hold), seed), look=look)
         rehearsed = _rehearse(env, kind, seed, rng, config.noise)
         if rehearsed is not None:
             actions, phases = rehearsed
@@ -185,6 +184,22 @@ class _Replay:
 
     def __call__(self, obs: Any) -> np.ndarray:
         return next(self._actions)
+
+
+class _Held:
+    """Random actions, each repeated for 1 to `most` steps: they travel further than white noise, and still vary."""
+
+    def __init__(self, env: gymnasium.Env, most: int, seed: int) -> None:
+        self._space, self._most, self._left = env.action_space, most, 0
+        self._space.seed(seed)
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        if not self._left:
+            self._action = self._space.sample()
+            self._left = int(self._rng.integers(1, self._most + 1))
+        self._left -= 1
+        return self._action
 
 
 class _Expert:

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from omegaconf import DictConfig
@@ -36,7 +35,8 @@ from embodied.building import scorers
 from embodied.building.goals import told_goals
 from embodied.collecting import COLLECTED
 from embodied.collecting.opening import open_dataset, reading
-from embodied.datasets import Dataset, copying, layout
+from embodied.datasets import Dataset, layout
+from embodied.datasets.columns import with_columns
 from embodied.errors import UserError
 from embodied.files import whole
 from embodied.literal import resolved
@@ -173,21 +173,15 @@ def _write_copy(out: Path, labels: KeptLabels, name: str, goals: Sequence[str], 
     """The dataset with two more features, as a whole: made beside its place and moved there."""
     dataset = labels.dataset
     part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    features = _features(name)
-    place = {span.index: i for i, span in enumerate(dataset.spans)}
-    copying.copy(dataset.root, part, lambda source, target: _add_columns(source, target, labels, features, place))
-    info = layout.read_json(part / "meta" / layout.INFO)
-    info["features"] |= {key: {"dtype": "float32", "shape": [1], "names": None} for key in features}
-    (part / "meta" / layout.INFO).write_text(json.dumps(info, indent=2) + "\n", "utf-8")
-    own = part / "meta" / layout.OWN
-    told = layout.read_json(own) if own.is_file() else {}
-    told["labels"] = {**(told.get("labels") or {}), name: {GOALS: list(goals)}}
-    own.write_text(json.dumps(told, indent=2) + "\n", "utf-8")
-    stats = part / "meta" / layout.STATS
-    if stats.is_file():
-        found = {key: layout.statistics(np.concatenate([each[v] for each in labels])) for key, v in features.items()}
-        stats.write_text(json.dumps(layout.read_json(stats) | found, indent=2) + "\n", "utf-8")
+    columns = _features(name)
+    features = {key: {"dtype": "float32", "shape": [1], "names": None} for key in columns}
+    notes = {"labels": {name: {GOALS: list(goals)}}}
+
+    def values(i: int) -> dict[str, np.ndarray]:
+        each = labels[i]
+        return {key: each[value] for key, value in columns.items()}
+
+    with_columns(dataset, part, features, values, notes)
     if in_place:
         old = _former(out)
         out.rename(old)
@@ -218,34 +212,6 @@ def _recover(data: str, *, in_place: bool) -> None:
         elif in_place:
             shutil.rmtree(old)
             shutil.rmtree(_parts(root), ignore_errors=True)
-
-
-def _add_columns(
-    source: Path, target: Path, labels: KeptLabels, features: Mapping[str, str], place: Mapping[int, int]
-) -> None:
-    """A data file again, row group by row group, with one more column per feature, looked up by episode and frame.
-
-    Rows of an episode that the meta data do not name have no label: NaN.
-    """
-    with pq.ParquetFile(source) as file:
-        schema = file.schema_arrow
-        # The Hugging Face notes name every column; without them they are read off the file itself.
-        notes = {key: value for key, value in (schema.metadata or {}).items() if key != b"huggingface"}
-        schema = pa.schema([*schema, *(pa.field(key, pa.float32()) for key in features)], metadata=notes)
-        with pq.ParquetWriter(target, schema, compression="snappy") as writer:
-            for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
-                counters = (pc.cast(table[name], pa.int64()) for name in ("episode_index", "frame_index"))
-                where = [pc.fill_null(column, -1).to_numpy() for column in counters]
-                found = {key: np.full(len(table), np.nan, np.float32) for key in features}
-                for index in np.unique(where[0]).tolist():
-                    if index in place:
-                        rows = np.flatnonzero(where[0] == index)
-                        each = labels[place[index]]
-                        for key, value in features.items():
-                            found[key][rows] = each[value][where[1][rows]]
-                columns = [*table.columns, *(pa.chunked_array([pa.array(values)]) for values in found.values())]
-                writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=max(len(table), 1))
 
 
 def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:

@@ -271,3 +271,17 @@ def test_a_dataset_grows_with_the_cameras_that_it_has(cameras, tmp_path, monkeyp
     assert cli.main(["collect", *words, *SMALL]) == 0
     grown = open_dataset("desk-reach-random", episodes=2, cameras=["front"])
     assert (len(grown), grown.cameras) == (2, cameras)
+
+
+def test_random_actions_are_held_for_a_few_steps(tmp_path):
+    made = {}
+    for hold in (1, 4):
+        words = ["env=reacher-red", "policy=random", "episodes=2", f"hold={hold}", f"out={tmp_path / str(hold)}"]
+        assert cli.main(["collect", *words, "image_size=32"]) == 0
+        made[hold] = [Dataset(tmp_path / str(hold)).recording(i, cameras=()).actions for i in range(2)]
+    assert (np.diff(made[1][0], axis=0) != 0).any(1).all()  # each step another
+    for actions in made[4]:
+        changed = np.flatnonzero((np.diff(actions, axis=0) != 0).any(1))
+        lengths = np.diff([-1, *changed])
+        assert set(lengths) == {1, 2, 3, 4}
+    assert cli.main(["collect", "policy=random", "hold=0"]) == 2
