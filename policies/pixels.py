@@ -63,7 +63,7 @@ class Sight:
             else:
                 what = f"observation {name!r}" if name else "observations"
                 raise ValueError(f"{who}: {what} must be a uint8 picture (H, W, C) or a vector; got {box}.")
-        sizes = {shape[:2] for shape in self._pictures.values()}
+        sizes = {(shape[0], shape[1]) for shape in self._pictures.values()}
         if len(sizes) > 1:
             raise ValueError(f"{who}: pictures must be of one size; got {' and '.join(map(str, sorted(sizes)))}.")
         self.size = next(iter(sizes), None)
