@@ -194,7 +194,7 @@ class _Held:
         self._space.seed(seed)
         self._rng = np.random.default_rng(seed)
 
-    def __call__(self, obs: Any) -> np.ndarray:
+    def __call__(self, obs: Any) -> Any:  # a choice is a whole number
         if not self._left:
             self._action = self._space.sample()
             self._left = int(self._rng.integers(1, self._most + 1))
