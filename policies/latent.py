@@ -176,7 +176,7 @@ class LatentEncoder(nn.Module):
         return simnorm(self.out(self.mlp(torch.cat([self.norm(self.vector(obs)), *seen], -1))))
 
     def shifted(self, obs: Any, generator: torch.Generator) -> Any:
-        """The observations (B, …), each image moved by up to 4 pixels (DrQ-v2's)."""
+        """The observations (B, …), each image moved at random (`policies.pixels.random_shift`)."""
         if not self.images:
             return obs
         out = {

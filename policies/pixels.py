@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from policies.core import Batch, Memory, Obs, leaves
@@ -131,7 +131,7 @@ def _channels(frames: UInt8[Tensor, "K B H W C"]) -> UInt8[Tensor, "B H W K*C"]:
     return frames.permute(1, 2, 3, 0, 4).flatten(3)
 
 
-def shifted(pictures: Float[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad: int) -> Float[Tensor, "B H W C"]:
+def shifted(pictures: Shaped[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad: int) -> Shaped[Tensor, "B H W C"]:
     """Pictures padded by their edges and cropped again to their size (DrQ-v2 §3.1).
 
     Args:
@@ -146,11 +146,11 @@ def shifted(pictures: Float[Tensor, "B H W C"], offsets: Int[Tensor, "2 B"], pad
     return pictures[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def random_shift(pictures: Float[Tensor, "B H W C"], generator: torch.Generator) -> Float[Tensor, "B H W C"]:
+def random_shift(pictures: Shaped[Tensor, "B H W C"], generator: torch.Generator) -> Shaped[Tensor, "B H W C"]:
     """Each picture moved at random, by up to `PAD` of its side either way; all its frames alike.
 
     Args:
-        pictures: of stacked frames.
+        pictures: of stacked frames, of any type.
         generator: of the draws.
     """
     if not pictures.numel():
