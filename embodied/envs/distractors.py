@@ -129,7 +129,10 @@ class Distracted(gymnasium.Wrapper):
             return np.concatenate([obs, self._swinging()])
         if self._background is None or self._world.obs_form == "state":
             return obs
-        return obs | {"pixels": self.frame()} if isinstance(obs, dict) else self.frame()
+        pixels = obs["pixels"] if isinstance(obs, dict) else obs
+        # One that was averaged is taken again, as below; the others are rendered already.
+        shown = self._shown(pixels, None) if times_finer(*pixels.shape[:2]) == 1 else self.frame()
+        return obs | {"pixels": shown} if isinstance(obs, dict) else shown
 
     def frame(self, camera: str | None = None, image_size: int | None = None) -> np.ndarray:
         """What the reward model sees now: (H, W, 3) uint8 RGB, contiguous."""

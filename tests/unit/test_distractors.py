@@ -11,6 +11,7 @@ from embodied.building.worlds import env_maker
 from embodied.datasets.video import write_video
 from embodied.envs.bridge import make
 from embodied.envs.distractors import Distracted, Distractors
+from embodied.envs.rendering import FrameRenderer
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 
@@ -93,6 +94,21 @@ def test_small_frames_are_averaged_from_larger_ones():
             np.testing.assert_allclose(frame()[scene], finer[scene], atol=0.5)
         assert frame(image_size=40).shape == (40, 40, 3)
         env.close()
+
+
+@pytest.mark.parametrize("obs", ["pixels", "mixed"])
+def test_what_is_seen_is_rendered_once(obs, monkeypatch):
+    env, frame, count = world("cartpole", "moving", obs=obs, size=96), FrameRenderer.frame, [0]
+
+    def counted(*args):
+        count[0] += 1
+        return frame(*args)
+
+    monkeypatch.setattr(FrameRenderer, "frame", counted)
+    seen = env.reset(seed=0)[0]
+    assert count == [1]
+    np.testing.assert_array_equal(seen["pixels"] if obs == "mixed" else seen, env.frame())
+    env.close()
 
 
 def test_a_folder_of_films_and_pictures_is_shown(tmp_path):
