@@ -92,6 +92,8 @@ def _stages(session: FinetuningRun) -> str:
         said = " and ".join(f"“{each}”" if each else "nothing" for each in session.sentences)
         print(f"{'':9} Careful: it is judged by “{sentence}”, which no demonstration says; they say {said}. "
               "Set policy.instruction to what they say.", flush=True)  # fmt: skip
+    for wrong in worlds.misplaced(config, planned):
+        print(f"{'':9} Careful: {wrong}", flush=True)
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
     usable = session.rows.usable.astype(float)

@@ -16,6 +16,7 @@ from gymnasium.envs.registration import load_env_creator
 from embodied.envs import WORLDS, world_id
 from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.interventions import INTERVENE_ACTION
+from embodied.envs.libero import LiberoTask
 from embodied.envs.pictures import RENDER, picture, renders, resized
 from embodied.envs.rendering import PICTURE_SIZE, FrameRenderer, free_camera
 from embodied.envs.spaces import Actions, FlatObservations, number
@@ -58,6 +59,7 @@ def make(
     | `FetchReach-v4` and others of Gymnasium-Robotics | as they are | theirs; Kitchen: every task done |
     | `metaworld/reach-v3` | Meta-World, goal in the observation, new goal each episode | theirs |
     | `dm_control/walker-walk-v0` | dm_control by Shimmy | not told |
+    | `libero/libero_object/0` | LIBERO: a suite's task by number or name, see `embodied.envs.libero` | theirs |
     | `mine:Mine-v0` | your own: module `mine` is imported and registers it | its `is_success` or `success` |
 
     A suite's own early end (a fallen pendulum) stays `terminated`, save where Gymnasium lets it be switched off.
@@ -200,7 +202,9 @@ class Bridged(gymnasium.Env):
         own = camera is None or (camera == "free" and not isinstance(self.camera, str))
         view = self.camera if own else self._camera(camera)
         image = self._renderer.frame(data, view, size, size) if fast else self._renderer.picture(data, view, size)
-        return np.ascontiguousarray(image[::-1, ::-1]) if view in self._found.upside_down else image
+        if view in self._found.upside_down:
+            image = image[::-1, ::-1]
+        return np.ascontiguousarray(image[:, ::-1] if self._found.mirrored else image)
 
     def _camera(self, camera: View) -> Any:
         """A camera's name, or a free camera made of the suite's usual view and the caller's keys."""
@@ -273,6 +277,8 @@ class Bridged(gymnasium.Env):
     def _parts(self) -> list[Any]:
         """The objects that hold Python-side numbers of the episode."""
         base = self.inner.unwrapped
+        if isinstance(base, LiberoTask):
+            return list(base.parts)
         control = getattr(base, "_env", None)  # dm_control behind Shimmy
         return [base] if control is None else [control, control.task]
 

@@ -19,6 +19,7 @@ from embodied.errors import UserError
 
 EXACT = 2**24  # whole numbers up to here are told apart by float32, which learners send
 ROUNDING = 2.0**-22  # of float32, relative
+JUDGED = range(2_000_000, 3_000_000)  # seeds of the starts that judge a finished policy, and teach nothing
 
 
 class Actions:

@@ -23,9 +23,10 @@ from embodied.envs.classic import FixedCartPole, FixedMountainCar
 from embodied.envs.spaces import told_success
 from embodied.errors import UserError, nearest
 
-SUITES_HELP = "Install it: pip install 'embodied-rewards[suites]'."
+_EXTRAS = {"libero": "libero"}  # the extra that brings a suite's module, where it is not `suites`
 DEFAULT_STEPS = 1000  # an episode, where neither the caller nor the suite says
 
+NAMED = ("metaworld/", "dm_control/", "libero/")  # how ids begin that name a suite's own worlds, and nothing else
 _CLASSIC = {"CartPole-v1": (FixedCartPole, 200), "MountainCarContinuous-v0": (FixedMountainCar, 999)}
 _ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # how Gymnasium-Robotics' ids begin
 _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # Meta-World's cameras that hang head down
@@ -42,6 +43,7 @@ class SuiteWorld:
         proprio: observation as one row -> own readings.
         camera: the usual one; None: the environment's own.
         upside_down: cameras whose pictures are turned.
+        mirrored: whether left and right change places in every picture.
         seeds: seed -> what begins that episode; None: `reset` takes the seed.
         script: makes a scripted expert; None: there is none.
         instruction: the task as an order; "" where unknown.
@@ -53,6 +55,7 @@ class SuiteWorld:
     proprio: Callable[[np.ndarray], np.ndarray] = lambda flat: flat  # of the flattened state, for obs="mixed"
     camera: str | None = None  # where frames come from unless the caller says
     upside_down: tuple[str, ...] = ()  # cameras whose pictures need a half turn
+    mirrored: bool = False  # as the suite's published datasets are
     seeds: Callable[[int], Any] | None = None  # for suites whose reset ignores its seed
     script: Callable[[], Callable[[np.ndarray], np.ndarray]] | None = None  # makes the suite's own expert, of the state
     instruction: str = ""  # the task in words
@@ -73,6 +76,8 @@ def find(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
         return SuiteWorld(kind(render_mode="rgb_array", **kwargs), steps)
     if id.startswith("metaworld/"):
         return _metaworld(id, kwargs)
+    if id.startswith("libero/"):
+        return _libero(id, kwargs)
     if id.startswith("dm_control/"):
         _suite("shimmy", id)
         env = _registered(id, kwargs)
@@ -124,14 +129,36 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     )
 
 
+def _libero(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
+    _suite("libero", id)
+    from embodied.envs.libero import LiberoTask, own
+    from embodied.envs.libero_expert import PickAndPlace, can
+
+    suite, _, task = id.removeprefix("libero/").partition("/")
+    mirrored = kwargs.pop("mirrored", False)
+    if not isinstance(mirrored, bool):
+        raise UserError(f"make: mirrored must be true or false; got {mirrored!r}.")
+    env = LiberoTask(suite, task or "0", **kwargs)
+    return SuiteWorld(
+        env,
+        env.steps,
+        proprio=own,
+        camera="agentview",
+        mirrored=mirrored,
+        script=(lambda: PickAndPlace(env)) if can(env) else None,
+        instruction=env.instruction,
+    )
+
+
 def _suite(module: str, id: str) -> Any:
     """Import a suite, without the notes on other versions of itself that it prints and warns."""
     if importlib.util.find_spec(module) is None:
-        raise UserError(f"make: {id!r} needs the package {module}, which is not installed. {SUITES_HELP}")
+        install = f"Install it: pip install 'embodied-rewards[{_EXTRAS.get(module, 'suites')}]'."
+        raise UserError(f"make: {id!r} needs the package {module}, which is not installed. {install}")
     with warnings.catch_warnings(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         suite = importlib.import_module(module)
-        if module != "metaworld":
+        if module not in ("metaworld", "libero"):
             gymnasium.register_envs(suite)
     return suite
 

@@ -15,17 +15,23 @@ from torch import Tensor
 
 from embodied.building.worlds import env_maker
 from embodied.envs import is_world
+from embodied.envs.suites import NAMED
+from embodied.finetuning import orientation
 from embodied.finetuning.inputs import PolicyPlan
 from embodied.finetuning.judging import Arena
 from embodied.literal import literal_config
 
+_LOOKS = 3  # first frames that are compared
 TASK = ("id", "kwargs")  # what of a world makes it another task; where it was seen from does not
 
 
 def worlds_of_data(planned: PolicyPlan) -> Any:
-    """The world that all datasets come from, or a list of several; None where one of them comes from none of ours."""
+    """The world that all datasets come from, or a list of several; None where one comes from none that we know.
+
+    Known are our worlds, and suites' as their packages have them: nobody's code is imported because data name it.
+    """
     datasets = [source.dataset for source in planned.sources]
-    if not all(is_world(each.env_id) for each in datasets):
+    if not all(is_world(each.env_id) or _of_suite(each.env) for each in datasets):
         return None
     found: list[Mapping[str, Any]] = []
     for dataset in datasets:
@@ -80,6 +86,41 @@ def arenas(
     return [
         Arena(env_maker(one), eyes, say, num_worlds, instruction, name if len(found) > 1 else "") for name, one in found
     ]
+
+
+def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:
+    """What is wrong with how the data's pictures are turned, beside what the worlds of a config show.
+
+    Args:
+        config: of a run.
+        planned: its data.
+    """
+    told, found = [], worlds(config)
+    for _, one in found:
+        sources = [each for each in planned.sources if len(found) == 1 or _task(each.dataset.env) == _task(one.env)]
+        env = env_maker(one)()
+        try:
+            shown: dict[str, list[np.ndarray]] = {}
+            for seed in range(_LOOKS):
+                env.reset(seed=seed)
+                for name in set(planned.cameras) & set(env.get_wrapper_attr("cameras")):
+                    shown.setdefault(name, []).append(env.get_wrapper_attr("frame")(camera=name))
+        finally:
+            env.close()
+        for name in filter(shown.__contains__, planned.cameras):
+            recorded = [
+                each.dataset.frames(i, each.names.cameras[name], [0])
+                for each in sources if name in each.names.cameras for i in list(each.episodes)[:_LOOKS]
+            ]  # fmt: skip
+            how = orientation.misplaced(np.concatenate(recorded), np.stack(shown[name])) if recorded else None
+            if how is not None:
+                mend = "Say +env.kwargs.mirrored=true." if str(one.env.id).startswith("libero/") else "Turn the data's."
+                told.append(f"the data's pictures of {name} are {how} beside the world's. {mend}")
+    return told
+
+
+def _of_suite(env: Mapping[str, Any]) -> bool:
+    return str(env.get("id", "")).startswith(NAMED) and not env.get("kwargs")
 
 
 def _task(env: Mapping[str, Any]) -> tuple[Any, ...]:

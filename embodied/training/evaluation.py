@@ -14,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from embodied import scoring
-from embodied.envs.spaces import told_success
+from embodied.envs.spaces import JUDGED, told_success
 from embodied.reports.video import write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
@@ -26,7 +26,7 @@ from rewards.core import Scorer
 from rewards.metrics import wilson_interval
 
 HELD_OUT = 1_000_000  # added to a run's seed for its periodic evaluations
-FINAL = 2_000_000  # and for its last one, which chooses nothing
+FINAL = JUDGED.start  # and for its last one, which chooses nothing
 
 
 @dataclass(frozen=True)
