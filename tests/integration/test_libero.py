@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from embodied import cli
+from embodied.datasets import Dataset, Writer
 from embodied.envs import bridge
 from embodied.envs.experts import expert
 from embodied.envs.libero import axis_angle
@@ -142,6 +143,27 @@ def test_its_demonstrations_are_imitated_and_judged_and_mirrored_ones_are_notice
     assert cli.main(["finetune", "data=demos", "run=mirrored", *mirrored, *small]) == 0
     told = capsys.readouterr().out
     assert "the data's pictures of agentview are mirrored beside the world's. Say +env.kwargs.mirrored=true." in told
+    as_published(Dataset(tmp_path / "demos"), tmp_path / "published")
+    named = "policy.names={observation.images.agentview: image}"
+    assert cli.main(["finetune", "data=published", "run=foreign", named, *mirrored, *small]) == 0
+    assert "mirrored beside" not in capsys.readouterr().out
+
+
+def as_published(demos, root):
+    """The same episode under the names of LIBERO's published datasets, mirrored as they are."""
+    ways = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+    features = {
+        "observation.state": {"dtype": "float32", "shape": [8], "names": {"motors": [*ways, "gripper"]}},
+        "action": {"dtype": "float32", "shape": [7], "names": {"motors": ways}},
+    }
+    recording = demos.recording(0)
+    state = np.stack(list(recording.signals.values()), 1)
+    with Writer(root, fps=20, features=features, cameras={"image": (32, 32)}) as writer:
+        frames = recording.frames["agentview"][:, :, ::-1]
+        writer.add(
+            {"observation.state": state, "action": recording.actions}, {"image": frames},
+            instruction=recording.instruction,
+        )  # fmt: skip
 
 
 def test_a_rotation_as_axis_times_angle():
