@@ -63,7 +63,7 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / task / f"s{seed}"
+    folder = ROOT / f"{task}-{options['demonstrations']}" / f"s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
@@ -163,7 +163,9 @@ def truth_rows(task: str, told: Sequence[Mapping[str, Any]], seeds: Sequence[int
     return rows
 
 
-def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
+def practice_rows(
+    task: str, count: int, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
     """Success at the last step by policy, and the paired gain over imitation."""
     rows = []
     for name in ("imitation", "practised", "blind", "random rewards"):
@@ -174,7 +176,7 @@ def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[
         flat = [each for one in solved for each in one]
         ever = float(np.mean([bool(row["ever"]) for each in having for row in each[name]]))
         about = {"n": len(flat), "seeds": list(seeds[: len(having)]), "by_seed": [float(np.mean(s)) for s in solved]}
-        word = {"imitation": "imitation of five demonstrations", "practised": "after practice in the learned world",
+        word = {"imitation": f"imitation of {count} demonstrations", "practised": "after practice in the learned world",
                 "blind": "after practice in the action-blind world (control)",
                 "random rewards": "after practice with rewards given at random (control)"}[name]  # fmt: skip
         interval = list(wilson_interval(sum(flat), len(flat)))
@@ -205,7 +207,7 @@ def main() -> None:
         ) -> None:
             seeds = options["seeds"]
             table[:] = [*before, *truth_rows(task, told, seeds[: len(told)])]
-            table.extend(practice_rows(task, done, seeds[: len(done)]))
+            table.extend(practice_rows(task, options["demonstrations"], done, seeds[: len(done)]))
             if options["record"]:
                 record("world_env", table)
 

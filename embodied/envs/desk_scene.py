@@ -59,6 +59,8 @@ class DeskScene(World):
         self._cube_dof = {cube: model.joint(cube).dofadr[0] for cube in CUBES}
         self._cube_geom = {cube: model.geom(cube).id for cube in CUBES}
         self._pads = [model.geom(name).id for name in ("pad_left", "pad_right")]
+        self._is_pad = np.zeros(model.ngeom + 1, bool)  # the last is for -1, which is no geom
+        self._is_pad[self._pads] = True
         self._sites = {name: model.site(name).id for name in ("tip", "handle", "button", "mark", "tray")}
         self._shades = [model.geom(f"shade_{name}").id for name in (*CUBES, "hand")]
         self._limits = model.jnt_range[[model.joint(f"joint{i}").id for i in range(1, 8)]].T
@@ -159,10 +161,8 @@ class DeskScene(World):
     def _passing(self) -> list[bool]:
         """Whether the gripper presses too hard now, and whether a joint's torque is at its limit."""
         contacts = self.data.contact
-        touching = np.isin(contacts.geom, self._pads).any(1) & (contacts.efc_address >= 0)
-        pressing = self.data.efc_force[
-            contacts.efc_address[touching]
-        ]  # of elliptic cones: the normal force comes first
+        touching = self._is_pad[contacts.geom].any(1) & (contacts.efc_address >= 0)
+        pressing = self.data.efc_force[contacts.efc_address[touching]]  # elliptic cones: the normal force comes first
         torque = np.abs(self.data.qfrc_actuator[self._arm_dof])
         return [bool((pressing > FORCE_LIMIT).any()), bool((torque >= self._torque_limits).any())]
 
