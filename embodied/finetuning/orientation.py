@@ -5,6 +5,8 @@ Published LIBERO datasets, for one, are mirrored beside what their worlds show.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -13,12 +15,12 @@ _ALIKE, _CLEARLY = 0.5, 0.2  # correlation from which two pictures are of one vi
 _WAYS = {"mirrored": np.s_[:, ::-1], "upside down": np.s_[::-1], "turned by 180°": np.s_[::-1, ::-1]}
 
 
-def misplaced(recorded: np.ndarray, shown: np.ndarray) -> str | None:
+def misplaced(recorded: Sequence[np.ndarray], shown: Sequence[np.ndarray]) -> str | None:
     """How recorded pictures are turned beside the world's: mirrored, upside down or turned by 180°; None: not at all.
 
     Args:
-        recorded: (N, H, W, 3) uint8, first frames of episodes.
-        shown: (M, H', W', 3) uint8, the same camera's frames of the world after resets.
+        recorded: (H, W, 3) uint8 each, of any sizes: first frames of episodes; at least one.
+        shown: the same camera's frames of the world after resets; at least one.
 
     Returns:
         None also where no way of turning them makes them alike, so that nothing can be told.
@@ -30,10 +32,10 @@ def misplaced(recorded: np.ndarray, shown: np.ndarray) -> str | None:
     return best if found[best] >= _ALIKE and found[best] >= upright + _CLEARLY else None
 
 
-def _reduced(frames: np.ndarray) -> np.ndarray:
+def _reduced(frames: Sequence[np.ndarray]) -> np.ndarray:
     """(S, S, 3) the mean picture, small."""
-    mean = Image.fromarray(np.round(frames.mean(0)).astype(np.uint8))
-    return np.asarray(mean.resize((_SIDE, _SIDE), Image.Resampling.BOX), np.float32)
+    small = [Image.fromarray(frame).resize((_SIDE, _SIDE), Image.Resampling.BOX) for frame in frames]
+    return np.mean([np.asarray(each, np.float32) for each in small], 0)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -109,10 +109,10 @@ def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:
             env.close()
         for name in filter(shown.__contains__, planned.cameras):
             recorded = [
-                each.dataset.frames(i, each.names.cameras[name], [0])
+                each.dataset.frames(i, each.names.cameras[name], [0])[0]
                 for each in sources if name in each.names.cameras for i in list(each.episodes)[:_LOOKS]
             ]  # fmt: skip
-            how = orientation.misplaced(np.concatenate(recorded), np.stack(shown[name])) if recorded else None
+            how = orientation.misplaced(recorded, shown[name]) if recorded else None
             if how is not None:
                 mend = "Say +env.kwargs.mirrored=true." if str(one.env.id).startswith("libero/") else "Turn the data's."
                 told.append(f"the data's pictures of {name} are {how} beside the world's. {mend}")
