@@ -142,10 +142,9 @@ def rows_of_suite(suite: str, tasks: Sequence[Mapping[str, Any]]) -> list[dict[s
 
 
 def main() -> None:
-    """Open, imitate, record after every part."""
+    """Open, then imitate, recording after every seed."""
     options = read_options(OPTIONS)
-    suite, rows = options["suite"], list[dict[str, Any]]()
-    tasks = []
+    suite, tasks = options["suite"], list[dict[str, Any]]()
     for task in options["tasks"]:
         file = ROOT / f"{suite}-{task}-opened-{options['starts']}.json"
         if not file.is_file():
@@ -153,19 +152,23 @@ def main() -> None:
             write_text(file, json.dumps(opened(suite, task, options["starts"])) + "\n")
         tasks.append(json.loads(file.read_text("utf-8")))
         print(tasks[-1], flush=True)
-    if tasks:
-        rows += rows_of_suite(suite, tasks)
+    rows = rows_of_suite(suite, tasks) if tasks else []
     for task in options["imitated"]:
-        done: dict[str, list[dict[str, Any]]] = {}
+        claim = f"{suite}, task {task}, {options['demonstrations']} scripted demonstrations"
+        before, done = list(rows), dict[str, list[dict[str, Any]]]()
         for k, seed in enumerate(options["seeds"]):
             for name, one in imitated(task, seed, options, options["controls"] and k == 0).items():
                 done.setdefault(name, []).append(one)
-        claim = f"{suite}, task {task}, {options['demonstrations']} scripted demonstrations"
-        rows += [row(f"{claim}: {name}", each, options["seeds"][: len(each)]) for name, each in done.items()]
+            rows = [
+                *before,
+                *(row(f"{claim}: {name}", each, options["seeds"][: len(each)]) for name, each in done.items()),
+            ]
+            if options["record"]:
+                record("libero", rows)
     for each in rows:
         print(f"{each['claim']}: {each['value']:.3f} {each['unit']}", flush=True)
     if options["record"]:
-        print(record("libero", rows))
+        record("libero", rows)
 
 
 if __name__ == "__main__":
