@@ -1,7 +1,7 @@
-"""A learned world to practise in: how true it is, and what practice there gains from five demonstrations.
+"""A learned world to practise in: how true it is, and what practice there gains from few demonstrations.
 
-`embodied finetune stages=[imitate,world]` in parts, on the desk: front camera, own readings and the sentence. The world
-is learned from the five demonstrations and 60 recorded episodes good and bad (experts, noisy experts, near misses,
+`embodied finetune stages=[imitate,world]` in parts, on the desk: own readings, the sentence, and `cameras`. The world
+is learned from the demonstrations and 60 recorded episodes good and bad (experts, noisy experts, near misses,
 failures, random actions), to which the success reward that judges what is imagined is fitted. What is foretold of
 held-out episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
 simulator on starts that chose nothing, the imitated and the practised policy on the same ones, success at the last
@@ -39,6 +39,7 @@ from rewards.metrics import wilson_interval
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer"], "seeds": [0, 1, 2], "demonstrations": 5, "mixed": 60, "episodes": 60, "steps": 1000,
     "rollouts": 0, "world": 250, "updates": 20, "rate": 1e-4, "execute": 4, "controls": 1, "practise": True,
+    "cameras": ["front"],
     "record": True,
 }  # fmt: skip
 ROOT = Path("runs", "benchmarks", "world_env")
@@ -55,7 +56,7 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
             collect(compose("collect", [*words, f"out={roots[policy]}", "cameras=[front,wrist]"]))
     config = compose("finetune", [
         f"data={roots['expert']}", f"seed={seed}", f"steps={options['steps']}", "validation=0",
-        "policy.cameras=[front]",
+        f"policy.cameras=[{','.join(options['cameras'])}]",
         f"labels.labelled={roots['mixed']}", f"execute={options['execute']}", "videos=0", "stages=[imitate,world]",
         f"world.data=[{roots['mixed']}]", f"world.rollouts={options['rollouts']}", f"world.steps={options['world']}",
         f"rloo.updates={options['updates']}", f"rloo.learning_rate={options['rate']}",
@@ -63,7 +64,7 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / f"{task}-{options['demonstrations']}" / f"s{seed}"
+    folder = ROOT / "-".join([task, str(options["demonstrations"]), *options["cameras"]]) / f"s{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
