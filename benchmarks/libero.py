@@ -4,8 +4,8 @@ Every task of a suite is opened, and its first stored starts are played by the s
 rests (control). The time is of an episode at rest of all the suite's steps, with frames of two cameras where a policy
 looks, every eighth step. Then demonstrations, from starts that LIBERO's sampler draws, are imitated with the embedded
 encoder and judged on the 50 stored starts; `success` is of the last step, `at_any_step` is what LIBERO's own protocol
-counts, which stops at the simulator's word. Controls: the same policy in a world whose pictures are mirrored, and one
-that reads its own readings alone. It needs the package (pip install .[libero]).
+counts, which stops at the simulator's word. Control: a policy that reads its own readings alone. It needs the package
+(pip install .[libero]).
 
     python -m benchmarks.libero                              # goes on where it was interrupted
     python -m benchmarks.libero 'tasks=[0]' 'imitated=[]' starts=2 record=false
@@ -93,12 +93,12 @@ def session(task: int, seed: int, options: Mapping[str, Any], *more: str, kind: 
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
-def judged(made: FinetuningRun, name: str, policy: ChunkPolicy, where: FinetuningRun | None = None) -> dict[str, Any]:
-    """A policy on the stored starts, in a session's world, unless that was done."""
+def judged(made: FinetuningRun, name: str, policy: ChunkPolicy) -> dict[str, Any]:
+    """A policy on the stored starts, unless that was done."""
     file, execute = made.folder / f"{name}.json", int(made.config.execute)
     if not file.is_file():
         seeds = [JUDGED.start + k for k in range(made.config.eval_episodes)]
-        played = (where or made).arena.play(policy, execute, seeds, desc=name)
+        played = made.arena.play(policy, execute, seeds, desc=name)
         write_text(file, json.dumps(judging.as_rows(played)) + "\n")
     return {"rows": json.loads(file.read_text("utf-8")), "execute": execute, "tried": {}}
 
@@ -113,9 +113,6 @@ def imitated(task: int, seed: int, options: Mapping[str, Any], controls: bool) -
         blind.__dict__["eyes"], blind.__dict__["episodes"] = made.eyes, made.episodes
         policy_of_readings = blind.train("imitate", blind.fresh(), blind.rows.usable.astype(float), blind.rows)
         found["own readings only (control)"] = judged(blind, "imitation", policy_of_readings)
-        other = session(task, seed, options, "+env.kwargs.mirrored=true")
-        other.__dict__["eyes"] = made.eyes
-        found["mirrored world (control)"] = judged(made, "mirrored", policy, other)
     return found
 
 

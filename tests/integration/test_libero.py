@@ -52,6 +52,13 @@ def test_an_episode_begins_at_a_stored_start_where_it_judges_and_elsewhere_where
 
 
 @libero
+def test_it_says_nothing_of_its_own(make, capsys, caplog):
+    make().reset(seed=0)
+    assert capsys.readouterr() == ("", "")
+    assert not caplog.records
+
+
+@libero
 def test_numpy_draws_on_as_if_nobody_had_reset(make):
     env = make()
     np.random.seed(3)
