@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from benchmarks.common import read_options, record
+from benchmarks.common import others, read_options, record
 from benchmarks.finetune import row
 from embodied.building.build import build
 from embodied.collecting.collect import collect
@@ -161,11 +161,11 @@ def main() -> None:
                 *(row(f"{claim}: {name}", each, options["seeds"][: len(each)]) for name, each in done.items()),
             ]
             if options["record"]:
-                record("libero", rows)
+                record("libero", [*rows, *others("libero", rows)])
     for each in rows:
         print(f"{each['claim']}: {each['value']:.3f} {each['unit']}", flush=True)
     if options["record"]:
-        record("libero", rows)
+        record("libero", [*rows, *others("libero", rows)])
 
 
 if __name__ == "__main__":
