@@ -119,6 +119,7 @@ class Bridged(gymnasium.Env):
     ) -> None:
         self._found, self.inner, self.world_id = found, found.env, name
         self.instruction, self.script = found.instruction, found.script
+        self.solved = False  # by the suite's word, which may be none, after the last step
         self.flat = np.zeros(0, np.float32)  # the state as `obs="state"` tells it, whatever form was asked for
         self.obs_form, self.image_size, self.render_mode = obs, image_size, "rgb_array"
         self._renderer: FrameRenderer | None = None
@@ -161,6 +162,7 @@ class Bridged(gymnasium.Env):
         if told.get(INTERVENE_ACTION) is not None:
             told[INTERVENE_ACTION] = self._actions.agents(told[INTERVENE_ACTION])
         success = self._found.success(info)
+        self.solved = bool(success)
         return told if success is None else told | {"is_success": success}
 
     def _obs(self, obs: Any) -> Any:

@@ -18,6 +18,7 @@ from embodied.envs.desk import Desk
 from embodied.envs.desk_scene import HALF, OPENING, START, STEP
 from embodied.envs.drive import Drive
 from embodied.envs.drivers import CarDriver
+from embodied.envs.world import World
 
 Script = Iterator[np.ndarray]
 Parts = Iterator[Script]  # a task's phases in order: get there, take hold, bring, let go
@@ -29,6 +30,15 @@ OVER = 0.09 * UP
 def has_expert(world: object) -> bool:
     """Whether `expert` knows a world, unwrapped."""
     return isinstance(world, Desk | Drive) or (isinstance(world, Bridged) and world.script is not None)
+
+
+def done(world: object) -> bool:
+    """Whether a world that has an expert, unwrapped, is solved now, by its own test.
+
+    Args:
+        world: any; one that does not tell is not solved.
+    """
+    return world.success() if isinstance(world, World) else isinstance(world, Bridged) and world.solved
 
 
 def expert(

@@ -2,8 +2,8 @@
 
     rollouts      starts where the policy fails are tried again with noise; what the success reward accepts, from
                   pixels, is imitated too
-    corrections   the policy acts, then the scripted expert takes over from wherever that led; what the expert did is
-                  imitated too (DAgger's idea, Ross et al., arXiv 1011.0686, by episodes)
+    corrections   the policy acts, then the scripted expert takes over from wherever that led, unless it led to success;
+                  what the expert did is imitated too (DAgger's idea, Ross et al., arXiv 1011.0686, by episodes)
 
 Both write LeRobot datasets below the run's folder, so they are read, encoded and labelled like any others. A person's
 corrections enter the same way, as one more dataset: data=[demos/place,corrections/mine].
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from embodied.datasets import Writer
-from embodied.envs.experts import expert, has_expert
+from embodied.envs.experts import done, expert, has_expert
 from embodied.errors import UserError
 from embodied.finetuning.judging import PLANNED, Arena
 from embodied.finetuning.labels import SOLVED, Teacher
@@ -35,10 +35,15 @@ SPARE = 0.6  # of an episode, at most, that the policy acts before the expert ta
 class Handover:
     """An actor that hands over to each world's expert after so many steps; the expert reads privileged state.
 
+    Where the task is solved by then there is nothing to correct, and the actor goes on.
+
     Args:
         actor: acts first.
         stage: the worlds.
         after: steps until the expert takes over, by the order in which episodes begin.
+
+    Attributes:
+        taken: whether the expert took over, by that order, as far as episodes have come.
 
     Raises:
         UserError: worlds without an expert.
@@ -51,22 +56,27 @@ class Handover:
                 "stages=[corrections] needs a world with a scripted expert, as the desk, the town and Meta-World have. "
                 "A person's corrections enter as a dataset: data=[demos,corrections]."
             )
-        self._actor, self._after = actor, list(after)[::-1]
+        self._actor, self._after = actor, list(after)
+        self.taken: list[bool] = []
 
     def begin(self, count: int) -> Any:
-        self._left: list[int] = [0] * count
+        self._episode: list[int] = [0] * count  # which of all, in each world
+        self._steps: list[int] = [0] * count
         self._experts: list[Any] = [None] * count
         return self._actor.begin(count)
 
     def act(self, obs: Mapping[str, Any], memory: Any, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Any]:
         actions, memory = self._actor.act(obs, memory, first, explore=explore)
         for e in np.flatnonzero(first):
-            self._left[e], self._experts[e] = self._after.pop(), None
-        for e in range(len(actions)):
-            if self._left[e] <= 0:
-                self._experts[e] = self._experts[e] or expert(self._worlds[e])
-                actions[e] = self._experts[e](self._worlds[e])
-            self._left[e] -= 1
+            self._episode[e], self._steps[e], self._experts[e] = len(self.taken), 0, None
+            self.taken.append(False)
+        for e, world in enumerate(self._worlds[: len(actions)]):
+            if self._steps[e] == self._after[self._episode[e]] and not done(world):
+                self._experts[e] = expert(world)
+                self.taken[self._episode[e]] = True
+            if self._experts[e] is not None:
+                actions[e] = self._experts[e](world)
+            self._steps[e] += 1
         return actions, memory
 
 
@@ -122,7 +132,8 @@ def corrected(
     """Let the policy act for a while from new starts, and the expert from there on; the expert's part is written.
 
     Returns:
-        `starts`, `accepted` by the success reward (all, without one), and `wrongly`, as `own_tries`.
+        `starts`, `corrected` (not solved by then), `accepted` of those by the success reward (all, without one), and
+        `wrongly`, as `own_tries`.
     """
     rng = np.random.default_rng((seed, PLANNED))
     seeds = range(seed + PLANNED, seed + PLANNED + starts)
@@ -130,23 +141,24 @@ def corrected(
     try:
         limit = int(getattr(stage.envs[0].spec, "max_episode_steps", None) or 100)
         after = rng.integers(1, max(int(SPARE * limit), 2), size=starts).tolist()
-        begun = dict(zip(seeds, after, strict=True))  # episodes begin in this order
         accepted: list[Played] = []
+        actor = Handover(arena.actor(policy, stage, execute), stage, after)  # episodes begin in the order of seeds
 
         def ended(each: Played) -> None:
+            if not actor.taken[seeds.index(each.seed)]:
+                return
             if teacher is None or teacher.word(each.frames, stage.instruction) == SOLVED:
                 accepted.append(replace(each, frames={}))
-                corrections.add(each, begun[each.seed])
+                corrections.add(each, after[seeds.index(each.seed)])
 
         with (
             Episodes(root, policy, stage, "correction") as corrections,
             tqdm(total=starts, desc="corrections", unit="episode", leave=False) as bar,
         ):
-            actor = Handover(arena.actor(policy, stage, execute), stage, after)
             play(actor, stage, seeds, ended=ended, tick=bar.update)
     finally:
         stage.close()
-    return {"starts": starts} | _counted(accepted)
+    return {"starts": starts, "corrected": sum(actor.taken)} | _counted(accepted)
 
 
 def summed(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,8 @@ import pytest
 
 from embodied.datasets import Dataset
 from embodied.envs.bridge import make
-from embodied.finetuning.growing import Episodes
+from embodied.envs.experts import expert
+from embodied.finetuning.growing import Episodes, Handover
 from embodied.finetuning.rollouts import RolloutWorlds, play
 from policies.vla.core import ChunkPolicy, Spec
 from policies.vla.stats import Normaliser
@@ -63,3 +64,40 @@ def test_a_dataset_of_episodes_begins_with_the_first(stage, tmp_path):
     data = Dataset(tmp_path / "some")
     assert sorted(data.length(i) for i in range(3)) == [STEPS - 2, STEPS - 1, STEPS]
     assert {data.kind(i) for i in range(3)} == {"own"}
+
+
+class Scripted:
+    """Each world's expert, or nothing in the worlds of which it is told so."""
+
+    def __init__(self, stage, still):
+        self.worlds, self.still = [env.unwrapped for env in stage.envs], still
+
+    def begin(self, count):
+        self.experts = [None] * count
+        return None
+
+    def act(self, obs, memory, first, *, explore):
+        for e in np.flatnonzero(first):
+            self.experts[e] = expert(self.worlds[e])
+        acting = [e not in self.still for e in range(len(first))]
+        acted = [self.experts[e](self.worlds[e]) if acting[e] else np.zeros(4) for e in range(len(first))]
+        return np.array(acted, np.float32), memory
+
+
+@pytest.mark.parametrize("world", ["embodied/desk-place-v0", "metaworld/reach-v3"])
+def test_the_expert_takes_over_where_the_task_is_not_solved_by_then(world):
+    """Once it took the cube out of the tray to put it there again, and that was imitated."""
+    if world.startswith("metaworld"):
+        pytest.importorskip("metaworld")
+    stage = RolloutWorlds(partial(make, world, max_episode_steps=200), 2, cameras={}, states=())
+    try:
+        after = 60
+        actor = Handover(Scripted(stage, still={1}), stage, [after, after])
+        solved, stuck = play(actor, stage, range(2))
+    finally:
+        stage.close()
+    assert actor.taken == [False, True]
+    assert solved.success
+    assert solved.steps < after
+    assert stuck.success
+    assert stuck.steps > after
