@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import read_options, record
+from benchmarks.common import others, read_options, record
 from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
@@ -134,6 +134,11 @@ def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def about(task: str, options: Mapping[str, Any]) -> str:
+    """What a row's claim begins with."""
+    return f"{task}, {options['demonstrations']} demonstrations by {' and '.join(options['cameras'])}"
+
+
 def truth_rows(task: str, told: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """What worlds foretold, means over seeds."""
     common = {"n": sum(each["windows"] for each in told), "seeds": list(seeds)}
@@ -164,9 +169,7 @@ def truth_rows(task: str, told: Sequence[Mapping[str, Any]], seeds: Sequence[int
     return rows
 
 
-def practice_rows(
-    task: str, count: int, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]
-) -> list[dict[str, Any]]:
+def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> list[dict[str, Any]]:
     """Success at the last step by policy, and the paired gain over imitation."""
     rows = []
     for name in ("imitation", "practised", "blind", "random rewards"):
@@ -176,13 +179,13 @@ def practice_rows(
         solved = [[bool(row["success"]) for row in each[name]] for each in having]
         flat = [each for one in solved for each in one]
         ever = float(np.mean([bool(row["ever"]) for each in having for row in each[name]]))
-        about = {"n": len(flat), "seeds": list(seeds[: len(having)]), "by_seed": [float(np.mean(s)) for s in solved]}
-        word = {"imitation": f"imitation of {count} demonstrations", "practised": "after practice in the learned world",
+        counted = {"n": len(flat), "seeds": list(seeds[: len(having)]), "by_seed": [float(np.mean(s)) for s in solved]}
+        word = {"imitation": "imitation", "practised": "after practice in the learned world",
                 "blind": "after practice in the action-blind world (control)",
                 "random rewards": "after practice with rewards given at random (control)"}[name]  # fmt: skip
         interval = list(wilson_interval(sum(flat), len(flat)))
         rows.append({"claim": f"{task}: success, {word}", "value": float(np.mean(flat)), "unit": "share",
-                     "interval": interval, "at_any_step": ever} | about)  # fmt: skip
+                     "interval": interval, "at_any_step": ever} | counted)  # fmt: skip
         if name == "imitation":
             continue
         before = [row for each in having for row in each["imitation"]]
@@ -191,7 +194,7 @@ def practice_rows(
         bar, met = (">= 0.04", bool(paired["difference"] >= 0.04)) if name == "practised" else (None, None)
         told = {key: paired[key] for key in ("better", "worse", "p")}
         rows.append({"claim": f"{task}: gain, {word}", "value": paired["difference"], "unit": "share", "bar": bar,
-                     "met": met} | told | about)  # fmt: skip
+                     "met": met} | told | counted)  # fmt: skip
     return rows
 
 
@@ -207,10 +210,10 @@ def main() -> None:
             task: str = task, before: Sequence[Any] = before, told: Sequence[Any] = told, done: Sequence[Any] = done
         ) -> None:
             seeds = options["seeds"]
-            table[:] = [*before, *truth_rows(task, told, seeds[: len(told)])]
-            table.extend(practice_rows(task, options["demonstrations"], done, seeds[: len(done)]))
+            table[:] = [*before, *truth_rows(about(task, options), told, seeds[: len(told)])]
+            table.extend(practice_rows(about(task, options), done, seeds[: len(done)]))
             if options["record"]:
-                record("world_env", table)
+                record("world_env", [*table, *others("world_env", table)])
 
         for seed in options["seeds"]:
             made = foretold(task, seed, options)[0]
