@@ -9,8 +9,9 @@ decides from it goes on from imitation. Three actors:
 
 The critic learns alone for the first half of the updates. Departures. Without published equations CO-RFT's actor is
 TD3+BC's, w not divided by |Q|, which is bounded here and small where rewards are sparse. A row's v, which targets read
-(`policies.vla.critic`), is renewed by turns, so many rows an update, with the policy as it is and without noise on it;
-it begins as the return that was seen. So an update costs the same whatever the horizon.
+(`policies.vla.critic`), is renewed by turns, so many rows an update, with the policy as it is and without noise on it,
+so that an update costs the same whatever the horizon. It is at least the return that was seen from there, which is
+Cal-QL's floor: else a new critic's values overwrite what was seen before they mean anything.
 
 Shape letters: N rows; B batch; M candidates; H actions of a chunk, A action; K critics; L tokens, W width.
 """
@@ -160,7 +161,8 @@ class ChunkedRL:
             ).to(policy.device)  # fmt: skip
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self._optimizer = torch.optim.Adam(self.critic.parameters(), lr=settings.learning_rate)
-        self.ahead = self.returns.nan_to_num(nan=0.0)  # v of each row's observation
+        self._seen = self.returns.nan_to_num(nan=0.0)
+        self.ahead = self._seen.clone()  # v of each row's observation
         self.actor: ChunkImitation | None = None
         if settings.actor != "best_of_n":
             self.actor = ChunkImitation(
@@ -202,11 +204,12 @@ class ChunkedRL:
 
     @torch.no_grad()
     def _renew(self) -> None:
-        """v of the rows whose turn it is: the least target critic at the policy's chunk."""
+        """v of the rows whose turn it is: the least target critic at the policy's chunk, at least the return seen."""
         count, share = len(self.ahead), min(self.settings.renewed, len(self.ahead))
         rows = (torch.arange(share) + self.done * share) % count
         context = self._context(rows)
-        self.ahead[rows] = self.target(context, self.policy.decide(context))[..., -1].amin(0).clamp(0, 1).cpu()
+        values = self.target(context, self.policy.decide(context))[..., -1].amin(0).clamp(0, 1).cpu()
+        self.ahead[rows] = values.maximum(self._seen[rows])
 
     def targets(self, rows: Int64[Tensor, " B"]) -> tuple[Float[Tensor, "B H"], Any]:
         """y of each prefix of some rows' chunks, and the mask of those that are known."""

@@ -107,6 +107,16 @@ def test_each_prefix_is_worth_the_discount_to_the_number_of_steps_left():
     assert (q_of(learner, chain) - true_values(chain))[known].abs().max() < 5e-3  # what so short a training leaves
 
 
+def test_what_follows_a_row_is_worth_at_least_the_return_that_was_seen():
+    """A new critic's values overwrote all that was seen within a pass over the rows, and took long to come back."""
+    chain = Chain(WALKS)
+    learner = make(chain, steps=50, renewed=chain.count, tau=0.005)
+    for _ in range(20):
+        learner.step()
+        assert (learner.ahead >= learner.returns.nan_to_num(nan=0.0)).all()
+    assert (learner.ahead > learner.returns.nan_to_num(nan=0.0)).any()  # where more is hoped for
+
+
 def test_without_the_mask_of_prefixes_the_values_are_wrong(monkeypatch):
     prefixes = Outcomes.prefixes
 
