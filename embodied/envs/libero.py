@@ -52,7 +52,6 @@ class LiberoTask(gymnasium.Env):
         goal: what must hold, such as (in, milk_1, basket_1_contain_region).
         steps: the suite's limit.
         stored: (N, S) the stored starts.
-        parts: objects that hold numbers of the episode.
 
     Raises:
         UserError: no such suite, task, or kind of start.
@@ -84,8 +83,6 @@ class LiberoTask(gymnasium.Env):
         self.data: mujoco.MjData = self._simulator.sim.data._data
         self.model.geom_group[self.model.geom_group == 0] = _HIDDEN  # shapes for collisions, which nobody should see
         self.goal = [tuple(each) for each in self._simulator.parsed_problem["goal_state"]]
-        arm = self._simulator.robots[0]
-        self.parts = (self._simulator, arm, arm.controller, arm.gripper)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, self._obs().shape, np.float64)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": int(self._simulator.control_freq)}
@@ -108,6 +105,12 @@ class LiberoTask(gymnasium.Env):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         _, reward, _, _ = self._simulator.step(np.asarray(action, np.float64))
         return self._obs(), float(reward), False, False, {"is_success": self.solved()}
+
+    @property
+    def parts(self) -> tuple[Any, ...]:
+        """The objects that hold numbers of the episode; the controller is another one after each reset."""
+        arm = self._simulator.robots[0]
+        return self._simulator, arm, arm.controller, arm.gripper
 
     def solved(self) -> bool:
         """Whether the goal holds now."""
@@ -133,9 +136,9 @@ class LiberoTask(gymnasium.Env):
 
     def _obs(self) -> np.ndarray:
         seen = self._simulator._get_observations(force_update=True)
-        own = [seen["robot0_eef_pos"], axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"]]
+        readings = [seen["robot0_eef_pos"], axis_angle(seen["robot0_eef_quat"]), seen["robot0_gripper_qpos"]]
         objects = [seen[f"{name}_{key}"] for name in self._simulator.objects_dict for key in ("pos", "quat")]
-        return np.concatenate([*own, *objects])
+        return np.concatenate([*readings, *objects])
 
     def close(self) -> None:
         self._simulator.close()
@@ -153,7 +156,7 @@ def axis_angle(quaternion: np.ndarray) -> np.ndarray:
     return np.asarray(quaternion[:3]) / sine * 2 * np.arctan2(sine, quaternion[3])
 
 
-def own(flat: np.ndarray) -> np.ndarray:
+def own_readings(flat: np.ndarray) -> np.ndarray:
     """(…, 8) the own readings in a state.
 
     Args:

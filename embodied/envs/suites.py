@@ -131,7 +131,7 @@ def _metaworld(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
 
 def _libero(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     _suite("libero", id)
-    from embodied.envs.libero import LiberoTask, own
+    from embodied.envs.libero import LiberoTask, own_readings
     from embodied.envs.libero_expert import PickAndPlace, can
 
     suite, _, task = id.removeprefix("libero/").partition("/")
@@ -142,7 +142,7 @@ def _libero(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     return SuiteWorld(
         env,
         env.steps,
-        proprio=own,
+        proprio=own_readings,
         camera="agentview",
         mirrored=mirrored,
         script=(lambda: PickAndPlace(env)) if can(env) else None,
