@@ -17,6 +17,7 @@ The same command continues after a kill.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -60,5 +61,7 @@ def _trained(config: DictConfig) -> tuple[Any, Player]:
         raise UserError(
             f"policy=run:… plays in its run's own world; got env.{others[0]}. Leave env out, or train the policy there."
         )
-    changed = OmegaConf.merge(config, {"env": trained.env, "policy": f"run:{folder.name}"})
+    changed = copy.deepcopy(config)
+    OmegaConf.set_struct(changed, False)
+    changed.env, changed.policy = trained.env, f"run:{folder.name}"  # in place of ours: its keys may be others
     return changed, lambda env: Solo(actor, env, perception)

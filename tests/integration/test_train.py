@@ -313,10 +313,11 @@ def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_s
 
 
 def test_places_are_learned_from_the_demonstrations_and_kept_in_the_run(capsys):
+    short = "+env.kwargs.max_episode_steps=25"
     words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=2"]
     words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=1"]
-    words += ["final_episodes=1", "policy.learning_starts=10"]
-    assert main(["collect", "env=desk-reach", "policy=expert", "episodes=3", "image_size=96", "out=data"]) == 0
+    words += ["final_episodes=1", "policy.learning_starts=10", short]
+    assert main(["collect", "env=desk-reach", short, "policy=expert", "episodes=3", "image_size=96", "out=data"]) == 0
     assert main([*words, "demos=data", "steps=16", "run=straight"]) == 0
     assert json.loads(Path("straight/run.json").read_text())["observation"] == "places"
     assert main([*words, "demos=data", "steps=8", "run=halves"]) == 0
@@ -348,7 +349,7 @@ def test_only_the_demonstrations_asked_for_teach_where_to_look():
     """A named dataset may hold more episodes than `demos` says."""
     words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=1"]
     words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=0"]
-    words += ["final_episodes=1", "steps=4"]
+    words += ["final_episodes=1", "steps=4", "+env.kwargs.max_episode_steps=25"]
     assert main([*words, "run=one"]) == 0
     assert main([*words, "demos=2", "run=two"]) == 0
     assert main([*words, "run=again"]) == 0
