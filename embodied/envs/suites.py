@@ -26,7 +26,7 @@ from embodied.errors import UserError, nearest
 _EXTRAS = {"libero": "libero"}  # the extra that brings a suite's module, where it is not `suites`
 DEFAULT_STEPS = 1000  # an episode, where neither the caller nor the suite says
 
-NAMED = ("metaworld/", "dm_control/", "libero/")  # how ids begin that name a suite's own worlds, and nothing else
+_NAMED = {"metaworld/": "metaworld", "dm_control/": "shimmy", "libero/": "libero"}  # how their ids begin -> module
 _CLASSIC = {"CartPole-v1": (FixedCartPole, 200), "MountainCarContinuous-v0": (FixedMountainCar, 999)}
 _ROBOTICS = ("Fetch", "Hand", "Adroit", "FrankaKitchen", "PointMaze", "AntMaze")  # how Gymnasium-Robotics' ids begin
 _UPSIDE_DOWN = ("corner", "corner2", "corner3", "corner4")  # Meta-World's cameras that hang head down
@@ -103,6 +103,16 @@ def find(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     return SuiteWorld(env := _registered(id, kwargs), _limit(env))
 
 
+def has_suite(id: str) -> bool:
+    """Whether an id names a suite's own world, nobody else's code, and that suite is installed.
+
+    Args:
+        id: as `find` takes it.
+    """
+    module = next((module for start, module in _NAMED.items() if id.startswith(start)), None)
+    return module is not None and importlib.util.find_spec(module) is not None
+
+
 def _kitchen_done(info: dict[str, Any]) -> bool | None:
     return not info["tasks_to_complete"] if "tasks_to_complete" in info else None
 
@@ -138,6 +148,8 @@ def _libero(id: str, kwargs: dict[str, Any]) -> SuiteWorld:
     mirrored = kwargs.pop("mirrored", False)
     if not isinstance(mirrored, bool):
         raise UserError(f"make: mirrored must be true or false; got {mirrored!r}.")
+    if unknown := next((key for key in kwargs if key != "starts"), None):
+        raise UserError(f"make: {id} has no setting {unknown!r}. {nearest(unknown, ['mirrored', 'starts'])}")
     env = LiberoTask(suite, task or "0", **kwargs)
     return SuiteWorld(
         env,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from embodied.building.worlds import env_maker
 from embodied.envs import is_world
-from embodied.envs.suites import NAMED
+from embodied.envs.suites import has_suite
 from embodied.finetuning import orientation
 from embodied.finetuning.inputs import PolicyPlan
 from embodied.finetuning.judging import Arena
@@ -28,7 +28,7 @@ TASK = ("id", "kwargs")  # what of a world makes it another task; where it was s
 def worlds_of_data(planned: PolicyPlan) -> Any:
     """The world that all datasets come from, or a list of several; None where one comes from none that we know.
 
-    Known are our worlds, and suites' as their packages have them: nobody's code is imported because data name it.
+    Known are our worlds, and those of installed suites as they are: nobody's code is imported because data name it.
     """
     datasets = [source.dataset for source in planned.sources]
     if not all(is_world(each.env_id) or _of_suite(each.env) for each in datasets):
@@ -120,7 +120,7 @@ def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:
 
 
 def _of_suite(env: Mapping[str, Any]) -> bool:
-    return str(env.get("id", "")).startswith(NAMED) and not env.get("kwargs")
+    return has_suite(str(env.get("id", ""))) and not env.get("kwargs")
 
 
 def _task(env: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -27,6 +27,7 @@ RESUMED = {  # those that keep most outside `qpos` and `qvel`
     "AdroitHandDoor-v1": "gymnasium_robotics",
     "metaworld/drawer-open-v3": "metaworld",
     "dm_control/reacher-easy-v0": "shimmy",
+    "libero/libero_object/0": "libero",
 }
 
 
@@ -112,6 +113,15 @@ def test_suites_have_our_face(make, id):
 def test_suites_resume(make, id):
     _importorskip(RESUMED[id])
     _resumes(make, id)
+
+
+def test_data_bring_a_suites_world_along_only_where_it_is_installed_and_nobodys_code(monkeypatch):
+    there = {"metaworld"}
+    monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: name if name in there else None)
+    assert suites.has_suite("metaworld/reach-v3")
+    assert not suites.has_suite("libero/libero_object/0")
+    assert not suites.has_suite("theirs:metaworld/reach-v3")
+    assert not suites.has_suite("CartPole-v1")
 
 
 @pytest.mark.suites

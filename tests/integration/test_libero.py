@@ -89,20 +89,6 @@ def test_its_face(make):
 
 
 @libero
-def test_it_resumes(make):
-    first, second = make().unwrapped, make().unwrapped
-    first.reset(seed=1)
-    second.reset(seed=2)
-    first.action_space.seed(0)
-    actions = [first.action_space.sample() for _ in range(12)]
-    for action in actions[:5]:
-        first.step(action)
-    second.set_state(first.get_state())
-    for action in actions:
-        np.testing.assert_array_equal(first.step(action)[0], second.step(action)[0])
-
-
-@libero
 @pytest.mark.parametrize("id", [TASK, "libero/libero_spatial/2"])
 def test_the_script_solves_it_and_rest_does_not(make, id):
     env = make(id)
@@ -124,6 +110,7 @@ def test_the_script_solves_it_and_rest_does_not(make, id):
         ("libero/libero_object/12", {}, "libero_object has no task '12'"),
         ("libero/libero_object/pick_up_the_milk", {}, "did you mean pick_up_the_milk_and_place_it_in_the_basket?"),
         (TASK, {"starts": "any"}, "starts must be one of stored, sampled, or null; got 'any'"),
+        (TASK, {"start": "stored"}, "has no setting 'start'. Choose from mirrored, starts"),
         (TASK, {"mirrored": "yes"}, "mirrored must be true or false; got 'yes'"),
     ],
 )  # fmt: skip
