@@ -53,8 +53,8 @@ class Handover:
         self._worlds: list[Any] = [env.unwrapped for env in stage.envs]
         if not all(has_expert(world) for world in self._worlds):
             raise UserError(
-                "stages=[corrections] needs a world with a scripted expert, as the desk, the town, Meta-World and LIBERO "
-                "have. A person's corrections enter as a dataset: data=[demos,corrections]."
+                "stages=[corrections] needs a world with a scripted expert, as the desk, the town, Meta-World and "
+                "LIBERO have. A person's corrections enter as a dataset: data=[demos,corrections]."
             )
         self._actor, self._after = actor, list(after)
         self.taken: list[bool] = []
