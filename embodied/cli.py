@@ -75,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}. {nearest(verb, verbs())}")
         where = f"embodied {verb}"
         if flags & {"--help", "-h"}:
-            print(verb_help(verb, overrides))
+            print(verb_help(verb, overrides), flush=True)  # so that a reader that has left is noticed below
             return 0
         config = compose(verb, overrides)
         importlib.import_module(f"embodied.commands.{verb}").run(config)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print(f"{where}: stopped.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import resource
 import subprocess
@@ -328,3 +329,13 @@ def test_help_is_quick_and_imports_nothing_heavy():
     assert (
         after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
     )  # seconds of CPU: load cannot fail it
+
+
+def test_a_reader_that_has_left_before_the_first_line_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "embodied.cli", "collect", "--help"], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
