@@ -13,6 +13,7 @@ import numpy as np
 
 # swscale's bicubic, full_chroma_int, full_chroma_inp, accurate_rnd: without them colours come out a level darker.
 ACCURATE = 4 | 0x2000 | 0x4000 | 0x40000
+SMALL = 256 * 256  # pixels; a picture below that is done before threads are awake: on a busy machine, long before
 
 
 @lru_cache(maxsize=64)
@@ -41,7 +42,8 @@ def to_rgb(picture: av.VideoFrame, *, accurate: bool = True) -> np.ndarray:
         ValueError: a damaged picture, whose pixels are of no kind.
     """
     how = {"interpolation": ACCURATE} if accurate else {}
+    threads = 1 if picture.width * picture.height < SMALL else 0  # 0: as many as there are cores
     try:
-        return picture.reformat(format="rgb24", **how).to_ndarray()
+        return picture.reformat(format="rgb24", threads=threads, **how).to_ndarray()
     except av.error.FFmpegError as error:
         raise ValueError(f"a picture of {picture.format.name} cannot be brought to RGB ({error.strerror})") from error
