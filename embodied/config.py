@@ -5,8 +5,11 @@ Hydra composes; what a person wrote is checked first, so that a wrong word is na
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
@@ -216,15 +219,25 @@ def _split(words: list[str], chosen: Callable[[str], bool]) -> tuple[list[str], 
 
 def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
     """The config, and the choice made in each of our groups."""
+    config, chosen = _compose_once(verb, tuple(overrides), paths.configs())
+    return copy.deepcopy(config), dict(chosen)
+
+
+@lru_cache(maxsize=128)  # Hydra takes a tenth of a second, and the same is asked for several times a command
+def _compose_once(verb: str, overrides: tuple[str, ...], folder: Path) -> tuple[DictConfig, dict[str, str]]:
     import hydra
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import open_dict
 
-    if not (paths.configs() / f"{verb}.yaml").is_file():
-        raise UserError(f"{paths.configs() / verb}.yaml is missing. Install the package again.")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(paths.configs()), version_base="1.3"):
-        config = hydra.compose(verb, overrides, return_hydra_config=True)
+    if not (folder / f"{verb}.yaml").is_file():
+        raise UserError(f"{folder / verb}.yaml is missing. Install the package again.")
+    state = GlobalHydra.instance()
+    callers, state.hydra = state.hydra, None  # whoever calls us may use Hydra too
+    try:
+        with hydra.initialize_config_dir(str(folder), version_base="1.3"):
+            config = hydra.compose(verb, list(overrides), return_hydra_config=True)
+    finally:
+        state.hydra = callers
     chosen = {k: str(v or "null") for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]

@@ -7,6 +7,7 @@ import inspect
 from dataclasses import fields
 from pathlib import Path
 
+import hydra
 import numpy as np
 import pytest
 import torch
@@ -79,6 +80,14 @@ def test_every_verb_has_a_config_and_an_example(verb):
     assert first.endswith(".")
     assert any(line.startswith(f"    embodied {verb}") for line in rest)
     assert f"embodied {verb}" in cli.verb_help(verb)
+
+
+def test_a_config_belongs_to_its_caller_and_so_does_a_hydra_of_theirs(tmp_path):
+    (tmp_path / "mine.yaml").write_text("a: 1\n")
+    with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
+        compose("train", []).device = "changed"
+        assert compose("train", []).device == "auto"
+        assert hydra.compose("mine").a == 1
 
 
 def test_every_root_config_is_a_verb():
