@@ -4,8 +4,10 @@
 from the front and the wrist, plays new starts; those that the success reward calls failed are tried again with noise,
 and what it accepts is imitated too. `stages=[rollouts,corrections]` adds as many episodes in which the scripted expert
 takes over from the policy, where the success reward accepts them. It was fitted to 20 labelled episodes, good and bad,
-of other starts. `random` is the control: as many tries, drawn from all of them, whatever the success reward says. All
-are judged on the same starts, which chose and taught nothing.
+of other starts. `random` is the control: as many tries, drawn from all of them, whatever the success reward says.
+`chunked_rl` goes on from what imitates the accepted tries, with a critic that learns from the refused ones too, and
+`best_of_n` lets that critic choose among the chunks of the policy as it was; whether the critic ranks chunks at one
+moment is told. All are judged on the same starts, which chose and taught nothing.
 
     python -m benchmarks.own_rollouts                       # goes on where it was interrupted
     python -m benchmarks.own_rollouts 'tasks=["place"]' 'seeds=[0]' episodes=40 record=false
@@ -22,21 +24,28 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import others, read_options, record
-from benchmarks.finetune import row
+from benchmarks.common import load, read_options, record
+from benchmarks.finetune import ranking_row, row
 from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.finetuning import inputs, judging
-from embodied.finetuning.stages import REFUSED, FinetuningRun
+from embodied.finetuning.stages import CHUNKED, REFUSED, FinetuningRun
+from policies.vla.choosing import BestOfN, load_critic
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["place"], "seeds": [0, 1, 2], "episodes": 100, "steps": 2000, "starts": 60, "tries": 2, "execute": 2,
-    "record": True,
+    "ways": ["random", "corrections", "chunked_rl", "best_of_n"], "moments": 24, "record": True,
 }  # fmt: skip
 DEMONSTRATIONS, LABELLED = 8, 20
 ROOT = Path("runs", "benchmarks", "own_rollouts")
-STAGE, RANDOM, CORRECTIONS = "rollouts", "random", "corrections"
+STAGE, RANDOM, CORRECTIONS, BEST = "rollouts", "random", "corrections", "best_of_n"
+TOLD = {
+    "imitate": "{}, imitation", STAGE: "{} and own tries that the success reward accepted",
+    RANDOM: "{} and as many own tries at random (control)",
+    CORRECTIONS: "{}, own tries and corrections that the success reward accepted",
+    CHUNKED: "{} and own tries, chunked RL", BEST: "{} and own tries, the best of eight chunks by its critic",
+}  # fmt: skip
 
 
 def shown(task: str, policy: str, count: int, seed: int) -> Path:
@@ -54,6 +63,7 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     words = [f"data={data}", f"labels.labelled={labelled}", "labels.known=0", f"seed={seed}", "validation=0"]
     words += [f"steps={options['steps']}", f"own.starts={options['starts']}", f"own.tries={options['tries']}"]
     words += [f"eval_episodes={options['episodes']}", f"execute={options['execute']}", "videos=1"]
+    words.append(f"ranked.moments={options['moments']}")
     config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
@@ -65,27 +75,39 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
 
 def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     """One seed: the episodes of each way, and what was gathered."""
-    made = session(task, seed, options)
-    found: dict[str, Any] = {"imitate": None, STAGE: None, RANDOM: None, CORRECTIONS: None}
+    made, ways = session(task, seed, options), options["ways"]
     weights = made.rows.usable.astype(float)  # the eight are an expert's: nobody asks what they are
     policy = made.train("imitate", made.fresh(), weights, made.rows)
-    found["imitate"] = judged(made, "imitate", policy)
-    gathered = made.grow(STAGE, policy, "imitate")
+    found: dict[str, Any] = {"imitate": judged(made, "imitate", policy)}
+    gathered = found["gathered"] = made.grow(STAGE, policy, "imitate")
     print(f"  {task}, seed {seed}: {gathered}", flush=True)
     rows, more = made.grown([STAGE], weights)
-    found[STAGE] = judged(made, STAGE, made.train(STAGE, made.fresh(), more, rows))
-    every = made.sources([STAGE]) + made.sources([STAGE], REFUSED)
-    rows = made.windows_with(every)
-    first = len(made.episodes)
-    tries = np.arange(first, len(rows.episodes))
-    drawn = np.random.default_rng(seed).choice(tries, min(gathered["accepted"], len(tries)), replace=False)
-    chosen = rows.usable & (np.isin(rows.episode, drawn) | (rows.episode < first))
-    found[RANDOM] = judged(made, RANDOM, made.train(RANDOM, made.fresh(), chosen.astype(float), rows))
-    corrected = made.grow(CORRECTIONS, policy, "imitate")
-    print(f"  {task}, seed {seed}: {CORRECTIONS} {corrected}", flush=True)
-    rows, more = made.grown([STAGE, CORRECTIONS], weights)
-    found[CORRECTIONS] = judged(made, CORRECTIONS, made.train(CORRECTIONS, made.fresh(), more, rows))
-    return found | {"gathered": gathered, "corrected": corrected}
+    grown = made.train(STAGE, made.fresh(), more, rows)
+    found[STAGE] = judged(made, STAGE, grown)
+    if CHUNKED in ways or BEST in ways:
+        learned = made.learn(grown, weights, [STAGE])
+        found["ranking"] = made.ranked(grown, STAGE)
+        if CHUNKED in ways:
+            found[CHUNKED] = judged(made, CHUNKED, learned)
+        if BEST in ways:
+            rl = made.config.rl
+            critic = load_critic(made.folder / CHUNKED)[0].to(made.device)
+            chooser = BestOfN(grown, critic, count=rl.candidates, deviation=rl.deviation, seed=seed)
+            found[BEST] = judged(made, BEST, chooser)
+    if RANDOM in ways:
+        every = made.sources([STAGE]) + made.sources([STAGE], REFUSED)
+        rows = made.windows_with(every)
+        first = len(made.episodes)
+        tries = np.arange(first, len(rows.episodes))
+        drawn = np.random.default_rng(seed).choice(tries, min(gathered["accepted"], len(tries)), replace=False)
+        chosen = rows.usable & (np.isin(rows.episode, drawn) | (rows.episode < first))
+        found[RANDOM] = judged(made, RANDOM, made.train(RANDOM, made.fresh(), chosen.astype(float), rows))
+    if CORRECTIONS in ways:
+        found["corrected"] = made.grow(CORRECTIONS, policy, "imitate")
+        print(f"  {task}, seed {seed}: {CORRECTIONS} {found['corrected']}", flush=True)
+        rows, more = made.grown([STAGE, CORRECTIONS], weights)
+        found[CORRECTIONS] = judged(made, CORRECTIONS, made.train(CORRECTIONS, made.fresh(), more, rows))
+    return found
 
 
 def judged(made: FinetuningRun, name: str, policy: Any) -> list[dict[str, Any]]:
@@ -97,45 +119,47 @@ def judged(made: FinetuningRun, name: str, policy: Any) -> list[dict[str, Any]]:
 
 
 def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], execute: int) -> list[dict[str, Any]]:
-    """A row a way; the gain over imitation of the eight, and what was accepted wrongly."""
-
-    def told(way: str) -> list[dict[str, Any]]:
-        return [{"rows": each[way], "execute": execute, "tried": {}} for each in done]
-
-    eight = f"{task}, {DEMONSTRATIONS} demonstrations"
-    rows = [
-        row(f"{eight}, imitation", told("imitate"), seeds),
-        row(f"{eight} and own tries that the success reward accepted", told(STAGE), seeds),
-        row(f"{eight} and as many own tries at random (control)", told(RANDOM), seeds),
-        row(f"{eight}, own tries and corrections that the success reward accepted", told(CORRECTIONS), seeds),
-    ]
-    rate = max(rows[0]["value"], 1 / rows[0]["n"])
-    ways = (("own tries accepted", STAGE), ("own tries at random (control)", RANDOM),
-            ("own tries and corrections accepted", CORRECTIONS))  # fmt: skip
-    for name, way in ways:
-        control = way == RANDOM
-        before, after = ([each for one in done for each in one[kind]] for kind in ("imitate", way))
-        compared = judging.compare(before, after)
+    """A row a way; the gain over imitation, and what was accepted wrongly."""
+    eight, ways = f"{task}, {DEMONSTRATIONS} demonstrations", [way for way in TOLD if way in done[0]]
+    rows = {
+        way: row(TOLD[way].format(eight), [{"rows": one[way], "execute": execute, "tried": {}} for one in done], seeds)
+        for way in ways
+    }
+    gains = [
+        ("own tries accepted", STAGE, "imitate", 1.5), ("own tries at random (control)", RANDOM, "imitate", None),
+        ("own tries and corrections accepted", CORRECTIONS, "imitate", 1.5),
+        ("chunked RL", CHUNKED, STAGE, 1.25), ("the best of eight chunks", BEST, STAGE, 1.25),
+    ]  # fmt: skip
+    found = list(rows.values())
+    for name, way, other, bar in gains:
+        if way not in ways:
+            continue
+        rate = max(rows[other]["value"], 1 / rows[other]["n"])
+        compared = judging.compare(*([each for one in done for each in one[kind]] for kind in (other, way)))
         assert compared is not None
         ratio = 1 + compared["difference"] / rate
-        rows.append(
+        over = "imitation's" if other == "imitate" else "that of imitating the accepted tries"
+        found.append(
             {
-                "claim": f"{eight}: success with {name}, over imitation's", "value": ratio, "unit": "ratio",
-                "bar": None if control else ">= 1.5", "met": None if control else ratio >= 1.5,
-                "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
+                "claim": f"{eight}: success with {name}, over {over}", "value": ratio, "unit": "ratio",
+                "bar": bar and f">= {bar}", "met": bar and ratio >= bar, "n": compared["starts"], "seeds": list(seeds),
+                **{k: compared[k] for k in ("better", "worse", "p", "steps_saved", "steps_saved_interval")},
             }
         )  # fmt: skip
-    gathered, corrected = [each["gathered"] for each in done], [each["corrected"] for each in done]
-    accepted, wrongly = (sum(each[key] for each in [*gathered, *corrected]) for key in ("accepted", "wrongly"))
-    played = [one["starts"] + one["tries"] + other["starts"] for one, other in zip(gathered, corrected, strict=True)]
-    rows.append(
-        {
-            "claim": f"{task}: own tries and corrections accepted wrongly", "value": wrongly / max(accepted, 1),
-            "unit": "share", "bar": "<= 0.02", "met": wrongly <= 0.02 * accepted, "n": accepted, "seeds": list(seeds),
-            "rollouts": played, "gathered": gathered, "corrected": corrected,
-        }
-    )  # fmt: skip
-    return rows
+    if CORRECTIONS in ways:
+        gathered, corrected = [each["gathered"] for each in done], [each["corrected"] for each in done]
+        accepted, wrongly = (sum(each[key] for each in [*gathered, *corrected]) for key in ("accepted", "wrongly"))
+        played = [a["starts"] + a["tries"] + b["starts"] for a, b in zip(gathered, corrected, strict=True)]
+        found.append(
+            {
+                "claim": f"{task}: own tries and corrections accepted wrongly", "value": wrongly / max(accepted, 1),
+                "unit": "share", "bar": "<= 0.02", "met": wrongly <= 0.02 * accepted, "n": accepted,
+                "seeds": list(seeds), "rollouts": played, "gathered": gathered, "corrected": corrected,
+            }
+        )  # fmt: skip
+    if done[0].get("ranking") and (ranking := ranking_row(f"{eight} and own tries", done, seeds)):
+        found.append(ranking)
+    return found
 
 
 def main() -> None:
@@ -155,7 +179,9 @@ def main() -> None:
                 )
             if options["record"]:
                 told = [each for rows in found.values() for each in rows]
-                record("own_rollouts", [*told, *others("own_rollouts", told)])
+                claims = {each["claim"] for each in told}  # ways that were not asked for stay as they were
+                kept = [each for each in load() if each["benchmark"] == "own_rollouts" and each["claim"] not in claims]
+                record("own_rollouts", [*told, *kept])
 
 
 if __name__ == "__main__":

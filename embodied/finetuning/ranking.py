@@ -1,7 +1,8 @@
 """How well a critic ranks chunks at one moment, by what came of each: for judging alone.
 
-A policy acts for a while, then one of several chunks is executed, then the policy goes on to the end. What came before
-is replayed from the same reset, so that all chunks begin at the very same moment; the critic sees what the policy sees
+A policy acts for a while, then one of several chunks is executed to its end, which is what the critic values, however
+few actions of a chunk the policy executes itself; then the policy goes on to the episode's end. What came before is
+replayed from the same reset, so that all chunks begin at the very same moment; the critic sees what the policy sees
 there. A critic is never judged by its correlation with returns, which tells states apart and not actions.
 
 Shape letters: S moments, M chunks of each; A action, H actions of a chunk.
@@ -27,7 +28,7 @@ RANKED = 5_000_000  # added to a run's seed: starts of the moments at which chun
 
 
 class Branching:
-    """An actor that replays an episode's first actions, then executes one of several chunks, then is itself again.
+    """An actor that replays an episode's first actions, then executes all of one of several chunks, then is itself.
 
     Args:
         actor: of the policy.
@@ -50,23 +51,27 @@ class Branching:
 
     def begin(self, count: int) -> ChunkMemory:
         self._episode, self._step = np.zeros(count, int), np.zeros(count, int)
+        policy = self._chooser.policy
+        self._chosen = np.zeros((count, policy.spec.horizon, len(policy.spec.actions)), np.float32)
         return self._actor.begin(count)
 
     def act(
         self, obs: Mapping[str, Any], memory: ChunkMemory, first: np.ndarray, *, explore: bool
     ) -> tuple[Any, ChunkMemory]:
-        queue, at = memory.queue.copy(), memory.at.copy()
+        at = memory.at.copy()
         for e in np.flatnonzero(first):
             self._episode[e], self._step[e], self._begun = self._begun, 0, self._begun + 1
-        replayed = {}
+        told = {}  # nothing is looked at meanwhile
         for e, (episode, step) in enumerate(zip(self._episode.tolist(), self._step.tolist(), strict=True)):
-            trunk = self._trunks[episode]
-            if step < len(trunk):  # nothing is looked at
-                replayed[e], at[e] = trunk[step], 0
-            elif step == len(trunk):
-                queue[e], at[e] = self._chunk(obs, e, episode), 0
-        actions, memory = self._actor.act(obs, replace(memory, queue=queue, at=at), np.zeros(len(first), bool))
-        for e, action in replayed.items():
+            after = step - len(self._trunks[episode])
+            if after == 0:
+                self._chosen[e] = self._chunk(obs, e, episode)
+            if after < len(self._chosen[e]):
+                told[e], at[e] = self._trunks[episode][step] if after < 0 else self._chosen[e][after], 0
+            elif after == len(self._chosen[e]):
+                at[e] = self._actor.execute  # looks again
+        actions, memory = self._actor.act(obs, replace(memory, at=at), np.zeros(len(first), bool))
+        for e, action in told.items():
             actions[e] = action
         self._step += 1
         return actions, memory

@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from benchmarks.policy_faults import episode
+from embodied.finetuning.ranking import Branching
 from policies.vla.actor import ChunkActor
+from policies.vla.choosing import BestOfN, candidates
+from policies.vla.critic import PrefixCritic
 from policies.vla.embedded import ChunkObservation
 from policies.vla.execute import Ensemble, GoingOn, guided
 from policies.vla.lerobot import LeRobotPolicy
@@ -283,3 +286,25 @@ def test_lerobots_signatures_give_the_chunk_and_its_actions_in_turn():
         made.predict_action_chunk(lacking)
     with pytest.raises(ValueError, match="execute must be from 1 to 4"):
         lerobot(policy, execute=5)
+
+
+# A critic judged at one moment ---------------------------------------------------------------------------
+
+
+def test_the_chunk_that_a_critic_valued_is_executed_to_its_end_however_few_actions_the_policy_executes():
+    policy = make(horizon=6)
+    critic = PrefixCritic(policy.spec.width, 3, 6, width=8, layers=1, heads=2, critics=2)
+    chooser = BestOfN(policy, critic, count=3, deviation=0.5, seed=0)
+    actor, trunk = acting(policy, execute=2), np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    branching = Branching(actor, chooser, [trunk], [(2, 7)], count=3, deviation=0.5)
+    memory, done = branching.begin(1), []
+    for step in range(12):
+        action, memory = branching.act(shown(step, 1), memory, np.array([step == 0]), explore=False)
+        done.append(action[0])
+    context = policy.look(actor.look(shown(4, 1), np.array([0])))
+    drawn = candidates(policy, context, 3, 0.5, torch.Generator().manual_seed(7))
+    own = actor.scaled(policy.predict_chunk(actor.look(shown(10, 1), np.array([0]))))[0]
+    np.testing.assert_array_equal(done[:4], trunk)
+    np.testing.assert_allclose(done[4:10], actor.scaled(policy.action.backward(drawn[:, 2].detach()))[0], atol=1e-5)
+    np.testing.assert_allclose(done[10:12], own[:2], atol=1e-5)
+    np.testing.assert_allclose(branching.scores, chooser.rank(context, drawn)[:, 2], atol=1e-5)
