@@ -12,6 +12,7 @@ Shape letters: E worlds, T steps, B windows of a batch, A action; `…` the shap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -121,7 +122,7 @@ class Pace:
 
     Attributes:
         rollout_steps: steps of every world between two rounds of updates, ≥ 1.
-        updates_per_step: updates for each transition collected, > 0; a round makes at least one.
+        updates_per_step: updates for each transition collected, > 0, over all rounds together.
         learning_starts: transitions before the first update.
         pretraining: updates on demonstrations alone, before the first step; 0 without demonstrations.
         burst: updates that the first round makes beside its own.
@@ -137,8 +138,9 @@ class Pace:
         """Updates after a rollout of so many transitions, `total` of them in the whole run."""
         if total <= self.learning_starts:
             return 0
-        first = total - collected <= self.learning_starts
-        return max(1, round(collected * self.updates_per_step)) + (self.burst if first else 0)
+        before = total - collected
+        count = math.floor(total * self.updates_per_step) - math.floor(before * self.updates_per_step)
+        return count + (self.burst if before <= self.learning_starts else 0)
 
 
 @runtime_checkable

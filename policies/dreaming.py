@@ -122,7 +122,8 @@ class Seen(NamedTuple):
         embedding: (T + 1, B, D).
         inside: T + 1 moments.
         there: (T + 1, B) bool, the moment is no padding.
-        error: −log p of what the heads must know, a scalar with a gradient: rewards, and where the world ends.
+        error: −log p of the rewards by the reward head, a scalar with a gradient.
+        ends: −log p of where the world ends.
     """
 
     batch: Batch
@@ -130,6 +131,7 @@ class Seen(NamedTuple):
     inside: Observed
     there: Bool[Tensor, "T B"]
     error: Tensor
+    ends: Tensor
 
     def mean(self, values: Float[Tensor, "T B"]) -> Tensor:
         """Over what is no padding."""
@@ -267,7 +269,7 @@ class Dreaming(ABC):
         reward, ended = batch.reward[batch.valid], batch.terminated[batch.valid].float()
         error = 0.5 * (self.world.reward(arrived)[:, 0] - reward).square().mean()
         ends = nn.functional.binary_cross_entropy_with_logits(self.world.ends(arrived)[:, 0], ended)
-        return Seen(batch, embedding, inside, there, error + ends)
+        return Seen(batch, embedding, inside, there, error, ends)
 
     def learn_world(self, batch: Batch) -> tuple[State, dict[str, Tensor]]:
         """One step of the model alone; the states to imagine from, and metrics."""
@@ -282,7 +284,9 @@ class Dreaming(ABC):
         places = seen.there.flatten().nonzero()[:, 0]
         order = torch.randperm(len(places), generator=self._updating, device=self.device)
         states = State(seen.inside.states.h.detach(), seen.inside.states.s.detach())
-        return states.rows(places[order[: self._settings.imagined]]), told | {"head_error": seen.error.detach()}
+        return states.rows(places[order[: self._settings.imagined]]), told | {
+            "head_error": (seen.error + seen.ends).detach()
+        }
 
     def _learn_behaviour(self, state: State) -> dict[str, Tensor]:
         """One step of actor and critic, on what the model imagines from these states."""

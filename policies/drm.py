@@ -139,9 +139,9 @@ class DrM(drqv2.DrQv2):
             self._make_optimisers()
         return out | super().update(batches, count)
 
-    def _before(self, x: Tensor, action: Tensor) -> dict[str, Tensor]:
-        out = super()._before(x, action)
-        self.beta = float(out["dormant_actor"])
+    def _before(self, x: Tensor, action: Tensor, *, last: bool) -> dict[str, Tensor]:
+        out = super()._before(x, action, last=last)
+        self.beta = float(out["dormant_actor"] if last else self._dormant_actor(x))
         if self.awakened is None and self.beta < AWAKE:
             self.awakened = self.steps
         if self._value is None or self._value_adam is None:

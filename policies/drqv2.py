@@ -274,15 +274,15 @@ class DrQv2:
 
     def update(self, batches: Iterator[Batch], count: int) -> dict[str, float]:
         """So many steps of the critics with the encoder, of the actor, and of the targets."""
-        told = [self._learn(next(batches).to(self.device)) for _ in range(count)]
+        told = [self._learn(next(batches).to(self.device), last=k == count - 1) for k in range(count)]
         return averages(told) | {"sigma": self.sigma}
 
-    def _learn(self, batch: Batch) -> dict[str, Tensor]:
+    def _learn(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
         s = self.settings
         start, done = torch.zeros_like(batch.valid[0], dtype=torch.int64), batch.valid[: s.n_steps].sum(0)
         x = self.encoder(self._seen(batch, start))
         step = n_step(batch, s.gamma, s.n_steps)
-        out = self._before(x.detach(), batch.action[0])
+        out = self._before(x.detach(), batch.action[0], last=last)
         with torch.no_grad():
             target = step.reward + step.discount * self._worth(self.encoder(self._seen(batch, done)))
         z = self.critic.trunk(x)
@@ -300,12 +300,20 @@ class DrQv2:
         follow(self.target, self.critic, s.tau)
         return out
 
-    def _before(self, x: Tensor, action: Tensor) -> dict[str, Tensor]:
-        """What comes before an update, from its encoded observations: here DrM's ratios, for the log."""
-        with torch.no_grad():
-            hidden = self.critic.mlp.hidden(torch.cat([self.critic.trunk(x), action], -1))
-            ratios = {"dormant_actor": dormant_ratio(self.actor.layers(x)), "dormant_critic": dormant_ratio(hidden)}
-        return {name: torch.tensor(ratio) for name, ratio in ratios.items()}
+    def _before(self, x: Tensor, action: Tensor, *, last: bool) -> dict[str, Tensor]:
+        """What comes before an update, from its encoded observations: in a round's last DrM's ratios, for the log."""
+        return (
+            {"dormant_actor": self._dormant_actor(x), "dormant_critic": self._dormant_critic(x, action)} if last else {}
+        )
+
+    @torch.no_grad()
+    def _dormant_actor(self, x: Tensor) -> Tensor:
+        return torch.tensor(dormant_ratio(self.actor.layers(x)))
+
+    @torch.no_grad()
+    def _dormant_critic(self, x: Tensor, action: Tensor) -> Tensor:
+        hidden = self.critic.mlp.hidden(torch.cat([self.critic.trunk(x), action], -1))
+        return torch.tensor(dormant_ratio(hidden))
 
     def _worth(self, x: Tensor) -> Tensor:
         """(B,) what the state after the summed rewards is worth."""

@@ -15,6 +15,7 @@ Shape letters: T steps, E worlds.
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,19 @@ from policies.core import Rollout
 
 IMITATION, LEARNED = 0, 1
 NOBODY = -1  # known to have played: someone else acted
+
+
+def warn_of_failures_alone(learner: str) -> None:
+    """Say that demonstrations hold nothing to imitate, so that there is no imitation to hand over from.
+
+    Args:
+        learner: its name.
+    """
+    warnings.warn(
+        f"{learner}: demonstrations that succeed must be given for imitation; got failures alone. They are learned "
+        "from like any other steps.",
+        stacklevel=2,
+    )
 
 
 class HandOver:

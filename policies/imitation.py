@@ -163,6 +163,11 @@ class Imitation:
             raise ValueError("imitation: demonstrations must be given; got none that is to be imitated. Set demos=….")
         return out | ({"imitation_error": float(torch.stack(errors).mean())} if errors else {})
 
+    @property
+    def taught(self) -> bool:
+        """Whether there was an update yet."""
+        return bool(self._adam.state)
+
     def relabelled(self) -> None:
         """Nothing: it reads no rewards."""
 

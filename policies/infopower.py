@@ -128,7 +128,7 @@ class InfoPower(Dreaming):
         bound = info_nce(latent, self.heads.seen(seen.embedding[seen.there]))
         weight = self.multiplier.value
         self.multiplier.step(1 - bound.detach() / s.nce_bound)
-        loss = s.reward_weight * seen.error + cost - weight * bound
+        loss = s.reward_weight * seen.error + seen.ends + cost - weight * bound
         told = {"kl": cost.detach(), "nce": bound.detach(), "nce_weight": weight}
         if s.empowerment:
             known = self._known(seen)

@@ -35,7 +35,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from policies.core import Batch, Memory, Obs, Pace, Rollout, Sampling, map_leaves
-from policies.handover import IMITATION, LEARNED, HandOver
+from policies.handover import IMITATION, LEARNED, HandOver, warn_of_failures_alone
 from policies.latent import flatten
 from policies.latent_losses import Wish, imitation
 from policies.networks import adam
@@ -158,13 +158,17 @@ class MoDem(TDMPC2):
     @torch.no_grad()
     def act(self, obs: Obs, memory: Memory, first: np.ndarray, *, explore: bool) -> tuple[np.ndarray, Memory]:
         """(E, A) in [-1, 1]; the plans' where they play, else imitation's, with noise where it explores."""
-        player = self._players(memory["player"], first, explore=explore)
-        action, after = np.zeros((len(player), self.num_actions), np.float32), {"plan": memory["plan"]}
-        if (player == LEARNED).any():
-            action, after = super().act(obs, after, first, explore=explore)
-        if (player == IMITATION).any():
+        before, player = memory, self._players(memory["player"], first, explore=explore)
+        memory = self.begin(len(player)) | {"player": player}  # where imitation plays nothing is planned
+        action, planned = np.zeros((len(player), self.num_actions), np.float32), np.flatnonzero(player == LEARNED)
+        if len(planned):
+            some = map_leaves(lambda leaf: leaf[planned], obs)
+            last = {"plan": before["plan"][planned]}
+            action[planned], after = super().act(some, last, first[planned], explore=explore)
+            memory["plan"][planned] = after["plan"]
+        if len(planned) < len(player):
             action = np.where((player == LEARNED)[:, None], action, self._imitated(obs, explore=explore))
-        return action, after | {"player": player}
+        return action, memory
 
     def executed(self, memory: Memory, action: np.ndarray, intervened: np.ndarray, *, explore: bool) -> Memory:
         """Where a person acted planning begins anew, and the episode counts for neither policy."""
@@ -234,7 +238,10 @@ class MoDem(TDMPC2):
             error.sum().backward()  # each policy's own
             self._imitation_adam.step()
             errors.append(error.detach().mean())
-        self.imitates = True
+            self.imitates |= bool((batch.valid & batch.imitate).any())
+        if not self.imitates:
+            warn_of_failures_alone(type(self).__name__.lower())
+            return {}
         self._imitation.load_state_dict(model.state_dict())
         self._targets.load_state_dict(model.critics.state_dict())
         return {"imitation_error": float(torch.stack(errors).mean())} if errors else {}

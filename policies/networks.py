@@ -202,8 +202,34 @@ class GaussianActor(nn.Module):
         return squashed(mean, log_std, noise)
 
 
-class Standardise(nn.Module):
-    """Observations as standard deviations from their running mean (Welford's sums, in float64).
+class Running(nn.Module):
+    """Welford's sums of what was seen: in float64, but on Apple's GPU, which has none, in float32.
+
+    Args:
+        mean: of so many numbers as are averaged; zeros.
+        square: of the summed squared deviations; zeros.
+    """
+
+    def __init__(self, mean: Tensor, square: Tensor) -> None:
+        super().__init__()
+        for name, value in {"mean": mean, "square": square, "count": torch.zeros(())}.items():
+            self.register_buffer(name, value.double())
+
+    mean: Tensor
+    square: Tensor
+    count: Tensor
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Running:
+        try:
+            return super()._apply(fn, recurse)
+        except TypeError:  # as torch refuses float64 there
+            for name in ("mean", "square", "count"):
+                setattr(self, name, getattr(self, name).float())
+            return super()._apply(fn, recurse)
+
+
+class Standardise(Running):
+    """Observations as standard deviations from their running mean.
 
     An entry that has not changed yet is left at its scale: its deviation counts as 1.
 
@@ -212,16 +238,10 @@ class Standardise(nn.Module):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__()
-        for name, value in {"mean": 0.0, "square": 0.0}.items():  # square: summed squared deviations
-            self.register_buffer(name, torch.full((width,), value, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        super().__init__(torch.zeros(width), torch.zeros(width))
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
 
-    mean: Tensor
-    square: Tensor
-    count: Tensor
     shift: Tensor
     scale: Tensor
 
@@ -231,7 +251,7 @@ class Standardise(nn.Module):
     @torch.no_grad()
     def add(self, x: Float[Tensor, "B S"]) -> None:
         """Count more observations in."""
-        x, number = x.double(), len(x)
+        x, number = x.to(self.mean.dtype), len(x)
         if not number:
             return
         mean, total = x.mean(0), self.count + number

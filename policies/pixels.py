@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor, nn
 
 from policies.core import Batch, Memory, Obs, leaves
-from policies.networks import LayerNorm, Linear, Standardise
+from policies.networks import LayerNorm, Linear, Running, Standardise
 
 PAD = 4 / 84  # of a picture's side, the largest shift: 4 pixels at the paper's size
 CHANNELS, STRIDES = 32, (2, 1, 1, 1)
@@ -180,7 +180,7 @@ def as_planes(image: Tensor) -> Float[Tensor, "N C H W"]:
     return image.flatten(0, -4).movedim(-1, 1).float().div(255).sub(0.5)
 
 
-class Contrast(nn.Module):
+class Contrast(Running):
     """Pictures less their running mean picture, in running deviations of what is left, so that what moves counts.
 
     A pole of a few pixels before a wall is then found in a third of the updates. The deviation is one number for all.
@@ -190,15 +190,10 @@ class Contrast(nn.Module):
     """
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
-        super().__init__()
-        for name, value in {"mean": torch.zeros(shape), "square": torch.zeros(()), "count": torch.zeros(())}.items():
-            self.register_buffer(name, value.double())
+        super().__init__(torch.zeros(shape), torch.zeros(()))
         self.register_buffer("shift", torch.zeros(shape))
         self.register_buffer("scale", torch.ones(()))
 
-    mean: Tensor
-    square: Tensor
-    count: Tensor
     shift: Tensor
     scale: Tensor
 
@@ -207,8 +202,8 @@ class Contrast(nn.Module):
 
     @torch.no_grad()
     def add(self, planes: Float[Tensor, "N C H W"]) -> None:
-        """Count more pictures in, by Welford's sums."""
-        x, number = planes.double(), len(planes)
+        """Count more pictures in."""
+        x, number = planes.to(self.mean.dtype), len(planes)
         mean, total = x.mean(0), self.count + number
         away = mean - self.mean
         self.square += (x - mean).square().sum(0).mean() + away.square().mean() * self.count * number / total

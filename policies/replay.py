@@ -318,7 +318,7 @@ class Replay:
         for e in range(self.num_worlds):
             begin = -int(self._lengths[e])
             for t in np.flatnonzero(rollout.ended[:, e]):
-                length, begin = min(int(t) + 1 - begin, self.slots), int(t) + 1
+                length, begin = min(int(t) + 1 - begin, self.slots - (len(at) - 1 - int(t))), int(t) + 1
                 if self._returns is not None and rollout.terminated[t, e]:
                     back = (at[t] - np.arange(length)) % self.slots
                     rewards = self._columns["reward"][back, e].astype(np.float64).tolist()

@@ -107,7 +107,7 @@ class RePo(Dreaming):
             cost = (s.balance * beta).clamp(min=s.dynamics_weight) * taught + (1 - s.balance) * beta * held
         if s.kl_cap is not None:
             self.beta.step(held.detach() / s.kl_cap - 1)
-        return seen.error + cost, {"kl": held.detach(), "beta": beta}
+        return seen.error + seen.ends + cost, {"kl": held.detach(), "beta": beta}
 
     @property
     def _parts(self) -> dict[str, Any]:
@@ -138,7 +138,9 @@ class RePo(Dreaming):
         told: list[tuple[float, float]] = []
         for _ in range(updates):
             with torch.no_grad():
-                before = self.world.encoder(next(source).to(self.device).obs).flatten(0, 1)
+                batch = next(source).to(self.device)
+                there = torch.cat([torch.ones_like(batch.valid[:1]), batch.valid])  # padding repeats an episode's end
+                before = self.world.encoder(batch.obs)[there]
             seen = self.see(next(target).to(self.device), encoder)
             distance = energy_distance(before, seen.embedding[seen.there])
             surprise = seen.mean(kl(seen.inside.posterior, seen.inside.prior))

@@ -164,6 +164,8 @@ class Residual(SoftLearner[ResidualSettings]):
         """So many updates; before the first observed step, of the base."""
         if not self.steps:
             return self.base.update(batches, count) if isinstance(self.base, Learner) else {}
+        if isinstance(self.base, imitation.Imitation) and not self.base.taught:
+            raise ValueError("residual: demonstrations must be given, as they make its base; got none. Set demos=….")
         out = super().update(batches, count)
         return out | (self.handover.metrics() if self.settings.handover else {})
 

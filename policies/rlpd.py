@@ -38,7 +38,7 @@ from torch import Tensor
 
 from policies.chunks import forget_plans, imitation_error, nothing_planned, play
 from policies.core import Batch, Memory, Obs, Rollout, map_leaves
-from policies.handover import LEARNED, NOBODY, HandOver
+from policies.handover import LEARNED, NOBODY, HandOver, warn_of_failures_alone
 from policies.keeping import Keeping
 from policies.networks import adam, flat
 from policies.saving import State
@@ -61,7 +61,7 @@ class RLPDSettings(SoftSettings):
         warmup: updates of the critics alone before the actor leaves imitation.
         imitation_weight: of the imitated actions' squared error in the actor's loss.
         q_scale: of the rest of that loss, in units of 1 / mean |Q|; None: as it is.
-        keep: whether own episodes that earn more than imitation's mean are imitated too.
+        keep: whether own episodes that earn more than imitation's mean are imitated too; needs `handover`.
         noise: standard deviation of what is added to the actions in training, imitation's and the actor's.
         handover: whether episodes are handed over by what each policy earns; else the actor plays all from the first.
     """
@@ -222,8 +222,11 @@ class RLPD(SoftLearner[RLPDSettings]):
             error.backward()
             self._imitation_adam.step()
             errors.append(error.detach())
+            self.imitates |= bool((batch.valid & batch.imitate).any())
+        if not self.imitates:
+            warn_of_failures_alone(type(self).__name__.lower())
+            return {}
         s, soft = self.settings, self._soft
-        self.imitates = True
         soft.policy.load_state_dict(self._imitation.state_dict())
         soft.policy.actor.narrow(WIDTH)
         soft.target_entropy = -soft.num_actions * (2.0 if s.target_entropy is None else s.target_entropy)

@@ -149,7 +149,7 @@ def _off_policy(
         buffer_size: transitions kept.
         learning_starts: random transitions before the first update.
         rollout_steps: steps of every world between rounds of updates.
-        updates_per_step: updates per transition collected; each round makes at least one.
+        updates_per_step: updates per transition collected, over all rounds together.
         n_steps: rewards summed before bootstrapping.
         network: widths of the hidden layers.
     """

@@ -285,7 +285,7 @@ def conformal_threshold(cosines: Float[Tensor, " N"], miss_rate: float = 0.1) ->
             f"conformal_threshold: cosines must hold at least {math.ceil(1 / miss_rate) - 1} matched pairs "
             f"for miss_rate {miss_rate}; got {count}."
         )
-    return 1 - float((1 - cosines.double()).sort().values[rank - 1])
+    return 1 - float((1 - cosines.cpu().double()).sort().values[rank - 1])
 
 
 # What the configs name: each makes a scorer -----------------------------------------------------------------

@@ -106,14 +106,15 @@ class _FixedTexts:
     """
 
     def __init__(self, projector: Projector, texts: Float[Tensor, "M D"], dtype: torch.dtype) -> None:
-        texts = texts.to(projector.scale.device)
-        texts = functional.normalize(texts + projector.text(texts), dim=-1).double()
+        device = projector.scale.device
+        texts = texts.to(device)
+        texts = functional.normalize(texts + projector.text(texts), dim=-1).cpu().double()  # Apple's GPU has no float64
         assert projector.out.bias is not None
-        weights = torch.cat([projector.out.weight[:, :, 0, 0], projector.out.bias[:, None]], 1).double()  # [W b]
+        weights = torch.cat([projector.out.weight[:, :, 0, 0], projector.out.bias[:, None]], 1).cpu().double()  # [W b]
         root = torch.linalg.qr(weights).R
-        rows = torch.cat([root, projector.scale.double().exp() * texts @ weights])
+        rows = torch.cat([root, projector.scale.cpu().double().exp() * texts @ weights])
         self._length, self._bias = len(root), projector.bias
-        self._weight, self._shift = rows[:, :-1].to(dtype).contiguous(), rows[:, -1].to(dtype)
+        self._weight, self._shift = rows[:, :-1].to(device, dtype).contiguous(), rows[:, -1].to(device, dtype)
         self._parts = copy.deepcopy(projector).to(dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._spread: dict[tuple[torch.Size, ...], Tensor] = {}
 

@@ -27,6 +27,7 @@ from omegaconf import DictConfig
 from embodied import runs
 from embodied.building import far_texts, far_worlds
 from embodied.building.scorers import keep_fitted, make_scorer, reward_name
+from embodied.errors import UserError
 from embodied.reports.page import write_report
 from embodied.settings import check_device, check_least
 from embodied.training import checkpoints, evaluation
@@ -60,6 +61,9 @@ def run(config: DictConfig) -> None:
             starts = {view: list(frames) for view, frames in seen}
             far_worlds.warn(config, scorer.encoder, starts, str(config.env.id))
         learner = make_learner(config, collector)
+        if config.demos and not (learner.sampling and learner.sampling.demo_share):
+            name = str(config.policy._target_).rpartition(".")[2]
+            raise UserError(f"demos must be left out: policy={name} learns from none. Use policy=rlpd, the default.")
         demos = demonstrations(config, stage, collector)
         rewards = stage.rewards(collector)
         training = Training.of(collector, rewards, learner, demos=demos, total=config.steps, seed=config.seed)

@@ -84,7 +84,7 @@ class Codec(nn.Module):
         """Find the directions; returns the share of each camera's variance that they keep."""
         kept = {}
         for k, name in enumerate(self.cameras):
-            patches = self._cut(name, maps[name]).flatten(0, 1).double()
+            patches = self._cut(name, maps[name]).flatten(0, 1).cpu().double()
             mean = patches.mean(0)
             spread, directions = torch.linalg.eigh((patches - mean).T @ (patches - mean) / len(patches))
             order = spread.argsort(descending=True)[: self.tokens]

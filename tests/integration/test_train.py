@@ -189,6 +189,14 @@ def test_a_killed_run_with_a_person_resumes_to_the_same_curve():
             np.testing.assert_array_equal(array, two[name], err_msg=name)
 
 
+def test_demonstrations_for_a_policy_that_would_not_draw_them_are_refused(capsys):
+    assert main(["train", "env=desk-reach", "reward=true", "policy=sac", "env.obs=state", "demos=2", "run=r"]) == 2
+    assert (
+        "demos must be left out: policy=sac learns from none. Use policy=rlpd, the default." in capsys.readouterr().err
+    )
+    assert not Path("r").exists()
+
+
 def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
     words = ["train", "env=cartpole", *goal(tiny_clip), "log_every=100", *SMALL, *QUICK]
     assert main([*words, "steps=400", "run=straight"]) == 0

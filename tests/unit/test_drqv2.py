@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import nn
 
 from policies.core import Rollout
 from policies.drqv2 import drqv2
-from policies.networks import dormant_ratio
+from policies.networks import Standardise, dormant_ratio
+from policies.pixels import Contrast
 from policies.replay import Mix, Replay
 from tests.learner_probes import ACTION, GAMMA, OBS, STATES, VALUES, finds, resumes, taught
 
@@ -256,3 +258,34 @@ def test_other_actions_and_states_are_refused():
         drqv2(OBS, spaces.Discrete(3), num_worlds=1, total_steps=1, seed=0)
     with pytest.raises(ValueError, match=r"DrQv2.load_state: actor/mlp.layers.0.weight must be \(1, 1, 16\)"):
         make(hidden=[16, 16]).load_state(*make().state())
+
+
+def test_ratios_for_the_log_are_of_a_rounds_last_update(monkeypatch):
+    asked = []
+
+    def counted(layers):
+        asked.append(len(layers))
+        return dormant_ratio(layers)
+
+    monkeypatch.setattr("policies.drqv2.dormant_ratio", counted)
+    learner = make()
+    told = taught(learner, "both", 3).update(Mix(memory(VALUES["both"][0], OBS)).batches(learner.sampling), 4)
+    assert len(asked) == 4  # of actor and critic, in two rounds
+    assert {"dormant_actor", "dormant_critic"} <= set(told)
+
+
+@pytest.mark.parametrize("made", [lambda: Standardise(2), lambda: Contrast((2, 1, 1))])
+def test_running_means_go_where_there_is_no_float64(made):
+    def apple(tensor):
+        if tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return tensor
+
+    rows = torch.randn(100, 2, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    rows = rows if isinstance(made(), Standardise) else rows[..., None, None]
+    there, here = nn.Sequential(made())._apply(apple)[0], made()
+    for each in (there, here):
+        each.add(rows[:30])
+        each.add(rows[30:])
+    assert there.mean.dtype == torch.float32
+    torch.testing.assert_close(there(rows), here(rows))

@@ -177,3 +177,24 @@ def test_it_resumes_bit_for_bit(handover):
 def test_settings_out_of_range_are_refused(change, error):
     with pytest.raises(ValueError, match=error):
         make(**change)
+
+
+def test_of_failures_alone_there_is_no_imitation():
+    learner = make()
+    with pytest.warns(
+        UserWarning, match="modem: demonstrations that succeed must be given for imitation; got failures"
+    ):
+        learner.update(Mix(memory(shown())).batches(learner.sampling), 3)
+    assert played(learner).tolist() == [LEARNED] * 2
+
+
+def test_where_imitation_plays_nothing_is_planned():
+    learner = imitating(5, warmup=0, horizon=3)
+    plan = np.random.default_rng(0).uniform(-1, 1, learner.begin(2)["plan"].shape).astype(np.float32)
+    mixed, goes_on = {"plan": plan, "player": np.array([LEARNED, IMITATION], np.int8)}, np.zeros(2, bool)
+    action, after = learner.act(STATES, mixed, goes_on, explore=False)
+    alone, _ = learner.act(STATES[:1], {name: each[:1] for name, each in mixed.items()}, goes_on[:1], explore=False)
+    np.testing.assert_array_equal(action[:1], alone)
+    assert after["plan"][0].any()
+    assert not after["plan"][1].any()  # a plan that nobody followed is none to begin from
+    assert plan.all()

@@ -88,3 +88,9 @@ def test_a_correction_is_explored_by_its_best_and_the_set_noise():
     noisy = [learner.act(STATES, learner.begin(2), np.ones(2, bool), explore=True)[0][:, 0] for _ in range(200)]
     np.testing.assert_allclose(np.mean(noisy, 0), best_actions(learner), atol=0.02)
     np.testing.assert_allclose(np.std(noisy, 0), 0.05, atol=0.01)
+
+
+def test_without_a_base_and_without_demonstrations_there_is_nothing_to_correct():
+    learner = made(residual, **(SMALL | OWN))
+    with pytest.raises(ValueError, match="residual: demonstrations must be given, as they make its base; got none"):
+        taught(learner, "both", 1)

@@ -208,3 +208,11 @@ def test_unknown_settings_and_spaces_are_refused():
         rlpd(OBS, spaces.Discrete(3), num_worlds=1, total_steps=1, seed=0)
     with pytest.raises(ValueError, match="observations must be a vector"):
         rlpd(spaces.Box(0, 255, (8, 8, 3), np.uint8), ACTION, num_worlds=1, total_steps=1, seed=0)
+
+
+def test_of_failures_alone_there_is_no_imitation():
+    learner = make(pretraining=3)
+    with pytest.warns(UserWarning, match="rlpd: demonstrations that succeed must be given for imitation; got failures"):
+        learner.update(Mix(memory(shown())).batches(learner.sampling), 3)
+    assert not learner.imitates
+    assert learner.state()[1]["imitates"] is False

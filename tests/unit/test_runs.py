@@ -20,6 +20,7 @@ from embodied.training.log import RunLog
 from embodied.training.loop import Training, train
 from embodied.training.perception import Perception
 from policies import sb3
+from policies.core import Pace
 from policies.rlpd import rlpd
 from rewards.combine import LagrangianConstraints, WeightedSum
 from rewards.core import Scorer
@@ -258,6 +259,12 @@ def test_many_worlds_get_one_update_per_transition(setup):
     for kwargs, updates in (({}, 8), ({"updates_per_step": 0.25}, 2), ({"updates_per_step": 0.01}, 1)):
         pace = setup("sac", **kwargs).learner.pace
         assert (pace.rollout_steps, pace.updates(8, 100), pace.updates(8, 10)) == (4, updates, 0)
+
+
+@pytest.mark.parametrize("collected", [1, 3, 12])
+def test_rounds_of_any_size_make_the_updates_that_were_asked_for(collected):
+    pace = Pace(updates_per_step=0.2, learning_starts=0, burst=5)
+    assert sum(pace.updates(collected, total) for total in range(collected, 601, collected)) == 120 + 5
 
 
 @pytest.mark.parametrize("n_steps", [1, 3])

@@ -253,6 +253,26 @@ def test_alignment_learns_to_see_again_without_rewards():
     assert all(torch.equal(kept[name], after[name]) for name in kept if name != "updating/state")
 
 
+def test_alignment_counts_no_padding():
+    """It repeats an episode's end: counted on one side alone, the same pictures were far from each other."""
+    rollout, _ = VALUES["discount"]
+    learner = make(length=4)
+    batch = next(Mix(memory(rollout)).batches(learner.sampling))
+    assert not batch.valid.all()
+    assert learner.align(iter([batch]), iter([batch]), 1)["distance_before"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("head", "times"), [("reward", 100), ("ends", 1)])
+def test_the_weight_of_rewards_is_of_rewards_alone(head, times):
+    slopes = []
+    for weight in (1.0, 100.0):
+        learner = make(kind="infopower", reward_weight=weight)
+        batch = next(Mix(memory(VALUES["discount"][0])).batches(learner.sampling))
+        learner._objective(learner.see(batch))[0].backward()
+        slopes.append(torch.cat([each.grad.flatten() for each in getattr(learner.world, head).parameters()]).norm())
+    assert float(slopes[1] / slopes[0]) == pytest.approx(times, rel=1e-3)
+
+
 # Settings ---------------------------------------------------------------------------------------------------
 
 
