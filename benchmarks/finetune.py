@@ -171,7 +171,7 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
         other = session(task, "mixed", 60, seed, {**options, "execute": 0}, f"rl-{kind.__name__}-{weight:g}", *more,
                         kind=kind)  # fmt: skip
         other.__dict__["episodes"], other.__dict__["eyes"] = made.episodes, made.eyes  # encoded once
-        rows = other.judge(CHUNKED, other.learn(policy, weights, []))
+        rows = other.judge(CHUNKED, other.learn(policy, weights, [], "policy"))
         assert rows is not None
         found[name] = {
             "rows": rows, "tried": {}, "execute": execute,

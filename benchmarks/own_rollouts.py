@@ -85,7 +85,7 @@ def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     grown = made.train(STAGE, made.fresh(), more, rows)
     found[STAGE] = judged(made, STAGE, grown)
     if CHUNKED in ways or BEST in ways:
-        learned = made.learn(grown, weights, [STAGE])
+        learned = made.learn(grown, weights, [STAGE], STAGE)
         found["ranking"] = made.ranked(grown, STAGE)
         if CHUNKED in ways:
             found[CHUNKED] = judged(made, CHUNKED, learned)

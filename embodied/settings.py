@@ -27,6 +27,20 @@ def check_least(config: Mapping[str, Any], **least: int) -> None:
             raise UserError(f"{name} must be at least {low}; got {config[name]}.")
 
 
+def check_execute(execute: int | float, horizon: int) -> None:
+    """Refuse a number of a chunk's actions that cannot be executed.
+
+    Args:
+        execute: that was asked for.
+        horizon: actions of a chunk.
+
+    Raises:
+        UserError: so.
+    """
+    if execute != int(execute) or not 1 <= execute <= horizon:
+        raise UserError(f"execute must be a whole number from 1 to {horizon}, the actions of a chunk; got {execute}.")
+
+
 def check_device(name: str) -> None:
     """Refuse what is no device of this machine.
 

@@ -130,14 +130,16 @@ class Inverse:
 
 
 def r_squared(said: np.ndarray, done: np.ndarray) -> float:
-    """Share of the actions' variance that is explained, over all of (T, A); 1 is perfect, 0 as good as their mean.
+    """Share of the actions' variance that is explained, over all of (T, A); 1 is perfect, 0 as good as their mean,
+    and where they never vary.
 
     Args:
         said: (T, A) what was inferred.
         done: (T, A).
     """
     rest = np.square(done - said).sum(dtype=np.float64)
-    return float(1 - rest / np.square(done - done.mean(0)).sum(dtype=np.float64))
+    variance = np.square(done - done.mean(0)).sum(dtype=np.float64)
+    return float(1 - rest / variance) if variance else 0.0
 
 
 def inverse(

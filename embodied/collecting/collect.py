@@ -16,7 +16,7 @@ from embodied.collecting.episodes import Player, episode, play, show
 from embodied.datasets import Dataset, Writer
 from embodied.envs.desk import Desk
 from embodied.envs.experts import has_expert
-from embodied.envs.world import World
+from embodied.envs.world import World, control_rate
 from embodied.errors import UserError, nearest
 from embodied.settings import check_least
 from rewards.progress import tqdm
@@ -56,7 +56,7 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
         with (
             Writer(
                 root,
-                fps=_fps(env),
+                fps=control_rate(env),
                 features=features,
                 cameras=dict.fromkeys(cameras, (size, size)),
                 env=description,
@@ -114,11 +114,6 @@ def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
         if name not in known:
             raise UserError(f"cameras: {name!r} is none of this world's. {nearest(str(name), known)}")
     return {name.replace("/", "_"): name for name in wanted}
-
-
-def _fps(env: gymnasium.Env) -> float:
-    world = env.unwrapped
-    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
 
 
 def _instruction(env: gymnasium.Env) -> str:

@@ -65,13 +65,16 @@ def run(config: DictConfig) -> None:
     )  # fmt: skip
     print(f"held out  {model.held_out.told(common.actions)}", flush=True)
     _refuse(model.held_out.overall, config.least, play)
-    found, outside, done = [], [], []
+    found, outside, done, unread = [], [], [], 0
     for episode in read_all(films, common, model.eyes, "films"):
         found.append(model.actions(episode))
         outside.append(model.outside(episode))
         done.append(episode.actions)
+        unread += int((~episode.readable).sum())
     far = float(np.concatenate(outside).mean()) if sum(map(len, outside)) else 0.0
     print(f"films     {far:.0%} of their changes lie outside play's (1% of play's own do)", flush=True)
+    if unread:
+        print(f"          {unread} rows beside readings that are no numbers repeat the action before them", flush=True)
     if far > FAR:
         print("          Careful: there R² on play says little. Let play go where the films go.", file=sys.stderr)
     about = _about(model, play, far)
@@ -84,7 +87,22 @@ def run(config: DictConfig) -> None:
 
 
 def _check(config: DictConfig) -> None:
-    check_least(config, threads=1, held_out=2, channels=1, places=1, inner=1, grid=1, members=1, steps=1, batch_size=1)
+    least = {
+        "held_out": 2,
+        "channels": 1,
+        "places": 1,
+        "inner": 1,
+        "grid": 1,
+        "members": 1,
+        "steps": 1,
+        "batch_size": 1,
+    }
+    check_least(config, threads=1, seed=0, **least)
+    for name in ("network", "cameras"):
+        if isinstance(config[name], str | int):
+            raise UserError(f"{name} must be a list; got {config[name]}. Write {name}=[{config[name]}].")
+    if any(not isinstance(width, int) or width < 1 for width in config.network):
+        raise UserError(f"network must be a list of widths, each 1 or more; got {list(config.network)}.")
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate must be above 0; got {config.learning_rate}.")
 

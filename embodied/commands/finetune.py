@@ -26,7 +26,7 @@ is better. After a kill, resume=true continues the same curve. run=… stages=[�
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,11 @@ from embodied.config import compose, given
 from embodied.errors import UserError, nearest
 from embodied.finetuning import backbones, imagining, inputs, judging, labels, worlds
 from embodied.finetuning.report import write_finetuning
-from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, FinetuningRun, chunked_settings
+from embodied.finetuning.stages import BASELINE, CHUNKED, STAGES, WORLD, FinetuningRun, began_from, chunked_settings
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
 from embodied.reports.page import read_progress
-from embodied.settings import check_device, check_least
+from embodied.settings import check_device, check_execute, check_least
 from embodied.trust import check_trusted, remember
 from policies.vla.choosing import BestOfN
 from policies.vla.core import TOKENS, ChunkPolicy
@@ -62,10 +62,12 @@ def run(config: DictConfig) -> None:
     if config.policy.backbone is not None:  # is it there, and does it read pictures: before a frame is decoded
         backbones.chosen(config, backbones.device_of(config))
     planned = inputs.plan(config)
-    if folder is None and config.env is None and config.evaluate:
+    if folder is None and config.env is None:
         config.env = worlds.worlds_of_data(planned)
-    if WORLD in config.stages and len(several := worlds.names(config)) > 1:
-        raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")
+    if WORLD in config.stages:
+        if len(several := worlds.names(config)) > 1:
+            raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")
+        imagining.more_data(config, planned)
     encoder = build(config.encoder)
     if folder is None:
         folder = _begun(config)
@@ -88,11 +90,11 @@ def _stages(session: FinetuningRun) -> str:
     print(f"data      {_told(planned)}", flush=True)
     found, _ = session.labelled
     print(f"labels    {found.told()} (labels.weights={config.labels.weights})", flush=True)
-    for sentence in session.unheard():
+    for sentence in session.unheard() if config.evaluate else ():
         said = " and ".join(f"“{each}”" if each else "nothing" for each in session.sentences)
         print(f"{'':9} Careful: it is judged by “{sentence}”, which no demonstration says; they say {said}. "
               "Set policy.instruction to what they say.", flush=True)  # fmt: skip
-    for wrong in worlds.misplaced(config, planned):
+    for wrong in (*worlds.off_pace(config, planned), *worlds.misplaced(config, planned)) if config.evaluate else ():
         print(f"{'':9} Careful: {wrong}", flush=True)
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
@@ -117,7 +119,7 @@ def _stages(session: FinetuningRun) -> str:
     former = name
     if CHUNKED in config.stages:
         assert policy is not None
-        learned, name = session.learn(policy, weights, gathered), CHUNKED
+        learned, name = session.learn(policy, weights, gathered, former), CHUNKED
         _judge(session, name, learned, None, results)
         _ranked(session, policy, former)
     if WORLD in config.stages:
@@ -127,7 +129,8 @@ def _stages(session: FinetuningRun) -> str:
     runs.write_run(session.folder, policy=name if results else former)
     if not results:
         kept = "" if name == former else f" The former policy, {former}, is kept."
-        return f"No world to try it in: it was trained, and not judged.{kept}"
+        why = "No world to try it in: it" if config.env is None else "It"
+        return f"{why} was trained, and not judged.{kept}"
     about = session.conclude(results)
     if "compared" not in about:
         return "There is nothing to compare it with."
@@ -191,11 +194,13 @@ def _told(planned: inputs.PolicyPlan) -> str:
     )
 
 
-HERE = ("device", "eval_episodes", "threads", "videos")  # what a run that goes on may have otherwise
+HERE = ("device", "eval_episodes", "evaluate", "threads", "videos")  # what a run that goes on may have otherwise
 FREE = ("run", "resume", "stages", "trust", *HERE)
-OF_STAGES = {  # settings of later stages, which may be given until the stage is begun
-    "own": ("rollouts", "corrections"), "rl": (CHUNKED,), "ranked": (CHUNKED,), "world": (WORLD,), "rloo": (WORLD,),
+OF_STAGES = {  # settings of later stages, which may be given until this of the run's folder is begun
+    "own": ("rollouts", "corrections"), "rl": (CHUNKED,), "ranked": (CHUNKED,),
+    "world": (f"{WORLD}/{imagining.MODEL}",), "rloo": (f"{WORLD}/{imagining.PRACTICE}",),
 }  # fmt: skip
+LATE = (CHUNKED, WORLD)  # both go on from the policy of the stages before
 CURVES = {"train/error": "error", "train/critic": "critic's error", "validation/error": "held out"}
 
 
@@ -232,9 +237,9 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
         for key in HERE:
             if given(config, key):
                 saved[key] = config[key]
-        if given(config, "stages"):  # what was done before stays
-            saved.stages = [each for each in STAGES if each in config.stages or (folder / each / POLICY).is_dir()]
-            saved.stages += [each for each in config.stages if each not in STAGES]
+        if given(config, "stages"):
+            one = isinstance(config.stages, str)
+            saved.stages = config.stages if one else _stages_of(folder, config.stages)
         for group, stages in OF_STAGES.items():
             for key in config[group]:
                 if given(config[group], key):
@@ -245,6 +250,30 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     if config.run and Path(config.run).exists():
         raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
     return config, None
+
+
+def _stages_of(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Those that are wanted, and those that were done before; but late ones that go on from another policy are left.
+
+    Raises:
+        UserError: one that is wanted went on from a policy that is not the last one before it any more.
+    """
+    done = [each for each in STAGES if (folder / each / POLICY).is_dir()]
+    stages = [each for each in STAGES if each in wanted or each in done]
+    former = [each for each in stages if each not in LATE][-1:] or ["imitate"]
+    for late in [each for each in LATE if each in done]:
+        began = began_from(folder, late) or former[0]
+        other = next((each for each in LATE if each != late and each in wanted), None)
+        if late in wanted and began != former[0]:
+            raise UserError(
+                f"stages: {late} went on from {began}, and {former[0]} was added since. Remove "
+                f"{folder / late} to do it again from there."
+            )
+        if late not in wanted and (began != former[0] or other is not None):
+            stages.remove(late)
+            why = f"it went on from {began}" if other is None else f"it and {other} begin with the same policy"
+            print(f"{late:9} is left out from now on, as {why}; it stays in {folder / late}", flush=True)
+    return [*stages, *(each for each in wanted if each not in STAGES)]
 
 
 def _may_change(begun: Path, key: str, was: Any, wanted: Any) -> None:
@@ -277,14 +306,20 @@ def _check(config: DictConfig) -> None:
     """Refuse what cannot be, before anything is made."""
     check_least(
         config, steps=1, batch_size=1, validation=0, choose_episodes=1, eval_episodes=1, num_worlds=1, videos=0,
-        threads=1, checkpoint_every=0, log_every=1,
+        threads=1, checkpoint_every=0, log_every=1, seed=0,
     )  # fmt: skip
-    check_least(config.own, starts=1, tries=1)
+    check_least(config.own, starts=1, tries=1, noise=0)
     check_least(config.policy, horizon=1, channels=1, places=0, width=8)
     check_least(config.ranked, moments=0, chunks=2)
+    if config.policy.width % 2:
+        raise UserError(f"policy.width must be even; got {config.policy.width}.")
+    if config.learning_rate is not None and not config.learning_rate > 0:
+        raise UserError(f"learning_rate must be more than 0; got {config.learning_rate}.")
     chunked_settings(config)
     check_device(config.device)
     labels.check_labels(config)
+    if isinstance(config.stages, str):
+        raise UserError(f"stages must be a list; got {config.stages}. Write stages=[{config.stages}].")
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages must be of {', '.join(STAGES)}; got {stage!r}. {nearest(str(stage), STAGES)}")
@@ -303,5 +338,5 @@ def _check(config: DictConfig) -> None:
         if config.policy[key] not in known:
             raise UserError(f"policy.{key} must be one of {', '.join(known)}; got {config.policy[key]!r}. "
                             f"{nearest(str(config.policy[key]), known)}")  # fmt: skip
-    if config.execute is not None and not 1 <= config.execute <= config.policy.horizon:
-        raise UserError(f"execute must be from 1 to policy.horizon ({config.policy.horizon}); got {config.execute}.")
+    if config.execute is not None:
+        check_execute(config.execute, config.policy.horizon)

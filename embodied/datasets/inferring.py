@@ -49,8 +49,8 @@ class Play:
         every = min(every, len(self.episodes))
         parts: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
         for e, episode in enumerate(self.episodes):
-            known = np.flatnonzero(np.isfinite(episode.actions).all(1))
-            parts[e % every == every - 1] += [(e, int(t)) for t in known if t < len(episode)]
+            known = np.isfinite(episode.actions[: len(episode)]).all(1) & episode.readable
+            parts[e % every == every - 1] += [(e, int(t)) for t in np.flatnonzero(known)]
         self.held, self.taught = parts[True], parts[False]
         _check_enough(where, len(self.episodes), len(self.taught) if self.held else 0)
 
@@ -123,18 +123,30 @@ class Inferrer:
     limit: float
 
     def actions(self, episode: SeenEpisode) -> Float[np.ndarray, "T A"]:
-        """Of every row; where nobody kept what followed the last one, it goes on as before."""
+        """Of every row; it goes on as before where nobody kept what followed, and where a reading is no number.
+
+        Raises:
+            UserError: no two moments one after the other can be read.
+        """
         length = len(episode.actions)
         if not len(episode):  # one moment, and nothing after it: the world is taken to stay as it is
             episode = SeenEpisode(episode.maps, episode.maps, episode.state[[0, 0]], episode.actions, True)
-        said = self.model.act(changes([episode], [(0, t) for t in range(len(episode))]))
-        return np.concatenate([said, said[-1:]])[:length]
+        read = np.flatnonzero(episode.readable)
+        if not len(read):
+            raise UserError(
+                f"data must have own readings that are numbers; an episode of {length} rows has none in three rows one "
+                "after another. Use read=pictures."
+            )
+        said = self.model.act(changes([episode], [(0, int(t)) for t in read]))
+        before = np.searchsorted(read, np.arange(length), side="right") - 1
+        return said[before.clip(min=0)]
 
     def outside(self, episode: SeenEpisode) -> Float[np.ndarray, " N"]:
-        """(N,) 1 where a change lies further out than `OUTLYING` of held-out play's, else 0."""
-        if not len(episode):
+        """1 where a change that can be read lies further out than `OUTLYING` of held-out play's, else 0."""
+        read = np.flatnonzero(episode.readable)
+        if not len(read):
             return np.zeros(0)
-        found = self.model.changes(changes([episode], [(0, t) for t in range(len(episode))]))
+        found = self.model.changes(changes([episode], [(0, int(t)) for t in read]))
         return (distances(found, self.centre, self.spread) > self.limit).astype(float)
 
 

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from embodied.datasets import layout
@@ -127,6 +127,12 @@ class SeenEpisode:
     def __len__(self) -> int:
         """Pairs of moments."""
         return len(self.actions) - (not self.closed)
+
+    @property
+    def readable(self) -> Bool[np.ndarray, " N"]:
+        """Of every pair of moments, whether all readings that `changes` takes of it are numbers."""
+        fine = np.asarray(np.isfinite(self.state.numpy()).all(1))
+        return np.array([fine[max(t - 1, 0) : t + 2].all() for t in range(len(self))], bool)
 
     def maps_at(self, camera: str, t: int) -> Float[Tensor, "P h w"]:
         """A moment's, that after the last action too."""

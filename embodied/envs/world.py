@@ -311,3 +311,13 @@ def graded(distance: float, reach: float, scale: float) -> float:
         scale: how much farther away makes the degree fall to 1/e.
     """
     return 1.0 if distance <= reach else 0.88 * math.exp(-(distance - reach) / scale)
+
+
+def control_rate(env: gymnasium.Env) -> float:
+    """Actions a second of a world: ours, or what another tells of its films; 20 where it tells nothing.
+
+    Args:
+        env: ours or another, wrapped or not.
+    """
+    world = env.unwrapped
+    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)

@@ -7,7 +7,7 @@
     practice   groups of imagined rollouts from one moment, each set against the others (`policies.vla.rloo`)
     kept       the practised policy stands only where a paired test on validation starts says that it is better
 
-FOLDER/  gathered.json  data/  model/  truth.json  practice/  practised/  kept.json  policy/
+FOLDER/  gathered.json  data/  model/  practice/  practised/  kept.json  policy/
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from embodied.collecting.opening import open_dataset
 from embodied.datasets import Dataset
 from embodied.datasets.windows import EncodedEpisode, Windows, names_of
 from embodied.errors import UserError
@@ -44,6 +43,7 @@ from rewards.progress import tqdm
 EVERY = 5  # updates of practice between rows of its curve, and checkpoints
 HELD_OUT = 5  # every so many episodes one is not taught, and asks for the truth
 REWARDS = ("success", "process")
+MODEL, TRUTH, PRACTICE = "model", "truth.json", "practice"  # what of the stage's folder a setting is of
 
 
 def check_world(config: Any) -> None:
@@ -63,6 +63,13 @@ def check_world(config: Any) -> None:
         )
     if world.reward not in REWARDS:
         raise UserError(f"world.reward must be one of {', '.join(REWARDS)}; got {world.reward!r}.")
+    if world.width % WorldSpec.heads:
+        raise UserError(
+            f"world.width must be a multiple of {WorldSpec.heads}, its heads of attention; got {world.width}."
+        )
+    for name, group in (("world", world), ("rloo", rloo)):
+        if not group.learning_rate > 0:
+            raise UserError(f"{name}.learning_rate must be more than 0; got {group.learning_rate}.")
     if not rloo.scale > 0 or not 0 < rloo.done <= 1 or not 0 < rloo.clip < 1 or rloo.anchor < 0:
         raise UserError(
             "rloo.scale must be more than 0, rloo.done in (0, 1], rloo.clip in (0, 1) and rloo.anchor 0 or more; "
@@ -104,10 +111,32 @@ class WorldData:
     success: np.ndarray
 
 
+def more_data(config: Any, plan: inputs.PolicyPlan) -> list[DataSource]:
+    """The datasets of `world.data`, once it is sure that a world can be learned from them and from the demonstrations.
+
+    Args:
+        config: of the run.
+        plan: of its data.
+
+    Raises:
+        UserError: a dataset that is not there, of another rate, or without one of the cameras.
+    """
+    given = [config.world.data] if isinstance(config.world.data, str) else list(config.world.data)
+    extra = [inputs.open_source(config, str(each), setting="world.data") for each in given]
+    for source in extra:
+        if source.dataset.fps != plan.fps:
+            raise UserError(f"world.data must have {plan.fps:g} fps, as data; {source.dataset.root} has another rate.")
+    for source in (*plan.sources, *extra):
+        if missing := [name for name in plan.cameras if name not in source.names.cameras]:
+            raise UserError(f"stages=[world] needs every camera in every dataset; {source.dataset.root} lacks "
+                            f"{missing[0]!r}.")  # fmt: skip
+    return extra
+
+
 def gather(session: Any, folder: Path, policy: ChunkPolicy, execute: int) -> dict[str, Any]:
     """Noisy rollouts of the policy, written as a dataset; not done twice."""
     file, count = folder / "gathered.json", int(session.config.world.rollouts)
-    if not file.is_file():
+    if not file.is_file() or json.loads(file.read_text("utf-8"))["rollouts"] != count:
         shutil.rmtree(folder / "data", ignore_errors=True)
         if count:
             first = session.config.seed + judging.PLANNED + count
@@ -134,19 +163,10 @@ def know(session: Any, folder: Path, teacher: Teacher) -> WorldData:
         UserError: a dataset of another rate, or without one of the cameras.
     """
     config, plan = session.config, session.plan
-    given = [config.world.data] if isinstance(config.world.data, str) else list(config.world.data)
-    more = [open_dataset(str(each), setting="world.data") for each in given]
-    extra = [DataSource(dataset, names_of(dataset)) for dataset in more]
+    extra = more_data(config, plan)
     tried = [Dataset(folder / "data")] if (folder / "data").is_dir() else []
     own = [DataSource(dataset, names_of(dataset)) for dataset in tried]
     sources = [*plan.sources, *extra, *own]
-    for source in extra:
-        if source.dataset.fps != plan.fps:
-            raise UserError(f"world.data must have {plan.fps:g} fps, as data; {source.dataset.root} has another rate.")
-    for source in sources:
-        if missing := [name for name in plan.cameras if name not in source.names.cameras]:
-            raise UserError(f"stages=[world] needs every camera in every dataset; {source.dataset.root} lacks "
-                            f"{missing[0]!r}.")  # fmt: skip
     episodes: list[EncodedEpisode] = [*session.episodes]
     episodes += inputs.read(replace(plan, sources=(*extra, *own)), session.eyes, desc="world: encoding")
     if any(episode.ratio != 1 for episode in episodes):
@@ -319,7 +339,7 @@ def practise(config: Any, folder: Path, policy: ChunkPolicy, known: WorldData, m
         rollouts=settings.rollouts, horizon=settings.horizon, scale=settings.scale, done=settings.done,
         clip=settings.clip, anchor=settings.anchor, learning_rate=settings.learning_rate, seed=config.seed,
     )  # fmt: skip
-    advance(folder / "practice", learner, learner.step, dict, checkpoint_every=EVERY, log_every=EVERY, name="practice")
+    advance(folder / PRACTICE, learner, learner.step, dict, checkpoint_every=EVERY, log_every=EVERY, name="practice")
     policy.eval().save(where)
     return policy
 
@@ -366,8 +386,8 @@ def stage(session: Any, folder: Path, former: Path, execute: int, say: Callable[
     policy = ChunkPolicy.load(former).to(session.device)
     gather(session, folder, policy, execute)
     known = know(session, folder, teacher)
-    made = model(config, folder / "model", known)
-    told = tell(config, folder / "truth.json", known, made)
+    made = model(config, folder / MODEL, known)
+    told = tell(config, folder / MODEL / TRUTH, known, made)
     say(told_truth(told))
     if reason := refusal(told):
         raise UserError(reason)

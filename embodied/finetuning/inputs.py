@@ -81,13 +81,13 @@ def plan(config: DictConfig) -> PolicyPlan:
     given = list(config.data) if isinstance(config.data, ListConfig) else [config.data]
     if config.data is None or not given:
         raise UserError("data must be a LeRobot folder, or a list of them. Collect one: embodied collect")
-    mapping: Any = OmegaConf.to_container(policy.names)
-    sources = []
-    for each in given:
-        dataset = open_dataset(str(each))
-        sources.append(DataSource(dataset, names_of(dataset, mapping)))
+    sources = [open_source(config, str(each)) for each in given]
     if not sum(len(source.dataset) for source in sources):
         raise UserError("data must hold at least one episode; it holds none.")
+    if isinstance(policy.cameras, str):
+        raise UserError(
+            f"policy.cameras must be a list; got {policy.cameras}. Write policy.cameras=[{policy.cameras}]."
+        )
     known = list(dict.fromkeys(name for source in sources for name in source.names.cameras))
     cameras = known if policy.cameras is None else [str(name) for name in policy.cameras]
     for name in cameras:
@@ -122,6 +122,22 @@ def plan(config: DictConfig) -> PolicyPlan:
         source = next(source for source in sources if name in source.names.cameras)
         frames[name] = _size(source, name)
     return PolicyPlan(tuple(sources), tuple(cameras), first.states, first.actions, fps, frames)
+
+
+def open_source(config: DictConfig, data: str, *, setting: str = "data") -> DataSource:
+    """A dataset with the policy's names for what it holds.
+
+    Args:
+        config: of the run, whose `policy.names` counts.
+        data: see `open_dataset`.
+        setting: that asks, for errors.
+
+    Raises:
+        UserError: no such dataset, or a name that it does not have.
+    """
+    mapping: Any = OmegaConf.to_container(config.policy.names)
+    dataset = open_dataset(data, setting=setting)
+    return DataSource(dataset, names_of(dataset, mapping))
 
 
 def _size(source: DataSource, camera: str) -> tuple[int, int]:

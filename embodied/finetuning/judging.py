@@ -209,6 +209,11 @@ def better(compared: Mapping[str, Any]) -> bool:
     return compared.get("p") is not None and compared["p"] < LEVEL and compared["better"] > compared["worse"]
 
 
+def worse(compared: Mapping[str, Any]) -> bool:
+    """Whether the paired test says that the second is worse."""
+    return compared.get("p") is not None and compared["p"] < LEVEL and compared["worse"] > compared["better"]
+
+
 def verdict(compared: Mapping[str, Any] | None) -> str:
     """A comparison in words: better only where the paired test says so."""
     if compared is None or compared.get("p") is None:

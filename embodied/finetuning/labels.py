@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from embodied.collecting.opening import open_dataset
 from embodied.datasets.encoding import encode
-from embodied.datasets.windows import Windows, names_of
+from embodied.datasets.windows import Windows
 from embodied.errors import UserError
-from embodied.finetuning.inputs import DataSource, PolicyPlan
+from embodied.finetuning.inputs import DataSource, PolicyPlan, open_source
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
 from rewards.core import Episode, Features
@@ -77,6 +76,8 @@ def check_labels(config: DictConfig) -> None:
         raise UserError("labels.weights must not be solved where labels.source=all says nothing. Try uniform.")
     if labels.known < 0 or labels.hold < 1:
         raise UserError(f"labels.known must be 0 or more, and labels.hold 1; got {labels.known} and {labels.hold}.")
+    if labels.kappa < 0:
+        raise UserError(f"labels.kappa must be 0 or more; got {labels.kappa}.")
 
 
 class Teacher:
@@ -174,8 +175,8 @@ def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: S
         return Teacher(encoder, {"": SuccessClassifier.load(labels.model, encoder)})
     shown = list(known)
     if labels.labelled is not None:
-        dataset = open_dataset(str(labels.labelled), setting="labels.labelled")
-        shown = encoded(DataSource(dataset, names_of(dataset)), encoder, planned.cameras)
+        source = open_source(config, str(labels.labelled), setting="labels.labelled")
+        shown = encoded(source, encoder, planned.cameras)
     tasks: dict[str, list[Episode]] = {}
     for each in shown:
         tasks.setdefault(each.instruction, []).append(each)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ from embodied.errors import UserError
 from embodied.files import write_text
 from embodied.finetuning import backbones, growing, imagining, inputs, judging, labels, ranking, worlds
 from embodied.finetuning.outcomes import outcomes
+from embodied.finetuning.rollouts import Played
 from embodied.finetuning.training import POLICY, advance, train
 from embodied.reports.video import write_video
 from embodied.runs import write_run
@@ -42,6 +43,7 @@ CHUNKED, WORLD = "chunked_rl", "world"
 STAGES = ("imitate", "rollouts", "corrections", CHUNKED, WORLD)
 RESTING = 0.1  # how often rows at an episode's rest are drawn beside others: they are many and alike
 BASELINE, DATA, REFUSED = "baseline", "data", "refused"
+BEGAN = "began.json"
 
 
 @dataclass
@@ -168,6 +170,7 @@ class FinetuningRun:
             return json.loads(file.read_text("utf-8"))
         if config.env is None:
             raise UserError(f"stages=[{name}] needs a world to act in. Add env=… when the run is begun.")
+        self._check_pace(name)
         _, teacher = self.labelled
         if name == "rollouts" and teacher is None:
             raise UserError("stages=[rollouts] needs the success reward to accept tries. Use labels.source=success.")
@@ -190,6 +193,11 @@ class FinetuningRun:
         found = growing.summed(each)
         write_text(file, json.dumps(found) + "\n")
         return found
+
+    def _check_pace(self, name: str) -> None:
+        """Raises: UserError: a world of another rate, where what is done would be recorded at the policy's."""
+        if wrong := worlds.off_pace(self.config, self.plan):
+            raise UserError(f"stages=[{name}] needs a world of the policy's rate; {wrong[0]}")
 
     def _roots(self, name: str, kind: str) -> list[Path]:
         """Where a stage writes a kind of dataset: one of each world."""
@@ -214,11 +222,19 @@ class FinetuningRun:
 
     # Chunked RL -----------------------------------------------------------------------------------------
 
-    def learn(self, policy: ChunkPolicy, weights: np.ndarray, gathered: Sequence[str]) -> ChunkPolicy | BestOfN:
+    def _begin(self, name: str, before: str) -> None:
+        """Write down from which stage's policy a late stage goes on; see `began_from`."""
+        (self.folder / name).mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / name / BEGAN, json.dumps({"from": before}) + "\n")
+
+    def learn(
+        self, policy: ChunkPolicy, weights: np.ndarray, gathered: Sequence[str], before: str
+    ) -> ChunkPolicy | BestOfN:
         """Chunked RL from a policy that was imitated, on what was demonstrated, gathered and refused.
 
         Args:
             policy: of the stage before; it is not changed.
+            before: that stage's name.
             weights: of the demonstrations' rows.
             gathered: stages that gathered more.
 
@@ -228,6 +244,7 @@ class FinetuningRun:
         config, folder = self.config, self.folder / CHUNKED
         if (folder / POLICY / CONFIG).is_file():
             return load_acting(folder / POLICY)
+        self._begin(CHUNKED, before)
         own, refused = self.sources(gathered), self.sources(gathered, REFUSED)
         more = [*own, *refused]
         rows = self.windows_with(more)
@@ -265,7 +282,7 @@ class FinetuningRun:
         config, file = self.config, self.folder / CHUNKED / "ranking.json"
         if file.is_file():
             return json.loads(file.read_text("utf-8"))
-        if config.env is None or not config.ranked.moments:
+        if config.env is None or not config.evaluate or not config.ranked.moments:
             return None
         critic, _ = load_critic(self.folder / CHUNKED)
         chooser = BestOfN(policy, critic.to(policy.device), count=1, deviation=config.rl.deviation, seed=config.seed)
@@ -290,6 +307,8 @@ class FinetuningRun:
         folder = self.folder / WORLD
         if (folder / POLICY / CONFIG).is_file():
             return ChunkPolicy.load(folder / POLICY).to(self.device)
+        self._check_pace(WORLD)
+        self._begin(WORLD, before)
         execute = self.execute(before, policy)
         found = imagining.stage(self, folder, self.folder / before / POLICY, execute, say)
         if (self.folder / before / "execute.json").is_file():
@@ -299,28 +318,40 @@ class FinetuningRun:
     # Judging --------------------------------------------------------------------------------------------
 
     def judge(self, name: str, policy: ChunkPolicy | BestOfN) -> list[dict[str, Any]] | None:
-        """A policy's episodes on the starts that choose nothing; None where there is no world."""
-        config, folder = self.config, self.folder / name
-        if config.env is None:
+        """A policy's episodes on the starts that choose nothing; None where there is no world, or nobody asks.
+
+        Films that are asked for now, and were not when it was judged, are made now.
+        """
+        config, file = self.config, self.folder / name / "episodes.json"
+        if config.env is None or not config.evaluate:
             return None
-        execute = self.execute(name, policy)
-        file, count = folder / "episodes.json", config.eval_episodes * len(self.arenas)
-        if file.is_file() and len(found := json.loads(file.read_text("utf-8"))) == count:
-            return found
-        first = config.seed + evaluation.FINAL
+        first, count = config.seed + evaluation.FINAL, config.eval_episodes * len(self.arenas)
         seeds = list(range(first, first + config.eval_episodes))
         film = seeds[: config.videos]
+        execute = self.execute(name, policy)
+        rows = json.loads(file.read_text("utf-8")) if file.is_file() else []
+        if len(rows) == count:
+            if len([*self._films(name)]) < len(film) * len(self.arenas):
+                self._film(name, judging.play_all(self.arenas, policy, execute, film, desc=f"{name}: films", film=film))
+            return rows
         played = judging.play_all(self.arenas, policy, execute, seeds, desc=f"{name}: evaluation", film=film)
-        (self.folder / "videos").mkdir(exist_ok=True)
-        for i, each in enumerate(each for each in played if each.pictures):
-            word = {True: "success", False: "failure", None: "episode"}[each.success]
-            for old in (self.folder / "videos").glob(f"{i}_{name}_*.mp4"):
-                old.unlink()
-            write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
-                        title=" · ".join(filter(None, (name, each.world, f"start {each.seed}", word))))  # fmt: skip
         rows = judging.as_rows(played)
         write_text(file, json.dumps(rows) + "\n")
+        self._film(name, played)
         return rows
+
+    def _films(self, name: str) -> Iterator[Path]:
+        return (self.folder / "videos").glob(f"*_{name}_*.mp4")
+
+    def _film(self, name: str, played: Sequence[Played]) -> None:
+        """Write the films of some episodes, in place of those of another time."""
+        (self.folder / "videos").mkdir(exist_ok=True)
+        for old in self._films(name):
+            old.unlink()
+        for i, each in enumerate(each for each in played if each.pictures):
+            word = {True: "success", False: "failure", None: "episode"}[each.success]
+            write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
+                        title=" · ".join(filter(None, (name, each.world, f"start {each.seed}", word))))  # fmt: skip
 
     def execute(self, name: str, policy: ChunkPolicy | BestOfN) -> int:
         """How many steps of a chunk a policy of this run executes."""
@@ -337,7 +368,8 @@ class FinetuningRun:
     def conclude(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Write evaluation.json: every policy's summary, the last one against the one before it, and which is kept.
 
-        It is the last one; of chunked RL only where the paired test says that it is better.
+        It is the last one; of chunked RL only where the paired test says that it is better, and of what came after
+        imitation never where it says that it is worse.
         """
         names = list(results)
         found: dict[str, Any] = {"policy": names[-1], "seed": int(self.config.seed + evaluation.FINAL)}
@@ -357,12 +389,26 @@ class FinetuningRun:
         if len(names) > 1:
             found["compared"] = {"before": names[-2], "after": names[-1]}
             found["compared"] |= judging.compare(results[names[-2]], results[names[-1]]) or {"p": None}
-            if names[-1] == CHUNKED and not judging.better(found["compared"]):
+            wanting = (
+                not judging.better(found["compared"]) if names[-1] == CHUNKED else judging.worse(found["compared"])
+            )
+            if wanting and names[-1] != "imitate":
                 found["policy"] = names[-2]
         found |= found["summaries"][found["policy"]]
         write_text(self.folder / "evaluation.json", json.dumps(found, indent=2) + "\n")
         write_run(self.folder, policy=found["policy"], execute=found["execute"][found["policy"]]["chosen"])
         return found
+
+
+def began_from(folder: Path, name: str) -> str | None:
+    """The stage from whose policy a run's late stage went on; None where it was not begun, or by an older version.
+
+    Args:
+        folder: of the run.
+        name: of the stage.
+    """
+    file = folder / name / BEGAN
+    return json.loads(file.read_text("utf-8"))["from"] if file.is_file() else None
 
 
 def chunked_settings(config: DictConfig) -> ChunkedRLSettings:

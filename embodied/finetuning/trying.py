@@ -16,6 +16,7 @@ from embodied.finetuning import backbones, inputs, judging, worlds
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
 from embodied.reports.video import write_video
+from embodied.settings import check_execute
 from embodied.trust import check_trusted
 from policies.vla.choosing import BestOfN, load_acting
 from policies.vla.core import CONFIG, ChunkPolicy
@@ -76,7 +77,9 @@ def evaluate(config: DictConfig, folder: Path) -> str:
     sentence = trained.policy.instruction if config.instruction is None else str(config.instruction)
     arenas = worlds.arenas(trained, eyes, say, num_worlds=config.num_worlds, instruction=sentence)
     seeds = list(range(config.seed, config.seed + config.episodes))
-    execute = int(config.execute or execute)
+    if config.execute is not None:
+        check_execute(config.execute, policy.spec.horizon)
+        execute = int(config.execute)
     how = {"ensemble": config.ensemble, "delay": int(config.delay), "go_on": bool(config.go_on)}
     try:
         film = seeds[: config.videos]

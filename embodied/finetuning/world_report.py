@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from embodied.finetuning.imagining import MODEL, TRUTH
 from embodied.finetuning.judging import verdict
 from embodied.reports.charts import Series, line_chart
 from embodied.reports.page import card, read_progress
@@ -17,8 +18,8 @@ WHO = {"world": "learned world", "blind": "action-blind", "copy": "nothing chang
 def world_cards(folder: Path) -> list[str]:
     """The cards of a stage's folder, each once its file is there."""
     made = []
-    if (folder / "truth.json").is_file():
-        made.append(_truth(json.loads((folder / "truth.json").read_text("utf-8"))))
+    if (folder / MODEL / TRUTH).is_file():
+        made.append(_truth(json.loads((folder / MODEL / TRUTH).read_text("utf-8"))))
     curves = read_progress(folder / "practice" / "progress.csv")
     lines = [Series(label, *curves[key]) for key, label in
              (("practice/reward", "reward"), ("practice/solved", "ended as solved"),

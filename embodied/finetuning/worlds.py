@@ -16,6 +16,7 @@ from torch import Tensor
 from embodied.building.worlds import env_maker
 from embodied.envs import is_world
 from embodied.envs.suites import has_suite
+from embodied.envs.world import control_rate
 from embodied.finetuning import orientation
 from embodied.finetuning.inputs import PolicyPlan
 from embodied.finetuning.judging import Arena
@@ -116,6 +117,26 @@ def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:
             if how is not None:
                 mend = "Say +env.kwargs.mirrored=true." if str(one.env.id).startswith("libero/") else "Turn the data's."
                 told.append(f"the data's pictures of {name} are {how} beside the world's. {mend}")
+    return told
+
+
+def off_pace(config: DictConfig, planned: PolicyPlan) -> list[str]:
+    """Where a world takes more or fewer actions a second than the policy gives, so that each does something else there.
+
+    Args:
+        config: of a run.
+        planned: its data.
+    """
+    told = []
+    for _, one in worlds(config):
+        env = env_maker(one)()
+        try:
+            rate = control_rate(env)
+        finally:
+            env.close()
+        if abs(rate - planned.fps) > 0.01 * rate:
+            mend = "Leave policy.fps out." if config.policy.fps else "Judge it in a world of the data's rate: env=…"
+            told.append(f"the policy gives {planned.fps:g} actions a second, {one.env.id} takes {rate:g}. {mend}")
     return told
 
 

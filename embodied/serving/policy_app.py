@@ -93,7 +93,7 @@ class PolicyService(Gate):
         if state.shape != (len(spec.states),) or not np.isfinite(state).all():
             wanted = f"{len(spec.states)} finite numbers: {', '.join(spec.states)}"
             raise RefusedError("bad_message", f"state must be {wanted}.", expected=wanted, got=list(state.shape))
-        instruction = protocol.text(message.get("instruction"), "instruction", self.limits)
+        instruction = protocol.text(message.get("instruction"), "instruction", self.limits, empty=True)
         going_on = self._going_on(message.get("going_on"))
 
         def decide() -> Float[np.ndarray, "H A"]:

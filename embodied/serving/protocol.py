@@ -285,13 +285,19 @@ def mapping(value: Any, name: str) -> dict[str, Any]:
     return value
 
 
-def text(value: Any, name: str, limits: RequestLimits) -> str:
+def text(value: Any, name: str, limits: RequestLimits, *, empty: bool = False) -> str:
     """A text of at most `text_chars` characters.
+
+    Args:
+        value: of the message.
+        name: its key, for errors.
+        limits: of the server.
+        empty: whether it may be.
 
     Raises:
         RefusedError: no text, an empty one, or a longer one.
     """
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not (empty or value.strip()):
         raise RefusedError("bad_text", f"{name} must be a text.", expected="a text", got=kind_of(value))
     if len(value) > limits.text_chars:
         wanted = f"at most {limits.text_chars} characters"

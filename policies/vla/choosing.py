@@ -94,9 +94,9 @@ class BestOfN(nn.Module):
         return many(self.critic, context, drawn).amin(0)
 
     def save(self, folder: Path) -> None:
-        """The policy's folder, and beside it what chooses."""
-        self.policy.save(folder)
-        save_critic(folder, self.critic, {"count": self.about[0], "deviation": self.about[1], "seed": self.about[2]})
+        """The policy's folder, and in it what chooses."""
+        about: dict[str, Any] = dict(zip(("count", "deviation", "seed"), self.about, strict=True))
+        self.policy.save(folder, lambda made: save_critic(made, self.critic, about))
 
 
 def save_critic(folder: Path, critic: PrefixCritic, about: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -232,8 +232,12 @@ class ChunkPolicy(nn.Module):
 
     # On disk --------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, beside: Callable[[Path], object] = lambda folder: None) -> None:
         """Write a folder that `load` reads, whole or not at all; an older policy there is replaced.
+
+        Args:
+            folder: new, or a policy's.
+            beside: writes what belongs to the policy into the folder that it is given.
 
         Raises:
             FileExistsError: the folder holds something else.
@@ -249,6 +253,7 @@ class ChunkPolicy(nn.Module):
         for camera, (weight, mean) in self.compress.items():
             tensors |= {f"compress/{camera}/weight": weight, f"compress/{camera}/mean": mean}
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part / WEIGHTS)
+        beside(part)
         if folder.exists():
             shutil.rmtree(folder)
         part.rename(folder)

@@ -13,14 +13,16 @@ from embodied.building.build import build
 from embodied.commands import serve
 from embodied.config import compose
 from embodied.datasets import Dataset, Writer
+from embodied.envs.spaces import JUDGED
 from embodied.finetuning import inputs, judging, labels
 from embodied.finetuning.outcomes import after_each
-from embodied.finetuning.ranking import ranked
+from embodied.finetuning.ranking import RANKED, ranked
 from embodied.finetuning.rollouts import RolloutWorlds
 from embodied.finetuning.stages import FinetuningRun
 from embodied.finetuning.trying import lerobot_policy
 from embodied.reports.page import read_progress
 from embodied.serving.limits import RequestLimits
+from embodied.training.evaluation import FINAL
 from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import ChunkImitation
 from tests.tiny_vla import save_tiny_backbone
@@ -230,10 +232,10 @@ def test_own_tries_that_are_accepted_are_imitated_and_chunked_rl_learns_from_the
     gathered = json.loads((tmp_path / "tuned" / "rollouts" / "gathered.json").read_text())
     assert (gathered["starts"], gathered["failed"], gathered["tries"], gathered["accepted"]) == (2, 2, 4, 2)
     assert 0 <= gathered["wrongly"] <= 2
-    own, refused = (Dataset(tmp_path / "tuned" / "rollouts" / name) for name in ("data", "refused"))
+    own, other = (Dataset(tmp_path / "tuned" / "rollouts" / name) for name in ("data", "refused"))
     assert [own.kind(i) for i in range(len(own))] == ["own"] * 2
-    assert [refused.kind(i) for i in range(len(refused))] == ["refused"] * 4
-    assert not np.array_equal(refused.columns(0, ["action"])["action"], refused.columns(2, ["action"])["action"])
+    assert [other.kind(i) for i in range(len(other))] == ["refused"] * 4
+    assert not np.array_equal(other.columns(0, ["action"])["action"], other.columns(2, ["action"])["action"])
     told = capsys.readouterr().out
     assert "40 of 80 rows" in told  # of the demonstrations
     assert "80 of 120 rows" in told  # and of the tries
@@ -253,6 +255,19 @@ def test_own_tries_that_are_accepted_are_imitated_and_chunked_rl_learns_from_the
     assert "The former policy is kept: with own rollouts." in page
     assert "The critic" in page
     assert json.loads((tmp_path / "tuned" / "run.json").read_text())["policy"] == "rollouts"
+    assert "needs the success reward" in refused(capsys, "run=tuned", "stages=[world]")  # and not: not both
+    began = tmp_path / "tuned" / "chunked_rl" / "began.json"
+    assert json.loads(began.read_text()) == {"from": "rollouts"}
+    began.write_text('{"from": "imitate"}')  # as if the rollouts had come later
+    told = refused(capsys, "run=tuned", "stages=[chunked_rl]")
+    assert "chunked_rl went on from imitate, and rollouts was added since. Remove tuned/chunked_rl to do it" in told
+    assert run("run=tuned", "stages=[rollouts]") == 0
+    assert "chunked_rl is left out from now on, as it went on from imitate" in capsys.readouterr().out
+    found = json.loads((tmp_path / "tuned" / "evaluation.json").read_text())
+    assert list(found["summaries"])[-1] == "rollouts"
+    began.write_text('{"from": "rollouts"}')
+    assert run("run=tuned", "stages=[chunked_rl]", "videos=1") == 0
+    assert len([*(tmp_path / "tuned" / "videos").glob("*_chunked_rl_*.mp4")]) == 1
     assert read_progress(tmp_path / "tuned" / "chunked_rl" / "progress.csv")["train/critic"][0] == [2, 4, 6]
 
     assert run("run=tuned", "rl.actor=td3_bc") == cli.EXIT_USER_ERROR
@@ -338,7 +353,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, m
     assert "stages must be of" in refused(capsys, data, "stages=[rl]")
     assert "labels.weights must be one of" in refused(capsys, data, "labels.weights=best")
     assert "must not be solved" in refused(capsys, data, "labels.source=all")
-    assert "execute must be from 1" in refused(capsys, data, "execute=9")
+    for words, said in (
+        (["execute=9"], "execute must be a whole number from 1 to 8"), (["execute=2.5"], "from 1 to 8, the actions of"),
+        (["seed=-1"], "seed must be at least 0"), (["learning_rate=-1"], "learning_rate must be more than 0; got -1"),
+        (["policy.width=9"], "policy.width must be even; got 9"), (["own.noise=-1"], "noise must be at least 0"),
+        (["labels.kappa=-1"], "labels.kappa must be 0 or more"), (["stages=rollouts"], "Write stages=[rollouts]"),
+        (["policy.cameras=front"], "Write policy.cameras=[front]"),
+    ):  # fmt: skip
+        assert said in refused(capsys, data, *words)
     assert "policy.keep" in refused(capsys, data, "policy.keep=[gripper]", "labels.source=recorded", "run=x")
     assert "steps must be at least 1" in refused(capsys, data, "steps=0")
     assert "rl: actor must be one of td3_bc" in refused(capsys, data, "rl.actor=ppo")
@@ -429,6 +451,35 @@ def test_rates_and_cameras_of_several_datasets_must_agree(demos, tmp_path, monke
     assert "5 episodes" in capsys.readouterr().out
 
 
+def test_a_world_of_another_rate_is_told_and_nothing_is_recorded_there(demos, tmp_path, monkeypatch, capsys):
+    """Each action did half as much, and a policy that had solved all solved nothing, without a word."""
+    monkeypatch.chdir(tmp_path)
+    assert run(f"data={demos}", "run=tuned", "labels.source=recorded", *SMALL, *QUICK, "policy.fps=10") == 0
+    told = capsys.readouterr().out
+    assert "Careful: the policy gives 10 actions a second, embodied/desk-reach-v0 takes 20. Leave policy.fps" in told
+    assert "stages=[rollouts] needs a world of the policy's rate" in refused(capsys, "run=tuned", "stages=[rollouts]")
+
+
+def test_data_with_other_names_are_labelled_by_them_and_a_run_is_judged_and_filmed_later(
+    demos, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    names = ["policy.names={observation.images.side: front}", "policy.cameras=[side]"]
+    words = ["labels.precision=0.5", "baseline=false", "evaluate=false", "execute=4"]
+    assert run(f"data={demos}", f"labels.labelled={demos}", "run=tuned", *names, *SMALL, *words) == 0
+    assert "It was trained, and not judged." in capsys.readouterr().out
+    assert not (tmp_path / "tuned" / "videos").exists()
+    assert run("run=tuned", "evaluate=true", "eval_episodes=2", "videos=0") == 0
+    assert "of 2 starts" in capsys.readouterr().out
+    before = (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes()
+    assert run("run=tuned", "videos=2") == 0
+    assert len([*(tmp_path / "tuned" / "videos").glob("*_imitate_*.mp4")]) == 2
+    assert (tmp_path / "tuned" / "imitate" / "episodes.json").read_bytes() == before
+    for words, told in ((["execute=0"], "execute must be a whole number from 1 to 4"), (["seed=-1"], "seed must be")):
+        assert cli.main(["evaluate", "run=tuned", "episodes=1", *words]) == cli.EXIT_USER_ERROR
+        assert told in capsys.readouterr().err
+
+
 def test_what_each_action_led_to_is_read_from_answers_about_frames():
     answers = np.array([0, 0, 1, 1, 0, 1])
     assert after_each(answers, "solved").tolist() == [0, 1, 1, 0, 1, 1]
@@ -469,6 +520,24 @@ def test_policies_are_compared_start_by_start():
     assert judging.verdict(judging.compare(after, before)).startswith("Worse")
     assert judging.verdict(judging.compare(after, after)).startswith("No difference")
     assert judging.compare(rows([None]), rows([True])) is None
+
+
+@pytest.mark.parametrize(("name", "kept"), [("world", "imitate"), ("rollouts", "imitate"), ("chunked_rl", "imitate")])
+def test_what_the_paired_test_calls_worse_is_not_kept(tmp_path, name, kept):
+    planned = inputs.PolicyPlan((), (), (), (), 20.0, {})
+    made = FinetuningRun(compose("finetune", ["data=none", "execute=1"]), tmp_path, None, planned)
+    found = made.conclude({"imitate": rows([True] * 8), name: rows([False] * 8)})
+    assert found["policy"] == kept
+    assert json.loads((tmp_path / "run.json").read_text())["policy"] == kept
+
+
+def test_starts_that_choose_teach_and_judge_are_different_ones():
+    judge = {"final": FINAL, "evaluate": compose("evaluate", []).seed}
+    others = {"execute": judging.CHOOSING, "keep": judging.DECIDING, "own": judging.PLANNED, "rank": RANKED}
+    firsts = sorted([*judge.values(), *others.values()])
+    assert min(np.diff(firsts)) >= 500_000
+    assert all(first in JUDGED for first in judge.values())
+    assert not any(first in JUDGED for first in others.values())
 
 
 def test_of_equal_numbers_of_steps_the_one_that_looks_less_is_executed(tmp_path):

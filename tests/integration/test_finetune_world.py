@@ -1,6 +1,7 @@
 """Practice in a learned world from the command line: its truth, what is kept, a stop and its resumption, refusals."""
 
 import json
+import shutil
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_a_policy_practises_and_is_kept_only_where_it_is_better(demos, tmp_path,
     for part in ("after 8 actions", "nothing changed 1", "action read back R²", "Kept: the former policy."):
         assert part in told
     folder = tmp_path / "straight" / "world"
-    truth = json.loads((folder / "truth.json").read_text())
+    truth = json.loads((folder / "model" / "truth.json").read_text())
     assert set(truth["error"]) == {"8", "16"}
     assert set(truth["happened"]) == {"real", "world", "blind", "copy"}
     kept = json.loads((folder / "kept.json").read_text())
@@ -87,6 +88,14 @@ def test_nobody_practises_in_a_world_that_is_not_true(demos, tmp_path, monkeypat
     assert "no better than “nothing changed”" in capsys.readouterr().err
     assert "How true the learned world is" in (tmp_path / "x" / "report.html").read_text()
     assert not (tmp_path / "x" / "world" / "practised").exists()
+    gathered = (tmp_path / "x" / "world" / "gathered.json").stat().st_mtime_ns
+    more = ["stages=[world]", f"world.data=[{demos}]"]  # as the refusal advises
+    assert run("run=x", *more) == cli.EXIT_USER_ERROR
+    assert "world.data must stay [], with which x/world/model was begun" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "x" / "world" / "model")
+    assert run("run=x", *more) == cli.EXIT_USER_ERROR
+    assert "no better than “nothing changed”" in capsys.readouterr().err
+    assert (tmp_path / "x" / "world" / "gathered.json").stat().st_mtime_ns == gathered  # nothing is played again
     assert cli.main(["evaluate", "run=x", "episodes=1", "videos=0"]) == 0  # the former policy stands
 
 
@@ -106,4 +115,8 @@ def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, m
     assert "got l1 and SmolVLM" in refused("policy.backbone=SmolVLM")
     assert "chunked_rl or world, not both" in refused("stages=[imitate,chunked_rl,world]")
     assert "needs the success reward" in refused("labels.source=recorded")
+    assert "world.width must be a multiple of 4" in refused("world.width=10")
+    assert "world.learning_rate must be more than 0; got -1" in refused("world.learning_rate=-1")
+    assert "rloo.learning_rate must be more than 0; got 0" in refused("rloo.learning_rate=0")
+    assert "world.data" in refused("world.data=[nowhere]")
     assert not list(tmp_path.iterdir())

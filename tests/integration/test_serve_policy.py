@@ -95,7 +95,7 @@ def test_a_chunk_over_the_wire_is_the_chunk_at_home(flow):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [({"images": {}}, "images of front, wrist"), ({"state": [1.0, 2.0]}, "3 finite numbers: x, y, grip"),
-     ({"state": [1.0, float("nan"), 0.0]}, "3 finite numbers"), ({"instruction": ""}, "a text"),
+     ({"state": [1.0, float("nan"), 0.0]}, "3 finite numbers"),
      ({"instruction": None}, "a text"), ({"going_on": {"actions": [[0.0] * 3] * 2, "delay": 3}}, "a delay within them"),
      ({"going_on": {"actions": [[0.0] * 2], "delay": 0}}, "finite actions of 3"),
      ({"going_on": {"actions": [[0.0] * 3] * 9, "delay": 0}}, "1 to 4 finite actions"), ({"going_on": 3}, "a map")],

@@ -398,3 +398,15 @@ def test_bad_settings_and_data_are_refused():
         make(Chain([(1, 3, 1), (0, 2, CUT)]))
     with pytest.raises(ValueError, match="nothing to tell apart"):
         make(Chain([(0, 2, 0), (0, 2, CUT)]))
+
+
+def test_a_chosen_policy_is_written_with_its_critic_or_not_at_all(tmp_path, monkeypatch):
+    chooser = BestOfN(make_policy(), PrefixCritic(16, 2, 3, width=8, heads=2), count=2, deviation=0.1, seed=0)
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("policies.vla.choosing.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        chooser.save(tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()

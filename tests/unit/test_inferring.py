@@ -226,3 +226,29 @@ def test_a_copy_that_fails_leaves_nothing(play, tmp_path):
     with pytest.raises(KeyError):
         with_columns(play, tmp_path / "part", {"action": MOVE}, lambda i: {}, {})
     assert not (tmp_path / "part").exists()
+
+
+def test_readings_that_are_no_numbers_teach_nothing_and_give_no_such_actions(tmp_path):
+    play, films = write(tmp_path / "play", cameras=(), episodes=4), write(tmp_path / "films", cameras=(), episodes=1)
+    common = in_common(films, play)
+    holes = read_episode(play, 0, common, {})
+    holes.state[[10, 30]] = float("nan")
+    assert np.flatnonzero(~holes.readable).tolist() == [9, 10, 11, 29, 30, 31]
+    taught = Play([holes, *(read_episode(play, i, common, {}) for i in (1, 2))], every=3, where="here").taught
+    assert [t for e, t in taught if e == 0] == [t for t in range(60) if t not in (9, 10, 11, 29, 30, 31)]
+    model = infer(
+        films, play, common, None, layer=None, channels=1, held_out=4, steps=5, batch_size=16, learning_rate=1e-2,
+        members=1, seed=0, places=1, inner=4, grid=2, widths=(),
+    )  # fmt: skip
+    film = read_episode(films, 0, common, {})
+    whole = model.actions(film)
+    film.state[[0, 20]] = float("nan")
+    said = model.actions(film)
+    assert np.isfinite(said).all()
+    np.testing.assert_allclose(said[22:], whole[22:], atol=1e-6)
+    assert (said[19:22] == said[18]).all()
+    assert (said[:2] == said[2]).all()
+    assert len(model.outside(film)) == 60 - 5
+    film.state[:] = float("nan")
+    with pytest.raises(UserError, match="own readings that are numbers; an episode of 60 rows has none"):
+        model.actions(film)
