@@ -192,9 +192,7 @@ class VectorScorer:
         device = next(iter(views.values())).device
         if self._device is None:
             self._device = device
-            heads = on_device(dict(self.scorer.heads), device, keep=self.scorer.encoder)
-            combine = on_device(self.scorer.combine, device)
-            self.scorer = replace(self.scorer, heads=heads, combine=combine)
+            self.scorer = on_device(self.scorer, device, keep=self.scorer.encoder)
             self._unknown = torch.ones(self.worlds, dtype=torch.bool, device=device)
             self._bad = torch.zeros((), dtype=torch.bool, device=device)
         if device != self._device:
@@ -274,8 +272,10 @@ def merged(worlds: Bool[Tensor, " E"], new: Any, old: Any, name: str) -> Any:
 def on_device(value: Any, device: torch.device, keep: Any = None) -> Any:
     """A copy of a head, or of anything of ours, all of whose tensors are on a device; `keep` in it stays itself.
 
+    Of a scorer only the heads are copied: combinations hold no tensors, and `LagrangianConstraints` learns.
+
     Args:
-        value: a head, a tensor, or what holds some.
+        value: a head, a scorer, a tensor, or what holds some.
     """
     return _moved(value, device, {id(keep): keep})
 
@@ -285,6 +285,8 @@ def _moved(value: Any, device: torch.device, made: dict[int, Any]) -> Any:
         return made[id(value)]
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, Scorer):
+        return replace(value, heads=_moved(value.heads, device, made))
     if isinstance(value, nn.Module):
         made[id(value)] = copy.deepcopy(value).to(device)
         return made[id(value)]

@@ -17,7 +17,7 @@ from embodied.envs.gpu import (
     torchrl_reward,
 )
 from rewards.clip_goal import ClipGoal
-from rewards.combine import Synthesis, WeightedSum
+from rewards.combine import LagrangianConstraints, Synthesis, WeightedSum
 from rewards.comparisons import Comparisons
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features, Scorer
@@ -368,6 +368,22 @@ def test_a_memory_of_one_length_for_all_worlds_is_refused():
     with pytest.raises(ValueError, match="head rapl must remember"):
         vector.step(frames[1], never)
     assert merged(never, None, None, "none") is None
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_multipliers_that_learn_are_followed(inside):
+    """Of the whole scorer, and of a part of it."""
+    learner = LagrangianConstraints({"clip": 3.0}, rate=0.5, start=0.5)
+    plain = scorer("clip")
+    made = Scorer(plain.encoder, plain.heads, learner, PotentialShaping())
+    if inside:
+        made = composed_scorer(encoder=plain.encoder, parts={"part": made})
+    vector, frames = VectorScorer(made, WORLDS), torch.stack([film(2, w)[1] for w in range(WORLDS)])
+    vector.reset(frames)
+    before = vector.potential.clone()
+    learner.update({"clip": 2.0})
+    vector.reset(frames)
+    assert_close(vector.potential, 2 * before)
 
 
 # Libraries ----------------------------------------------------------------------------------------------------
