@@ -343,7 +343,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of a statistic.
 
-    It is too narrow for few rows, and has no width where every draw gives the same (an AUROC of 1, say).
+    It is too narrow for few rows, and has no width where every draw gives the same (an AUROC of 1, say). Where each
+    stratum is one row every draw is the rows themselves, which tell nothing of chance: both ends are NaN.
 
     Args:
         values: (N, …) one row per independent thing: an episode, a seed.
@@ -364,6 +365,8 @@ def bootstrap_interval(
         raise ValueError(f"bootstrap_interval: strata must be ({len(rows)},), one per row; got shape {labels.shape}.")
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(labels == group) for group in np.unique(labels)]
+    if len(groups) == len(rows):
+        return math.nan, math.nan
     draws = [
         statistic(rows[np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])])
         for _ in range(resamples)

@@ -2,7 +2,8 @@
 
 One episode is in memory at a time: its frames are encoded once, and every reward scores them under the episode's own
 instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over sources; errors of
-levels over all episodes. Intervals draw episodes with replacement, those of one task and quality among themselves.
+levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all their episodes or
+single episodes, those of one source among themselves; there is none where every source has but one.
 """
 
 from __future__ import annotations
@@ -180,19 +181,9 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
     tasks = np.array([f"{film.source}\n{film.task}" for film in films])
     quality = np.array([math.nan if film.quality is None else film.quality for film in films])
     levels = np.array([film.level or 0 for film in films])
-    _, groups = np.unique([f"{t}\n{q}" for t, q in zip(tasks, quality, strict=True)], return_inverse=True)
+    members = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
+    owners = sources[[rows[0] for rows in members]]
     ends, everything = np.array(said.ends), np.arange(len(films))
-
-    def of_tasks(statistic: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[Rows], float]:
-        def value(rows: Rows) -> float:
-            each = [rows[tasks[rows] == task] for task in np.unique(tasks[rows])]
-            return _mean([statistic(ends[members], quality[members]) for members in each])
-
-        return value
-
-    def of_successes(name: str) -> Callable[[Rows], float]:
-        values = np.array(getattr(said, name))
-        return lambda rows: _mean(values[rows])
 
     def gap(ends: np.ndarray, quality: np.ndarray) -> float:
         worst, best = quality == 0, quality == 2
@@ -207,13 +198,7 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
             return math.nan
         return average_precision(*(np.concatenate([part[row] for row in rows]) for part in (said.values, solved)))
 
-    statistics: dict[str, Callable[[Rows], float]] = {
-        "kendall_tau": of_tasks(policy_ranking_tau),
-        "ranking_acc": of_tasks(ranking_accuracy),
-        "succ_fail_diff": of_tasks(gap),
-        "success_auprc": of_frames,
-        **{name: of_successes(name) for name in ("voc_spearman", "voc_pearson", "voc_reversed", "pairwise_acc")},
-    }
+    of_task = {"kendall_tau": policy_ranking_tau, "ranking_acc": ranking_accuracy, "succ_fail_diff": gap}
     figures: dict[str, Figure] = {}
     per_source: dict[str, dict[str, float]] = {str(name): {} for name in dict.fromkeys(sources)}
     for name in benchmark.figures:
@@ -226,17 +211,24 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
             if not 0 <= ends.min() <= ends.max() <= 1:  # a potential in another unit has no level
                 continue
             whole: Callable[[Rows], float] = lambda rows: ordinal_error(ends[rows], levels[rows])  # noqa: E731
-            statistic = whole
+            statistic, units, owner, strata = whole, everything, sources, sources
+        elif name == "success_auprc":  # successes and the rest stay as many as they are
+            whole, units, owner = of_frames, everything, sources
+            statistic, strata = _over_sources(whole, owner), np.char.add(np.where(good, "+", "-"), sources)
         else:
-            whole = statistics[name]
-            statistic = _over_sources(whole, sources)
-        value = statistic(everything)
+            if name in of_task:
+                each, owner = np.array([of_task[name](ends[rows], quality[rows]) for rows in members]), owners
+            else:
+                each, owner = np.array(getattr(said, name)), sources
+            units, whole = np.flatnonzero(~np.isnan(each)), lambda rows, each=each: _mean(each[rows])
+            statistic, strata = _over_sources(whole, owner), owner[units]
+        value = statistic(units)
         interval = (math.nan, math.nan)
-        if not math.isnan(value) and len(films) > 1:
-            interval = bootstrap_interval(everything, statistic, resamples=resamples, seed=seed, strata=groups)
+        if not math.isnan(value):
+            interval = bootstrap_interval(units, statistic, resamples=resamples, seed=seed, strata=strata)
         figures[name] = Figure(value, *interval)
         for source, told in per_source.items():
-            told[name] = whole(np.flatnonzero(sources == source))
+            told[name] = whole(np.flatnonzero(owner == source))
     return Result(figures, per_source)
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from embodied.judging import figures as figures_module
+from embodied.judging.benchmarking import Said, _figures
+from embodied.judging.benchmarks import BENCHMARKS, BenchmarkFilm
 from embodied.judging.figures import CANARIES, Canary, Case, Figure
 from embodied.judging.judgement import (
     Division,
@@ -194,6 +196,60 @@ def test_a_figure_that_one_task_lacks_is_the_others_mean():
     each["b"] = judge("r", scorer(REWARDS["perfect"]), none, resamples=20)
     assert over_tasks(each).figures["auroc"].value == 1
     json.dumps(to_json(over_tasks(each)), allow_nan=False)
+
+
+def test_an_interval_of_graded_shares_draws_what_no_level_has_twice():
+    rng = np.random.default_rng(2)
+    shares = [*rng.uniform(0.1, 0.9, 29).tolist(), 1.0]
+    graded = [
+        replace(case(i, "expert" if share == 1 else "near_miss", rng=rng), grade=Grade(share, share == 1))
+        for i, share in enumerate(shares)
+    ]
+    figures = judge("noise", scorer(REWARDS["noise"]), Division(judged=graded), resamples=60).figures
+    for name in ("kendall_tau", "ranking_acc"):
+        assert figures[name].low < figures[name].value < figures[name].high
+    gap = figures["succ_fail_diff"]  # of one success and one worst: what its error is nobody knows
+    assert not math.isnan(gap.value)
+    assert math.isnan(gap.low)
+    assert math.isnan(gap.high)
+
+
+def test_an_interval_over_tasks_of_one_success_and_one_failure_draws_the_tasks():
+    rng = np.random.default_rng(3)
+    each = {
+        f"task {k}": judge(
+            "noise",
+            scorer(REWARDS["noise"]),
+            Division(judged=[case(2 * k, "expert", rng=rng), case(2 * k + 1, "random", rng=rng)]),
+            resamples=10,
+        )
+        for k in range(12)
+    }
+    assert all(math.isnan(one.figures["auroc"].low) for one in each.values())
+    figure = over_tasks(each).figures["auroc"]
+    assert 0 < figure.low < figure.value < figure.high < 1
+
+
+@pytest.mark.parametrize("name", ["rbm-ood", "roboreward", "oxe"])
+def test_intervals_of_a_benchmark_draw_tasks_and_episodes(name):
+    """One episode of each quality and task, or an instruction of its own each: what is drawn must be something else."""
+    rng, count = np.random.default_rng(0), 60
+    films, ends = [], rng.random(count)
+    for i in range(count):
+        level = int(rng.integers(1, 6))
+        told = {
+            "rbm-ood": {"task": f"task {i // 3}", "success": i % 3 == 2, "quality": float(i % 3)},
+            "roboreward": {"task": f"task {i}", "success": level == 5, "quality": float(level), "level": level},
+            "oxe": {"task": f"task {i}", "success": True, "quality": 2.0},
+        }[name]
+        films.append(BenchmarkFilm(source=f"source {i // 30}", frames=lambda: np.zeros(0), **told))
+    said = Said(ends=list(ends), values=[rng.random(8) for _ in range(count)])
+    said.voc_spearman = said.voc_pearson = [rng.random() if film.success else math.nan for film in films]
+    benchmark = replace(BENCHMARKS[name], figures=tuple(f for f in BENCHMARKS[name].figures if f != "confusion_margin"))
+    figures = _figures(benchmark, films, said, resamples=60, seed=0).figures
+    assert set(figures) == set(benchmark.figures)
+    for figure in figures.values():
+        assert math.isnan(figure.value) or figure.low < figure.value < figure.high
 
 
 def test_noise_widens_intervals_and_they_hold_the_figure(judged):
