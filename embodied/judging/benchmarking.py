@@ -3,7 +3,8 @@
 One episode is in memory at a time: its frames are encoded once, and every reward scores them under the episode's own
 instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over sources; errors of
 levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all their episodes or
-single episodes, those of one source among themselves; there is none where every source has but one.
+single episodes, those of one source among themselves. Of a source's only task its episodes are drawn, those of a
+quality among themselves. There is no interval where there is but one of everything.
 """
 
 from __future__ import annotations
@@ -198,14 +199,37 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
             return math.nan
         return average_precision(*(np.concatenate([part[row] for row in rows]) for part in (said.values, solved)))
 
+    def drawn_by_task(
+        statistic: Callable[[np.ndarray, np.ndarray], float],
+    ) -> tuple[np.ndarray, Callable[[Rows], float], Rows, np.ndarray]:
+        """The figure of each task, and what tells the whole's of drawn units, the units, and their strata.
+
+        A unit is a task, told by N + its place, or an episode of a source's only task.
+        """
+        each, count = np.array([statistic(ends[rows], quality[rows]) for rows in members]), len(films)
+        known = np.flatnonzero(~np.isnan(each))
+        alone = [k for k in known if (owners[known] == owners[k]).sum() == 1]
+        units = np.concatenate([*(members[k] for k in alone), count + np.setdiff1d(known, alone)]).astype(int)
+        strata = [owners[u - count] if u >= count else f"{tasks[u]}\n{quality[u]}" for u in units]
+
+        def whole(drawn: Rows) -> float:
+            found = each.copy()
+            for k in alone:
+                rows = drawn[np.isin(drawn, members[k])]
+                found[k] = statistic(ends[rows], quality[rows])
+            chosen = np.concatenate([np.array(alone, int), drawn[drawn >= count] - count])
+            return _over_sources(lambda ks: _mean(found[ks]), owners)(chosen)
+
+        return each, whole, units, np.array(strata)
+
     of_task = {"kendall_tau": policy_ranking_tau, "ranking_acc": ranking_accuracy, "succ_fail_diff": gap}
     figures: dict[str, Figure] = {}
     per_source: dict[str, dict[str, float]] = {str(name): {} for name in dict.fromkeys(sources)}
     for name in benchmark.figures:
         if name == "confusion_margin":
             if said.elsewhere:
-                owners, elsewhere = (np.array(part) for part in zip(*said.elsewhere, strict=True))
-                figures[name] = margin_of(elsewhere, owners, resamples=resamples, seed=seed)[0]
+                asked, elsewhere = (np.array(part) for part in zip(*said.elsewhere, strict=True))
+                figures[name] = margin_of(elsewhere, asked, resamples=resamples, seed=seed)[0]
             continue
         if name == "mae_ordinal":
             if not 0 <= ends.min() <= ends.max() <= 1:  # a potential in another unit has no level
@@ -215,11 +239,11 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
         elif name == "success_auprc":  # successes and the rest stay as many as they are
             whole, units, owner = of_frames, everything, sources
             statistic, strata = _over_sources(whole, owner), np.char.add(np.where(good, "+", "-"), sources)
+        elif name in of_task:
+            each, statistic, units, strata = drawn_by_task(of_task[name])
+            whole, owner = lambda rows, each=each: _mean(each[rows]), owners
         else:
-            if name in of_task:
-                each, owner = np.array([of_task[name](ends[rows], quality[rows]) for rows in members]), owners
-            else:
-                each, owner = np.array(getattr(said, name)), sources
+            each, owner = np.array(getattr(said, name)), sources
             units, whole = np.flatnonzero(~np.isnan(each)), lambda rows, each=each: _mean(each[rows])
             statistic, strata = _over_sources(whole, owner), owner[units]
         value = statistic(units)

@@ -30,6 +30,7 @@ from embodied.judging.quality import Grade
 from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
+from rewards.metrics import policy_ranking_tau
 from tests.fakes import FakeEncoder
 from tests.judged_cases import ENDS, T, case, cases, scorer
 
@@ -250,6 +251,26 @@ def test_intervals_of_a_benchmark_draw_tasks_and_episodes(name):
     assert set(figures) == set(benchmark.figures)
     for figure in figures.values():
         assert math.isnan(figure.value) or figure.low < figure.value < figure.high
+
+
+@pytest.mark.parametrize("others", [0, 4])
+def test_of_a_source_s_only_task_the_episodes_are_drawn(others):
+    """Beside another source, whose tasks all have the same figure, as much as alone."""
+    rng, films, ends = np.random.default_rng(1), [], []
+    for task in ("only", *(f"other {k}" for k in range(others))):
+        for quality in (0.0, 1.0, 2.0) * (8 if task == "only" else 1):
+            source = "one" if task == "only" else "many"
+            told = {"task": task, "source": source, "success": quality == 2, "quality": quality}
+            films.append(BenchmarkFilm(frames=lambda: np.zeros(0), **told))
+            ends.append(float(rng.random()) if task == "only" else quality)
+    benchmark = replace(BENCHMARKS["rbm-ood"], figures=("kendall_tau", "ranking_acc", "succ_fail_diff"))
+    said = Said(ends=ends, values=[rng.random(8) for _ in films])
+    found = _figures(benchmark, films, said, resamples=60, seed=0)
+    only = policy_ranking_tau(ends[:24], [film.quality for film in films[:24]])
+    assert found.figures["kendall_tau"].value == pytest.approx(np.mean([only, 1.0]) if others else only)
+    assert found.sources["one"]["kendall_tau"] == only
+    for figure in found.figures.values():
+        assert figure.low < figure.value < figure.high
 
 
 def test_noise_widens_intervals_and_they_hold_the_figure(judged):
