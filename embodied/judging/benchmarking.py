@@ -1,23 +1,25 @@
 """Rewards on a public benchmark, by its own protocol: every episode is judged, nothing is chosen or fitted on it.
 
-One episode is in memory at a time: its frames are encoded once, and every reward scores them under the episode's own
-instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over sources; errors of
-levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all their episodes or
-single episodes, those of one source among themselves. Of a source's only task its episodes are drawn, those of a
-quality among themselves. There is no interval where there is but one of everything.
+The frames of one episode are in memory at a time: they are encoded once, and every reward scores them under the
+episode's own instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over
+sources; errors of levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all
+their episodes or single episodes, those of one source among themselves. Of a source's only task its episodes are drawn,
+those of a quality among themselves. There is no interval where there is but one of everything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from omegaconf import DictConfig
+from torch import Tensor
 
 from embodied.errors import UserError, nearest
 from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
@@ -120,7 +122,7 @@ def _score(
 ) -> dict[str, Said]:
     said: dict[str, Said] = {}
     kept: dict[str, Mapping[str, Scorer]] = {}  # of the first tasks' instructions
-    probes: dict[str, list[Features]] = {}
+    probes: dict[str, list[tuple[int, Features]]] = {}  # without frames: those are read again
     wanted = "confusion_margin" in benchmark.figures and config.confusion
     order: list[int] = []
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
@@ -134,7 +136,7 @@ def _score(
                 for name, scorer in scorers.items():
                     _note(said.setdefault(name, Said()), name, scorer, films[i], features)
                 if task in probes and len(probes[task]) < config.confusion:
-                    probes[task].append(features)
+                    probes[task].append((i, replace(features, frames={})))
                 order.append(i)
                 bar.update()
     place = np.argsort(order)
@@ -143,7 +145,10 @@ def _score(
             if name != "elsewhere":
                 setattr(each, name, [values[k] for k in place])
     for number, task in enumerate(kept if len(kept) > 1 else ()):
-        for features in probes[task]:
+        for i, features in probes[task]:
+            if _frames_read(kept[task]) != "none":
+                frames = torch.from_numpy(films[i].frames())
+                features = replace(features, frames=_shown(frames, kept[task]))
             for name, each in said.items():
                 ends = [float(potential(kept[asked][name], features)[-1]) for asked in kept]
                 each.elsewhere.append((number, ends))
@@ -154,9 +159,17 @@ def _score(
 def _features(encoder: Encoder, film: BenchmarkFilm, scorers: Mapping[str, Scorer]) -> Features:
     frames = torch.from_numpy(film.frames())
     view = torch.cat([encoder.encode_images(part).float().cpu() for part in frames.split(64)])[None]
-    read = max((scorer.frames_read for scorer in scorers.values()), key=FRAMES_READ.index)
-    shown = {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
-    return Features(views={MAIN: view}, frames=shown)
+    return Features(views={MAIN: view}, frames=_shown(frames, scorers))
+
+
+def _frames_read(scorers: Mapping[str, Scorer]) -> str:
+    return max((scorer.frames_read for scorer in scorers.values()), key=FRAMES_READ.index)
+
+
+def _shown(frames: UInt8[Tensor, "T H W 3"], scorers: Mapping[str, Scorer]) -> dict[str, Tensor]:
+    """Of an episode's frames, what rewards read."""
+    read = _frames_read(scorers)
+    return {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
 
 
 def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: Features) -> None:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import math
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from embodied.judging import benchmarking
 from embodied.judging import figures as figures_module
 from embodied.judging.benchmarking import Said, _figures
 from embodied.judging.benchmarks import BENCHMARKS, BenchmarkFilm
@@ -30,7 +33,10 @@ from embodied.judging.quality import Grade
 from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
+from rewards.combine import WeightedSum
+from rewards.core import Scorer
 from rewards.metrics import policy_ranking_tau
+from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
 from tests.judged_cases import ENDS, T, case, cases, scorer
 
@@ -229,6 +235,48 @@ def test_an_interval_over_tasks_of_one_success_and_one_failure_draws_the_tasks()
     assert all(math.isnan(one.figures["auroc"].low) for one in each.values())
     figure = over_tasks(each).figures["auroc"]
     assert 0 < figure.low < figure.value < figure.high < 1
+
+
+@pytest.mark.parametrize("read", ["first", "all"])
+def test_the_frames_of_one_film_are_in_memory_at_a_time(monkeypatch, read):
+    """Also of the episodes that are asked about the other tasks."""
+
+    class Bright:
+        name, frames_read = "bright", read
+
+        def __init__(self, task: str) -> None:
+            self.of = 1.0 if task == "task 0" else 2.0
+
+        def score(self, features):
+            seen = features.frames["main"].float().mean((2, 3, 4)).expand(features.main.shape[:2])
+            return self.of * seen
+
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def film(i: int):
+        def frames() -> np.ndarray:
+            nonlocal most
+            shown = np.full((3, 8, 8, 3), 10 * (i + 1), np.uint8)
+            alive.append(weakref.ref(shown))
+            most = max(most, sum(each() is not None for each in alive))
+            return shown
+
+        return BenchmarkFilm(task=f"task {i // 4}", source="s", frames=frames, success=True, quality=2.0)
+
+    encoder = FakeEncoder()
+
+    def made(parts, *others):
+        return {"bright": Scorer(encoder, {"bright": Bright(parts)}, WeightedSum(), PotentialShaping())}
+
+    monkeypatch.setattr(benchmarking, "make_scorers", made)
+    monkeypatch.setattr(benchmarking, "reward_parts", lambda config, task: task)
+    films = [film(i) for i in range(8)]
+    tasks = {("s", f"task {k}"): range(4 * k, 4 * k + 4) for k in range(2)}
+    config = OmegaConf.create({"benchmark": "rbm-ood", "confusion": 4})
+    said = benchmarking._score(config, encoder, BENCHMARKS["rbm-ood"], films, tasks)["bright"]
+    assert said.elsewhere == [(i // 4, [10.0 * (i + 1), 20.0 * (i + 1)]) for i in range(8)]
+    assert most <= 2  # the one that is read, and the one before it
 
 
 @pytest.mark.parametrize("name", ["rbm-ood", "roboreward", "oxe"])
