@@ -150,8 +150,8 @@ class ContrastingGoals:
         if not margin > 0:
             raise ValueError(f"{where}: margin must be > 0; got {margin}.")
         self.form, self.alpha, self.beta, self.margin = form, alpha, beta, margin
-        self.goal = _mean_embedding(encoder, goal, f"{where}: goal")
-        self.negative = _mean_embedding(encoder, negative, f"{where}: negative")
+        self.goal = _direction(encoder, goal, f"{where}: goal")
+        self.negative = _direction(encoder, negative, f"{where}: negative")
 
     def score(self, features: Features) -> Float[Tensor, "B T"]:
         """R of each frame."""
@@ -198,7 +198,7 @@ class SoftmaxGoal:
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"{where}: threshold must be in (0, 1), or null; got {threshold}.")
         self.temperature, self.threshold = temperature, threshold
-        goal_D = _mean_embedding(encoder, goal, f"{where}: goal")
+        goal_D = _direction(encoder, goal, f"{where}: goal")
         negative_MD = _embeddings(encoder, negatives, f"{where}: negatives")
         self.texts = torch.cat([goal_D[None], negative_MD])  # (1 + M, D), the goal first
 
@@ -420,3 +420,9 @@ def _embeddings(encoder: Encoder, texts: Texts | None, where: str) -> Float[Tens
 
 def _mean_embedding(encoder: Encoder, texts: Texts | None, where: str) -> Float[Tensor, " D"]:
     return _embeddings(encoder, texts, where).mean(0)
+
+
+def _direction(encoder: Encoder, texts: Texts | None, where: str) -> Float[Tensor, " D"]:
+    """The mean of several wordings as a unit vector, as cosines need; one wording is its own."""
+    rows = _embeddings(encoder, texts, where)
+    return rows[0] if len(rows) == 1 else torch.nn.functional.normalize(rows.mean(0), dim=0)

@@ -21,6 +21,7 @@ from torch import Tensor
 FUSIONS = ("guarded", "mean", "incremental", "forward", "backward")
 STRENGTH = 20.0  # a of the guard
 EPSILON = 0.1  # ε of the guard; the paper names none
+PAIRED_ROWS = 1024  # of a demonstration, at most: all pairs of them are weighed, and torch draws from 2^24 at most
 
 # Labels -----------------------------------------------------------------------------------------------------
 
@@ -88,6 +89,8 @@ def balanced_pairs(
     even bins of |q − p| between the bin's smallest and largest. A draw picks a bin that has pairs, then a gap bin
     that has pairs, then a pair. A share of p = q pairs teaches that no change is no hop.
 
+    Of a demonstration longer than `PAIRED_ROWS`, so many rows at even distances are paired.
+
     Args:
         progress: of each row.
         count: N, how many pairs, drawn with replacement.
@@ -97,7 +100,9 @@ def balanced_pairs(
         p and q.
     Source: arXiv 2512.23703 App. A. Departs: the source jitters zero hops over nearby frames; ours are exact.
     """
-    length = len(progress)
+    length = min(len(progress), PAIRED_ROWS)
+    at = torch.linspace(0, len(progress) - 1, length, dtype=torch.float64).round().long()
+    progress = progress[at]
     before, after = torch.meshgrid(torch.arange(length), torch.arange(length), indexing="ij")
     apart = before != after
     before, after = before[apart], after[apart]
@@ -113,7 +118,7 @@ def balanced_pairs(
     chosen = torch.multinomial(weight, count, replacement=True, generator=generator)
     before, after = before[chosen], after[chosen]
     still = torch.rand(count, generator=generator) < zero_share
-    return before, torch.where(still, before, after)
+    return at[before], at[torch.where(still, before, after)]
 
 
 # Fusion -----------------------------------------------------------------------------------------------------

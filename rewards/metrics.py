@@ -6,7 +6,8 @@ All in float64 NumPy. Undefined rank correlations and AUROCs (a constant input, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -166,13 +167,14 @@ def policy_ranking_tau(scores: ArrayLike, quality: ArrayLike) -> float:
     Source: Robometer, arXiv 2603.02115, `robometer/evals/compile_results.py`.
     """
     scores, quality = paired(scores, quality, "policy_ranking_tau", "scores", "quality")
-    levels = [np.sort(scores[quality == level]) for level in np.unique(quality)]
-    shares = [
-        _ordered(levels[low], levels[high]) / (len(levels[low]) * len(levels[high]))
-        for high in range(len(levels))
-        for low in range(high)
-    ]
-    return float(np.mean(shares)) if shares else math.nan
+    levels = [scores[quality == level] for level in np.unique(quality)]
+    sizes = np.array([len(level) for level in levels])
+    shares = []
+    for k, (lower, higher) in enumerate(_rising(levels), 1):
+        lead = len(higher) - np.searchsorted(higher, lower, "left") - np.searchsorted(higher, lower, "right")
+        starts = np.cumsum(sizes[:k]) - sizes[:k]
+        shares.append(np.add.reduceat(lead, starts) / (sizes[:k] * sizes[k]))
+    return float(np.mean(np.concatenate(shares))) if shares else math.nan
 
 
 def ranking_accuracy(scores: ArrayLike, quality: ArrayLike) -> float:
@@ -186,12 +188,10 @@ def ranking_accuracy(scores: ArrayLike, quality: ArrayLike) -> float:
     Source: `ranking_acc` of Robometer, arXiv 2603.02115, `robometer/evals/compile_results.py`.
     """
     scores, quality = paired(scores, quality, "ranking_accuracy", "scores", "quality")
-    levels = [np.sort(scores[quality == level]) for level in np.unique(quality)]
     right = total = 0
-    for high in range(len(levels)):
-        for low in range(high):
-            right += int(np.searchsorted(levels[low], levels[high], "left").sum())
-            total += len(levels[low]) * len(levels[high])
+    for lower, higher in _rising([scores[quality == level] for level in np.unique(quality)]):
+        total += len(lower) * len(higher)
+        right += len(lower) * len(higher) - int(np.searchsorted(higher, lower, "right").sum())
     return right / total if total else math.nan
 
 
@@ -281,6 +281,18 @@ def _ordered(low: np.ndarray, high: np.ndarray) -> int:
     )
 
 
+def _rising(levels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Each level but the first, sorted, after all scores of the levels below it, in their order.
+
+    A step a level and not a pair of levels: where every quality is another number, pairs are as many as N².
+    """
+    scores = np.concatenate(levels)
+    below = 0
+    for lower, higher in pairwise(levels):
+        below += len(lower)
+        yield scores[:below], np.sort(higher)
+
+
 def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
     """The share of frames with a true caption among their k most similar ones; frames without one do not count.
 
@@ -343,7 +355,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile bootstrap interval of a statistic.
 
-    It is too narrow for few rows, and has no width where every draw gives the same (an AUROC of 1, say).
+    It is too narrow for few rows, and has no width where every draw gives the same (an AUROC of 1, say). Where each
+    stratum is one row every draw is the rows themselves, which tell nothing of chance: both ends are NaN.
 
     Args:
         values: (N, …) one row per independent thing: an episode, a seed.
@@ -364,6 +377,8 @@ def bootstrap_interval(
         raise ValueError(f"bootstrap_interval: strata must be ({len(rows)},), one per row; got shape {labels.shape}.")
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(labels == group) for group in np.unique(labels)]
+    if len(groups) == len(rows):
+        return math.nan, math.nan
     draws = [
         statistic(rows[np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])])
         for _ in range(resamples)

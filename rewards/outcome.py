@@ -175,8 +175,8 @@ def bound(progress: Float[Tensor, "*S"], outcome: Float[Tensor, "*S"], dense: fl
     """φ = q + (1 − q) · dense · p.
 
     Args:
-        progress: q, in [0, 1].
-        outcome: p, in [0, 1].
+        progress: p, in [0, 1].
+        outcome: q, in [0, 1].
     """
     return outcome + (1 - outcome) * dense * progress
 

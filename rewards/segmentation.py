@@ -136,6 +136,10 @@ def log_likelihood(values: np.ndarray, model: Gaussians) -> np.ndarray:
 def follow(values: np.ndarray, model: Gaussians, *, min_length: int = 3) -> tuple[tuple[int, ...], float]:
     """The likeliest cuts of one demonstration under given steps, and its log-likelihood per row.
 
+    With c_k the cumulated cost of step k, a segment costs c_k[b] − c_k[a], so that its best start is a running minimum:
+
+        E[k, b] = c_k[b] + min_a (E[k−1, a] − c_k[a])   over a ≤ b − min_length;   O(K T)
+
     Args:
         values: (T, D).
         model: of K steps.
@@ -145,11 +149,21 @@ def follow(values: np.ndarray, model: Gaussians, *, min_length: int = 3) -> tupl
         ValueError: fewer than K · min_length rows.
     """
     _check_steps("follow", len(values), len(model.mean), min_length)
-    cumulated = np.concatenate([np.zeros((1, len(model.mean))), np.cumsum(-log_likelihood(values, model), 0)])
-    costs = [cumulated[None, :, k] - cumulated[:, None, k] for k in range(len(model.mean))]
-    ends = _best(costs, min_length)
-    total = log_likelihood(values, model)[np.arange(len(values)), row_steps(ends)].mean()
-    return ends, float(total)
+    density = log_likelihood(values, model)
+    cumulated = np.concatenate([np.zeros((1, len(model.mean))), np.cumsum(-density, 0)])
+    at = np.arange(len(cumulated))
+    best = np.where(at == 0, 0.0, math.inf)
+    back = []
+    for cost in cumulated.T:
+        lead = best - cost
+        low = np.minimum.accumulate(lead)
+        falls = np.concatenate([[True], lead[1:] < low[:-1]])
+        origin, best = np.zeros_like(at), np.full(len(at), math.inf)
+        origin[min_length:] = np.maximum.accumulate(np.where(falls, at, 0))[:-min_length]
+        best[min_length:] = low[:-min_length] + cost[min_length:]
+        back.append(origin)
+    ends = _traced(back)
+    return ends, float(density[np.arange(len(values)), row_steps(ends)].mean())
 
 
 def row_steps(ends: Sequence[int]) -> np.ndarray:
@@ -233,7 +247,12 @@ def _best(costs: Sequence[np.ndarray], min_length: int) -> tuple[int, ...]:
         total = best[:, None] + np.where(allowed, cost, math.inf)
         back.append(total.argmin(0))
         best = total.min(0)
-    end, ends = size - 1, []
+    return _traced(back)
+
+
+def _traced(back: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """The last row of each step, `back[k][b]` being where step k begins if it ends before row b."""
+    end, ends = len(back[-1]) - 1, []
     for origin in reversed(back):
         ends.append(int(end) - 1)
         end = origin[end]

@@ -119,6 +119,7 @@ class VectorScorer:
         terminated: Bool[Tensor, " E"] | None = None,
         final: Frames | None = None,
         signals: Signals | None = None,
+        final_signals: Signals | None = None,
     ) -> Float[Tensor, " E"]:
         """The reward of the action that each world has just taken; 0 where its episode had no scored frame yet.
 
@@ -130,10 +131,17 @@ class VectorScorer:
             final: what the worlds showed before a reset; only those that are `done` are read. Give it in steps in
                 which one is: it is encoded as well. None: unknown.
             signals: name -> (E,) readings that belong to `frames`.
+            final_signals: name -> (E,) readings that belong to `final`; given where both `final` and `signals` are.
 
         Raises:
-            ValueError: another number of worlds, or another device.
+            ValueError: another number of worlds, another device, or readings of one of `frames` and `final` alone.
         """
+        if (final_signals is None) != (final is None or signals is None):
+            given = {"final": final, "signals": signals, "final_signals": final_signals}
+            raise ValueError(
+                "VectorScorer: final_signals must be given where both final and signals are, and only there; got "
+                f"{', '.join(name for name, each in given.items() if each is not None)}."
+            )
         views = self._views(frames)
         self._steps += 1
         if self._said is None:
@@ -149,7 +157,7 @@ class VectorScorer:
         else:
             seen = self._views(final)
             both = self._features({name: torch.cat([view, seen[name]]) for name, view in views.items()}, None)
-            features, last = self._halves(both, signals)
+            features, last = self._halves(both, signals, final_signals)
         with unchecked():
             first = self._ahead(features, None)
             after, following, end = first, first, before
@@ -184,9 +192,7 @@ class VectorScorer:
         device = next(iter(views.values())).device
         if self._device is None:
             self._device = device
-            heads = on_device(dict(self.scorer.heads), device, keep=self.scorer.encoder)
-            combine = on_device(self.scorer.combine, device)
-            self.scorer = replace(self.scorer, heads=heads, combine=combine)
+            self.scorer = on_device(self.scorer, device, keep=self.scorer.encoder)
             self._unknown = torch.ones(self.worlds, dtype=torch.bool, device=device)
             self._bad = torch.zeros((), dtype=torch.bool, device=device)
         if device != self._device:
@@ -202,14 +208,16 @@ class VectorScorer:
             signals={name: values[:, None] for name, values in (signals or {}).items()},
         )
 
-    def _halves(self, features: Features, signals: Signals | None) -> tuple[Features, Features]:
+    def _halves(
+        self, features: Features, signals: Signals | None, final_signals: Signals | None
+    ) -> tuple[Features, Features]:
         """Features of E worlds now, and of the same before a reset."""
         now, last = (
             Features(
                 views={name: rows[part] for name, rows in features.views.items()},
-                signals={name: values[:, None] for name, values in (signals or {}).items()},
+                signals={name: values[:, None] for name, values in (read or {}).items()},
             )
-            for part in (slice(0, self.worlds), slice(self.worlds, None))
+            for part, read in ((slice(0, self.worlds), signals), (slice(self.worlds, None), final_signals))
         )
         return now, last
 
@@ -264,8 +272,10 @@ def merged(worlds: Bool[Tensor, " E"], new: Any, old: Any, name: str) -> Any:
 def on_device(value: Any, device: torch.device, keep: Any = None) -> Any:
     """A copy of a head, or of anything of ours, all of whose tensors are on a device; `keep` in it stays itself.
 
+    Of a scorer only the heads are copied: combinations hold no tensors, and `LagrangianConstraints` learns.
+
     Args:
-        value: a head, a tensor, or what holds some.
+        value: a head, a scorer, a tensor, or what holds some.
     """
     return _moved(value, device, {id(keep): keep})
 
@@ -275,6 +285,8 @@ def _moved(value: Any, device: torch.device, made: dict[int, Any]) -> Any:
         return made[id(value)]
     if isinstance(value, Tensor):
         return value.to(device)
+    if isinstance(value, Scorer):
+        return replace(value, heads=_moved(value.heads, device, made))
     if isinstance(value, nn.Module):
         made[id(value)] = copy.deepcopy(value).to(device)
         return made[id(value)]

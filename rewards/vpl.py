@@ -181,16 +181,17 @@ class VPLReward:
 
     @torch.no_grad()
     def advance(
-        self, features: Features, latents: list[Tensor] | None = None
-    ) -> tuple[Float[Tensor, "B T"], list[Tensor]]:
+        self, features: Features, latents: Float[Tensor, "B Z"] | None = None
+    ) -> tuple[Float[Tensor, "B T"], Float[Tensor, "B Z"]]:
         """r̃ of the frames that follow; each episode keeps its z (see `rewards.core.Head`)."""
         views = fitted_views(features, list(self.reference), KIND)
         if latents is None:
-            latents = [self._latent({c: v[b, 0] for c, v in views.items()}) for b in range(len(features.main))]
+            drawn = [self._latent({c: v[b, 0] for c, v in views.items()}) for b in range(len(features.main))]
+            latents = torch.stack(drawn)
         if not self.resample:
             scaled = self._scaled(flat(views, self.networks), latents[0]).unflatten(0, features.main.shape[:2])
             return scaled.to(features.main), latents
-        rows = [self._scaled({c: v[b].float().cpu() for c, v in views.items()}, z) for b, z in enumerate(latents)]
+        rows = [self._scaled({c: v[b].to(z) for c, v in views.items()}, z) for b, z in enumerate(latents)]
         return torch.stack(rows).to(features.main), latents
 
     def _latent(self, first_row: Mapping[str, Float[Tensor, " D"]]) -> Float[Tensor, " Z"]:
@@ -199,7 +200,7 @@ class VPLReward:
             return mean
         signs = b"".join((row > 0).cpu().numpy().tobytes() for row in first_row.values())
         rng = torch.Generator().manual_seed(zlib.crc32(signs))
-        return mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=rng)
+        return mean + (log_variance / 2).exp() * torch.randn(mean.shape, generator=rng).to(mean)
 
     def _scaled(self, views: Mapping[str, Float[Tensor, "N D"]], z: Float[Tensor, " Z"]) -> Float[Tensor, " N"]:
         decoder = self.networks.decoder

@@ -1,21 +1,25 @@
 """Rewards on a public benchmark, by its own protocol: every episode is judged, nothing is chosen or fitted on it.
 
-One episode is in memory at a time: its frames are encoded once, and every reward scores them under the episode's own
-instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over sources; errors of
-levels over all episodes. Intervals draw episodes with replacement, those of one task and quality among themselves.
+The frames of one episode are in memory at a time: they are encoded once, and every reward scores them under the
+episode's own instruction. Figures are told as the benchmarks' authors tell them: of each source, and the mean over
+sources; errors of levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all
+their episodes or single episodes, those of one source among themselves. Of a source's only task its episodes are drawn,
+those of a quality among themselves. There is no interval where there is but one of everything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from omegaconf import DictConfig
+from torch import Tensor
 
 from embodied.errors import UserError, nearest
 from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
@@ -118,7 +122,7 @@ def _score(
 ) -> dict[str, Said]:
     said: dict[str, Said] = {}
     kept: dict[str, Mapping[str, Scorer]] = {}  # of the first tasks' instructions
-    probes: dict[str, list[Features]] = {}
+    probes: dict[str, list[tuple[int, Features]]] = {}  # without frames: those are read again
     wanted = "confusion_margin" in benchmark.figures and config.confusion
     order: list[int] = []
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
@@ -132,7 +136,7 @@ def _score(
                 for name, scorer in scorers.items():
                     _note(said.setdefault(name, Said()), name, scorer, films[i], features)
                 if task in probes and len(probes[task]) < config.confusion:
-                    probes[task].append(features)
+                    probes[task].append((i, replace(features, frames={})))
                 order.append(i)
                 bar.update()
     place = np.argsort(order)
@@ -141,7 +145,10 @@ def _score(
             if name != "elsewhere":
                 setattr(each, name, [values[k] for k in place])
     for number, task in enumerate(kept if len(kept) > 1 else ()):
-        for features in probes[task]:
+        for i, features in probes[task]:
+            if _frames_read(kept[task]) != "none":
+                frames = torch.from_numpy(films[i].frames())
+                features = replace(features, frames=_shown(frames, kept[task]))
             for name, each in said.items():
                 ends = [float(potential(kept[asked][name], features)[-1]) for asked in kept]
                 each.elsewhere.append((number, ends))
@@ -152,9 +159,17 @@ def _score(
 def _features(encoder: Encoder, film: BenchmarkFilm, scorers: Mapping[str, Scorer]) -> Features:
     frames = torch.from_numpy(film.frames())
     view = torch.cat([encoder.encode_images(part).float().cpu() for part in frames.split(64)])[None]
-    read = max((scorer.frames_read for scorer in scorers.values()), key=FRAMES_READ.index)
-    shown = {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
-    return Features(views={MAIN: view}, frames=shown)
+    return Features(views={MAIN: view}, frames=_shown(frames, scorers))
+
+
+def _frames_read(scorers: Mapping[str, Scorer]) -> str:
+    return max((scorer.frames_read for scorer in scorers.values()), key=FRAMES_READ.index)
+
+
+def _shown(frames: UInt8[Tensor, "T H W 3"], scorers: Mapping[str, Scorer]) -> dict[str, Tensor]:
+    """Of an episode's frames, what rewards read."""
+    read = _frames_read(scorers)
+    return {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
 
 
 def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: Features) -> None:
@@ -180,19 +195,9 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
     tasks = np.array([f"{film.source}\n{film.task}" for film in films])
     quality = np.array([math.nan if film.quality is None else film.quality for film in films])
     levels = np.array([film.level or 0 for film in films])
-    _, groups = np.unique([f"{t}\n{q}" for t, q in zip(tasks, quality, strict=True)], return_inverse=True)
+    members = [np.flatnonzero(tasks == task) for task in np.unique(tasks)]
+    owners = sources[[rows[0] for rows in members]]
     ends, everything = np.array(said.ends), np.arange(len(films))
-
-    def of_tasks(statistic: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[Rows], float]:
-        def value(rows: Rows) -> float:
-            each = [rows[tasks[rows] == task] for task in np.unique(tasks[rows])]
-            return _mean([statistic(ends[members], quality[members]) for members in each])
-
-        return value
-
-    def of_successes(name: str) -> Callable[[Rows], float]:
-        values = np.array(getattr(said, name))
-        return lambda rows: _mean(values[rows])
 
     def gap(ends: np.ndarray, quality: np.ndarray) -> float:
         worst, best = quality == 0, quality == 2
@@ -207,36 +212,60 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
             return math.nan
         return average_precision(*(np.concatenate([part[row] for row in rows]) for part in (said.values, solved)))
 
-    statistics: dict[str, Callable[[Rows], float]] = {
-        "kendall_tau": of_tasks(policy_ranking_tau),
-        "ranking_acc": of_tasks(ranking_accuracy),
-        "succ_fail_diff": of_tasks(gap),
-        "success_auprc": of_frames,
-        **{name: of_successes(name) for name in ("voc_spearman", "voc_pearson", "voc_reversed", "pairwise_acc")},
-    }
+    def drawn_by_task(
+        statistic: Callable[[np.ndarray, np.ndarray], float],
+    ) -> tuple[np.ndarray, Callable[[Rows], float], Rows, np.ndarray]:
+        """The figure of each task, and what tells the whole's of drawn units, the units, and their strata.
+
+        A unit is a task, told by N + its place, or an episode of a source's only task.
+        """
+        each, count = np.array([statistic(ends[rows], quality[rows]) for rows in members]), len(films)
+        known = np.flatnonzero(~np.isnan(each))
+        alone = [k for k in known if (owners[known] == owners[k]).sum() == 1]
+        units = np.concatenate([*(members[k] for k in alone), count + np.setdiff1d(known, alone)]).astype(int)
+        strata = [owners[u - count] if u >= count else f"{tasks[u]}\n{quality[u]}" for u in units]
+
+        def whole(drawn: Rows) -> float:
+            found = each.copy()
+            for k in alone:
+                rows = drawn[np.isin(drawn, members[k])]
+                found[k] = statistic(ends[rows], quality[rows])
+            chosen = np.concatenate([np.array(alone, int), drawn[drawn >= count] - count])
+            return _over_sources(lambda ks: _mean(found[ks]), owners)(chosen)
+
+        return each, whole, units, np.array(strata)
+
+    of_task = {"kendall_tau": policy_ranking_tau, "ranking_acc": ranking_accuracy, "succ_fail_diff": gap}
     figures: dict[str, Figure] = {}
     per_source: dict[str, dict[str, float]] = {str(name): {} for name in dict.fromkeys(sources)}
     for name in benchmark.figures:
         if name == "confusion_margin":
             if said.elsewhere:
-                owners, elsewhere = (np.array(part) for part in zip(*said.elsewhere, strict=True))
-                figures[name] = margin_of(elsewhere, owners, resamples=resamples, seed=seed)[0]
+                asked, elsewhere = (np.array(part) for part in zip(*said.elsewhere, strict=True))
+                figures[name] = margin_of(elsewhere, asked, resamples=resamples, seed=seed)[0]
             continue
         if name == "mae_ordinal":
             if not 0 <= ends.min() <= ends.max() <= 1:  # a potential in another unit has no level
                 continue
             whole: Callable[[Rows], float] = lambda rows: ordinal_error(ends[rows], levels[rows])  # noqa: E731
-            statistic = whole
+            statistic, units, owner, strata = whole, everything, sources, sources
+        elif name == "success_auprc":  # successes and the rest stay as many as they are
+            whole, units, owner = of_frames, everything, sources
+            statistic, strata = _over_sources(whole, owner), np.char.add(np.where(good, "+", "-"), sources)
+        elif name in of_task:
+            each, statistic, units, strata = drawn_by_task(of_task[name])
+            whole, owner = lambda rows, each=each: _mean(each[rows]), owners
         else:
-            whole = statistics[name]
-            statistic = _over_sources(whole, sources)
-        value = statistic(everything)
+            each, owner = np.array(getattr(said, name)), sources
+            units, whole = np.flatnonzero(~np.isnan(each)), lambda rows, each=each: _mean(each[rows])
+            statistic, strata = _over_sources(whole, owner), owner[units]
+        value = statistic(units)
         interval = (math.nan, math.nan)
-        if not math.isnan(value) and len(films) > 1:
-            interval = bootstrap_interval(everything, statistic, resamples=resamples, seed=seed, strata=groups)
+        if not math.isnan(value):
+            interval = bootstrap_interval(units, statistic, resamples=resamples, seed=seed, strata=strata)
         figures[name] = Figure(value, *interval)
         for source, told in per_source.items():
-            told[name] = whole(np.flatnonzero(sources == source))
+            told[name] = whole(np.flatnonzero(owner == source))
     return Result(figures, per_source)
 
 

@@ -180,8 +180,11 @@ class Sheet:
         }
         if len(np.unique(self.quality)) > 1:
             ends, quality = self.ends, self.quality
-            figures["kendall_tau"] = self._episodes(lambda i: policy_ranking_tau(ends[i], quality[i]), quality)
-            figures["ranking_acc"] = self._episodes(lambda i: ranking_accuracy(ends[i], quality[i]), quality)
+            # a level of one episode would be drawn as it is, and with graded shares every level is
+            alone = np.unique(quality, return_counts=True)[1].min() == 1
+            strata = self.success if alone else quality
+            figures["kendall_tau"] = self._episodes(lambda i: policy_ranking_tau(ends[i], quality[i]), strata)
+            figures["ranking_acc"] = self._episodes(lambda i: ranking_accuracy(ends[i], quality[i]), strata)
         worst = ~self.success & (self.quality == self.quality.min(initial=math.inf, where=~self.success))
         if self.success.any() and worst.any():
             kinds = np.where(self.success, 2, np.where(worst, 1, 0))
@@ -189,7 +192,7 @@ class Sheet:
             def gap(i: np.ndarray) -> float:
                 return float(self.ends[i][kinds[i] == 2].mean() - self.ends[i][kinds[i] == 1].mean())
 
-            figures["succ_fail_diff"] = self._episodes(gap, kinds)
+            figures["succ_fail_diff"] = self._figure(gap, np.flatnonzero(kinds), kinds[kinds > 0])
         levels = np.array([math.nan if c.grade is None else c.grade.ordinal or math.nan for c in self.cases])
         if len(levels) and not np.isnan(levels).any() and self.ends.min() >= 0 and self.ends.max() <= 1:
             figures["mae_ordinal"] = self._episodes(lambda i: ordinal_error(self.ends[i], levels[i]))

@@ -10,6 +10,7 @@ import numpy as np
 
 from embodied.judging.figures import CANARIES, Canary, Case, Division, Figure
 from embodied.judging.judgement import FIGURES, FLAT, Judged
+from rewards.metrics import bootstrap_interval
 
 
 def by_instruction(cases: Sequence[Case]) -> dict[str, list[Case]]:
@@ -34,7 +35,8 @@ def over_tasks(tasks: Mapping[str, Judged]) -> Judged:
     """One reward's result over several tasks: the mean of each figure over the tasks in which it is defined.
 
     The tasks' episodes are different ones, so the errors of their figures are independent: the distance from a mean to
-    the end of its interval is the root of the sum of the tasks' squared distances, over their number.
+    the end of its interval is the root of the sum of the tasks' squared distances, over their number. Where a task's
+    own figure has no interval, as with one success and one failure, the tasks are drawn with replacement instead.
 
     Args:
         tasks: instruction -> the reward's result on its episodes; one alone is given back.
@@ -71,11 +73,13 @@ def _mean(figures: Sequence[Figure]) -> Figure:
     if not known:
         return Figure()
     value = float(np.mean([figure.value for figure in known]))
+    if any(math.isnan(figure.low) for figure in known):
+        return Figure(value, *bootstrap_interval([figure.value for figure in known]))
     below, above = (
         math.sqrt(sum((figure.value - end(figure)) ** 2 for figure in known)) / len(known)
         for end in (lambda figure: figure.low, lambda figure: figure.high)
     )
-    return Figure(value, value - below, value + above)  # NaN where a task's own has no interval
+    return Figure(value, value - below, value + above)
 
 
 def _canaries(canaries: Sequence[Canary]) -> Canary:

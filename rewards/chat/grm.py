@@ -58,7 +58,8 @@ class GenerativeGRM:
             be a goal, which stands for every view that has none of its own, as the first view does for missing ones.
 
     Raises:
-        ValueError: no instruction, a goal image of another form, or a setting out of range; (score) frames missing.
+        ValueError: no instruction, a goal image of another form, or a setting out of range; (score) frames missing, or
+            a fusion that needs the goal where no camera that it is of is shown.
     Source: arXiv 2512.23703 and FlagOpen/Robo-Dopamine, whose eight images are V = 3. Departs from that code: an
         unreadable answer is missing and no hop of 0 (there, success in backward mode); the goal is given and never the
         episode's own last frame; the hop from the goal shows each camera its own goal image, or leaves it out; any V.
@@ -126,6 +127,10 @@ class GenerativeGRM:
         goal = {name: image for name, image in self._goal.items() if name in frames}
         if self._marked:
             goal = dict.fromkeys(frames, next(iter(self._goal.values()))) | goal
+        if "b" in need and self._goal and not goal:  # every hop would be missing, and progress 0 for ever
+            raise ValueError(
+                f"grm_vlm: goal must be of a camera that is shown, {', '.join(frames)}; got {', '.join(self._goal)}."
+            )
         inc, fwd, bwd = [math.nan], [0.0], [-1.0]  # at the reset nothing is done
         for before, now in pairwise(moments):
             inc.append(self._hop(start, before, now) if "i" in need else math.nan)

@@ -155,6 +155,20 @@ def test_softmax_goal():
     assert 0 < np.mean(expected > 0.4) < 1
 
 
+def test_several_wordings_are_one_direction_where_cosines_are_meant():
+    """A longer list of wordings shortens their mean, and would lower the goal against everything else."""
+    state, texts = unit(2, 3, 16), unit(4, 16, seed=1)
+    fake = encoder(a=texts[0], b=texts[1], c=texts[2], d=texts[3])
+    goal, negative = (mean / np.linalg.norm(mean) for mean in (texts[:2].mean(0), texts[2:].mean(0)))
+    contrast = ContrastingGoals(["a", "b"], ["c", "d"], encoder=fake).score(features(state))
+    assert_allclose(contrast, 0.5 * state @ (goal - negative), atol=1e-6)
+    soft = SoftmaxGoal(["a", "b"], ["c", "d"], temperature=0.1, encoder=fake).score(features(state))
+    logits = np.exp(state @ np.stack([goal, *texts[2:]]).T / 0.1)
+    assert_allclose(soft, logits[..., 0] / logits.sum(-1), atol=1e-5)
+    one = ContrastingGoals("a", "c", encoder=fake)  # a single wording keeps its very numbers
+    assert torch.equal(one.goal, fake.vectors["a"])
+
+
 def test_calibrated_threshold_and_its_penalty():
     goal = np.eye(16)[0]
     state = np.zeros((1, 3, 16))

@@ -79,6 +79,20 @@ def test_many_episodes_need_no_matrix_of_pairs():
     assert abs(somers_d(scores, quality)) < 0.01
 
 
+@pytest.mark.parametrize("levels", [3, 400])
+def test_rankings_of_many_levels_take_a_step_a_level(monkeypatch, levels):
+    """With graded shares every episode is a level of its own: a step a pair of levels would be N² / 2 of them."""
+    rng, steps, search = np.random.default_rng(6), [], np.searchsorted
+    scores, quality = rng.integers(0, 50, 400).astype(float), rng.permutation(400) % levels
+    monkeypatch.setattr(np, "searchsorted", lambda *given: steps.append(1) or search(*given))
+    found = policy_ranking_tau(scores, quality), ranking_accuracy(scores, quality)
+    assert len(steps) < 4 * levels
+    lead = np.sign(np.subtract.outer(scores, scores))[np.subtract.outer(quality, quality) > 0]
+    size = np.bincount(quality)[quality]
+    weight = 1 / np.multiply.outer(size, size)[np.subtract.outer(quality, quality) > 0]
+    assert_allclose(found, ((lead * weight).sum() / weight.sum(), (lead > 0).mean()), atol=1e-12)
+
+
 def test_ranking_accuracy_is_the_share_of_pairs_in_order():
     for scores, quality in sets(5):
         right = [

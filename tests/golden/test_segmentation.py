@@ -1,5 +1,6 @@
 """Steps of demonstrations against brute force, and feature selection against the paper's formula, in NumPy."""
 
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -8,6 +9,7 @@ from numpy.testing import assert_allclose
 
 from rewards.segmentation import (
     FLOOR,
+    Gaussians,
     choose_num_steps,
     follow,
     gaussians,
@@ -48,6 +50,19 @@ def test_the_programme_finds_the_optimum_of_brute_force(length, num_steps, min_l
     values = walk(length, seed=seed)
     best = min(every_cut(length, num_steps, min_length), key=lambda ends: paper_cost(values, ends))
     assert segment(values, num_steps, min_length=min_length) == best
+
+
+def test_following_a_long_demonstration_needs_no_matrix_of_its_rows():
+    """20,000 rows have 400 million pairs, 3 GB a step."""
+    values = np.repeat(np.array([[0.0], [3.0], [1.0], [-2.0]]), [4000, 1000, 12_000, 3000], 0)
+    values += 0.1 * np.random.default_rng(0).normal(size=values.shape)
+    model = Gaussians(np.array([[0.0], [3.0], [1.0], [-2.0]]), np.full((4, 1), 0.1))
+    tracemalloc.start()
+    ends, _ = follow(values, model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ends == (3999, 4999, 16_999, 19_999)
+    assert peak < 50e6
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -96,10 +96,12 @@ def test_grm_without_a_goal_shows_none_and_never_the_rollout_s_last_frame():
     assert all("finished task:" not in text(body) for body in served.bodies)
 
 
-def test_a_goal_of_another_camera_measures_nothing():
+@pytest.mark.parametrize("fusion", ["guarded", "mean", "backward"])
+def test_a_goal_of_a_camera_that_is_not_shown_is_refused(fusion):
     with chat_server(judge_hop) as served:
-        head = GenerativeGRM("close it", ask=asking(served), goal={"wrist": GOAL}, stride=1, fusion="backward")
-        assert head.score(features()).abs().max() == 0
+        head = GenerativeGRM("close it", ask=asking(served), goal={"wrist": GOAL}, stride=1, fusion=fusion)
+        with pytest.raises(ValueError, match="goal must be of a camera that is shown, front; got wrist"):
+            head.score(features())
         assert not served.bodies
 
 

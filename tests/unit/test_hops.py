@@ -81,6 +81,17 @@ def test_pairs_are_spread_over_hops_and_repeat_with_a_seed():
     assert plain.max() / plain.min() > 2  # the control: unbalanced pairs are not
 
 
+def test_pairs_of_a_long_demonstration_reach_all_of_it():
+    phi = segment_progress(6000)
+    p, q = balanced_pairs(phi, 5000, torch.Generator().manual_seed(0))
+    for rows in (p, q):
+        assert rows.min() < 60
+        assert 5940 < rows.max() < 6000
+    moved = p != q
+    counts = torch.histc(hop(phi[p[moved]], phi[q[moved]]), bins=25, min=-1, max=1)
+    assert counts.max() / counts.min() < 1.6
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

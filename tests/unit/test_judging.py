@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import math
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from embodied.judging import benchmarking
 from embodied.judging import figures as figures_module
+from embodied.judging.benchmarking import Said, _figures
+from embodied.judging.benchmarks import BENCHMARKS, BenchmarkFilm
 from embodied.judging.figures import CANARIES, Canary, Case, Figure
 from embodied.judging.judgement import (
     Division,
@@ -28,6 +33,10 @@ from embodied.judging.quality import Grade
 from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
 from embodied.judging.verdicts import Rules, broken_canaries, verdict
+from rewards.combine import WeightedSum
+from rewards.core import Scorer
+from rewards.metrics import policy_ranking_tau
+from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
 from tests.judged_cases import ENDS, T, case, cases, scorer
 
@@ -194,6 +203,122 @@ def test_a_figure_that_one_task_lacks_is_the_others_mean():
     each["b"] = judge("r", scorer(REWARDS["perfect"]), none, resamples=20)
     assert over_tasks(each).figures["auroc"].value == 1
     json.dumps(to_json(over_tasks(each)), allow_nan=False)
+
+
+def test_an_interval_of_graded_shares_draws_what_no_level_has_twice():
+    rng = np.random.default_rng(2)
+    shares = [*rng.uniform(0.1, 0.9, 29).tolist(), 1.0]
+    graded = [
+        replace(case(i, "expert" if share == 1 else "near_miss", rng=rng), grade=Grade(share, share == 1))
+        for i, share in enumerate(shares)
+    ]
+    figures = judge("noise", scorer(REWARDS["noise"]), Division(judged=graded), resamples=60).figures
+    for name in ("kendall_tau", "ranking_acc"):
+        assert figures[name].low < figures[name].value < figures[name].high
+    gap = figures["succ_fail_diff"]  # of one success and one worst: what its error is nobody knows
+    assert not math.isnan(gap.value)
+    assert math.isnan(gap.low)
+    assert math.isnan(gap.high)
+
+
+def test_an_interval_over_tasks_of_one_success_and_one_failure_draws_the_tasks():
+    rng = np.random.default_rng(3)
+    each = {
+        f"task {k}": judge(
+            "noise",
+            scorer(REWARDS["noise"]),
+            Division(judged=[case(2 * k, "expert", rng=rng), case(2 * k + 1, "random", rng=rng)]),
+            resamples=10,
+        )
+        for k in range(12)
+    }
+    assert all(math.isnan(one.figures["auroc"].low) for one in each.values())
+    figure = over_tasks(each).figures["auroc"]
+    assert 0 < figure.low < figure.value < figure.high < 1
+
+
+@pytest.mark.parametrize("read", ["first", "all"])
+def test_the_frames_of_one_film_are_in_memory_at_a_time(monkeypatch, read):
+    """Also of the episodes that are asked about the other tasks."""
+
+    class Bright:
+        name, frames_read = "bright", read
+
+        def __init__(self, task: str) -> None:
+            self.of = 1.0 if task == "task 0" else 2.0
+
+        def score(self, features):
+            seen = features.frames["main"].float().mean((2, 3, 4)).expand(features.main.shape[:2])
+            return self.of * seen
+
+    alive: list[weakref.ref[np.ndarray]] = []
+    most = 0
+
+    def film(i: int):
+        def frames() -> np.ndarray:
+            nonlocal most
+            shown = np.full((3, 8, 8, 3), 10 * (i + 1), np.uint8)
+            alive.append(weakref.ref(shown))
+            most = max(most, sum(each() is not None for each in alive))
+            return shown
+
+        return BenchmarkFilm(task=f"task {i // 4}", source="s", frames=frames, success=True, quality=2.0)
+
+    encoder = FakeEncoder()
+
+    def made(parts, *others):
+        return {"bright": Scorer(encoder, {"bright": Bright(parts)}, WeightedSum(), PotentialShaping())}
+
+    monkeypatch.setattr(benchmarking, "make_scorers", made)
+    monkeypatch.setattr(benchmarking, "reward_parts", lambda config, task: task)
+    films = [film(i) for i in range(8)]
+    tasks = {("s", f"task {k}"): range(4 * k, 4 * k + 4) for k in range(2)}
+    config = OmegaConf.create({"benchmark": "rbm-ood", "confusion": 4})
+    said = benchmarking._score(config, encoder, BENCHMARKS["rbm-ood"], films, tasks)["bright"]
+    assert said.elsewhere == [(i // 4, [10.0 * (i + 1), 20.0 * (i + 1)]) for i in range(8)]
+    assert most <= 2  # the one that is read, and the one before it
+
+
+@pytest.mark.parametrize("name", ["rbm-ood", "roboreward", "oxe"])
+def test_intervals_of_a_benchmark_draw_tasks_and_episodes(name):
+    """One episode of each quality and task, or an instruction of its own each: what is drawn must be something else."""
+    rng, count = np.random.default_rng(0), 60
+    films, ends = [], rng.random(count)
+    for i in range(count):
+        level = int(rng.integers(1, 6))
+        told = {
+            "rbm-ood": {"task": f"task {i // 3}", "success": i % 3 == 2, "quality": float(i % 3)},
+            "roboreward": {"task": f"task {i}", "success": level == 5, "quality": float(level), "level": level},
+            "oxe": {"task": f"task {i}", "success": True, "quality": 2.0},
+        }[name]
+        films.append(BenchmarkFilm(source=f"source {i // 30}", frames=lambda: np.zeros(0), **told))
+    said = Said(ends=list(ends), values=[rng.random(8) for _ in range(count)])
+    said.voc_spearman = said.voc_pearson = [rng.random() if film.success else math.nan for film in films]
+    benchmark = replace(BENCHMARKS[name], figures=tuple(f for f in BENCHMARKS[name].figures if f != "confusion_margin"))
+    figures = _figures(benchmark, films, said, resamples=60, seed=0).figures
+    assert set(figures) == set(benchmark.figures)
+    for figure in figures.values():
+        assert math.isnan(figure.value) or figure.low < figure.value < figure.high
+
+
+@pytest.mark.parametrize("others", [0, 4])
+def test_of_a_source_s_only_task_the_episodes_are_drawn(others):
+    """Beside another source, whose tasks all have the same figure, as much as alone."""
+    rng, films, ends = np.random.default_rng(1), [], []
+    for task in ("only", *(f"other {k}" for k in range(others))):
+        for quality in (0.0, 1.0, 2.0) * (8 if task == "only" else 1):
+            source = "one" if task == "only" else "many"
+            told = {"task": task, "source": source, "success": quality == 2, "quality": quality}
+            films.append(BenchmarkFilm(frames=lambda: np.zeros(0), **told))
+            ends.append(float(rng.random()) if task == "only" else quality)
+    benchmark = replace(BENCHMARKS["rbm-ood"], figures=("kendall_tau", "ranking_acc", "succ_fail_diff"))
+    said = Said(ends=ends, values=[rng.random(8) for _ in films])
+    found = _figures(benchmark, films, said, resamples=60, seed=0)
+    only = policy_ranking_tau(ends[:24], [film.quality for film in films[:24]])
+    assert found.figures["kendall_tau"].value == pytest.approx(np.mean([only, 1.0]) if others else only)
+    assert found.sources["one"]["kendall_tau"] == only
+    for figure in found.figures.values():
+        assert figure.low < figure.value < figure.high
 
 
 def test_noise_widens_intervals_and_they_hold_the_figure(judged):

@@ -112,6 +112,13 @@ def test_bad_input_is_named():
         spearman([1, math.nan], [0, 1])
 
 
+def test_where_every_draw_must_be_the_same_there_is_no_interval():
+    assert np.isnan(bootstrap_interval([1.0, 2.0, 3.0], strata=[0, 1, 2])).all()
+    assert np.isnan(bootstrap_interval([1.0])).all()
+    low, high = bootstrap_interval([1.0, 2.0, 3.0], strata=[0, 1, 1])
+    assert low < 2 < high
+
+
 def test_strata_keep_their_size_in_every_draw():
     labels = np.array([0] * 30 + [1] * 2)
     seen = set()

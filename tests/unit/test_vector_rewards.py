@@ -17,7 +17,7 @@ from embodied.envs.gpu import (
     torchrl_reward,
 )
 from rewards.clip_goal import ClipGoal
-from rewards.combine import WeightedSum
+from rewards.combine import LagrangianConstraints, Synthesis, WeightedSum
 from rewards.comparisons import Comparisons
 from rewards.compose import composed_scorer
 from rewards.core import Episode, Features, Scorer
@@ -28,7 +28,8 @@ from rewards.process import ProcessReward
 from rewards.rapl import RAPL
 from rewards.shaping import PotentialShaping
 from rewards.success import fit_success
-from rewards.vector import VectorScorer, merged
+from rewards.vector import VectorScorer, merged, on_device
+from rewards.vpl import LatentUser, VPLReward
 from rewards.xirl import XIRL
 from tests.fakes import FakeEncoder
 
@@ -172,6 +173,29 @@ def test_worlds_that_are_reset_by_others(made):
     assert_close(torch.stack(found, 1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("latent", [3, WORLDS])
+def test_each_world_keeps_the_user_that_its_episode_drew(latent):
+    encoder, worlds = FakeEncoder(), Worlds()
+    rows = {"main": torch.cat([demo.features.main[0] for demo in episodes(encoder)])}
+    networks = LatentUser(rows, latent=latent, hidden=16, seed=0)
+    networks.prior_log_variance.data.fill_(4.0)  # users who differ
+    made = Scorer(encoder, {"vpl": VPLReward(networks, rows, resample=True)}, WeightedSum(), PotentialShaping())
+    vector, found = VectorScorer(made, WORLDS), []
+    vector.reset(worlds.frames())
+    expected = worlds.expected(made)
+    for _ in range(STEPS):
+        frames, done, terminated, final = worlds.step()
+        found.append(vector.step(frames, done, terminated=terminated, final=final if done.any() else None))
+    assert_close(torch.stack(found, 1), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_drawn_user_is_on_the_device_of_the_head():
+    rows = {"main": torch.randn(6, 8, generator=torch.Generator().manual_seed(0))}
+    head = VPLReward(LatentUser(rows, latent=2, hidden=4, seed=0), rows, resample=True)
+    moved = on_device(head, torch.device("meta"))
+    assert moved._latent({"main": rows["main"][0]}).device.type == "meta"
+
+
 def test_without_the_last_frame_a_potential_is_taken_to_stay():
     made, worlds = scorer("clip"), Worlds()
     vector = VectorScorer(made, WORLDS)
@@ -185,6 +209,24 @@ def test_without_the_last_frame_a_potential_is_taken_to_stay():
         assert_close(rewards[done], stays[done])
         ended += int(done.sum())
     assert ended > 3
+
+
+def test_the_last_frame_is_scored_with_its_own_readings():
+    """A collision that ends an episode is punished, though the sensor reads nothing after the reset."""
+    made = scorer("clip")
+    made = Scorer(made.encoder, made.heads, Synthesis(limits={}, penalty="collision"), PotentialShaping())
+    vector, shown = VectorScorer(made, WORLDS), torch.stack([film(3, w) for w in range(WORLDS)], 1)
+    calm, done = torch.zeros(WORLDS), torch.arange(WORLDS) == 1
+    vector.reset(shown[0], signals={"collision": calm})
+    hit = {"collision": torch.where(done, -10.0, 0.0)}
+    given = {"terminated": done, "final": shown[2], "signals": {"collision": calm}}
+    with pytest.raises(ValueError, match=r"final_signals must be given where both .*; got final, signals"):
+        vector.step(shown[1], done, **given)
+    with pytest.raises(ValueError, match=r"final_signals must be given where both .*; got signals, final_signals"):
+        vector.step(shown[1], done, signals={"collision": calm}, final_signals=hit)
+    paid = vector.step(shown[1], done, **given, final_signals=hit)
+    assert (paid == -10).tolist() == done.tolist()
+    assert vector.potential.min() > -1  # the next episode has not collided
 
 
 def test_every_third_step_is_scored():
@@ -326,6 +368,22 @@ def test_a_memory_of_one_length_for_all_worlds_is_refused():
     with pytest.raises(ValueError, match="head rapl must remember"):
         vector.step(frames[1], never)
     assert merged(never, None, None, "none") is None
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_multipliers_that_learn_are_followed(inside):
+    """Of the whole scorer, and of a part of it."""
+    learner = LagrangianConstraints({"clip": 3.0}, rate=0.5, start=0.5)
+    plain = scorer("clip")
+    made = Scorer(plain.encoder, plain.heads, learner, PotentialShaping())
+    if inside:
+        made = composed_scorer(encoder=plain.encoder, parts={"part": made})
+    vector, frames = VectorScorer(made, WORLDS), torch.stack([film(2, w)[1] for w in range(WORLDS)])
+    vector.reset(frames)
+    before = vector.potential.clone()
+    learner.update({"clip": 2.0})
+    vector.reset(frames)
+    assert_close(vector.potential, 2 * before)
 
 
 # Libraries ----------------------------------------------------------------------------------------------------
