@@ -120,12 +120,7 @@ def _episodes(
     dataset: Dataset, part: Path, numbers: Mapping[int, int], starts: np.ndarray
 ) -> dict[str, dict[str, Any]] | None:
     """meta/episodes again, as one file; the statistics of what stays, where each episode has its own."""
-    tables = [
-        layout.read_parquet(file, "episodes")
-        for file in sorted((dataset.root / "meta" / layout.EPISODES).glob("*/*.parquet"))
-    ]
-    table = pa.concat_tables(tables, promote_options="default")
-    table = _of(table, numbers)
+    table = _of(layout.read_episodes(dataset.root / "meta" / layout.EPISODES), numbers)
     new = np.array([numbers[index] for index in table["episode_index"].to_pylist()], np.int64)
     changed = {
         "episode_index": new, "dataset_from_index": starts[new], "dataset_to_index": starts[new + 1],

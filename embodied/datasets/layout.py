@@ -159,6 +159,30 @@ def read_parquet(file: Path, about: str = "", *, without: str = "", **options: A
         return table
 
 
+def read_episodes(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All of `meta/episodes`, however many files it has: LeRobot begins a new one each time it goes on with a dataset.
+
+    Args:
+        folder: `meta/episodes`.
+        columns: those to read; None: all.
+
+    Returns:
+        One table; a column that some file lacks is null in its rows, and one of whole numbers in some file and others
+        elsewhere (LeRobot's statistics of whole numbers) is of floats.
+
+    Raises:
+        UserError: there are none, one is damaged, or they do not fit together.
+    """
+    files = sorted(folder.glob("*/*.parquet"))
+    if not files:
+        raise UserError(f"{folder}: must hold the episodes' parquet files; there are none.")
+    tables = [read_parquet(file, "episodes", columns=columns) for file in files]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(f"{folder}: its files must have columns of one kind; {error}. One is damaged.") from error
+
+
 @contextmanager
 def reading(file: Path, about: str = "") -> Iterator[None]:
     """Errors of reading a parquet file within it, in a person's words."""

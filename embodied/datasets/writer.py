@@ -222,6 +222,13 @@ class Writer:
         mine = json.loads(json.dumps({"fps": self.fps, "features": self.features, "env": self._env}))
         if changed := [key for key in mine if mine[key] != theirs[key]]:
             raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        named = layout.read_episodes(self._meta / layout.EPISODES, ["episode_index"])
+        numbers = [index for column in named.columns for index in column.to_pylist()]
+        if len(numbers) != info["total_episodes"] or set(numbers) != set(range(len(numbers))):
+            whole = f"0 to {info['total_episodes'] - 1}, each once, as info.json says"
+            raise UserError(
+                f"{self.root}: meta/episodes must name episodes {whole}; got {str(numbers)[:80]}. Write elsewhere."
+            )
         tasks = layout.read_tasks(self._meta / layout.TASKS)
         return info, [tasks[i] for i in range(len(tasks))], own
 
@@ -291,7 +298,7 @@ class Writer:
 
             self._pack_files(staged, rows, table, f"videos/{key}", template, f"{key}.mp4", join)
         new = pa.Table.from_pylist(rows, _episodes_schema(rows))
-        everything = new if table is None else pa.concat_tables([table, new])
+        everything = new if table is None else pa.concat_tables([table, new], promote_options="permissive")
         former = [layout.read_json(self._meta / layout.STATS)] if table is not None else []
         stats = layout.pooled([*former, *(about["stats"] for about in staged)])
         count = first + len(staged)
@@ -320,7 +327,8 @@ class Writer:
         number = 0
         if table is not None:
             chunks, files = (np.asarray(table[f"{prefix}/{part}_index"]) for part in ("chunk", "file"))
-            number = int((chunks * layout.CHUNK + files).max()) + 1
+            named = chunks * layout.CHUNK + files
+            number = int(named[~np.isnan(named)].max(initial=-1)) + 1  # NaN: a camera that saw nothing of an episode
         limit = self._limits["data" if prefix == "data" else "video"]
         for group in _groups([_size(about["folder"] / name) for about in staged], limit):
             place = {"chunk_index": number // layout.CHUNK, "file_index": number % layout.CHUNK}
@@ -338,10 +346,15 @@ class Writer:
             number += 1
 
     def _episodes(self) -> pa.Table | None:
-        """The rows of meta/episodes as they stand."""
+        """The rows of meta/episodes as they stand, said to lie in the one file that we write."""
         if not self._meta.is_dir():
             return None
-        return layout.read_parquet(self._meta / layout.EPISODES / "chunk-000" / "file-000.parquet", "episodes")
+        table = layout.read_episodes(self._meta / layout.EPISODES)
+        for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
+            if name in table.column_names:
+                column = pa.array(np.zeros(len(table), np.int64))
+                table = table.set_column(table.column_names.index(name), name, column)
+        return table
 
     def _swap_meta(self, info: dict[str, Any], stats: layout.Stats, own: dict[str, Any], episodes: pa.Table) -> None:
         part, old = self.root / ".meta.part", self.root / ".meta.old"
