@@ -33,6 +33,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 CHUNK = 1000  # files of a folder
 DATA_MB, VIDEO_MB = 100, 200  # after which a new file begins
 LAST = "last"  # folder of pictures after each episode's last action
+MADE = "made"  # in our notes: the settings by which the episodes were made
 LEFT_OUT = "left_out"  # in our notes: how many episodes were left out, whose pictures are still in the films
 STAGING = ".staging"  # below the root: whole episodes that no meta data names yet
 OPENED = "writer.json"  # there: with what the writer was opened, for whoever finishes what it left

@@ -82,6 +82,7 @@ class Dataset:
         spans: where each episode lies; those of no rows are left out.
         env: the `env` config of the world it was collected in; {} elsewhere.
         env_id: that world's id, or None.
+        made: settings by which its episodes were made, as whoever wrote it noted them; {} elsewhere.
 
     Raises:
         UserError: no dataset, a damaged one, or a version other than 2 or 3.
@@ -127,6 +128,7 @@ class Dataset:
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
         self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
         self.env_id: str | None = self.env.get("id")
+        self.made: dict[str, int | float] = own.get(layout.MADE) or {}
         if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone
             self.surplus = "after"
         self._tasks: dict[int, str] | None = None

@@ -40,6 +40,7 @@ class Writer:
         features: numeric ones by name (LeRobot's counters are added), as {"dtype", "shape", "names"}.
         cameras: short name -> (H, W), both even.
         env: the config of the world, for `Dataset.env`.
+        made: settings by which the episodes are made; refused where those there were made by others.
         data_mb, video_mb: size after which a new file begins.
 
     Raises:
@@ -55,6 +56,7 @@ class Writer:
         features: Mapping[str, Mapping[str, Any]],
         cameras: Mapping[str, tuple[int, int]],
         env: Mapping[str, Any] | None = None,
+        made: Mapping[str, int | float] | None = None,
         data_mb: int | float = layout.DATA_MB,
         video_mb: int | float = layout.VIDEO_MB,
     ) -> None:
@@ -71,7 +73,7 @@ class Writer:
         shown = {key: layout.video_feature(*size, fps) for key, size in self._videos.items()}
         plain = {name: {**feature, "shape": list(feature["shape"])} for name, feature in features.items()}
         self.features: dict[str, dict[str, Any]] = {**plain, **shown, **layout.COUNTERS}
-        self._env = dict(env or {})
+        self._env, self._made = dict(env or {}), dict(made or {})
         self._meta, self._staging = self.root / "meta", self.root / layout.STAGING
         self._check_folder()
         self._staging.mkdir(parents=True, exist_ok=True)
@@ -86,10 +88,10 @@ class Writer:
         try:
             self._recover()
             self._info, self._tasks, self._own = self._former()
-            self._staged = self._kept()
-            about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env,
-                     "data_mb": data_mb, "video_mb": video_mb}  # fmt: skip
-            write_text(self._staging / layout.OPENED, json.dumps(about))
+            about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env}
+            self._staged = self._kept(about)
+            more = {layout.MADE: self._made, "data_mb": data_mb, "video_mb": video_mb}
+            write_text(self._staging / layout.OPENED, json.dumps(about | more))
         except BaseException:
             self._leave()
             raise
@@ -216,12 +218,10 @@ class Writer:
                 "data_path": layout.DATA_PATH, "video_path": layout.VIDEO_PATH if self._videos else None,
                 "features": self.features,
             }  # fmt: skip
-            return info, [], {"env": self._env, "episodes": {}}
+            return info, [], {"env": self._env, "episodes": {}} | ({layout.MADE: self._made} if self._made else {})
         info, own = layout.read_json(self._meta / layout.INFO), layout.read_json(self._meta / layout.OWN)
         theirs = {"fps": info["fps"], "features": info["features"], "env": own.get("env")}
-        mine = json.loads(json.dumps({"fps": self.fps, "features": self.features, "env": self._env}))
-        if changed := [key for key in mine if mine[key] != theirs[key]]:
-            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        self._check_same({"fps": self.fps, "features": self.features, "env": self._env}, theirs, own)
         named = layout.read_episodes(self._meta / layout.EPISODES, ["episode_index"])
         numbers = [index for column in named.columns for index in column.to_pylist()]
         if len(numbers) != info["total_episodes"] or set(numbers) != set(range(len(numbers))):
@@ -232,8 +232,23 @@ class Writer:
         tasks = layout.read_tasks(self._meta / layout.TASKS)
         return info, [tasks[i] for i in range(len(tasks))], own
 
-    def _kept(self) -> list[dict[str, Any]]:
-        """Staged episodes that no meta data names yet, in order; others are cleared away."""
+    def _check_same(self, mine: Mapping[str, Any], theirs: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Refuse to add episodes of another kind to those there, or made in another way; all as JSON tells it."""
+        mine = json.loads(json.dumps(mine))
+        if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        for key, value in (notes.get(layout.MADE) or {}).items():
+            if key in self._made and self._made[key] != value:
+                raise UserError(
+                    f"{key} must be {value}, by which the episodes in {self.root} were made; got {self._made[key]}. "
+                    "Write elsewhere."
+                )
+
+    def _kept(self, mine: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Staged episodes that no meta data names yet, in order; others are cleared away.
+
+        Until they are packed, the note of whoever staged them is all that tells their rate, sizes and world.
+        """
         staged: list[dict[str, Any]] = []
         for folder in sorted(self._staging.glob("episode-*")):
             if int(folder.name.removeprefix("episode-")) < self._info["total_episodes"]:
@@ -245,6 +260,10 @@ class Writer:
             if about["instruction"] not in self._tasks:
                 self._tasks.append(about["instruction"])
             staged.append(about)
+        opened = self._staging / layout.OPENED
+        if staged and opened.is_file():
+            theirs = layout.read_json(opened)
+            self._check_same(mine, theirs, theirs)
         return staged
 
     def _check_episode(self, columns: Mapping[str, np.ndarray], frames: Mapping[str, np.ndarray]) -> int:

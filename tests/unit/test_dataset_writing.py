@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embodied.datasets import Dataset, Writer, layout
+from embodied.datasets import Dataset, Writer
 from embodied.errors import UserError
 
 FEATURES = {"action": {"dtype": "float32", "shape": [2], "names": None}}
@@ -82,3 +82,25 @@ def test_a_dataset_whose_episodes_are_not_all_named_takes_no_more(resumed):
     with pytest.raises(UserError, match=r"must name episodes 0 to 1, each once, .*; got \[0\]. Write elsewhere"):
         Writer(resumed, **SETTINGS)
     assert sorted(resumed.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"fps": 30}, "fps"),
+        ({"cameras": {"cam": (64, 64)}}, "cameras"),
+        ({"features": {"action": {"dtype": "float32", "shape": [3], "names": None}}}, "features"),
+        ({"env": {"id": "v"}}, "env"),
+    ],
+)
+def test_a_killed_dataset_goes_on_as_it_began(changed, told, tmp_path):
+    """Before the first packing no meta data say what the episodes are; the next writer's settings took their place."""
+    root = tmp_path / "a"
+    to = Writer(root, **SETTINGS)
+    add(to, 1)
+    to.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with pytest.raises(UserError, match=f"new episodes must have the {told} of those there. Write elsewhere."):
+        Writer(root, **SETTINGS | changed)
+    with Writer(root, **SETTINGS) as to:
+        add(to, 2)
+    assert values(root) == [1, 2]
