@@ -257,15 +257,15 @@ class Dataset:
         Returns:
             Camera -> (H, W, 3) uint8 RGB, and feature -> its values.
         """
-        kept = self._own.get(str(i), {}).get(layout.LAST, {})
-        files = {name: layout.last_file(self.root, name, i) for name in self.cameras}
+        index, kept = self.span(i).index, self._note(i).get(layout.LAST, {})
+        files = {name: layout.last_file(self.root, name, index) for name in self.cameras}
         frames = {}
         for name, file in files.items():
             if file.is_file():
                 try:
                     frames[name] = np.asarray(Image.open(file).convert("RGB"))
                 except (OSError, UnidentifiedImageError) as error:
-                    raise UserError(f"episode {i}, camera {name}: {file} is damaged: {error}.") from error
+                    raise UserError(f"episode {index}, camera {name}: {file} is damaged: {error}.") from error
         return frames, {name: np.asarray(values, self.features[name]["dtype"]) for name, values in kept.items()}
 
     def place(self, i: int, camera: str) -> tuple[Path, float]:
