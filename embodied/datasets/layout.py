@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from embodied.errors import UserError
-from embodied.files import whole
+from embodied.files import sync, whole
 
 VERSION = "v3.0"
 INFO, STATS, TASKS, EPISODES, OWN = "info.json", "stats.json", "tasks.parquet", "episodes", "embodied.json"
@@ -213,13 +213,17 @@ def keep_last(folder: Path, frames: Mapping[str, np.ndarray]) -> None:
         Image.fromarray(image).save(folder / f"{LAST}-{camera}.png")
 
 
-def place_last(folder: Path, root: Path, i: int) -> None:
-    """Copy them to where `last_file` finds those of episode i."""
+def place_last(folder: Path, root: Path, i: int) -> list[Path]:
+    """Copy them to where `last_file` finds those of episode i, for good; where they are."""
+    places = []
     for file in folder.glob(f"{LAST}-*.png"):
         place = last_file(root, file.stem.removeprefix(f"{LAST}-"), i)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole(place) as part:
             shutil.copyfile(file, part)
+            sync(part)
+        places.append(place)
+    return places
 
 
 def last_file(root: Path, camera: str, i: int) -> Path:

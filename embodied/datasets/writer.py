@@ -297,9 +297,10 @@ class Writer:
         staged, first = self._staged, self._info["total_episodes"]
         table = self._episodes()
         rows: list[dict[str, Any]] = []
+        ends: set[Path] = set()  # folders of pictures after the last action
         start = self._info["total_frames"]
         for k, about in enumerate(staged):
-            layout.place_last(about["folder"], self.root, first + k)
+            ends |= {file.parent for file in layout.place_last(about["folder"], self.root, first + k)}
             end = start + about["length"]
             rows.append({
                 "episode_index": first + k, "tasks": [about["instruction"]], "length": about["length"],
@@ -308,6 +309,8 @@ class Writer:
                 **{f"stats/{name}/{s}": v for name, stats in about["stats"].items() for s, v in stats.items()},
             })  # fmt: skip
             start = end
+        for folder in ends:
+            self._keep(folder)
         self._pack_files(staged, rows, table, "data", layout.DATA_PATH, "data.parquet", _join_tables)
         for key in self._videos:
             template = layout.VIDEO_PATH.replace("{video_key}", key)
@@ -355,6 +358,8 @@ class Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as part:
                 join([staged[k]["folder"] / name for k in group], part, group)
+                sync(part)
+            self._keep(path.parent)
             begin = 0
             for k in group:
                 rows[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
@@ -363,6 +368,12 @@ class Writer:
                     rows[k] |= {f"{prefix}/from_timestamp": begin / self.fps, f"{prefix}/to_timestamp": end / self.fps}
                     begin = end
             number += 1
+
+    def _keep(self, folder: Path) -> None:
+        """Have the disk keep a folder's entries, and those of the folders down to it: meta data will name them."""
+        while folder != self.root:
+            sync(folder)
+            folder = folder.parent
 
     def _episodes(self) -> pa.Table | None:
         """The rows of meta/episodes as they stand, said to lie in the one file that we write."""
@@ -384,11 +395,12 @@ class Writer:
         pq.write_table(layout.tasks_table(self._tasks), part / layout.TASKS)
         for name, value in ((layout.INFO, info), (layout.STATS, stats), (layout.OWN, own)):
             (part / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-        for path in part.rglob("*"):
+        for path in (*part.rglob("*"), part):
             sync(path)
         if self._meta.is_dir():
             self._meta.rename(old)
         part.rename(self._meta)
+        sync(self.root)  # after it the staged copies go
         shutil.rmtree(old, ignore_errors=True)
 
 

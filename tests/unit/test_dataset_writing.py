@@ -1,6 +1,7 @@
 """A dataset goes on with what LeRobot, a kill, or other settings left in its folder, and loses nothing of it."""
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -104,3 +105,21 @@ def test_a_killed_dataset_goes_on_as_it_began(changed, told, tmp_path):
     with Writer(root, **SETTINGS) as to:
         add(to, 2)
     assert values(root) == [1, 2]
+
+
+def test_the_disk_keeps_what_meta_data_name_before_the_staged_copies_go(tmp_path, monkeypatch):
+    """A power cut left meta data that named empty films."""
+    root, synced, sync = tmp_path / "a", [], os.fsync
+
+    def noted(handle):
+        staged = any(root.glob(".staging/episode-*"))
+        synced.append((os.fstat(handle).st_ino, (root / "meta").is_dir(), staged))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Writer(root, **SETTINGS) as to:
+        add(to, 1, last={"cam": np.zeros((32, 32, 3), np.uint8)})
+    for path in root.rglob("*"):
+        assert (path.stat().st_ino, False, True) in synced, path
+    assert (root / "last/cam/episode-000000.png").is_file()
+    assert synced[-1] == (root.stat().st_ino, True, True)
