@@ -60,6 +60,7 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
                 features=features,
                 cameras=dict.fromkeys(cameras, (size, size)),
                 env=description,
+                made=_heeded(config),
             ) as writer,
             tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
         ):
@@ -128,6 +129,16 @@ def _kind(i: int, config: DictConfig) -> str:
     for n in range(1, i + 2):
         drawn.append(max(KINDS, key=lambda kind, n=n: config.shares[kind] * n - drawn.count(kind)))
     return drawn[i]
+
+
+def _heeded(config: DictConfig) -> dict[str, int | float]:
+    """The settings, by their names, that decide what episodes of this policy are, beside the world's."""
+    names = ["seed"]
+    if config.policy in ("random", "mixed"):
+        names.append("hold")
+    if config.policy == "mixed":
+        names += ["noise", *(f"shares.{kind}" for kind in KINDS)]
+    return {name: OmegaConf.select(config, name) for name in names}
 
 
 def _name(config: DictConfig) -> str:

@@ -122,7 +122,7 @@ def _turn(root: Path) -> Iterator[None]:
 
 def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[str], how: dict[str, Any]) -> Dataset:
     """A named dataset of ours with so many episodes from these cameras; collected where there is none."""
-    place, grows = COLLECTED / name, False
+    place, grows, began = COLLECTED / name, False, []
     if cameras and _begun(place) and not set(cameras) <= set(Dataset(place).cameras):
         place = COLLECTED / f"{name}-{'-'.join(cameras)}"
     if _begun(place):
@@ -130,6 +130,7 @@ def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[
         if episodes is None or len(found) >= episodes:
             return found
         cameras, grows = found.cameras, True  # as it began
+        began = [f"{key}={value}" for key, value in found.made.items()]
     world, policy = _check(name, setting)
     from embodied.collecting.collect import collect  # MuJoCo, which whoever has a dataset does without
     from embodied.config import compose
@@ -137,7 +138,7 @@ def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[
     wanted = [] if episodes is None else [f"episodes={episodes}"]
     if grows or not set(cameras) <= set(world_cameras(world)[:2]):  # those that are recorded unasked
         wanted.append(f"cameras=[{','.join(cameras)}]")
-    made = collect(compose("collect", [f"env={world}", f"policy={policy}", f"out={place}", *wanted]))
+    made = collect(compose("collect", [f"env={world}", f"policy={policy}", f"out={place}", *began, *wanted]))
     return Dataset(made.root, **how) if how else made
 
 

@@ -17,6 +17,7 @@ result has the same bits as one run's.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -45,6 +46,7 @@ from embodied.settings import check_least
 
 ROOT = Path("runs", "label")
 GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
+DATA, PLACE = "data", "place"  # there: the dataset, and a hash of where it lies, for the file may be shared
 COUNTERS = ("index", "episode_index", "frame_index")  # of a sidecar
 NUMBERS = ("progress_sparse", "progress_dense", "potential", "reward")
 ROWS = 2**16  # of a sidecar that are held before they are written
@@ -73,7 +75,7 @@ def run(config: DictConfig) -> None:
     groups = by_goal(config, dataset)
     goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
     if config.columns == "sidecar":
-        _check_goals(out, goals)
+        _check_same(out, dataset, goals)
     labels = KeptLabels(dataset, _parts(out))
     label_all(config, labels, cameras, groups, shard=shard, only_see=config.merge, encoder=encoder)
     del loaded  # until then nothing is loaded twice
@@ -83,6 +85,7 @@ def run(config: DictConfig) -> None:
     low, high = progress_range(*labels.extremes())
     if config.columns == "sidecar":
         about = {"reward_model_path": name, "low": low, "high": high, GOALS: json.dumps(goals, ensure_ascii=False)}
+        about |= _whose(out, dataset)
         if len(goals) == 1:
             about["goal"] = goals[0]
         _write_sidecar(out, labels, about)
@@ -122,18 +125,35 @@ def _to_push(out: Path, name: str, facts: Mapping[str, Any], *, columns: str) ->
 # Checking -----------------------------------------------------------------------------------------------
 
 
-def _check_goals(out: Path, goals: Sequence[str]) -> None:
-    """Refuse to write over labels of another goal.
+def _whose(out: Path, dataset: Dataset) -> dict[str, str]:
+    """What a sidecar notes of its dataset; nothing in the dataset's own folder, which may be moved with it."""
+    root = dataset.root.resolve()
+    if out.resolve().is_relative_to(root):
+        return {}
+    return {DATA: "/".join(root.parts[-2:]), PLACE: hashlib.sha256(str(root).encode()).hexdigest()}
+
+
+def _check_same(out: Path, dataset: Dataset, goals: Sequence[str]) -> None:
+    """Refuse to write over labels of another dataset or goal.
 
     Raises:
-        UserError: a file that holds such, or does not say what it holds.
+        UserError: a file that holds such, or does not say its goal.
     """
     if not out.exists():
         return
+    noted: dict[bytes, bytes] = {}
     try:
-        kept = json.loads((pq.read_schema(out).metadata or {})[GOALS.encode()])
+        noted = pq.read_schema(out).metadata or {}
+        kept = json.loads(noted[GOALS.encode()])
     except (KeyError, ValueError, OSError):  # not ours, or from before goals were noted
         kept = None
+    place = _whose(out, dataset).get(PLACE)
+    if place is not None and noted.get(PLACE.encode(), place.encode()) != place.encode():  # older ones note none
+        other = noted.get(DATA.encode(), b"another").decode(errors="replace")
+        raise UserError(
+            f"out must be a new file, or hold labels of {dataset.root}; {out} holds labels of the dataset {other}. "
+            "Give another with out=… or name=…, or delete it."
+        )
     if kept != list(goals):
         held = "labels that do not say their goal" if kept is None else f"labels of {_listed(kept)}"
         raise UserError(

@@ -1,6 +1,8 @@
 """A LeRobot v3 dataset without some of its episodes, as a new folder: rows and meta data again, films as they are.
 
 Films are linked, not encoded again: pictures of episodes that are left out stay in them, and no row asks for any.
+Labels in a file of their own beside the data (`<name>_progress.parquet`) are numbered anew as the rows are; a table
+there that does not say whose its rows are is left out.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from embodied.datasets import layout
 from embodied.datasets.copying import files, is_data
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
+
+_NUMBERED = {"index", "episode_index", "frame_index"}  # columns by which a row says whose it is
 
 
 def drop(dataset: Dataset, dropped: Sequence[int], out: Path) -> Dataset:
@@ -70,6 +74,9 @@ def _write(dataset: Dataset, kept: Sequence[int], part: Path, info: dict[str, An
         target.parent.mkdir(parents=True, exist_ok=True)
         if is_data(file):
             _rows(source, target, numbers, starts)
+        elif len(file.parts) == 1 and file.suffix == ".parquet":  # labels beside the data, by the same numbers
+            if set(pq.read_schema(source).names) >= _NUMBERED:
+                _rows(source, target, numbers, starts)
         elif file.is_relative_to(meta / layout.EPISODES) or file in remade or file.parts[0] == layout.LAST:
             continue
         else:
@@ -87,7 +94,7 @@ def _write(dataset: Dataset, kept: Sequence[int], part: Path, info: dict[str, An
     _json(part / meta / layout.OWN, {"env": {}} | told | {"episodes": notes, layout.LEFT_OUT: gone})
     for camera in dataset.cameras:
         for new, i in enumerate(kept):
-            source = layout.last_file(dataset.root, camera, i)
+            source = layout.last_file(dataset.root, camera, dataset.span(i).index)
             if source.is_file():
                 target = layout.last_file(part, camera, new)
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,12 +127,7 @@ def _episodes(
     dataset: Dataset, part: Path, numbers: Mapping[int, int], starts: np.ndarray
 ) -> dict[str, dict[str, Any]] | None:
     """meta/episodes again, as one file; the statistics of what stays, where each episode has its own."""
-    tables = [
-        layout.read_parquet(file, "episodes")
-        for file in sorted((dataset.root / "meta" / layout.EPISODES).glob("*/*.parquet"))
-    ]
-    table = pa.concat_tables(tables, promote_options="default")
-    table = _of(table, numbers)
+    table = _of(layout.read_episodes(dataset.root / "meta" / layout.EPISODES), numbers)
     new = np.array([numbers[index] for index in table["episode_index"].to_pylist()], np.int64)
     changed = {
         "episode_index": new, "dataset_from_index": starts[new], "dataset_to_index": starts[new + 1],

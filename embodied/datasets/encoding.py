@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from rewards.progress import tqdm
 CACHE = Path("runs", "cache", "features")
 BATCH = 64  # frames that are held and encoded at a time
 NAME, KIND = "features", "F32"  # of the one tensor in a file, and its kind as safetensors calls it
+_KNOWN: dict[int, tuple[list[Any], list[Tensor], str]] = {}  # id of an encoder -> marks of its tensors, those, its hash
 
 
 def encode(
@@ -241,22 +243,39 @@ def _header(rows: int, width: int) -> bytes:
 
 
 def fingerprint(encoder: Encoder) -> str:
-    """A hash of everything an encoder's features depend on: name, settings and weights."""
-    found = hashlib.sha256(json.dumps([encoder.name, encoder.dim, list(encoder.image_size)]).encode())
+    """A hash of everything an encoder's features depend on: name, settings and weights.
+
+    Weights are large, and asked after for every goal and dataset: they are read again only where one has changed.
+    """
+    parts: list[tuple[str, Tensor | None]] = []
     for name, value in sorted(vars(encoder).items()):
         if isinstance(value, nn.Module):
-            tensors: dict[str, Any] = dict(value.state_dict())
+            held: dict[str, Any] = dict(value.state_dict(keep_vars=True))
         elif isinstance(value, Tensor):
-            tensors = {"": value}
+            held = {"": value}
         else:
-            tensors = {}
+            held = {}
             if name in ("precision", "model", "_preprocess"):
-                found.update(f"{name}={value}".encode())
-        for key, tensor in tensors.items():
+                parts.append((f"{name}={value}", None))
+        for key, tensor in held.items():
             if isinstance(tensor, Tensor):
-                found.update(f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                flat = tensor.detach().cpu().contiguous().flatten()
-                found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+                parts.append((f"{name}.{key} {tensor.dtype} {tuple(tensor.shape)}", tensor))
+    about = json.dumps([encoder.name, encoder.dim, list(encoder.image_size)])
+    tensors = [tensor for _, tensor in parts if tensor is not None]
+    counted = not any(tensor.is_inference() for tensor in tensors)  # such keep no count of their changes
+    marks = [about, *(text for text, _ in parts)]
+    marks += [(id(each), each.data_ptr(), each._version) for each in tensors if counted]
+    if counted and id(encoder) in _KNOWN and _KNOWN[id(encoder)][0] == marks:
+        return _KNOWN[id(encoder)][2]
+    found = hashlib.sha256(about.encode())
+    for text, tensor in parts:
+        found.update(text.encode())
+        if tensor is not None:
+            flat = tensor.detach().cpu().contiguous().flatten()
+            found.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    if id(encoder) not in _KNOWN:  # an encoder need not be hashable
+        weakref.finalize(encoder, _KNOWN.pop, id(encoder), None)
+    _KNOWN[id(encoder)] = marks, tensors, found.hexdigest()
     return found.hexdigest()
 
 

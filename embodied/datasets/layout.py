@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from embodied.errors import UserError
-from embodied.files import whole
+from embodied.files import sync, whole
 
 VERSION = "v3.0"
 INFO, STATS, TASKS, EPISODES, OWN = "info.json", "stats.json", "tasks.parquet", "episodes", "embodied.json"
@@ -33,6 +33,7 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 CHUNK = 1000  # files of a folder
 DATA_MB, VIDEO_MB = 100, 200  # after which a new file begins
 LAST = "last"  # folder of pictures after each episode's last action
+MADE = "made"  # in our notes: the settings by which the episodes were made
 LEFT_OUT = "left_out"  # in our notes: how many episodes were left out, whose pictures are still in the films
 STAGING = ".staging"  # below the root: whole episodes that no meta data names yet
 OPENED = "writer.json"  # there: with what the writer was opened, for whoever finishes what it left
@@ -159,6 +160,30 @@ def read_parquet(file: Path, about: str = "", *, without: str = "", **options: A
         return table
 
 
+def read_episodes(folder: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """All of `meta/episodes`, however many files it has: LeRobot begins a new one each time it goes on with a dataset.
+
+    Args:
+        folder: `meta/episodes`.
+        columns: those to read; None: all.
+
+    Returns:
+        One table; a column that some file lacks is null in its rows, and one of whole numbers in some file and others
+        elsewhere (LeRobot's statistics of whole numbers) is of floats.
+
+    Raises:
+        UserError: there are none, one is damaged, or they do not fit together.
+    """
+    files = sorted(folder.glob("*/*.parquet"))
+    if not files:
+        raise UserError(f"{folder}: must hold the episodes' parquet files; there are none.")
+    tables = [read_parquet(file, "episodes", columns=columns) for file in files]
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise UserError(f"{folder}: its files must have columns of one kind; {error}. One is damaged.") from error
+
+
 @contextmanager
 def reading(file: Path, about: str = "") -> Iterator[None]:
     """Errors of reading a parquet file within it, in a person's words."""
@@ -188,13 +213,17 @@ def keep_last(folder: Path, frames: Mapping[str, np.ndarray]) -> None:
         Image.fromarray(image).save(folder / f"{LAST}-{camera}.png")
 
 
-def place_last(folder: Path, root: Path, i: int) -> None:
-    """Copy them to where `last_file` finds those of episode i."""
+def place_last(folder: Path, root: Path, i: int) -> list[Path]:
+    """Copy them to where `last_file` finds those of episode i, for good; where they are."""
+    places = []
     for file in folder.glob(f"{LAST}-*.png"):
         place = last_file(root, file.stem.removeprefix(f"{LAST}-"), i)
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole(place) as part:
             shutil.copyfile(file, part)
+            sync(part)
+        places.append(place)
+    return places
 
 
 def last_file(root: Path, camera: str, i: int) -> Path:

@@ -82,6 +82,7 @@ class Dataset:
         spans: where each episode lies; those of no rows are left out.
         env: the `env` config of the world it was collected in; {} elsewhere.
         env_id: that world's id, or None.
+        made: settings by which its episodes were made, as whoever wrote it noted them; {} elsewhere.
 
     Raises:
         UserError: no dataset, a damaged one, or a version other than 2 or 3.
@@ -127,6 +128,7 @@ class Dataset:
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
         self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
         self.env_id: str | None = self.env.get("id")
+        self.made: dict[str, int | float] = own.get(layout.MADE) or {}
         if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone
             self.surplus = "after"
         self._tasks: dict[int, str] | None = None
@@ -255,15 +257,15 @@ class Dataset:
         Returns:
             Camera -> (H, W, 3) uint8 RGB, and feature -> its values.
         """
-        kept = self._own.get(str(i), {}).get(layout.LAST, {})
-        files = {name: layout.last_file(self.root, name, i) for name in self.cameras}
+        index, kept = self.span(i).index, self._note(i).get(layout.LAST, {})
+        files = {name: layout.last_file(self.root, name, index) for name in self.cameras}
         frames = {}
         for name, file in files.items():
             if file.is_file():
                 try:
                     frames[name] = np.asarray(Image.open(file).convert("RGB"))
                 except (OSError, UnidentifiedImageError) as error:
-                    raise UserError(f"episode {i}, camera {name}: {file} is damaged: {error}.") from error
+                    raise UserError(f"episode {index}, camera {name}: {file} is damaged: {error}.") from error
         return frames, {name: np.asarray(values, self.features[name]["dtype"]) for name, values in kept.items()}
 
     def place(self, i: int, camera: str) -> tuple[Path, float]:

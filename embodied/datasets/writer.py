@@ -40,6 +40,7 @@ class Writer:
         features: numeric ones by name (LeRobot's counters are added), as {"dtype", "shape", "names"}.
         cameras: short name -> (H, W), both even.
         env: the config of the world, for `Dataset.env`.
+        made: settings by which the episodes are made; refused where those there were made by others.
         data_mb, video_mb: size after which a new file begins.
 
     Raises:
@@ -55,6 +56,7 @@ class Writer:
         features: Mapping[str, Mapping[str, Any]],
         cameras: Mapping[str, tuple[int, int]],
         env: Mapping[str, Any] | None = None,
+        made: Mapping[str, int | float] | None = None,
         data_mb: int | float = layout.DATA_MB,
         video_mb: int | float = layout.VIDEO_MB,
     ) -> None:
@@ -71,7 +73,7 @@ class Writer:
         shown = {key: layout.video_feature(*size, fps) for key, size in self._videos.items()}
         plain = {name: {**feature, "shape": list(feature["shape"])} for name, feature in features.items()}
         self.features: dict[str, dict[str, Any]] = {**plain, **shown, **layout.COUNTERS}
-        self._env = dict(env or {})
+        self._env, self._made = dict(env or {}), dict(made or {})
         self._meta, self._staging = self.root / "meta", self.root / layout.STAGING
         self._check_folder()
         self._staging.mkdir(parents=True, exist_ok=True)
@@ -86,10 +88,10 @@ class Writer:
         try:
             self._recover()
             self._info, self._tasks, self._own = self._former()
-            self._staged = self._kept()
-            about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env,
-                     "data_mb": data_mb, "video_mb": video_mb}  # fmt: skip
-            write_text(self._staging / layout.OPENED, json.dumps(about))
+            about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env}
+            self._staged = self._kept(about)
+            more = {layout.MADE: self._made, "data_mb": data_mb, "video_mb": video_mb}
+            write_text(self._staging / layout.OPENED, json.dumps(about | more))
         except BaseException:
             self._leave()
             raise
@@ -216,17 +218,37 @@ class Writer:
                 "data_path": layout.DATA_PATH, "video_path": layout.VIDEO_PATH if self._videos else None,
                 "features": self.features,
             }  # fmt: skip
-            return info, [], {"env": self._env, "episodes": {}}
+            return info, [], {"env": self._env, "episodes": {}} | ({layout.MADE: self._made} if self._made else {})
         info, own = layout.read_json(self._meta / layout.INFO), layout.read_json(self._meta / layout.OWN)
         theirs = {"fps": info["fps"], "features": info["features"], "env": own.get("env")}
-        mine = json.loads(json.dumps({"fps": self.fps, "features": self.features, "env": self._env}))
-        if changed := [key for key in mine if mine[key] != theirs[key]]:
-            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        self._check_same({"fps": self.fps, "features": self.features, "env": self._env}, theirs, own)
+        named = layout.read_episodes(self._meta / layout.EPISODES, ["episode_index"])
+        numbers = [index for column in named.columns for index in column.to_pylist()]
+        if len(numbers) != info["total_episodes"] or set(numbers) != set(range(len(numbers))):
+            whole = f"0 to {info['total_episodes'] - 1}, each once, as info.json says"
+            raise UserError(
+                f"{self.root}: meta/episodes must name episodes {whole}; got {str(numbers)[:80]}. Write elsewhere."
+            )
         tasks = layout.read_tasks(self._meta / layout.TASKS)
         return info, [tasks[i] for i in range(len(tasks))], own
 
-    def _kept(self) -> list[dict[str, Any]]:
-        """Staged episodes that no meta data names yet, in order; others are cleared away."""
+    def _check_same(self, mine: Mapping[str, Any], theirs: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
+        """Refuse to add episodes of another kind to those there, or made in another way; all as JSON tells it."""
+        mine = json.loads(json.dumps(mine))
+        if changed := [key for key in mine if mine[key] != theirs.get(key)]:
+            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        for key, value in (notes.get(layout.MADE) or {}).items():
+            if key in self._made and self._made[key] != value:
+                raise UserError(
+                    f"{key} must be {value}, by which the episodes in {self.root} were made; got {self._made[key]}. "
+                    "Write elsewhere."
+                )
+
+    def _kept(self, mine: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Staged episodes that no meta data names yet, in order; others are cleared away.
+
+        Until they are packed, the note of whoever staged them is all that tells their rate, sizes and world.
+        """
         staged: list[dict[str, Any]] = []
         for folder in sorted(self._staging.glob("episode-*")):
             if int(folder.name.removeprefix("episode-")) < self._info["total_episodes"]:
@@ -238,6 +260,10 @@ class Writer:
             if about["instruction"] not in self._tasks:
                 self._tasks.append(about["instruction"])
             staged.append(about)
+        opened = self._staging / layout.OPENED
+        if staged and opened.is_file():
+            theirs = layout.read_json(opened)
+            self._check_same(mine, theirs, theirs)
         return staged
 
     def _check_episode(self, columns: Mapping[str, np.ndarray], frames: Mapping[str, np.ndarray]) -> int:
@@ -271,9 +297,10 @@ class Writer:
         staged, first = self._staged, self._info["total_episodes"]
         table = self._episodes()
         rows: list[dict[str, Any]] = []
+        ends: set[Path] = set()  # folders of pictures after the last action
         start = self._info["total_frames"]
         for k, about in enumerate(staged):
-            layout.place_last(about["folder"], self.root, first + k)
+            ends |= {file.parent for file in layout.place_last(about["folder"], self.root, first + k)}
             end = start + about["length"]
             rows.append({
                 "episode_index": first + k, "tasks": [about["instruction"]], "length": about["length"],
@@ -282,6 +309,8 @@ class Writer:
                 **{f"stats/{name}/{s}": v for name, stats in about["stats"].items() for s, v in stats.items()},
             })  # fmt: skip
             start = end
+        for folder in ends:
+            self._keep(folder)
         self._pack_files(staged, rows, table, "data", layout.DATA_PATH, "data.parquet", _join_tables)
         for key in self._videos:
             template = layout.VIDEO_PATH.replace("{video_key}", key)
@@ -291,7 +320,7 @@ class Writer:
 
             self._pack_files(staged, rows, table, f"videos/{key}", template, f"{key}.mp4", join)
         new = pa.Table.from_pylist(rows, _episodes_schema(rows))
-        everything = new if table is None else pa.concat_tables([table, new])
+        everything = new if table is None else pa.concat_tables([table, new], promote_options="permissive")
         former = [layout.read_json(self._meta / layout.STATS)] if table is not None else []
         stats = layout.pooled([*former, *(about["stats"] for about in staged)])
         count = first + len(staged)
@@ -320,7 +349,8 @@ class Writer:
         number = 0
         if table is not None:
             chunks, files = (np.asarray(table[f"{prefix}/{part}_index"]) for part in ("chunk", "file"))
-            number = int((chunks * layout.CHUNK + files).max()) + 1
+            named = chunks * layout.CHUNK + files
+            number = int(named[~np.isnan(named)].max(initial=-1)) + 1  # NaN: a camera that saw nothing of an episode
         limit = self._limits["data" if prefix == "data" else "video"]
         for group in _groups([_size(about["folder"] / name) for about in staged], limit):
             place = {"chunk_index": number // layout.CHUNK, "file_index": number % layout.CHUNK}
@@ -328,6 +358,8 @@ class Writer:
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole(path) as part:
                 join([staged[k]["folder"] / name for k in group], part, group)
+                sync(part)
+            self._keep(path.parent)
             begin = 0
             for k in group:
                 rows[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
@@ -337,11 +369,22 @@ class Writer:
                     begin = end
             number += 1
 
+    def _keep(self, folder: Path) -> None:
+        """Have the disk keep a folder's entries, and those of the folders down to it: meta data will name them."""
+        while folder != self.root:
+            sync(folder)
+            folder = folder.parent
+
     def _episodes(self) -> pa.Table | None:
-        """The rows of meta/episodes as they stand."""
+        """The rows of meta/episodes as they stand, said to lie in the one file that we write."""
         if not self._meta.is_dir():
             return None
-        return layout.read_parquet(self._meta / layout.EPISODES / "chunk-000" / "file-000.parquet", "episodes")
+        table = layout.read_episodes(self._meta / layout.EPISODES)
+        for name in ("meta/episodes/chunk_index", "meta/episodes/file_index"):
+            if name in table.column_names:
+                column = pa.array(np.zeros(len(table), np.int64))
+                table = table.set_column(table.column_names.index(name), name, column)
+        return table
 
     def _swap_meta(self, info: dict[str, Any], stats: layout.Stats, own: dict[str, Any], episodes: pa.Table) -> None:
         part, old = self.root / ".meta.part", self.root / ".meta.old"
@@ -352,11 +395,12 @@ class Writer:
         pq.write_table(layout.tasks_table(self._tasks), part / layout.TASKS)
         for name, value in ((layout.INFO, info), (layout.STATS, stats), (layout.OWN, own)):
             (part / name).write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-        for path in part.rglob("*"):
+        for path in (*part.rglob("*"), part):
             sync(path)
         if self._meta.is_dir():
             self._meta.rename(old)
         part.rename(self._meta)
+        sync(self.root)  # after it the staged copies go
         shutil.rmtree(old, ignore_errors=True)
 
 

@@ -128,6 +128,7 @@ class Watchdog:
         self._asked = self._tried = self._told = 0  # stops, counted: wanted, tried, and those the robot knows of
         self.stopped: Stop | None = None
         self.failure: str | None = None
+        self._wish: str | None = None  # why the operator asked to stop when nobody was watching any more
         self._thread = threading.Thread(target=self._run, name="robot watchdog", daemon=True)
         self._asker = threading.Thread(target=self._ask_operator, name="robot operator", daemon=True)
         self._thread.start()
@@ -147,12 +148,15 @@ class Watchdog:
                 self._seen[name] = max(at_s, self._seen.get(name, at_s))
 
     def watch(self) -> None:
-        """From now on stop the robot where something is too old; what is so already stops it before this returns."""
+        """From now on stop the robot where something is too old; what is so already stops it before this returns, as
+        does an operator's stop that came as the last watch ended."""
         with self._changed:
             self.stopped, self._watching = None, True
             if self._operator is not None:
                 self.seen(OPERATOR, self._now())
             self._changed.notify_all()
+            if (why := self._kept_wish()) is not None:
+                self.trip(f"operator: {why}", self._now())
             self.look()
 
     def look(self) -> Stop | None:
@@ -213,6 +217,8 @@ class Watchdog:
         """Why the operator wants the robot to stay still; None where they do not, or there is none. Raises nothing."""
         if self._operator is None:
             return None
+        if (why := self._kept_wish()) is not None:
+            return why
         try:
             return ASKED if self._operator() else None
         except BaseException as error:  # a check that fails tells nothing good
@@ -290,6 +296,12 @@ class Watchdog:
         except Exception:
             return math.nan
 
+    def _kept_wish(self) -> str | None:
+        """An operator's stop that nobody has heeded yet; it is told once."""
+        with self._changed:
+            why, self._wish = self._wish, None
+            return why
+
     def _ask_operator(self) -> None:
         """The second thread: asks while the robot may move."""
         while True:
@@ -304,5 +316,7 @@ class Watchdog:
                     self.seen(OPERATOR, asked_s)
                 elif self._watching:
                     self.trip(f"operator: {why}", asked_s, wait=False)
+                else:  # the watch ended as they answered; one who is told once (a key) would not be heard again
+                    self._wish = why
                 if not self._closed:
                     self._changed.wait(self._poll_s / self._clock.speed)

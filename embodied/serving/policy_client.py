@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,7 @@ class RemotePolicy:
             if self._go_on and len(rest):
                 steps = math.ceil(max(self._delays) * self.queue.fps)
                 message["going_on"] = {"actions": protocol.encode_array(rest), "delay": min(steps, len(rest))}
-            if self._wanted.full():  # one that was given up before it was sent
-                self._wanted.get()
-            self._wanted.put((message, now_s))
+            self._want((message, now_s))
         return action
 
     def reset(self) -> None:
@@ -117,11 +116,15 @@ class RemotePolicy:
 
     def close(self) -> None:
         """End the thread; safe to call twice."""
-        if self._wanted.full():
-            self._wanted.get()
-        self._wanted.put(None)
+        self._want(None)
         self._thread.join()
         self._client.close()
+
+    def _want(self, wanted: Any) -> None:
+        """In place of what was given up before it was sent, if the thread does not take that just now."""
+        with suppress(queue.Empty):
+            self._wanted.get_nowait()
+        self._wanted.put(wanted)
 
     def _work(self) -> None:
         while (wanted := self._wanted.get()) is not None:

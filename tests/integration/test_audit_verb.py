@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,7 +38,7 @@ def data(tmp_path_factory):
                 frame[:, : round(end * SIZE * t / (count - 1))] = (220, 20, 20)
             solved = (np.arange(count) == count - 1) & (end >= 0.9)
             columns = {"action": np.full((count, 1), k, np.float32), "next.success": solved[:, None]}
-            last = {"front": frames[-1]}
+            last = {"front": frames[-1], "action": np.float32([k])}
             writer.add(columns, {"front": frames}, instruction=f"fill {k % 2}", kind=f"kind {k}", last=last)
     return root
 
@@ -131,6 +133,45 @@ def test_what_stays_is_as_it_was(data, tmp_path):
     np.testing.assert_array_equal(ends.frames(6, "front"), dataset.frames(6, "front"))
     again = drop(made, [0], tmp_path / "lesser")  # of what was made so
     assert [float(again.recording(i).actions[0, 0]) for i in range(4)] == [2, 5, 6, 7]
+
+
+def test_labels_beside_the_data_go_with_their_episodes(data, tmp_path):
+    """`embodied label in_place=true` writes them, by the numbers of rows and episodes."""
+    root = shutil.copytree(data, tmp_path / "labelled")
+    dataset, names = Dataset(root), ["index", "episode_index", "frame_index"]
+    columns = {name: np.concatenate([dataset.columns(i, [name])[name] for i in range(8)]) for name in names}
+    table = pa.table(columns | {"reward": columns["episode_index"].astype(np.float32)}).replace_schema_metadata(
+        {"goals": "[]"}
+    )
+    pq.write_table(table, root / "clip_progress.parquet", row_group_size=7)
+    pq.write_table(pa.table({"reward": [1.0]}), root / "other.parquet")  # nobody knows of what
+    made = drop(dataset, [0, 3, 4], tmp_path / "less")
+    assert sorted(path.name for path in made.root.glob("*.parquet")) == ["clip_progress.parquet"]
+    found = pq.read_table(made.root / "clip_progress.parquet")
+    for name in names:
+        expected = np.concatenate([made.columns(i, [name])[name] for i in range(len(made))])
+        np.testing.assert_array_equal(found[name], expected)
+    old = np.array([1, 2, 5, 6, 7])
+    np.testing.assert_array_equal(found["reward"], old[np.asarray(found["episode_index"])])
+    assert found.schema.metadata[b"goals"] == b"[]"
+
+
+def test_the_end_of_an_episode_is_its_own_where_another_was_taken_out(data, tmp_path):
+    """It was looked up by position, while it is written by number."""
+    root = shutil.copytree(data, tmp_path / "some")
+    (file,) = (root / "meta/episodes").glob("*/*.parquet")
+    rows = [row for row in pq.read_table(file).to_pylist() if row["episode_index"] != 1]
+    pq.write_table(pa.Table.from_pylist(rows), file)
+    info = json.loads((root / "meta/info.json").read_text()) | {"total_episodes": 7}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    whole, some = Dataset(data), Dataset(root)
+    made = drop(some, [0], tmp_path / "less")
+    for i in range(1, 7):
+        number = some.span(i).index
+        assert number == i + 1
+        for found in (some.last(i), made.last(i - 1)):
+            np.testing.assert_array_equal(found[0]["front"], whole.last(number)[0]["front"])
+            assert found[1]["action"] == [number]
 
 
 def test_what_cannot_be_dropped_is_told(data, tmp_path):

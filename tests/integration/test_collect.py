@@ -1,6 +1,7 @@
 """`embodied collect`: kinds are what they say, frames are the simulator's, a killed run goes on to the same dataset."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -285,3 +286,20 @@ def test_random_actions_are_held_for_a_few_steps(tmp_path):
         lengths = np.diff([-1, *changed])
         assert set(lengths) == {1, 2, 3, 4}
     assert cli.main(["collect", "policy=random", "hold=0"]) == 2
+
+
+def test_a_dataset_grows_by_the_settings_that_it_began_with(tmp_path, monkeypatch, capsys):
+    """Others than asked for were given out, and a killed run's were followed by those of another size."""
+    monkeypatch.chdir(tmp_path)
+    words = ["collect", "env=reacher-red", "policy=random", *SMALL]
+    assert cli.main([*words, "episodes=1", "seed=3", "hold=4"]) == 0
+    for changed, told in (("hold=4", "seed must be 3, .*; got 0"), ("seed=3", "hold must be 4, .*; got 1")):
+        capsys.readouterr()
+        assert cli.main([*words, "episodes=1", changed]) == 2
+        assert re.search(told, capsys.readouterr().err)
+    monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
+    grown = open_dataset("reacher-red-random", episodes=2)
+    assert (len(grown), grown.made) == (2, {"seed": 3, "hold": 4})
+    assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "noise=0.9", "out=other"]) == 0
+    assert seeds(tmp_path / "other") == seeds(grown.root)
+    assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "noise=0.1", "out=other"]) == 0  # which is not heeded

@@ -239,6 +239,28 @@ def test_labels_say_their_goal_and_are_not_written_over_another_s(data, tiny_cli
     assert "labels that do not say their goal" in capsys.readouterr().err
 
 
+def test_labels_are_not_written_over_those_of_another_dataset(data, tiny_clip, tmp_path, monkeypatch, capsys):
+    """`embodied watch record=…` names each of its datasets `dataset`, and so was the default of out."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("session1", "session2"):
+        shutil.copytree(data, tmp_path / name / "dataset")
+    file = tmp_path / "runs/label/dataset/clip_progress.parquet"
+    assert cli.main(words("session1/dataset", tiny_clip, "goal=a red ball")) == 0
+    first = file.read_bytes()
+    assert str(tmp_path).encode() not in first  # it may be pushed
+    assert cli.main(words("session2/dataset", tiny_clip, "goal=a red ball")) == 2
+    assert "holds labels of the dataset session1/dataset. Give another with out=" in capsys.readouterr().err
+    assert file.read_bytes() == first
+    assert cli.main(words(tmp_path / "session1/dataset", tiny_clip, "goal=a red ball")) == 0  # however it is named
+    assert cli.main(words("session1/dataset", tiny_clip, "goal=a red ball", "in_place=true")) == 0
+    (tmp_path / "session1").rename(tmp_path / "session3")  # a file in the dataset's own folder moves with it
+    assert cli.main(words("session3/dataset", tiny_clip, "goal=a red ball", "in_place=true")) == 0
+    table = pq.read_table(file)
+    old = {key: value for key, value in table.schema.metadata.items() if key not in (b"data", b"place")}
+    pq.write_table(table.replace_schema_metadata(old), file)  # as they were before
+    assert cli.main(words("session2/dataset", tiny_clip, "goal=a red ball")) == 0
+
+
 def test_columns_say_their_goal(data, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(words(data, tiny_clip, "columns=columns", "out=made")) == 0

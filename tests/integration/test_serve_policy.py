@@ -1,6 +1,7 @@
 """A policy over the wire: the same chunks as at home, what is refused, and a client that does nothing too late."""
 
 import contextlib
+import queue
 import threading
 import time
 from types import SimpleNamespace
@@ -9,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from embodied.serving import protocol
+from embodied.serving import policy_client, protocol
 from embodied.serving.connections import Server
 from embodied.serving.http_client import Client
 from embodied.serving.limits import RequestLimits
-from embodied.serving.peer import ServerRefusedError
+from embodied.serving.peer import ServerLostError, ServerRefusedError
 from embodied.serving.policy_app import PolicyService, make_policy_app
 from embodied.serving.policy_client import RemotePolicy
 from policies.vla.embedded import ChunkObservation
@@ -157,3 +158,50 @@ def test_a_remote_policy_acts_in_time_or_not_at_all(tmp_path):
         with pytest.raises(ServerRefusedError, match="token"):
             RemotePolicy(server.url, instruction="push", token_env=None)
         assert Client(server.url, token_env=None, token_file=file).about()["model_id"] == "policy-1"
+
+
+def test_a_request_that_the_thread_takes_just_as_another_replaces_it_holds_up_nobody(monkeypatch):
+    """The control thread waited for ever for what the other one had."""
+    going = threading.Event()
+
+    class Away:
+        """A server whose first answer is long in coming."""
+
+        def __init__(self, *_, **__):
+            self.about = lambda: {"horizon": 4, "fps": 10.0, "actions": ["a"], "going_on": False}
+            self.close = lambda: None
+
+        def ask(self, *_):
+            assert going.wait(30)
+            raise ServerLostError("lost")
+
+    class Switching(queue.Queue):
+        """Between asking and taking, the other thread has its turn."""
+
+        def full(self):
+            found = super().full()
+            going.set()
+            until(lambda: not self.qsize())
+            return found
+
+        def get_nowait(self):
+            going.set()
+            until(lambda: not self.qsize())
+            return super().get_nowait()
+
+    monkeypatch.setattr(policy_client, "Client", Away)
+    remote = RemotePolicy("http://localhost:1", instruction="push", patience_s=0.01)
+
+    def ask_again():
+        time.sleep(0.02)  # the last request is given up
+        return remote.act({}, np.zeros(0, np.float32))
+
+    ask_again()
+    until(lambda: not remote._wanted.qsize())  # the thread waits for its answer
+    ask_again()
+    remote._wanted.__class__ = Switching
+    thread = threading.Thread(target=ask_again, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    remote.close()

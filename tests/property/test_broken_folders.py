@@ -135,6 +135,8 @@ JSON = {
     "own a list": (OWN, lambda found: [found]),
     "own env a list": (OWN, put("env", [1])),
     "own id a list": (OWN, put("env", "id", [])),
+    "own made a list": (OWN, put("made", [1])),
+    "own made a text": (OWN, put("made", {"seed": "all"})),
     "own episodes a list": (OWN, put("episodes", [1])),
     "an own episode a number": (OWN, put("episodes", "1", 4)),
     "own steps beyond": (OWN, put("episodes", "1", "steps", [99])),

@@ -417,3 +417,24 @@ def test_frames_can_be_squashed_as_vlm_rm_does(request, renders, transformers_mo
     assert fingerprint(squashed) != fingerprint(own)  # nor kept features
     with pytest.raises(ValueError, match="resize must be null, squash, shortest, longest; got 'stretch'"):
         make(model, resize="stretch")
+
+
+def test_an_encoder_s_weights_are_hashed_again_only_where_they_have_changed(tiny_clip, monkeypatch):
+    """They were hashed for every goal and dataset; a hash that is kept must not outlive them."""
+    encoder, hashed, detach = OpenCLIPEncoder(tiny_clip, precision="fp32"), [], torch.Tensor.detach
+    monkeypatch.setattr(torch.Tensor, "detach", lambda tensor: hashed.append(tensor) or detach(tensor))
+    first, count = fingerprint(encoder), len(hashed)
+    assert count > 10
+    assert fingerprint(encoder) == first
+    assert len(hashed) == count
+    found = {first}
+    module = next(each for each in vars(encoder).values() if isinstance(each, torch.nn.Module))
+    weight = next(module.parameters())
+    for change in (lambda: weight.add_(1), lambda: setattr(weight, "data", weight.data + 1),
+                   lambda: setattr(encoder, "more", torch.ones(2)), lambda: setattr(encoder, "precision", "bf16"),
+                   lambda: setattr(encoder, "name", "another")):  # fmt: skip
+        with torch.no_grad():
+            change()
+        found.add(fingerprint(encoder))
+    assert len(found) == 6
+    assert fingerprint(OpenCLIPEncoder(tiny_clip, precision="fp32")) == first

@@ -194,6 +194,30 @@ def test_the_operator_is_asked_while_it_moves(watchdog):
     assert dog.stopped.reason == "operator: asked to stop"
 
 
+@pytest.mark.parametrize("next_is_a_reset", [True, False])
+def test_a_stop_that_is_answered_as_the_watch_ends_is_heeded(watchdog, next_is_a_reset):
+    """One that is told once, as by a key, was taken by asking and lost where a pause fell into the answer."""
+    asked, answer = threading.Event(), threading.Event()
+
+    def pressed():
+        first = not asked.is_set()
+        asked.set()
+        return first and answer.wait(10)
+
+    dog = watchdog(Recorder(), operator=pressed)
+    dog.watch()
+    assert asked.wait(10)
+    dog.hold()
+    answer.set()
+    time.sleep(0.1)  # the answer comes while nobody watches
+    if next_is_a_reset:
+        assert dog.operator_says() == "asked to stop"
+    else:
+        dog.watch()
+        assert dog.stopped.reason == "operator: asked to stop"
+    assert dog.operator_says() is None  # it is told once
+
+
 def test_ages_must_be_positive():
     with pytest.raises(ValueError, match="camera_s must be above 0"):
         MaxAge(camera_s=0.0)

@@ -1,0 +1,125 @@
+"""A dataset goes on with what LeRobot, a kill, or other settings left in its folder, and loses nothing of it."""
+
+import json
+import os
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embodied.datasets import Dataset, Writer
+from embodied.errors import UserError
+
+FEATURES = {"action": {"dtype": "float32", "shape": [2], "names": None}}
+SETTINGS = {"fps": 10, "features": FEATURES, "cameras": {"cam": (32, 32)}, "env": {"id": "w"}}
+
+
+def add(to, value, length=4, **more):
+    size, width = to._videos["observation.images.cam"][0], to.features["action"]["shape"][0]
+    frames = np.full((length, size, size, 3), 20 * value, np.uint8)
+    to.add({"action": np.full((length, width), value, np.float32)}, {"cam": frames}, instruction="a", **more)
+
+
+def values(root):
+    """What each episode holds, by its rows and by its pictures."""
+    dataset = Dataset(root)
+    rows = [int(dataset.columns(i, ["action"])["action"][0, 0]) for i in range(len(dataset))]
+    assert [round(dataset.frames(i, "cam").mean() / 20) for i in range(len(dataset))] == rows
+    return rows
+
+
+def put(table, values):
+    for name, value in values.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, table.schema.field(name), pa.array(value, table.schema.field(name).type))
+    return table
+
+
+# Going on ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def resumed(tmp_path):
+    """A dataset of ours with one more episode by LeRobot, which begins new files and keeps whole numbers as such."""
+    root = tmp_path / "a"
+    with Writer(root, **SETTINGS) as to:
+        add(to, 1)
+    with Writer(tmp_path / "b", **SETTINGS) as to:
+        add(to, 2)
+    film = "videos/observation.images.cam"
+    for file in ("data/chunk-000/file-000.parquet", f"{film}/chunk-000/file-000.mp4"):
+        (tmp_path / "b" / file).rename((root / file).with_stem("file-001"))
+    data = root / "data/chunk-000/file-001.parquet"
+    pq.write_table(put(pq.read_table(data), {"episode_index": [1] * 4, "index": range(4, 8)}), data)
+    episodes = pq.read_table(root / "meta/episodes/chunk-000/file-000.parquet")
+    row = {"episode_index": [1], "data/file_index": [1], f"{film}/file_index": [1], "dataset_from_index": [4],
+           "dataset_to_index": [8], "meta/episodes/file_index": [1]}  # fmt: skip
+    more = put(episodes, row)
+    name = "stats/index/min"
+    more = more.set_column(more.column_names.index(name), name, pa.array([[4]], pa.list_(pa.int64())))
+    pq.write_table(more, root / "meta/episodes/chunk-000/file-001.parquet")
+    info = json.loads((root / "meta/info.json").read_text()) | {"total_episodes": 2, "total_frames": 8}
+    (root / "meta/info.json").write_text(json.dumps(info))
+    assert values(root) == [1, 2]
+    return root
+
+
+def test_episodes_that_lerobot_added_stay(resumed):
+    with Writer(resumed, **SETTINGS) as to:
+        assert len(to) == 2
+        add(to, 3)
+    assert values(resumed) == [1, 2, 3]
+    (file,) = (resumed / "meta/episodes").glob("*/*.parquet")
+    rows = pq.read_table(file).to_pylist()
+    assert [row["data/file_index"] for row in rows] == [0, 1, 2]
+    assert {row["meta/episodes/file_index"] for row in rows} == {0}
+    assert [row["stats/index/min"] for row in rows] == [[0.0], [4.0], [8.0]]
+
+
+def test_a_dataset_whose_episodes_are_not_all_named_takes_no_more(resumed):
+    (resumed / "meta/episodes/chunk-000/file-001.parquet").unlink()
+    before = sorted(resumed.rglob("*"))
+    with pytest.raises(UserError, match=r"must name episodes 0 to 1, each once, .*; got \[0\]. Write elsewhere"):
+        Writer(resumed, **SETTINGS)
+    assert sorted(resumed.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"fps": 30}, "fps"),
+        ({"cameras": {"cam": (64, 64)}}, "cameras"),
+        ({"features": {"action": {"dtype": "float32", "shape": [3], "names": None}}}, "features"),
+        ({"env": {"id": "v"}}, "env"),
+    ],
+)
+def test_a_killed_dataset_goes_on_as_it_began(changed, told, tmp_path):
+    """Before the first packing no meta data say what the episodes are; the next writer's settings took their place."""
+    root = tmp_path / "a"
+    to = Writer(root, **SETTINGS)
+    add(to, 1)
+    to.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    with pytest.raises(UserError, match=f"new episodes must have the {told} of those there. Write elsewhere."):
+        Writer(root, **SETTINGS | changed)
+    with Writer(root, **SETTINGS) as to:
+        add(to, 2)
+    assert values(root) == [1, 2]
+
+
+def test_the_disk_keeps_what_meta_data_name_before_the_staged_copies_go(tmp_path, monkeypatch):
+    """A power cut left meta data that named empty films."""
+    root, synced, sync = tmp_path / "a", [], os.fsync
+
+    def noted(handle):
+        staged = any(root.glob(".staging/episode-*"))
+        synced.append((os.fstat(handle).st_ino, (root / "meta").is_dir(), staged))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with Writer(root, **SETTINGS) as to:
+        add(to, 1, last={"cam": np.zeros((32, 32, 3), np.uint8)})
+    for path in root.rglob("*"):
+        assert (path.stat().st_ino, False, True) in synced, path
+    assert (root / "last/cam/episode-000000.png").is_file()
+    assert synced[-1] == (root.stat().st_ino, True, True)
