@@ -298,15 +298,15 @@ class _Filler:
             )
         key = (wanted, frames_read, goal)
         if key not in self._demos:
-            from embodied.collecting.opening import open_dataset
+            from embodied.collecting.opening import check_same_task, open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
             if isinstance(wanted, str):
                 dataset = open_dataset(wanted)
             else:
-                dataset = open_dataset(
-                    f"{self._env_name(name, wanted)}-expert", episodes=wanted, cameras=self._cameras()
-                )
+                world = self._env_name(name, wanted)
+                check_same_task(self._config, f"reward.{name}", wanted)
+                dataset = open_dataset(f"{world}-expert", episodes=wanted, cameras=self._cameras())
                 if len(dataset) < wanted:
                     raise UserError(f"reward.{name} must be at most {len(dataset)}, as many as {dataset.root} has.")
             indices = range(wanted) if isinstance(wanted, int) else None

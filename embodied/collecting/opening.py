@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from embodied import hub, locks
+from embodied.building.worlds import env_maker
 from embodied.collecting import COLLECTED, COUNTERFACTUAL, POLICIES
 from embodied.datasets import Dataset
 from embodied.datasets.layout import STAGING
@@ -64,7 +65,8 @@ def open_demonstrations(config: DictConfig, cameras: Sequence[str]) -> tuple[Dat
         The dataset, and which of its episodes.
 
     Raises:
-        UserError: neither; no expert for a number of episodes; fewer than asked for; a dataset without a camera.
+        UserError: neither; no expert for a number of episodes, or one who plays another task; fewer than asked for; a
+            dataset without a camera.
     """
     wanted = config.demos
     if isinstance(wanted, str):
@@ -83,10 +85,38 @@ def open_demonstrations(config: DictConfig, cameras: Sequence[str]) -> tuple[Dat
             f"demos must be a dataset where the world has no expert; got {wanted} for {config.env.id}. "
             "Give a LeRobot folder: demos=path/to/lerobot."
         )
+    check_same_task(config, "demos", wanted)
     dataset = open_dataset(f"{world}-expert", setting="demos", episodes=wanted, cameras=cameras)
     if len(dataset) < wanted:
         raise UserError(f"demos must be at most {len(dataset)}, as many as {dataset.root} has; got {wanted}.")
     return dataset, range(wanted)
+
+
+def check_same_task(config: DictConfig, setting: str, wanted: int) -> None:
+    """Refuse a number of expert episodes, which show a world as it ships, where `env.kwargs` make another task of it.
+
+    Args:
+        config: with `env`, a world of ours that has an expert.
+        setting: what asks for the episodes.
+        wanted: how many.
+
+    Raises:
+        UserError: the tasks differ.
+    """
+    if not config.env.get("kwargs"):
+        return
+    from embodied.envs.bridge import make  # MuJoCo, which whoever has a dataset does without
+
+    texts = []
+    for env in (make(str(config.env.id)), env_maker(config)()):
+        texts.append(env.get_wrapper_attr("instruction"))
+        env.close()
+    if texts[0] != texts[1]:
+        raise UserError(
+            f"{setting} must be a dataset where env.kwargs change the task; got {wanted}, which would show "
+            f"{texts[0]!r}, not {texts[1]!r}. Collect one with embodied collect policy=expert env=… env.kwargs=… "
+            f"out=FOLDER, and give {setting}=FOLDER."
+        )
 
 
 def _check(name: str, setting: str) -> tuple[str, str]:

@@ -26,13 +26,17 @@ from embodied.errors import UserError, nearest
 
 View = str | Mapping[str, Any] | mujoco.MjvCamera  # a camera's name, the keys of a free one, or MuJoCo's own object
 _THEIRS = ("gymnasium.", "gymnasium_robotics.", "shimmy.", "metaworld")  # entry points that are nobody's own
-# What suites change of the model from episode to episode: where things stand, what shows the goal.
+# What suites change of the model from episode to episode: where things stand, what shows the goal; dm_control also
+# what tendons pull at (point_mass-hard), springs (lqr) and a light (swimmer).
 _MODEL = (
     "body_pos", "body_quat", "geom_pos", "geom_quat", "geom_size", "geom_rgba", "mat_rgba", "site_pos", "site_quat",
-    "site_rgba", "cam_pos", "cam_quat",
+    "site_rgba", "cam_pos", "cam_quat", "light_pos", "wrap_prm", "jnt_stiffness",
 )  # fmt: skip
-# After a step these are one physics step old, and some suites (Fetch) act on them as they are.
-_POSES = ("xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat")
+# After a step these are one physics step old; some suites (Fetch) act on them as they are, and a frame shows them.
+_POSES = (
+    "xpos", "xquat", "xmat", "xipos", "ximat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat", "subtree_com",
+    "cam_xpos", "cam_xmat", "light_xpos", "light_xdir",
+)  # fmt: skip
 _FREE = ("distance", "lookat", "elevation", "azimuth")  # keys of a free camera
 
 
@@ -262,19 +266,25 @@ class Bridged(gymnasium.Env):
         for i, part in enumerate(self._parts()):
             for key, value in list(_numbers(part)):
                 saved = state.get(f"{i}/{key}")
-                if saved is not None:
+                if saved is None:
+                    continue
+                if _is_mujocos(value):  # Meta-World's pads: a copy in its place would stay where it is
+                    value[...] = saved
+                else:
                     setattr(part, key, saved.copy() if isinstance(value, np.ndarray) else saved.item())
         physics = physics_of(self.inner)
         if physics is not None:
             model, data = physics
             kind = mujoco.mjtState.mjSTATE_INTEGRATION
             for key in _MODEL:
-                getattr(model, key)[:] = state[f"mujoco/{key}"]
+                if f"mujoco/{key}" in state:  # states of earlier versions lack some
+                    getattr(model, key)[:] = state[f"mujoco/{key}"]
             mujoco.mj_setState(model, data, state["mujoco"], kind)
             mujoco.mj_forward(model, data)  # it also touches the solver's warm start, hence once more
             mujoco.mj_setState(model, data, state["mujoco"], kind)
             for key in _POSES:
-                getattr(data, key)[:] = state[f"mujoco/{key}"]
+                if f"mujoco/{key}" in state:
+                    getattr(data, key)[:] = state[f"mujoco/{key}"]
 
     def _parts(self) -> list[Any]:
         """The objects that hold Python-side numbers of the episode."""
@@ -288,6 +298,13 @@ class Bridged(gymnasium.Env):
 def _numbers(part: Any) -> list[tuple[str, Any]]:
     kinds = (np.ndarray, np.generic, bool, int, float)
     return [(k, v) for k, v in vars(part).items() if isinstance(v, kinds) and np.asarray(v).dtype != object]
+
+
+def _is_mujocos(value: Any) -> bool:
+    """Whether a value is a view of what MuJoCo's model or data hold, which goes with them."""
+    while isinstance(value, np.ndarray):
+        value = value.base
+    return type(value).__name__ == "PyCapsule"  # what its arrays keep alive
 
 
 def _imported(id: str) -> str:

@@ -215,11 +215,14 @@ class DeskScene(World):
         self.sent = self.site("tip").copy()
 
     def _task_state(self) -> dict[str, np.ndarray]:
-        return {"sent": self.sent.copy(), "sent_quat": self.sent_quat.copy(), "passed": self.passed.copy()}
+        sent = {"sent": self.sent.copy(), "sent_quat": self.sent_quat.copy()}
+        # The arm reads its tip's velocity, which is that of the last physics step: no `_refresh` brings it back.
+        return sent | {"passed": self.passed.copy(), "cvel": self.data.cvel.copy()}
 
     def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
         self.sent, self.sent_quat = state["sent"].copy(), state["sent_quat"].copy()
         self.passed = state.get("passed", np.zeros(2, np.int64)).copy()  # states of earlier versions lack it
+        self.data.cvel[:] = state.get("cvel", self.data.cvel)  # likewise
 
     # Looks ----------------------------------------------------------------------------------------------
 

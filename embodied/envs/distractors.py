@@ -109,8 +109,17 @@ class Distracted(gymnasium.Wrapper):
                 )
             count = int(np.prod(env.observation_space.shape or ())) + self._readings
             self.observation_space = spaces.Box(-np.inf, np.inf, (count,), np.float32)
-        _relight(self._world.model, distractors.light)
-        _turn_cameras(self._world.model, distractors.camera)
+        self._light, self._camera = distractors.light, distractors.camera
+        headlight = self._world.model.vis.headlight  # is of no look, so once is for ever
+        for part in (headlight.diffuse, headlight.ambient, headlight.specular):
+            part[:] *= self._light
+        self._alter(self._world.model)
+        self._world.alter = self._alter  # each look that an episode draws undoes it
+
+    def _alter(self, model: mujoco.MjModel) -> None:
+        """Other light and cameras, on top of a look."""
+        _relight(model, self._light)
+        _turn_cameras(model, self._camera)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
@@ -226,11 +235,9 @@ def _film(path: Path) -> list[np.ndarray]:
 
 
 def _relight(model: mujoco.MjModel, factor: float) -> None:
-    """Every light by a factor."""
+    """Every light that stands somewhere by a factor."""
     for part in (model.light_diffuse, model.light_ambient, model.light_specular):
         part *= factor
-    for part in (model.vis.headlight.diffuse, model.vis.headlight.ambient, model.vis.headlight.specular):
-        part[:] *= factor
 
 
 def _turn_cameras(model: mujoco.MjModel, angle: float) -> None:

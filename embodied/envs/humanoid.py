@@ -240,10 +240,10 @@ class Humanoid(World):
                 base = self._look["cam_pos"][camera]
                 orbit(model, camera, base, np.array(LOOK_AT), rng, yaw=0.5, pitch=0.12, zoom=0.12, shift=0.08)
         relight(model, rng)
-        floor = model.material("floor").id
-        model.mat_rgba[floor] = muted(rng)
-        if rng.random() < 0.4:
-            model.mat_texid[floor] = -1  # plain
+        floor, plain = model.material("floor").id, model.material("floor_plain").id
+        model.mat_rgba[floor] = model.mat_rgba[plain] = muted(rng)
+        if rng.random() < 0.4:  # by its material: which texture one has is read when the renderer is made, then never
+            model.geom("floor").matid = plain
         for name in ("shell", "joint", "head"):
             material = model.material(name).id
             model.mat_rgba[material] = tint(model.mat_rgba[material], rng) if rng.random() < 0.5 else muted(rng)
@@ -277,6 +277,7 @@ def restyled(xml: Path, textures: Path) -> mujoco.MjModel:
         spec.add_texture(name=name, type=kind, file=str(textures / f"{name}.png"))
     for name, texture, rgba, shine in (
         ("floor", "floor", (1, 1, 1, 1), 0.1),
+        ("floor_plain", "", (1, 1, 1, 1), 0.1),  # some looks' floor
         ("shell", "shell", (0.9, 0.92, 0.95, 1), 0.4),
         ("joint", "", (0.25, 0.29, 0.36, 1), 0.4),
         ("head", "", (0.95, 0.6, 0.15, 1), 0.5),

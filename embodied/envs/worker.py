@@ -173,10 +173,10 @@ class Worlds:
     def get_states(self) -> list[dict[str, Any]]:
         return [
             {
-                "world": _saved(env),
+                "world": saved_world(env),
                 "random": env.unwrapped.np_random.bit_generator.state,
                 "elapsed": [layer._elapsed_steps for layer in _layers(env) if hasattr(layer, "_elapsed_steps")],  # pyright: ignore
-                "wrappers": [layer.wrapper_state() for layer in _layers(env) if hasattr(layer, "wrapper_state")],  # pyright: ignore
+                "wrappers": wrapper_states(env),
                 "return": self._returns[k],
                 "length": self._lengths[k],
                 "interventions": self._interventions[k],
@@ -192,9 +192,7 @@ class Worlds:
                 timed = [layer for layer in _layers(env) if hasattr(layer, "_elapsed_steps")]
                 for layer, elapsed in zip(timed, state["elapsed"], strict=True):
                     layer._elapsed_steps = elapsed  # pyright: ignore[reportAttributeAccessIssue]
-                kept = [layer for layer in _layers(env) if hasattr(layer, "set_wrapper_state")]
-                for layer, own in zip(kept, state.get("wrappers", []), strict=True):
-                    layer.set_wrapper_state(own)  # pyright: ignore[reportAttributeAccessIssue]
+                set_wrapper_states(env, state.get("wrappers", []))
                 self._returns[k], self._lengths[k] = state["return"], state["length"]
                 self._interventions[k] = state.get("interventions", 0)
         return [None] * len(states)
@@ -318,14 +316,39 @@ def frames_of(env: gymnasium.Env, views: Sequence[str], size: int, *, kind: str 
     return np.stack(pictures_of)
 
 
-def _saved(env: gymnasium.Env) -> dict[str, np.ndarray] | None:
-    """The world's own state, or None where it cannot tell it."""
+def saved_world(env: gymnasium.Env) -> dict[str, np.ndarray] | None:
+    """The world's own state, without its random generator, or None where it cannot tell it.
+
+    Args:
+        env: one world, wrapped or not.
+    """
     if not hasattr(env.unwrapped, "get_state"):
         return None
     try:
         return env.unwrapped.get_state()  # pyright: ignore[reportAttributeAccessIssue]
     except UserError:  # a suite that hides its state
         return None
+
+
+def wrapper_states(env: gymnasium.Env) -> list[Any]:
+    """What the wrappers round a world keep beside it, JSON, from the outermost in.
+
+    Args:
+        env: one world with its wrappers.
+    """
+    return [layer.wrapper_state() for layer in _layers(env) if hasattr(layer, "wrapper_state")]  # pyright: ignore
+
+
+def set_wrapper_states(env: gymnasium.Env, states: Sequence[Any]) -> None:
+    """Undo of `wrapper_states`.
+
+    Args:
+        env: a world with the same wrappers.
+        states: of them.
+    """
+    kept = [layer for layer in _layers(env) if hasattr(layer, "set_wrapper_state")]
+    for layer, state in zip(kept, states, strict=True):
+        layer.set_wrapper_state(state)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @contextmanager

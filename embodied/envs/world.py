@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,6 +73,7 @@ class World(gymnasium.Env, ABC):
             raise ValueError(f"{name}: render_mode must be 'rgb_array' or None; got {render_mode!r}.")
         self.obs_form, self.camera, self.image_size, self.render_mode = obs, camera, image_size, render_mode
         self._looks, self._shown = _numbers(looks, name), 0
+        self.alter: Callable[[mujoco.MjModel], None] | None = None  # what is done to every look that an episode draws
         self.model: mujoco.MjModel = self._load(asset(self.scene))
         self.model.opt.timestep = self.sim_dt
         self.data = mujoco.MjData(self.model)
@@ -247,6 +248,9 @@ class World(gymnasium.Env, ABC):
         """One of the looks that episodes vary over."""
         self._shown = look
         self.randomize_look(np.random.default_rng([LOOKS, self._looks[look]]))
+        if self.alter is not None:
+            self.alter(self.model)
+            self._refresh()
 
     def restore_look(self) -> None:
         for key, value in self._look.items():

@@ -171,13 +171,17 @@ class Practice:
         self.attempt_steps, self._stuck_after, self._reset_every = attempt_steps, stuck_after, reset_every
         self._facts, self.tally = facts, Tally()
         self.obs: Any = None  # the newest, from the world
-        self._stopped = False
+        self.stopped = False  # whether the robot did so by itself, in the last attempt
 
     def reset(self, seed: int | None = None) -> None:
         """A person (or a world's own generator) puts everything back; the forward task is next."""
         self.obs, _ = self.env.reset(seed=seed)
+        self.begin()
+
+    def begin(self) -> None:
+        """Count from here, where the world has been put back: the forward task is next."""
         self.tally.turn = self.tally.failed = self.tally.since_reset = 0
-        self._stopped = False
+        self.stopped = False
 
     def attempts(self, steps: int) -> Iterator[tuple[Attempt, Practised]]:
         """Practise until so many steps are done in all: each attempt, and its steps, before they are learned.
@@ -185,7 +189,8 @@ class Practice:
         The world must have been reset once. Between two attempts everything is at rest: the moment to save.
         """
         while self.tally.steps < steps:
-            self._bring_order()
+            if self.call_person():
+                self.reset()
             index = self._choose()
             attempt, steps_made = self.attempt(index, limit=steps - self.tally.steps)
             tally = self.tally
@@ -196,7 +201,7 @@ class Practice:
             tally.env_said_wrongly += attempt.success and attempt.env_success is False
             tally.failed = 0 if attempt.success else tally.failed + 1
             tally.turn = 1 - index
-            self._stopped = attempt.stopped is not None
+            self.stopped = attempt.stopped is not None
             if self.env.has_wrapper_attr("pause"):
                 self.env.get_wrapper_attr("pause")()  # a robot holds still while its policy is updated
             yield attempt, steps_made
@@ -207,18 +212,22 @@ class Practice:
         self.demos.take(self.replay, made.rollout.ended)
         self.learner.observe(made.rollout, made.reward)
 
-    def _bring_order(self) -> None:
-        """Call a person where one is needed."""
+    def call_person(self) -> bool:
+        """Count a person where one is needed to reset the world.
+
+        Returns:
+            Whether one is.
+        """
         tally = self.tally
-        if self._stopped:
+        if self.stopped:
             tally.stop_resets += 1
         elif tally.failed >= self._stuck_after:
             tally.stuck_resets += 1
         elif self._reset_every and tally.since_reset >= self._reset_every:
             tally.planned_resets += 1
         else:
-            return
-        self.reset()
+            return False
+        return True
 
     def _choose(self) -> int:
         """Whose turn it is; the other one's where that is done already and the other is not."""

@@ -3,7 +3,7 @@
     checkpoints/<steps>/learner.safetensors  learner.json  state.safetensors  state.json
 
 Written beside its place and moved there when it is whole; nothing in it is unpickled. A simulated world goes on
-exactly from there; a robot begins anew from a reset.
+exactly from there; a robot, and a world that hides its state, begins anew from a reset.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from embodied.envs.worker import saved_world, set_wrapper_states, wrapper_states
 from embodied.files import write_checkpoint
 from embodied.practice.loop import Practice, Tally
 from embodied.training.checkpoints import load_learner, load_random, random_state, save_learner
@@ -63,8 +64,13 @@ def load_practice(checkpoint: Path, practice: Practice) -> bool:
     if exact:
         world.set_state(below(arrays, "world"))
         world.np_random.bit_generator.state = values["world"]
+        if "wrappers" in values:  # checkpoints of earlier versions lack it, and the next
+            set_wrapper_states(practice.env, values["wrappers"])
         practice.obs = arrays["obs"]
-    practice.tally = Tally(**values["tally"])
+    practice.tally, practice.stopped = Tally(**values["tally"]), values.get("stopped", False)
+    if not exact:  # the reset that the world has just had is the one that was due
+        practice.call_person()
+        practice.begin()
     load_random(arrays, values["random"])
     return exact
 
@@ -80,15 +86,17 @@ def _collect(practice: Practice) -> tuple[dict[str, np.ndarray], dict[str, Any]]
         arrays |= {f"demos/{name}": array for name, array in kept.items()}
     random, generators = random_state()
     arrays |= random
-    saves = hasattr(world, "get_state") and isinstance(practice.obs, np.ndarray)
-    if saves:
-        arrays |= {f"world/{name}": array for name, array in world.get_state().items()}  # pyright: ignore
+    saved = saved_world(practice.env) if isinstance(practice.obs, np.ndarray) else None
+    if saved is not None:
+        arrays |= {f"world/{name}": array for name, array in saved.items()}
         arrays["obs"] = practice.obs
     values = {
         "tally": asdict(practice.tally),
         "replay": told,
         "demos": shown,
-        "world": world.np_random.bit_generator.state if saves else None,
+        "world": None if saved is None else world.np_random.bit_generator.state,
+        "wrappers": wrapper_states(practice.env),
+        "stopped": practice.stopped,
         "random": generators,
     }
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, values

@@ -306,6 +306,11 @@ def test_demonstrations_are_seen_as_the_worlds_are_and_start_the_policy(tiny_cli
     assert "must have the cameras front, wrist; wrist is missing" in capsys.readouterr().err
     assert main([*words, "run=there", "demos=3", "env=cartpole"]) == 2
     assert "demos must be a dataset where the world has no expert" in capsys.readouterr().err
+    assert main([*words, "run=there", "demos=3", "env=desk-lift", "env.kwargs={target: green}"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        "demos must be a dataset where env.kwargs change the task; got 3, which would show 'lift the red cube'" in told
+    )
 
 
 def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_sees(tiny_clip, capsys):

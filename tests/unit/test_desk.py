@@ -198,10 +198,12 @@ def test_going_on_from_a_saved_state_is_exact():
     other.reset(seed=9)
     for action in actions[:20]:
         world.step(action)
-    saved = world.get_state()
+    saved, now = world.get_state(), (world._state(), world._proprio())
     first = [world.step(action)[:2] for action in actions[20:]]
     for again in (world, other):
         again.set_state(saved)
+        np.testing.assert_array_equal(again._state(), now[0])
+        np.testing.assert_array_equal(again._proprio(), now[1])
         for action, (obs, reward) in zip(actions[20:], first, strict=True):
             new_obs, new_reward, *_ = again.step(action)
             np.testing.assert_array_equal(new_obs, obs)

@@ -80,6 +80,25 @@ def test_light_and_camera_shift_by_as_much_as_said():
     np.testing.assert_array_equal(episode(back, steps=0)[0], a)
 
 
+def test_light_and_camera_shift_each_look_that_an_episode_draws():
+    def frames(distractors):
+        env = make("cartpole", obs="pixels", image_size=96, looks=[5, 8])
+        env = env if distractors is None else Distracted(env, Distractors.read(distractors))
+        seen = [env.reset(seed=seed)[0].astype(int) for seed in (3, 4, 5, 6, 3)]
+        env.unwrapped.set_state(env.unwrapped.get_state())
+        seen.append(env.unwrapped.frame().astype(int))
+        env.close()
+        return seen
+
+    plain, dark, turned = frames(None), frames({"light": 0.5}), frames({"camera": 0.3})
+    assert (plain[0] != plain[1]).any()
+    for one, dim, led in zip(plain, dark, turned, strict=True):
+        assert dim.mean() == pytest.approx(one.mean() / 2, rel=0.1)  # what was too bright to show is darkened by less
+        assert (one != led).any(-1).mean() > 0.2
+    np.testing.assert_array_equal(dark[0], dark[4])  # it does not add up
+    np.testing.assert_array_equal(turned[4], turned[5])
+
+
 def test_small_frames_are_averaged_from_larger_ones():
     """A thin pole would fall between the samples; before a background too, whose edges mix with the scene's."""
     for distractors in (None, "moving"):

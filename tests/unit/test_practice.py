@@ -104,9 +104,10 @@ def demo(task, length=6):
 INPUTS, ACTIONS = spaces.Box(-np.inf, np.inf, (5,), np.float32), spaces.Box(-1.0, 1.0, (1,), np.float32)
 
 
-def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0):
+def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0, env=None):
     """Practice on a new slider."""
-    env, standard, demos = Slider(), Standard.of([demo(0), demo(1)]), [demo(0), demo(1)]
+    env = env or Slider()
+    standard, demos = Standard.of([demo(0), demo(1)]), [demo(0), demo(1)]
     settings = {"num_worlds": 1, "seed": 0}
     small = {"actor": (16,), "critic": (16,), "batch_size": 16, "learning_starts": 4, "warmup": 4, "pretraining": 100}
     learner = rlpd(INPUTS, ACTIONS, total_steps=500, device="cpu", learning_rate=3e-3, **settings, **small)
@@ -122,7 +123,7 @@ def made(*, hold=1, wrong=(), attempt_steps=12, stuck_after=3, reset_every=0):
         attempt_steps=attempt_steps,
         stuck_after=stuck_after,
         reset_every=reset_every,
-        facts=lambda: env.degrees(),
+        facts=lambda: env.unwrapped.degrees(),
     )
     practice.reset(seed=0)
     return practice
@@ -317,6 +318,74 @@ def test_it_goes_on_exactly_from_a_checkpoint(tmp_path):
     assert load_practice(checkpoint, practice)
     assert practice.tally.attempts == 2
     assert whole[2:] == go(practice, 20)
+
+
+class Hidden(Slider):
+    """Keeps its state to itself."""
+
+    def get_state(self):
+        raise UserError("get_state: it cannot be resumed.")
+
+
+@pytest.mark.parametrize("stop_at", [None, 8])
+def test_a_world_that_hides_its_state_goes_on_from_a_reset_which_is_counted_once(stop_at, tmp_path):
+    def begun():
+        practice = made(attempt_steps=4, stuck_after=2, env=Hidden())
+        practice.env.stop_at = stop_at
+        acting(practice, lambda task: 0.5)
+        for _ in practice.attempts(8):
+            pass
+        return practice
+
+    practice = begun()
+    practice.learner = made().learner
+    assert (practice.tally.failed, practice.tally.since_reset) == (2, 2)
+    checkpoint = save_practice(tmp_path, practice)
+    resumed = made(attempt_steps=4, stuck_after=2, env=Hidden())
+    assert not load_practice(checkpoint, resumed)
+    tally = resumed.tally
+    assert (tally.turn, tally.failed, tally.since_reset) == (0, 0, 0)  # the world is as after a reset
+    acting(resumed, lambda task: 0.5)
+    next(resumed.attempts(12))
+    whole = begun()
+    next(whole.attempts(12))
+    assert (tally.stop_resets, tally.stuck_resets) == (whole.tally.stop_resets, whole.tally.stuck_resets)
+    assert tally.interventions == 1
+    assert resumed.env.resets == 1  # the one before the checkpoint was read
+
+
+class Counting(gymnasium.Wrapper):
+    """Keeps a number beside the world."""
+
+    count = 0
+
+    def step(self, action):
+        self.count += 1
+        return self.env.step(action)
+
+    def wrapper_state(self):
+        return self.count
+
+    def set_wrapper_state(self, state):
+        self.count = state
+
+
+def test_wrappers_and_a_stop_are_kept_too(tmp_path):
+    def practising():
+        return made(env=Counting(Slider()))
+
+    practice = practising()
+    practice.env.unwrapped.stop_at = 3
+    learner = practice.learner
+    acting(practice, straight)
+    next(practice.attempts(8))
+    practice.learner = learner
+    resumed = practising()
+    assert load_practice(save_practice(tmp_path, practice), resumed)
+    assert resumed.env.count == 3
+    acting(resumed, straight)
+    next(resumed.attempts(8))
+    assert resumed.tally.stop_resets == 1
 
 
 def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, monkeypatch):

@@ -131,11 +131,19 @@ def test_a_part_that_cannot_be_made_is_told_before_demonstrations_are_had_for_an
     (True, {}, "or a dataset; got True"),
     (8, {}, "reward.demos must be at most 7"),
     (2, {"id": "CartPole-v1"}, "must be a dataset where no world of ours has an expert"),
+    (2, {"id": "embodied/desk-lift-v0", "kwargs": {"target": "green"}}, "reward.demos must be a dataset where "
+     "env.kwargs change the task; got 2, which would show 'lift the red cube', not 'lift the green cube'"),
     (2, {"cameras": "front"}, r"env.cameras must be a list of cameras.*Try env.cameras=\[front,side\]"),
 ])  # fmt: skip
 def test_impossible_demonstrations_are_named(tiny_clip, opened, demos, env, message):
     with pytest.raises(UserError, match=message):
         make_scorer(config(tiny_clip, {"_target_": GIVEN, "demos": demos}, **env))
+    assert demos == 8 or not opened  # nothing is collected for it
+
+
+def test_demonstrations_may_show_a_world_whose_task_its_kwargs_leave(tiny_clip, opened):
+    settings = config(tiny_clip, {"_target_": GIVEN, "demos": 3}, kwargs={"max_episode_steps": 20})
+    assert len(given(settings)["demos"]) == 3
 
 
 def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):

@@ -12,7 +12,7 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.humanoid import AZIMUTH, DISTANCE, ELEVATION, LOOK_AT, Humanoid
 from embodied.envs.reacher import _joints
 from embodied.envs.rendering import free_camera
-from embodied.envs.world import World, graded
+from embodied.envs.world import LOOKS, World, graded
 from embodied.envs.wrappers import SparseReward
 from embodied.errors import UserError
 
@@ -156,6 +156,20 @@ def test_looks_vary_by_episode_are_told_and_come_back_by_their_number(make):
     again.set_state(saved)
     np.testing.assert_array_equal(again.frame(), world.frame())
     assert "look" not in make("cartpole").reset(seed=0)[1]
+
+
+@pytest.mark.parametrize("name", [*OURS, "desk-drawer", "drive-town"])
+def test_a_look_does_not_depend_on_those_before_it(make, name):
+    def shown(world, look):
+        world.randomize_look(np.random.default_rng([LOOKS, look]))
+        return world.frame()
+
+    world = make(name)
+    world.reset(seed=0)
+    for look in (3, 2, 1, 0):
+        fresh = make(name)
+        fresh.reset(seed=0)
+        np.testing.assert_array_equal(shown(world, look), shown(fresh, look))
 
 
 @pytest.mark.parametrize(("looks", "error"), [
