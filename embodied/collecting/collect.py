@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +66,14 @@ def collect(config: DictConfig, learner: Player | None = None) -> Dataset:
             ) as writer,
             tqdm(total=config.episodes, initial=len(writer), desc="collecting", unit="episode") as bar,
         ):
+            drawn = islice(_kinds(config), len(writer), None)
             for i in range(len(writer), config.episodes):
                 if kinds:
                     kind = kinds[i % len(kinds)]
                     seed, shown = starts.path(i // len(kinds), kind)
                     take = show(env, shown, seed, (cameras, int(size)))
                 else:
-                    kind = _kind(i, config)
+                    kind = next(drawn)
                     take = episode(env, kind, config, i, learner, cameras)
                 writer.add(
                     take.columns(env),
@@ -121,14 +124,15 @@ def _instruction(env: gymnasium.Env) -> str:
     return str(getattr(env.unwrapped, "instruction", ""))
 
 
-def _kind(i: int, config: DictConfig) -> str:
-    """Of episode i; any number of first episodes has the declared shares, as nearly as whole numbers can."""
+def _kinds(config: DictConfig) -> Iterator[str]:
+    """Of each episode in turn; any number of first ones has the declared shares, as nearly as whole numbers can."""
     if config.policy != "mixed":
-        return "policy" if config.policy.startswith("run:") else config.policy
-    drawn: list[str] = []
-    for n in range(1, i + 2):
-        drawn.append(max(KINDS, key=lambda kind, n=n: config.shares[kind] * n - drawn.count(kind)))
-    return drawn[i]
+        yield from repeat("policy" if config.policy.startswith("run:") else config.policy)
+    shares, drawn = {kind: config.shares[kind] for kind in KINDS}, dict.fromkeys(KINDS, 0)
+    for n in count(1):
+        kind = max(KINDS, key=lambda kind, n=n: shares[kind] * n - drawn[kind])
+        drawn[kind] += 1
+        yield kind
 
 
 def _heeded(config: DictConfig) -> dict[str, int | float]:

@@ -60,36 +60,44 @@ def with_columns(
 
 def _statistics(dataset: Dataset, part: Path, features: Mapping[str, Any], values: Values) -> None:
     """Those of the new columns: of each episode where each has its own, and of all."""
-    each: dict[int, layout.Stats] = {}
-    for i, span in enumerate(dataset.spans):
+    place = {span.index: i for i, span in enumerate(dataset.spans)}
+    held: dict[str, dict[str, np.ndarray]] = {}  # (N, *shape) each, for as Python's objects they take much more room
+    for i in range(len(dataset)):
         found = values(i)
-        each[span.index] = {name: layout.statistics(found[name]) for name in features}
+        for name in features:
+            for statistic, value in layout.statistics(found[name]).items():
+                numbers = np.asarray(value)
+                of = held.setdefault(name, {})
+                if statistic not in of:
+                    of[statistic] = np.empty((len(dataset), *numbers.shape), numbers.dtype)
+                of[statistic][i] = numbers
     meta = part / "meta"
     if (meta / layout.STATS).is_file():
-        pooled = layout.pooled(list(each.values()))
+        pooled = {name: layout.pool(of) for name, of in held.items()}
         _write(meta / layout.STATS, layout.read_json(meta / layout.STATS) | pooled)
     if (meta / OLD_STATS).is_file():
         lines = layout.read_lines(meta / OLD_STATS)
         for line in lines:
-            line["stats"] = {**(line.get("stats") or {}), **each.get(line.get("episode_index", -1), {})}
+            i = place.get(line.get("episode_index", -1))
+            new = {} if i is None else {name: {s: of[i].tolist() for s, of in held[name].items()} for name in held}
+            line["stats"] = {**(line.get("stats") or {}), **new}
         (meta / OLD_STATS).write_text("".join(f"{json.dumps(line)}\n" for line in lines), "utf-8")
     for file in sorted((meta / layout.EPISODES).glob("*/*.parquet")):
-        _episode_statistics(file, each)
+        _episode_statistics(file, held, place)
 
 
-def _episode_statistics(file: Path, each: Mapping[int, layout.Stats]) -> None:
+def _episode_statistics(file: Path, held: Mapping[str, Mapping[str, np.ndarray]], place: Mapping[int, int]) -> None:
     """A file of v3's episodes with the columns `stats/…` of the new features, where it has such of others."""
     table = layout.read_parquet(file, "episodes")
     if not any(name.startswith("stats/") for name in table.column_names):
         return
     indices = layout.python(table["episode_index"], file)
-    some = next(iter(each.values()))
-    for feature, stats in some.items():
-        for statistic, example in stats.items():
+    for feature, stats in held.items():
+        for statistic, numbers in stats.items():
             name = f"stats/{feature}/{statistic}"
-            found = [each[index][feature][statistic] if index in each else None for index in indices]
+            found = [numbers[place[index]].tolist() if index in place else None for index in indices]
             kind = pa.list_(pa.int64() if statistic == "count" else pa.float64())
-            for _ in range(np.ndim(example) - 1):
+            for _ in range(numbers.ndim - 2):
                 kind = pa.list_(kind)
             table = _put(table, name, pa.array(found, kind))
     pq.write_table(table, file, compression="snappy")

@@ -139,26 +139,12 @@ def _episodes(
     file = part / "meta" / layout.EPISODES / "chunk-000" / "file-000.parquet"
     file.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, file, compression="snappy")
-    return _pooled(table, file)
+    return layout.pooled(table) or None
 
 
 def _of(table: pa.Table, numbers: Mapping[int, int]) -> pa.Table:
     """The rows of episodes that stay."""
     return table.filter(pa.array([index in numbers for index in table["episode_index"].to_pylist()], pa.bool_()))
-
-
-def _pooled(table: pa.Table, file: Path) -> dict[str, dict[str, Any]] | None:
-    names = [name for name in table.column_names if name.startswith("stats/")]
-    each: list[dict[str, dict[str, Any]]] = []
-    for row in layout.python(table.select(names), file):
-        stats: dict[str, dict[str, Any]] = {}
-        for name, value in row.items():
-            feature, _, statistic = name.removeprefix("stats/").rpartition("/")
-            stats.setdefault(feature, {})[statistic] = value
-        each.append(stats)
-    whole = {"min", "max", "mean", "std", "count", *layout.QUANTILES}
-    known = [name for name, stats in each[0].items() if whole <= set(stats)] if names else []
-    return layout.pooled([{name: stats[name] for name in known} for stats in each]) if known else None
 
 
 def _link(source: Path, target: Path) -> None:

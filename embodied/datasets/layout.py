@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
@@ -46,6 +47,7 @@ COUNTERS: dict[str, dict[str, Any]] = {
 }
 IMAGES = ("video", "image")
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+STATISTICS = {"min", "max", "mean", "std", "count", *QUANTILES}
 STAT_FRAMES, STAT_STRIDE = 20, 4  # of an episode's images, the frames and pixels that statistics read
 
 Stats = dict[str, dict[str, Any]]  # feature -> statistic -> nested lists
@@ -317,17 +319,52 @@ def statistics(values: np.ndarray) -> dict[str, Any]:
     return {name: value.reshape(shape).tolist() for name, value in found.items()} | {"count": [count]}
 
 
-def pooled(parts: Sequence[Stats]) -> Stats:
-    """Statistics of several episodes together; exact but for quantiles, which are averaged by count as LeRobot does."""
+def pooled(table: pa.Table, former: Stats | None = None) -> Stats:
+    """Statistics of several episodes together; exact but for quantiles, which are averaged by count as LeRobot does.
+
+    Args:
+        table: rows of meta/episodes, whose columns are `stats/<feature>/<statistic>`; they are not made
+            Python's objects, which take many times their room.
+        former: of episodes before them; its features alone are told then.
+
+    Returns:
+        Of each feature all of whose statistics every row has, in one shape.
+    """
+    names = [name.removeprefix("stats/").rpartition("/")[::2] for name in table.column_names if name[:6] == "stats/"]
     total: Stats = {}
-    for feature in parts[0]:
-        each = [part[feature] for part in parts]
-        counts = np.array([one["count"][0] for one in each], np.float64)
-        stacked = {name: np.stack([np.array(one[name], np.float64) for one in each]) for name in each[0]}
-        share = (counts / counts.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
-        mean = (share * stacked["mean"]).sum(0)
-        spread = (share * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0)
-        result = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": np.sqrt(spread)}
-        result |= {name: (share * stacked[name]).sum(0) for name in QUANTILES}
-        total[feature] = {name: value.tolist() for name, value in result.items()} | {"count": [int(counts.sum())]}
+    for feature in dict.fromkeys(feature for feature, _ in names) if former is None else former:
+        held = {
+            statistic: _stacked(table[f"stats/{feature}/{statistic}"]) for each, statistic in names if each == feature
+        }
+        stacked = {name: values for name, values in held.items() if values is not None}
+        if stacked.keys() >= STATISTICS:
+            if former is not None:
+                before = {name: np.array(former[feature][name], np.float64)[None] for name in stacked}
+                stacked = {name: np.concatenate([before[name], values]) for name, values in stacked.items()}
+            total[feature] = pool(stacked)
     return total
+
+
+def pool(stacked: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Statistics of one feature of N episodes, each (N, *shape), together."""
+    counts = stacked["count"][:, 0].astype(np.float64)
+    share = (counts / counts.sum()).reshape(-1, *[1] * (stacked["mean"].ndim - 1))
+    mean = (share * stacked["mean"]).sum(0)
+    spread = (share * (stacked["std"] ** 2 + (stacked["mean"] - mean) ** 2)).sum(0)
+    result = {"min": stacked["min"].min(0), "max": stacked["max"].max(0), "mean": mean, "std": np.sqrt(spread)}
+    result |= {name: (share * stacked[name]).sum(0) for name in QUANTILES}
+    return {name: value.tolist() for name, value in result.items()} | {"count": [int(counts.sum())]}
+
+
+def _stacked(column: pa.ChunkedArray) -> np.ndarray | None:
+    """(N, *shape) float64; None where one is missing or has another shape."""
+    values, shape = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type), []
+    while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        sizes = pc.call_function("list_value_length", [values]).unique()
+        if values.null_count or len(sizes) != 1:
+            return None
+        shape.append(sizes[0].as_py())
+        values = values.flatten()
+    if values.null_count:
+        return None
+    return values.to_numpy(zero_copy_only=False).astype(np.float64).reshape(len(column), *shape)

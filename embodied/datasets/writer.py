@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,13 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from embodied.datasets import layout
+from embodied.datasets import staged as staging
 from embodied.datasets.places import MAX_FPS
 from embodied.datasets.video import concatenate, write_video
 from embodied.errors import BusyError, UserError
 from embodied.files import sync, whole, write_text
 from embodied.locks import hold
-
-_ABOUT = "episode.json"
 
 
 class Writer:
@@ -90,6 +89,9 @@ class Writer:
             self._info, self._tasks, self._own = self._former()
             about = {"fps": self.fps, "features": plain, "cameras": dict(cameras), "env": self._env}
             self._staged = self._kept(about)
+            self._held = {
+                key: sum(_size(each["folder"] / f"{key}.mp4") for each in self._staged) for key in self._videos
+            }
             more = {layout.MADE: self._made, "data_mb": data_mb, "video_mb": video_mb}
             write_text(self._staging / layout.OPENED, json.dumps(about | more))
         except BaseException:
@@ -169,11 +171,12 @@ class Writer:
             write_video(part / f"{key}.mp4", np.asarray(frames[layout.short_name(key)]), self.fps)
         layout.keep_last(part, ending)
         pq.write_table(pa.table(table), part / "data.parquet", compression="snappy")
-        (part / _ABOUT).write_text(json.dumps(about), "utf-8")
+        (part / staging.ABOUT).write_text(json.dumps(about), "utf-8")
         part.rename(final)
-        self._staged.append(about | {"folder": final})
-        held = [sum(_size(each["folder"] / f"{key}.mp4") for each in self._staged) for key in self._videos]
-        if max(held, default=0) >= self._limits["video"]:
+        self._staged.append(staging.kept(about, final))
+        for key in self._videos:
+            self._held[key] += _size(final / f"{key}.mp4")
+        if max(self._held.values(), default=0) >= self._limits["video"]:
             self._pack()
 
     def close(self) -> None:
@@ -254,12 +257,12 @@ class Writer:
             if int(folder.name.removeprefix("episode-")) < self._info["total_episodes"]:
                 shutil.rmtree(folder)
                 continue
-            about = layout.read_json(folder / _ABOUT) | {"folder": folder}
+            about = layout.read_json(folder / staging.ABOUT)
             if sorted(about["stats"]) != sorted(self.features):
                 raise UserError(f"{self.root}: new episodes must have the features of those there. Write elsewhere.")
             if about["instruction"] not in self._tasks:
                 self._tasks.append(about["instruction"])
-            staged.append(about)
+            staged.append(staging.kept(about, folder))
         opened = self._staging / layout.OPENED
         if staged and opened.is_file():
             theirs = layout.read_json(opened)
@@ -306,39 +309,37 @@ class Writer:
                 "episode_index": first + k, "tasks": [about["instruction"]], "length": about["length"],
                 "dataset_from_index": start, "dataset_to_index": end,
                 "meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0,
-                **{f"stats/{name}/{s}": v for name, stats in about["stats"].items() for s, v in stats.items()},
             })  # fmt: skip
             start = end
         for folder in ends:
             self._keep(folder)
-        self._pack_files(staged, rows, table, "data", layout.DATA_PATH, "data.parquet", _join_tables)
+        places: list[dict[str, Any]] = [{} for _ in staged]
+        self._pack_files(staged, places, table, "data", layout.DATA_PATH, "data.parquet", staging.join_tables)
         for key in self._videos:
             template = layout.VIDEO_PATH.replace("{video_key}", key)
 
             def join(parts: list[Path], path: Path, group: list[int]) -> None:
                 concatenate(parts, path, [staged[k]["length"] for k in group], self.fps)
 
-            self._pack_files(staged, rows, table, f"videos/{key}", template, f"{key}.mp4", join)
-        new = pa.Table.from_pylist(rows, _episodes_schema(rows))
+            self._pack_files(staged, places, table, f"videos/{key}", template, f"{key}.mp4", join)
+        new, notes = staging.told(staged, rows, places)
         everything = new if table is None else pa.concat_tables([table, new], promote_options="permissive")
-        former = [layout.read_json(self._meta / layout.STATS)] if table is not None else []
-        stats = layout.pooled([*former, *(about["stats"] for about in staged)])
+        stats = layout.pooled(new, layout.read_json(self._meta / layout.STATS) if table is not None else None)
         count = first + len(staged)
         info = self._info | {
             "total_episodes": count, "total_frames": start, "total_tasks": len(self._tasks),
             "splits": {"train": f"0:{count}"},
         }  # fmt: skip
-        notes = {str(first + k): about["own"] for k, about in enumerate(staged)}
         own = self._own | {"episodes": self._own["episodes"] | notes}
         self._swap_meta(info, stats, own, everything)
-        self._info, self._own, self._staged = info, own, []
+        self._info, self._own, self._staged, self._held = info, own, [], dict.fromkeys(self._videos, 0)
         for about in staged:
             shutil.rmtree(about["folder"])
 
     def _pack_files(
         self,
         staged: list[dict[str, Any]],
-        rows: list[dict[str, Any]],
+        places: list[dict[str, Any]],
         table: pa.Table | None,
         prefix: str,
         template: str,
@@ -352,7 +353,7 @@ class Writer:
             named = chunks * layout.CHUNK + files
             number = int(named[~np.isnan(named)].max(initial=-1)) + 1  # NaN: a camera that saw nothing of an episode
         limit = self._limits["data" if prefix == "data" else "video"]
-        for group in _groups([_size(about["folder"] / name) for about in staged], limit):
+        for group in staging.groups([_size(about["folder"] / name) for about in staged], limit):
             place = {"chunk_index": number // layout.CHUNK, "file_index": number % layout.CHUNK}
             path = self.root / template.format(**place)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -362,10 +363,13 @@ class Writer:
             self._keep(path.parent)
             begin = 0
             for k in group:
-                rows[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
+                places[k] |= {f"{prefix}/{key}": value for key, value in place.items()}
                 if prefix != "data":
                     end = begin + staged[k]["length"]
-                    rows[k] |= {f"{prefix}/from_timestamp": begin / self.fps, f"{prefix}/to_timestamp": end / self.fps}
+                    places[k] |= {
+                        f"{prefix}/from_timestamp": begin / self.fps,
+                        f"{prefix}/to_timestamp": end / self.fps,
+                    }
                     begin = end
             number += 1
 
@@ -411,38 +415,3 @@ def _shape(length: int, feature: Mapping[str, Any]) -> tuple[int, ...]:
 
 def _size(file: Path) -> int:
     return file.stat().st_size
-
-
-def _groups(sizes: Sequence[int], limit: float) -> list[list[int]]:
-    """Neighbours together, as many as stay within the limit; at least one."""
-    groups: list[list[int]] = []
-    total = 0.0
-    for k, size in enumerate(sizes):
-        if not groups or total + size > limit:
-            groups.append([])
-            total = 0.0
-        groups[-1].append(k)
-        total += size
-    return groups
-
-
-def _join_tables(parts: list[Path], path: Path, group: list[int]) -> None:
-    """One row group an episode."""
-    tables = [layout.read_parquet(part) for part in parts]
-    with pq.ParquetWriter(path, tables[0].schema, compression="snappy") as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=len(table))
-
-
-def _episodes_schema(rows: list[dict[str, Any]]) -> pa.Schema:
-    """Types by value, so that a statistic of whole numbers is a float like any other."""
-
-    def kind(name: str, value: Any) -> pa.DataType:
-        if isinstance(value, list):
-            return pa.list_(kind(name, value[0]))
-        if isinstance(value, str):
-            return pa.string()
-        whole = not name.startswith("stats/") or name.endswith("/count")
-        return pa.int64() if whole and isinstance(value, int) else pa.float64()
-
-    return pa.schema([(name, kind(name, value)) for name, value in rows[0].items()])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli, config
-from embodied.collecting.collect import KINDS
+from embodied.collecting.collect import KINDS, _kinds
 from embodied.collecting.opening import open_dataset
 from embodied.config import compose
 from embodied.datasets import Dataset
@@ -53,6 +54,21 @@ def test_kinds_are_what_they_say(mixed):
         best.setdefault(kind, []).append(got.env_rewards.max())
     assert min(best["near_miss"]) > max(best["random"] + best["failure"]) - 0.25
     assert min(best["near_miss"]) > 0.5
+
+
+def test_shares_hold_for_any_number_of_first_episodes():
+    """A step an episode: the ten thousandth took as long as all before it."""
+    for given in ([0.3, 0.2, 0.2, 0.15, 0.15], [0, 1, 0, 0, 0], [0.5, 0.125, 0.25, 0.1, 0.025]):
+        shares = dict(zip(KINDS, given, strict=True))
+        settings = compose("collect", ["policy=mixed", *(f"shares.{kind}={share}" for kind, share in shares.items())])
+        begin = time.process_time()
+        found = list(islice(_kinds(settings), 20_000))
+        assert time.process_time() - begin < 2
+        before = []
+        for n in range(1, 201):  # as they were always drawn
+            before.append(max(KINDS, key=lambda kind, n=n: shares[kind] * n - before.count(kind)))
+        assert found[:200] == before
+        assert all(abs(found.count(kind) - 20_000 * share) < 2 for kind, share in shares.items())
 
 
 def test_rows_are_the_simulators(mixed):

@@ -2,13 +2,18 @@
 
 import json
 import os
+import pickle
+import shutil
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from embodied.datasets import Dataset, Writer
+from embodied.datasets import Dataset, Writer, copying, layout
+from embodied.datasets.columns import with_columns
 from embodied.errors import UserError
 
 FEATURES = {"action": {"dtype": "float32", "shape": [2], "names": None}}
@@ -123,3 +128,69 @@ def test_the_disk_keeps_what_meta_data_name_before_the_staged_copies_go(tmp_path
         assert (path.stat().st_ino, False, True) in synced, path
     assert (root / "last/cam/episode-000000.png").is_file()
     assert synced[-1] == (root.stat().st_ino, True, True)
+
+
+# Many episodes ---------------------------------------------------------------------------------------------
+
+
+def test_a_staged_episode_costs_those_after_it_nothing(tmp_path, monkeypatch):
+    """Each looked at every film before it, and kept its statistics in memory."""
+    root, looked, state = tmp_path / "a", [], os.stat
+    stat = Path.stat
+    monkeypatch.setattr(Path, "stat", lambda self, **how: looked.append(self) or stat(self, **how))
+    to, counts = Writer(root, **SETTINGS), []
+    for k in range(6):
+        looked.clear()
+        add(to, k)
+        counts.append(sum(path.suffix == ".mp4" for path in looked))
+    assert counts == [1] * 6
+    assert len(pickle.dumps(to._staged)) < 6 * 300
+    to.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    held = sum(state(file).st_size for file in root.glob(".staging/*/*.mp4"))
+    with Writer(root, **SETTINGS, video_mb=(held + 1) / 1e6) as to:  # what a killed one staged counts
+        add(to, 6)
+        assert to.staged == 0
+        add(to, 7)
+        assert to.staged == 1
+    assert values(root) == list(range(8))
+
+
+def test_statistics_are_pooled_as_numbers():
+    """As Python's objects those of 50,000 episodes took 2 GB."""
+    rng = np.random.default_rng(0)
+    parts = [{"a": layout.statistics(rng.random((n, 20, 30))), "b": layout.statistics(rng.random(n))} for n in (3, 5)]
+    rows = [{f"stats/{name}/{s}": v for name, of in part.items() for s, v in of.items()} for part in parts * 100]
+    table = pa.Table.from_pylist(rows)
+    tracemalloc.start()
+    found = layout.pooled(table, parts[0])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * table.nbytes
+    counts = np.array([3, *[3, 5] * 100], np.float64)
+    share = counts / counts.sum()
+    for name in ("a", "b"):
+        of = {s: np.array([part[name][s] for part in (parts[0], *parts * 100)]) for s in parts[0][name]}
+        np.testing.assert_allclose(found[name]["mean"], np.tensordot(share, of["mean"], 1), rtol=1e-12)
+        np.testing.assert_allclose(found[name]["q10"], np.tensordot(share, of["q10"], 1), rtol=1e-12)
+        np.testing.assert_array_equal(found[name]["max"], of["max"].max(0))
+        assert found[name]["count"] == [int(counts.sum())]
+    rows[5] = rows[5] | {"stats/b/std": None}
+    assert list(layout.pooled(pa.Table.from_pylist(rows))) == ["a"]  # what is not there for all is told for none
+
+
+def test_new_columns_keep_their_statistics_as_numbers(tmp_path, monkeypatch):
+    root, peaks, pool = tmp_path / "a", [], layout.pool
+    with Writer(root, **SETTINGS) as to:
+        for _ in range(40):
+            add(to, 1, length=2)
+    monkeypatch.setattr(layout, "pool", lambda of: peaks.append(tracemalloc.get_traced_memory()[0]) or pool(of))
+    dataset, feature = Dataset(root), {"dtype": "float32", "shape": [2000], "names": None}
+    monkeypatch.setattr(copying, "copy", lambda root, part, change: shutil.copytree(root, part))
+    tracemalloc.start()
+    with_columns(dataset, tmp_path / "b", {"x": feature}, lambda i: {"x": np.full((2, 2000), i, np.float32)}, {})
+    tracemalloc.stop()
+    assert peaks[0] < 1.3 * 40 * 9 * 2000 * 8  # nine statistics of 2000 numbers
+    stats = json.loads((tmp_path / "b/meta/stats.json").read_text())["x"]
+    assert (stats["min"][0], stats["max"][0], stats["mean"][0], stats["count"]) == (0, 39, pytest.approx(19.5), [80])
+    (file,) = (tmp_path / "b/meta/episodes").glob("*/*.parquet")
+    assert [row["stats/x/q50"][7] for row in pq.read_table(file).to_pylist()] == list(range(40))
