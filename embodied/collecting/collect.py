@@ -118,7 +118,7 @@ def _cameras(env: gymnasium.Env, wanted: Any) -> dict[str, str]:
 
 def _fps(env: gymnasium.Env) -> float:
     world = env.unwrapped
-    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
+    return round(1 / world.action_s if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
 
 
 def _instruction(env: gymnasium.Env) -> str:

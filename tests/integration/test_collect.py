@@ -285,3 +285,9 @@ def test_random_actions_are_held_for_a_few_steps(tmp_path):
         lengths = np.diff([-1, *changed])
         assert set(lengths) == {1, 2, 3, 4}
     assert cli.main(["collect", "policy=random", "hold=0"]) == 2
+
+
+def test_a_held_action_is_a_frame_of_its_own_length(tmp_path):
+    words = ["env=humanoid-stand", "env.hold=3", "env.max_episode_steps=4", "policy=random", "episodes=1"]
+    assert cli.main(["collect", *words, "image_size=32", "cameras=[front]", f"out={tmp_path / 'data'}"]) == 0
+    assert Dataset(tmp_path / "data").fps == pytest.approx(1 / 0.045)
