@@ -114,6 +114,7 @@ def judged(made: FinetuningRun, name: str, policy: Any) -> list[dict[str, Any]]:
     """A policy's episodes on the starts that judge, played unless they were."""
     file = made.folder / name / "episodes.json"
     if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
+        file.parent.mkdir(parents=True, exist_ok=True)
         made.judge(name, policy)
     return json.loads(file.read_text("utf-8"))
 

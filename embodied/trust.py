@@ -24,6 +24,7 @@ ADDRESSES = ("url", "server", "address", "host")
 SECRETS = ("token_env", "token_file", "api_key_env")
 WRITTEN = ("cache", "trace")  # files and folders that a reward writes
 TEXTS = ("goal", "goals", "baseline", "negative", "negatives", "instruction", "prompt")  # words, whatever is in them
+MODULES = re.compile(r"env\.id$|scenes\..+\.(facts|worlds\.[0-9]+)$")  # what may name code, as module:Name
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -86,7 +87,7 @@ def _reaches(values: Any, above: str = "") -> Iterator[tuple[str, str]]:
         if name in TEXTS or (not above and name == "trust"):
             continue
         if isinstance(value, str) and value:
-            module = dotted == "env.id" and ":" in value
+            module = MODULES.match(dotted) and ":" in value
             if name in (*ADDRESSES, *SECRETS, *WRITTEN) or module or SCHEME.match(value):
                 yield dotted, value
         else:

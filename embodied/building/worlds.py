@@ -19,7 +19,11 @@ SEEN = ("points", "features", "places")  # observations that are made of what th
 
 
 def env_maker(config: DictConfig) -> Any:
-    """Makes one world, in any process."""
+    """Makes one world, in any process.
+
+    Raises:
+        UserError: a key of `env.kwargs` that is a setting of its own.
+    """
     env: Any = OmegaConf.to_container(config.env, resolve=True)
     kwargs, cameras = env.pop("kwargs", None) or {}, reward_cameras(config)
     for name in ("cameras", "policy_cameras", "points", "places"):
@@ -29,7 +33,12 @@ def env_maker(config: DictConfig) -> Any:
         env["obs"] = "state"  # nobody reads it: observations are made of what the encoder sees
     if cameras and env.get("camera") is None:
         env["camera"] = cameras[0]
-    maker = partial(_make, **{key: value for key, value in env.items() if value is not None}, **kwargs)
+    settings = {key: value for key, value in env.items() if value is not None}
+    if twice := next((key for key in kwargs if key in settings), None):
+        raise UserError(
+            f"env.kwargs must hold what has no setting of its own; got {twice}. Say env.{twice}={kwargs[twice]}."
+        )
+    maker = partial(_make, **settings, **kwargs)
     if distractors is not None:
         maker = partial(_distracted, maker, distractors)
     return partial(_sparse, maker) if config.get("sparse") else maker

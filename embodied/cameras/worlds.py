@@ -82,7 +82,7 @@ class Show:
 
 def _step_s(env: gymnasium.Env) -> float:
     world = env.unwrapped
-    return world.ctrl_dt if isinstance(world, World) else 1 / float(world.metadata.get("render_fps") or 20)
+    return world.action_s if isinstance(world, World) else 1 / float(world.metadata.get("render_fps") or 20)
 
 
 def fps(show: Show) -> float:

@@ -26,7 +26,9 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from embodied import runs
 from embodied.collecting.opening import open_dataset
+from embodied.config import compose, given
 from embodied.datasets import Dataset
 from embodied.envs import WORLDS, world_id
 from embodied.envs.captions import SCENE as ALWAYS
@@ -39,6 +41,7 @@ from embodied.pretraining import knowing
 from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
 from embodied.pretraining.recorded import SUCCESS, check_recorded, recorded
 from embodied.pretraining.renders import Renders, render, scene_facts
+from embodied.trust import check_trusted, remember
 from rewards.encoders import OpenCLIPEncoder
 from rewards.encoders.alignment import AlignmentRecipe, Examples, align
 from rewards.encoders.towers import Towers
@@ -46,11 +49,21 @@ from rewards.encoders.towers import Towers
 SCENE = ("worlds", "frames", "captions", "policies", "facts", "camera")  # what a scene of the config may have
 RECORDED = ("data", "labels", "frames", "captions", "camera")  # and one of recorded episodes
 LOOKS = (("own_look", 1.0), ("varied_look", 0.0))  # and the share of frames with the scene's own
+HERE = ("workers", "device")  # of the machine at hand, not of the run
+FREE = ("run", "resume", "trust", *HERE)  # what may be given to go on with a run
 TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet
 
 
 def run(config: DictConfig) -> None:
-    """Render, align, judge, write. Every stage is kept in the run folder, so a killed run goes on from there."""
+    """Render, align, judge, write. Every stage is kept in the run folder, so a killed run goes on from there.
+
+    Raises:
+        UserError: something in the config cannot be had; to resume, other settings than the run's own.
+    """
+    folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
+    resumed = bool(config.resume) and (folder / "config.yaml").is_file()
+    if resumed:
+        config = _own(config, folder)
     if unknown := [name for name in config.use if name not in config.scenes]:
         raise UserError(
             f"pretrain: use must name scenes of the config; got {unknown[0]!r}. {nearest(unknown[0], config.scenes)}"
@@ -59,11 +72,12 @@ def run(config: DictConfig) -> None:
     captions = {name: _captions(name, scene) for name, scene in scenes.items()}
     for name, scene in scenes.items():
         _check_facts(name, scene, captions[name])
-    folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
-    if folder.exists() and not config.resume:
+    if folder.exists() and not (resumed or config.resume):
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+    if not resumed:
+        folder.mkdir(parents=True, exist_ok=True)
+        runs.save_config(folder, config)
+        remember(resolved(config))
 
     model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device, frozen=list(config.frozen))
@@ -111,6 +125,28 @@ def run(config: DictConfig) -> None:
     print(f"Encoder: {folder / 'encoder'}. Use it: encoder=open_clip encoder.model=local-dir:{folder / 'encoder'}")
 
 
+def _own(config: DictConfig, folder: Path) -> DictConfig:
+    """The config that a run was begun with, to go on by: what is rendered and learned already is of its settings.
+
+    Raises:
+        UserError: others were given; or it is somebody else's and wants more than it is allowed.
+    """
+    defaults = compose("pretrain", [])
+    OmegaConf.set_struct(defaults, False)
+    saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))  # settings that came later as by default
+    assert isinstance(saved, DictConfig)
+    check_trusted(folder, resolved(saved), config.get("trust"))
+    if others := runs.changed(config, saved, "pretrain", FREE):
+        raise UserError(
+            f"pretrain: {folder} goes on with its own settings; got others for {', '.join(others)}. "
+            "Leave them out, or begin a new run."
+        )
+    for key in HERE:
+        if given(config, key):
+            saved[key] = config[key]
+    return saved
+
+
 def judge(
     encoder: OpenCLIPEncoder, config: DictConfig, captions: dict[str, Captions], folder: Path, size: int
 ) -> dict[str, Any]:
@@ -126,11 +162,12 @@ def judge(
             facts = judge_scene(encoder, captions[name], held, config.judge_on, np.random.default_rng(seed))
             rows[look] = {"facts": facts, "retrieval": retrieval(encoder, captions[name], held, config.judge_on)}
         result["scenes"][name] = rows
-    if "desk" in config.use:
-        goals = captions["desk"].goals
+    if "desk" in config.use and "data" not in config.scenes.desk:
+        goals = captions["desk"].goals  # own captions need offer none
         result["order"] = {
             env: order_along_expert(encoder, f"embodied/{env}-v0", goals[fact], range(JUDGE_SEED, JUDGE_SEED + 10))
             for env, fact in DESK_FACTS.items()
+            if fact in goals
         }
     return result
 

@@ -144,6 +144,11 @@ class World(gymnasium.Env, ABC):
     def sample_state(self, rng: np.random.Generator) -> None:
         """Put `data` into any plausible state, solved ones included: pretraining data, not episode starts."""
 
+    @property
+    def action_s(self) -> float:
+        """How long an action lasts, seconds: `ctrl_dt`, but where a world holds it for longer."""
+        return self._steps_per_action * self.sim_dt
+
     # Gymnasium ------------------------------------------------------------------------------------------
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -324,4 +329,4 @@ def control_rate(env: gymnasium.Env) -> float:
         env: ours or another, wrapped or not.
     """
     world = env.unwrapped
-    return round(1 / world.ctrl_dt if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)
+    return round(1 / world.action_s if isinstance(world, World) else float(world.metadata.get("render_fps") or 20), 6)

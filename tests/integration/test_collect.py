@@ -319,3 +319,9 @@ def test_a_dataset_grows_by_the_settings_that_it_began_with(tmp_path, monkeypatc
     assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "noise=0.9", "out=other"]) == 0
     assert seeds(tmp_path / "other") == seeds(grown.root)
     assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "noise=0.1", "out=other"]) == 0  # which is not heeded
+
+
+def test_a_held_action_is_a_frame_of_its_own_length(tmp_path):
+    words = ["env=humanoid-stand", "env.hold=3", "env.max_episode_steps=4", "policy=random", "episodes=1"]
+    assert cli.main(["collect", *words, "image_size=32", "cameras=[front]", f"out={tmp_path / 'data'}"]) == 0
+    assert Dataset(tmp_path / "data").fps == pytest.approx(1 / 0.045)

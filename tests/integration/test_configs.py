@@ -200,6 +200,14 @@ def test_a_world_is_made_from_its_config(scene):
     env.close()
 
 
+def test_a_keyword_that_is_a_setting_of_its_own_is_told():
+    with pytest.raises(UserError, match=r"env.kwargs must hold .*; got traffic. Say env.traffic=0.2."):
+        env_maker(compose("train", ["env=drive-town", "env.kwargs={traffic: 0.2}"]))()
+    env = env_maker(compose("train", ["env=cartpole", "env.kwargs={max_episode_steps: 3}"]))()  # a setting that is null
+    assert env.get_wrapper_attr("_max_episode_steps") == 3
+    env.close()
+
+
 def test_configs_say_what_they_are():
     """Settings a person may want to change carry a comment somewhere in their file."""
     silent = [str(p.relative_to(CONFIGS)) for p in FILES if "#" not in p.read_text("utf-8")]

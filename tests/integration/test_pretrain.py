@@ -3,9 +3,15 @@
 import json
 
 import numpy as np
+import pytest
 import torch
+from omegaconf import OmegaConf
 
 from embodied import cli
+from embodied.commands import pretrain
+from embodied.config import compose
+from embodied.envs.captions import Captions
+from embodied.paths import asset
 from embodied.pretraining.renders import render
 from rewards.encoders import OpenCLIPEncoder
 
@@ -39,6 +45,36 @@ def test_pretrain_adapts_a_model_and_resumes(tiny_clip, tmp_path, capsys):
     torch.testing.assert_close(again, before, rtol=0, atol=0)
     adapted = OpenCLIPEncoder(tiny_clip, device="cpu").encode_texts(["the pole is up"])
     assert not torch.allclose(adapted, before)
+
+    kept = (run / "config.yaml").read_text()
+    for other in ("recipe.epochs=3", "scenes.cartpole.frames=48", "use=[reacher]"):
+        assert cli.main(["pretrain", f"run={run}", "resume=true", other]) == 2
+        told = capsys.readouterr().err
+        assert f"goes on with its own settings; got others for {other.partition('=')[0]}" in told
+    # without a word on them, by its own settings
+    renders = {file.name: file.stat().st_mtime_ns for file in (run / "renders").iterdir()}
+    assert cli.main(["pretrain", f"run={run}", "resume=true", "workers=2"]) == 0
+    assert (run / "config.yaml").read_text() == kept
+    assert {file.name: file.stat().st_mtime_ns for file in (run / "renders").iterdir()} == renders
+    told = json.loads((run / "encoder" / "judgement.json").read_text())
+    assert list(told["scenes"]) == ["cartpole"]
+
+
+@pytest.mark.parametrize("scene", [{}, {"data": "path"}])
+def test_a_desk_of_ones_own_is_judged_without_the_goals_that_it_lacks(scene, tiny_clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain, "_rendered", lambda *args: None)
+    monkeypatch.setattr(pretrain, "judge_scene", lambda *args: {})
+    monkeypatch.setattr(pretrain, "retrieval", lambda *args: 0.5)
+    ordered = []
+    monkeypatch.setattr(pretrain, "order_along_expert", lambda encoder, env, goal, seeds: ordered.append((env, goal)))
+    ours = Captions.load(asset("desk") / "captions.yaml")
+    goals = ours.goals if "data" in scene else {"drawer_open": "pull it out"}
+    config = compose("pretrain", ["use=[desk]"])
+    OmegaConf.set_struct(config, False)
+    config.scenes.desk.update(scene)
+    encoder = OpenCLIPEncoder(tiny_clip, device="cpu")
+    pretrain.judge(encoder, config, {"desk": Captions(ours.facts, goals)}, tmp_path, 32)
+    assert ordered == ([] if scene else [("embodied/desk-drawer-v0", "pull it out")])
 
 
 def test_renders_depend_on_the_seed_alone():

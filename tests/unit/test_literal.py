@@ -89,6 +89,8 @@ def state(tmp_path, monkeypatch):
         ({"reward": {"vlm": {"api_key_env": "SECRET"}}}, "reward.vlm.api_key_env=SECRET"),
         ({"reward": {"odd": ["ftp://a"]}}, "reward.odd.0=ftp://a"),
         ({"env": {"id": "mine:World-v0"}}, "env.id=mine:World-v0"),
+        ({"scenes": {"mine": {"worlds": ["cartpole", "mine:World-v0"]}}}, "scenes.mine.worlds.1=mine:World-v0"),
+        ({"scenes": {"mine": {"facts": "mine:Facts"}}}, "scenes.mine.facts=mine:Facts"),
         (REMOTE | {"trust": ["http://elsewhere:1", "KEY"]}, "reward.token_env=KEY"),  # its own word counts for nothing
     ],
 )

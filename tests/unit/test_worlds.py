@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from embodied.cameras.worlds import _step_s
 from embodied.envs import WORLDS, world_id
 from embodied.envs.humanoid import AZIMUTH, DISTANCE, ELEVATION, LOOK_AT, Humanoid
 from embodied.envs.reacher import _joints
@@ -40,6 +41,16 @@ def make():
 
 def test_every_world_is_registered_with_its_time_limit():
     assert {name: gymnasium.spec(world_id(name)).max_episode_steps for name in WORLDS} == LIMITS
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_an_action_lasts_as_long_as_it_says(make, name):
+    world = make(name)
+    world.reset(seed=0)
+    before = world.data.time
+    world.step(np.zeros(world.action_space.shape, np.float32))
+    assert world.data.time - before == pytest.approx(world.action_s)
+    assert world.action_s == world.ctrl_dt
 
 
 def test_importing_the_worlds_does_not_load_mujoco():
@@ -415,6 +426,8 @@ def test_a_held_action_is_one_that_is_given_again(make):
     held, again = make("humanoid-kneel", hold=3), make("humanoid-kneel")
     for world in (held, again):
         world.reset(seed=0)
+    assert (held.action_s, again.action_s) == pytest.approx((0.045, 0.015))
+    assert _step_s(held) == held.action_s
     rng, right = np.random.default_rng(0), []
     for _ in range(30):
         action = 0.5 * rng.uniform(-1, 1, 17)
