@@ -17,7 +17,7 @@ ABOUT = "episode.json"
 
 def kept(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """What is kept in memory of a staged episode; its statistics are large, and read again when it is packed."""
-    return {"length": about["length"], "instruction": about["instruction"], "folder": folder}
+    return {key: about[key] for key in ("length", "instruction", "own")} | {"folder": folder}
 
 
 def told(
@@ -31,7 +31,7 @@ def told(
             about = layout.read_json(staged[k]["folder"] / ABOUT)
             stats = {f"stats/{name}/{s}": v for name, each in about["stats"].items() for s, v in each.items()}
             whole.append(rows[k] | stats | places[k])
-            notes[str(rows[k]["episode_index"])] = about["own"]
+            notes[str(rows[k]["episode_index"])] = staged[k]["own"]
         schema = schema or _episodes_schema(whole)
         tables.append(pa.Table.from_pylist(whole, schema))
     return pa.concat_tables(tables), notes

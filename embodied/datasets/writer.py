@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -102,6 +102,12 @@ class Writer:
     def staged(self) -> int:
         """Whole episodes that no meta data name yet."""
         return len(self._staged)
+
+    @property
+    def notes(self) -> Iterator[Mapping[str, Any]]:
+        """Of each whole episode in turn, the `own` values that it was added with, in no order that means anything."""
+        yield from self._own["episodes"].values()
+        yield from (about["own"] for about in self._staged)
 
     def __len__(self) -> int:
         """Episodes that are whole, staged ones included."""

@@ -72,6 +72,7 @@ class Packer:
     def __init__(self, root: Path) -> None:
         self._root = root
         self._writer: Writer | None = None
+        self._packed: set[str] = set()  # names of the journals that are episodes of it already
 
     def pack(self, folder: Path) -> None:
         """One journal into one episode; then it goes. One that is packed already, or holds no row, only goes.
@@ -86,11 +87,12 @@ class Packer:
                 features = _features(about["heads"], tells="success.predicted" in columns)
                 self._open(about["fps"], features, about["views"])
                 assert self._writer is not None
-                if folder.name not in _journals(self._writer.root):
+                if folder.name not in self._packed:
                     self._writer.add(
                         columns, frames, instruction=about["instruction"], kind="watched", journal=folder.name,
                         started=about["started"],
                     )  # fmt: skip
+                    self._packed.add(folder.name)
         except UserError as error:
             raise OSError(f"the episode in {folder} cannot be packed: {error}") from error
         shutil.rmtree(folder)
@@ -133,6 +135,7 @@ class Packer:
                 if there:
                     continue
                 raise
+            self._packed = {each.get("journal", "") for each in self._writer.notes}
             write_text(about, json.dumps(wanted))
             return
 
@@ -186,17 +189,6 @@ def _said(told: list[bool | None]) -> dict[str, np.ndarray]:
         last = last if each is None else each
         known.append(last)
     return {"success.predicted": np.array(known)}
-
-
-def _journals(root: Path) -> set[str]:
-    """Names of the journals that are episodes of a dataset already."""
-    found: set[str] = set()
-    for staged in (root / files.STAGING).glob("episode-*/episode.json"):
-        found.add(files.read_json(staged)["own"].get("journal", ""))
-    own = root / "meta" / files.OWN
-    if own.is_file():
-        found.update(each.get("journal", "") for each in files.read_json(own)["episodes"].values())
-    return found
 
 
 def _stage(root: Path, folder: Path) -> None:

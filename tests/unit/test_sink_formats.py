@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from embodied.cameras.camera import Frame
-from embodied.datasets import Dataset
+from embodied.datasets import Dataset, layout
+from embodied.sinks import dataset, packing
 from embodied.sinks.dataset import DatasetSink
 from embodied.sinks.overlay import Overlay, Painter
 from embodied.sinks.record import recover
@@ -169,6 +170,26 @@ class TestEpisodes:
         dataset = Dataset(tmp_path / "dataset")
         assert len(dataset) >= 1
         assert {dataset.length(i) for i in range(len(dataset) - 1)} <= {4}
+
+    def test_an_episode_s_notes_are_read_once_however_many_are_staged(self, tmp_path, monkeypatch):
+        """Each journal read those of all that were staged before it, and those of the finished ones, again."""
+        with monkeypatch.context() as patch:
+            patch.setattr(dataset, "pack_elsewhere", lambda root, folder=None: None)  # a run that is killed in time
+            moments = [moment(k, episode=episode) for episode in range(6) for k in range(3)]
+            write_all([DatasetSink(tmp_path, live=False, fps=10)], moments)
+        left = sorted((tmp_path / ".journal").iterdir())
+        assert len(left) == 6
+        read, read_json = [], layout.read_json
+        monkeypatch.setattr(layout, "read_json", lambda file: read.append(file.name) or read_json(file))
+        for folder in left[:4]:
+            read.clear()
+            packing._stage(tmp_path, folder)
+            staged = len(list((tmp_path / "dataset/.staging").glob("episode-*")))
+            assert read.count("episode.json") == staged - 1
+        read.clear()
+        recover(tmp_path)
+        assert read.count("episode.json") == 4 + 6  # to go on, and to pack all
+        assert [Dataset(tmp_path / "dataset").length(i) for i in range(6)] == [3] * 6
 
     def test_a_dataset_that_another_process_writes_is_not_passed_over(self, tmp_path):
         moments = [moment(k) for k in range(4)]
