@@ -385,7 +385,6 @@ def test_nan_stops_the_run_with_one_line(tiny_clip, monkeypatch, capsys):
     (["num_worlds=0"], "num_worlds must be at least 1; got 0"),
     (["workers=9"], "workers must be from 0 to num_worlds (2); got 9"),
     (["policy=dqn"], "actions must be Discrete"),
-    (["env.obs=pixels", "policy=drqv2", "demos=1"], "demos cannot be seen as env.obs=pixels yet"),
     (["env=gym", "env.id=CartPole-v1", "policy=dqn", "reward=clip"], "reward.goal must be a text"),
 ])  # fmt: skip
 def test_mistakes_end_in_one_line_and_write_nothing(tiny_clip, words, message, capsys):
