@@ -152,8 +152,8 @@ def test_many_clients_share_batches_and_get_their_own_numbers():
     sizes, inner, waiting = [], encoder.encode_images, []
 
     def slow(images):
-        """The first waits until four of the others do; the rest are as quick as they come."""
-        if not sizes:
+        """The first waits until four of the others do, unless it is of four; the rest are as quick as they come."""
+        if not sizes and len(images) < 4:
             until(lambda: waiting[0].queued >= 4)
         sizes.append(len(images))
         return inner(images)
