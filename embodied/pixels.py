@@ -31,6 +31,15 @@ def lack_of_colours(pix_fmt: str) -> str:
     return ""
 
 
+def threads(picture: av.VideoFrame) -> int:
+    """How many threads convert a picture: one where it is small, else 0, as many as there are cores.
+
+    Args:
+        picture: to be converted.
+    """
+    return 1 if picture.width * picture.height < SMALL else 0
+
+
 def to_rgb(picture: av.VideoFrame, *, accurate: bool = True) -> np.ndarray:
     """(H, W, 3) uint8 RGB, in the colours that the film says: PyAV before 17 takes every film for BT.601.
 
@@ -42,8 +51,7 @@ def to_rgb(picture: av.VideoFrame, *, accurate: bool = True) -> np.ndarray:
         ValueError: a damaged picture, whose pixels are of no kind.
     """
     how = {"interpolation": ACCURATE} if accurate else {}
-    threads = 1 if picture.width * picture.height < SMALL else 0  # 0: as many as there are cores
     try:
-        return picture.reformat(format="rgb24", threads=threads, **how).to_ndarray()
+        return picture.reformat(format="rgb24", threads=threads(picture), **how).to_ndarray()
     except av.error.FFmpegError as error:
         raise ValueError(f"a picture of {picture.format.name} cannot be brought to RGB ({error.strerror})") from error

@@ -16,7 +16,7 @@ import av.error
 import numpy as np
 from av.video.stream import VideoStream
 
-from embodied.pixels import ACCURATE, lack_of_colours, to_rgb
+from embodied.pixels import ACCURATE, lack_of_colours, threads, to_rgb
 
 SHARE = 0.25  # of a frame's period: how far its own time may lie from the time asked for
 MAX_S, MAX_PIXELS = 1e8, 64_000_000
@@ -47,7 +47,8 @@ def write_video(path: Path, frames: np.ndarray, fps: int | float) -> None:
         stream.codec_context.thread_count = 1
         for t, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            picture = picture.reformat(format="yuv420p", dst_colorspace=_COLOURS, interpolation=ACCURATE)
+            how = {"dst_colorspace": _COLOURS, "interpolation": ACCURATE, "threads": threads(picture)}
+            picture = picture.reformat(format="yuv420p", **how)
             picture.pts, picture.time_base = round(t * TICKS / exact(fps)), Fraction(1, TICKS)
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
