@@ -128,10 +128,15 @@ class Rows:
             self._kept.move_to_end(mark)
             return self._kept[mark]
         names = ["episode_index", "frame_index", *(name for name in COUNTED if name in self._features)]
-        table = layout.read_parquet(span.data, about, columns=names)
+        head = self._head(span, about)
+        # pyarrow's read_table reads the description again, and with thousands of row groups takes twice its memory more
+        with layout.reading(span.data, about), pq.ParquetFile(span.data, metadata=head) as file:
+            have = file.schema_arrow.names
+            if len(set(have)) != len(have):
+                raise ValueError("two columns have one name")
+            table = file.read([name for name in names if name in have])
         if missing := [name for name in names[:2] if name not in table.column_names]:
             raise UserError(f"{span.data} ({about}): column {missing[0]} is missing, which info.json declares.")
-        head = self._head(span, about)
         sizes = [head.row_group(group).num_rows for group in range(head.num_row_groups)]
         contents = _Contents(table, _places(table["episode_index"]), np.concatenate([[0], np.cumsum(sizes)]))
         self._kept[mark] = contents
