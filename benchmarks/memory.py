@@ -4,7 +4,7 @@ Each is a process of its own, and its peak counts. Episodes of the large dataset
 quickly; every one of them is read, encoded and kept by itself all the same.
 
     python -m benchmarks.memory                     # 100 against 2,000 episodes, 1 against 30 minutes
-    python -m benchmarks.memory many=50000 rows=4   # the large one: some hours
+    python -m benchmarks.memory many=50000 rows=2   # the large one: half an hour
 """
 
 from __future__ import annotations
