@@ -72,6 +72,8 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
             key = word.split("=", 1)[0].lstrip("+")
             node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
             node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
+    if config.get("seed", 0) < 0:
+        raise UserError(f"seed must be at least 0; got {config.seed}.")
     if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
         raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
     assert isinstance(config, DictConfig)

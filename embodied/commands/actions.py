@@ -97,7 +97,7 @@ def _check(config: DictConfig) -> None:
         "steps": 1,
         "batch_size": 1,
     }
-    check_least(config, threads=1, seed=0, **least)
+    check_least(config, threads=1, **least)
     for name in ("network", "cameras"):
         if isinstance(config[name], str | int):
             raise UserError(f"{name} must be a list; got {config[name]}. Write {name}=[{config[name]}].")

@@ -48,7 +48,7 @@ ALIGNING = 1_000_000  # added to the seed for the worlds that alignment steps
 
 def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
-    check_least(config, episodes=1, num_worlds=1, videos=0, threads=1, imagined=0, align=0, seed=0)
+    check_least(config, episodes=1, num_worlds=1, videos=0, threads=1, imagined=0, align=0)
     check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
     if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":

@@ -94,7 +94,7 @@ def _stages(session: FinetuningRun) -> str:
         said = " and ".join(f"“{each}”" if each else "nothing" for each in session.sentences)
         print(f"{'':9} Careful: it is judged by “{sentence}”, which no demonstration says; they say {said}. "
               "Set policy.instruction to what they say.", flush=True)  # fmt: skip
-    for wrong in (*worlds.off_pace(config, planned), *worlds.misplaced(config, planned)) if config.evaluate else ():
+    for wrong in (*worlds.off_pace(config, planned.fps), *worlds.misplaced(config, planned)) if config.evaluate else ():
         print(f"{'':9} Careful: {wrong}", flush=True)
     results: dict[str, Any] = {}
     weights = labels.row_weights(config, found, planned, encoder=session.encoder, rows=session.rows)
@@ -306,7 +306,7 @@ def _check(config: DictConfig) -> None:
     """Refuse what cannot be, before anything is made."""
     check_least(
         config, steps=1, batch_size=1, validation=0, choose_episodes=1, eval_episodes=1, num_worlds=1, videos=0,
-        threads=1, checkpoint_every=0, log_every=1, seed=0,
+        threads=1, checkpoint_every=0, log_every=1,
     )  # fmt: skip
     check_least(config.own, starts=1, tries=1, noise=0)
     check_least(config.policy, horizon=1, channels=1, places=0, width=8)

@@ -196,7 +196,7 @@ class FinetuningRun:
 
     def _check_pace(self, name: str) -> None:
         """Raises: UserError: a world of another rate, where what is done would be recorded at the policy's."""
-        if wrong := worlds.off_pace(self.config, self.plan):
+        if wrong := worlds.off_pace(self.config, self.plan.fps):
             raise UserError(f"stages=[{name}] needs a world of the policy's rate; {wrong[0]}")
 
     def _roots(self, name: str, kind: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -73,6 +74,8 @@ def evaluate(config: DictConfig, folder: Path) -> str:
         for key in SEEN:
             if config[key] is not None:
                 env[key] = config[key]
+    for wrong in worlds.off_pace(trained, policy.spec.fps):
+        print(f"Careful: {wrong}", file=sys.stderr)
     eyes, say = inputs.senses(policy, trained.encoder)
     sentence = trained.policy.instruction if config.instruction is None else str(config.instruction)
     arenas = worlds.arenas(trained, eyes, say, num_worlds=config.num_worlds, instruction=sentence)

@@ -120,12 +120,12 @@ def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:
     return told
 
 
-def off_pace(config: DictConfig, planned: PolicyPlan) -> list[str]:
+def off_pace(config: DictConfig, fps: float) -> list[str]:
     """Where a world takes more or fewer actions a second than the policy gives, so that each does something else there.
 
     Args:
         config: of a run.
-        planned: its data.
+        fps: of the policy.
     """
     told = []
     for _, one in worlds(config):
@@ -134,9 +134,9 @@ def off_pace(config: DictConfig, planned: PolicyPlan) -> list[str]:
             rate = control_rate(env)
         finally:
             env.close()
-        if abs(rate - planned.fps) > 0.01 * rate:
+        if abs(rate - fps) > 0.01 * rate:
             mend = "Leave policy.fps out." if config.policy.fps else "Judge it in a world of the data's rate: env=…"
-            told.append(f"the policy gives {planned.fps:g} actions a second, {one.env.id} takes {rate:g}. {mend}")
+            told.append(f"the policy gives {fps:g} actions a second, {one.env.id} takes {rate:g}. {mend}")
     return told
 
 

@@ -82,6 +82,12 @@ def test_every_verb_has_a_config_and_an_example(verb):
     assert f"embodied {verb}" in cli.verb_help(verb)
 
 
+@pytest.mark.parametrize("verb", [verb for verb in sorted(cli.verbs()) if (CONFIGS / f"{verb}.yaml").is_file()])
+def test_no_verb_takes_a_seed_below_zero(verb):
+    with pytest.raises(UserError, match=r"seed must be at least 0; got -1|unknown setting 'seed'"):
+        compose(verb, ["seed=-1"])
+
+
 def test_a_config_belongs_to_its_caller_and_so_does_a_hydra_of_theirs(tmp_path):
     (tmp_path / "mine.yaml").write_text("a: 1\n")
     with hydra.initialize_config_dir(str(tmp_path), version_base="1.3"):
