@@ -77,6 +77,27 @@ def session(
     return kind(config, folder, build(config.encoder), planned)
 
 
+def of_suite(
+    world: str, data: Path, folder: Path, seed: int, options: Mapping[str, Any], *more: str,
+    cameras: Sequence[str], size: int, longest: int,
+) -> FinetuningRun:  # fmt: skip
+    """A fine-tuning of a suite's world, whose expert's demonstrations are collected first if they are not there."""
+    if not data.is_dir():
+        collect(compose("collect", [
+            "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert", f"out={data}",
+            f"episodes={options['demonstrations']}", f"cameras=[{','.join(cameras)}]", f"image_size={size}",
+        ]))  # fmt: skip
+    config = compose("finetune", [
+        f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
+        f"execute={options['execute']}", f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2", *more,
+    ])  # fmt: skip
+    planned = inputs.plan(config)
+    OmegaConf.set_struct(config, False)
+    config.env = config.get("env") or worlds.worlds_of_data(planned)
+    folder.mkdir(parents=True, exist_ok=True)
+    return FinetuningRun(config, folder, build(config.encoder), planned)
+
+
 def demonstrations(task: str, policy: str, count: int) -> Path:
     """A task's dataset of at least so many episodes."""
     data = COLLECTED / f"{task}-{policy}"

@@ -20,18 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from benchmarks.common import others, read_options, record
-from benchmarks.finetune import row
-from embodied.building.build import build
-from embodied.collecting.collect import collect
-from embodied.config import compose
+from benchmarks.finetune import of_suite, row
 from embodied.envs.bridge import make
 from embodied.envs.experts import expert, has_expert
 from embodied.envs.spaces import JUDGED
 from embodied.files import write_text
-from embodied.finetuning import inputs, judging
+from embodied.finetuning import judging
 from embodied.finetuning.stages import FinetuningRun
 from policies.vla.core import ChunkPolicy
 
@@ -73,24 +69,11 @@ def opened(suite: str, task: int, starts: int) -> dict[str, Any]:
 
 def session(task: int, seed: int, options: Mapping[str, Any], *more: str, kind: str = "") -> FinetuningRun:
     """A fine-tuning of the task's demonstrations, collected first if they are not there."""
-    name = f"{options['suite']}-{task}"
-    data = ROOT / f"{name}-demonstrations"
-    if not data.is_dir():
-        collect(compose("collect", [
-            "env=gym", f"env.id=libero/{options['suite']}/{task}", f"env.max_episode_steps={LONGEST}", "policy=expert",
-            f"episodes={options['demonstrations']}", f"cameras=[{','.join(CAMERAS)}]", f"image_size={SIZE}",
-            f"out={data}",
-        ]))  # fmt: skip
-    config = compose("finetune", [
-        f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
-        f"execute={options['execute']}", f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2",
-        "env=gym", f"env.id=libero/{options['suite']}/{task}", *more,
-    ])  # fmt: skip
-    planned = inputs.plan(config)
-    OmegaConf.set_struct(config, False)
-    folder = ROOT / f"{name}{kind}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FinetuningRun(config, folder, build(config.encoder), planned)
+    name, world = f"{options['suite']}-{task}", f"libero/{options['suite']}/{task}"
+    return of_suite(
+        world, ROOT / f"{name}-demonstrations", ROOT / f"{name}{kind}-s{seed}", seed, options, "env=gym",
+        f"env.id={world}", *more, cameras=CAMERAS, size=SIZE, longest=LONGEST,
+    )  # fmt: skip
 
 
 def judged(made: FinetuningRun, name: str, policy: ChunkPolicy) -> dict[str, Any]:

@@ -22,15 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
 from benchmarks.common import others, read_options, record
-from benchmarks.finetune import row, voided
-from embodied.building.build import build
-from embodied.collecting.collect import collect
-from embodied.config import compose
+from benchmarks.finetune import of_suite, row, voided
 from embodied.files import write_text
-from embodied.finetuning import inputs, worlds
 from embodied.finetuning.stages import FinetuningRun
 
 SENTENCES = {  # task -> how one says that it is solved, to teach the encoder; the last two judge what it learned
@@ -103,24 +98,10 @@ def eyes(way: str, options: Mapping[str, Any]) -> list[str]:
 
 def session(task: str, way: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     """A fine-tuning of the task's demonstrations, collected first if they are not there."""
-    data = ROOT / f"{task}-demonstrations"
-    if not data.is_dir():
-        collect(compose("collect", [
-            "env=gym", f"env.id=metaworld/{task}-v3", f"env.max_episode_steps={LONGEST}", "policy=expert",
-            f"episodes={options['demonstrations']}", f"cameras=[{','.join(CAMERAS)}]", f"image_size={SIZE}",
-            f"out={data}",
-        ]))  # fmt: skip
-    config = compose("finetune", [
-        f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
-        f"execute={options['execute']}", f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2",
-        *eyes(way, options),
-    ])  # fmt: skip
-    planned = inputs.plan(config)
-    OmegaConf.set_struct(config, False)
-    config.env = worlds.worlds_of_data(planned)
-    folder = ROOT / f"{task}-{way}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FinetuningRun(config, folder, build(config.encoder), planned)
+    return of_suite(
+        f"metaworld/{task}-v3", ROOT / f"{task}-demonstrations", ROOT / f"{task}-{way}-s{seed}", seed, options,
+        *eyes(way, options), cameras=CAMERAS, size=SIZE, longest=LONGEST,
+    )  # fmt: skip
 
 
 def imitated(task: str, way: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
