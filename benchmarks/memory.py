@@ -24,6 +24,7 @@ from benchmarks.common import read_options, record
 from benchmarks.measure import in_child
 from embodied import cli
 from embodied.datasets import Writer, layout
+from embodied.datasets.staged import GROUP_ROWS
 
 ROOT = Path("runs", "benchmarks", "memory")
 DEFAULTS = {"few": 100, "many": 2000, "rows": 8, "minutes": [1, 30], "fps": 10}
@@ -79,12 +80,15 @@ def repeated(base: Path, out: Path, count: int) -> Path:
     }.items():  # fmt: skip
         about = about.set_column(about.column_names.index(name), name, pa.array(values))
     pq.write_table(about, next((out / "meta" / layout.EPISODES).rglob("*.parquet")))
+    number, at_once = np.arange(count), -(-GROUP_ROWS // each)
     with pq.ParquetWriter(next((out / "data").rglob("*.parquet")), rows.schema) as writer:
-        for k in range(count):  # a row group an episode, as datasets of ours have it
-            part = rows.slice(each * int(take[k]), each)
-            for name, values in {"episode_index": np.full(each, k), "index": each * k + np.arange(each)}.items():
+        for first in range(0, count, at_once):  # row groups as datasets of ours have them
+            some = number[first : first + at_once]
+            part = rows.take(pa.array((each * take[some][:, None] + np.arange(each)).reshape(-1)))
+            index = (each * some[:, None] + np.arange(each)).reshape(-1)
+            for name, values in {"episode_index": np.repeat(some, each), "index": index}.items():
                 part = part.set_column(part.column_names.index(name), rows.schema.field(name), pa.array(values))
-            writer.write_table(part)
+            writer.write_table(part, row_group_size=len(part))
     info = json.loads((out / "meta" / layout.INFO).read_text())
     info |= {"total_episodes": count, "total_frames": each * count, "splits": {"train": f"0:{count}"}}
     (out / "meta" / layout.INFO).write_text(json.dumps(info))

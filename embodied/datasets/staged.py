@@ -13,6 +13,7 @@ from embodied.datasets import layout
 from embodied.datasets.places import AT_ONCE
 
 ABOUT = "episode.json"
+GROUP_ROWS = 512  # of a row group at least, but for a file's last
 
 
 def kept(about: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -51,11 +52,20 @@ def groups(sizes: Sequence[int], limit: float) -> list[list[int]]:
 
 
 def join_tables(parts: list[Path], path: Path, group: list[int]) -> None:
-    """One row group an episode."""
-    tables = [layout.read_parquet(part) for part in parts]
-    with pq.ParquetWriter(path, tables[0].schema, compression="snappy") as writer:
-        for table in tables:
-            writer.write_table(table, row_group_size=len(table))
+    """Row groups of whole episodes: a long one, or short ones until they have `GROUP_ROWS`.
+
+    Readers hold the description of every row group, about 5 kB each: with one of each short episode, that would be
+    more than the rows.
+    """
+    held: list[pa.Table] = []
+    schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(path, schema, compression="snappy") as writer:
+        for k, part in enumerate(parts):
+            held.append(layout.read_parquet(part))
+            count = sum(map(len, held))
+            if count >= GROUP_ROWS or k == len(parts) - 1:
+                writer.write_table(pa.concat_tables(held).combine_chunks(), row_group_size=count)
+                held.clear()
 
 
 def _episodes_schema(rows: list[dict[str, Any]]) -> pa.Schema:

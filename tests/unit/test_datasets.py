@@ -99,7 +99,7 @@ def test_what_is_written_is_read_back(made):
     assert sorted(path.name for path in made.iterdir()) == ["data", "meta", "videos"]
 
 
-def test_files_are_split_by_size_and_row_groups_are_episodes(tmp_path):
+def test_files_are_split_by_size(tmp_path):
     with writer(tmp_path / "a", data_mb=0.01, video_mb=0.004) as to:
         for k in range(4):
             add(to, k)
@@ -107,11 +107,26 @@ def test_files_are_split_by_size_and_row_groups_are_episodes(tmp_path):
     assert len(list((tmp_path / "a" / "videos" / "observation.images.front").glob("*/*.mp4"))) > 1
     files = sorted((tmp_path / "a" / "data").glob("*/*.parquet"))
     assert len(files) > 1
-    assert sum(pq.ParquetFile(file).num_row_groups for file in files) == 4
+
+
+def test_row_groups_are_whole_episodes_and_short_ones_share_one(tmp_path):
+    """Readers hold the description of every row group, so many of two rows would take more room than the rows."""
+    lengths = [2] * 300 + [700, 2, 2]
+    with Writer(tmp_path / "a", fps=20, features=FEATURES, cameras={}) as to:
+        for k, length in enumerate(lengths):
+            to.add(episode(k, length)[0], {}, instruction="move")
+    (file,) = (tmp_path / "a" / "data").glob("*/*.parquet")
+    head = pq.read_metadata(file)
+    assert [head.row_group(k).num_rows for k in range(head.num_row_groups)] == [512, 44 * 2 + 700, 4]
+    dataset = Dataset(tmp_path / "a")
+    for i in (0, 255, 256, 299, 300, 301, 302):
+        np.testing.assert_array_equal(
+            dataset.columns(i, ["action"])["action"], episode(i, lengths[i])[0]["action"].astype(np.float32)
+        )
 
 
 def test_a_files_head_is_read_once_and_again_when_it_has_changed(made, tmp_path, monkeypatch):
-    """With a row group an episode, it is most of the work."""
+    """With thousands of row groups, it is most of the work."""
     heads, read = [], pq.read_metadata
     monkeypatch.setattr(pq, "read_metadata", lambda file: heads.append(file) or read(file))
     shutil.copytree(made, tmp_path / "copy")
