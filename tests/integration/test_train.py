@@ -22,7 +22,8 @@ from embodied.envs import WORLDS, world_id
 from embodied.training.labeller import Labeller
 
 SMALL = ["final_episodes=1", "videos=0", "eval_every=0", "num_worlds=2", "policy=sac", "policy.network=[16]"]
-QUICK = ["policy.learning_starts=50", "policy.batch_size=32", "policy.rollout_steps=5"]
+SMALL += ["env.max_episode_steps=30"]
+QUICK = ["policy.learning_starts=30", "policy.batch_size=16", "policy.rollout_steps=5"]
 TIMED = ("time/fps", "time/time_elapsed", "reward/latency_ms_p50", "reward/latency_ms_p95")
 
 
@@ -52,10 +53,10 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
         "env=cartpole",
         *goal(tiny_clip),
         "reward.baseline=a pole on a cart",
-        "steps=300",
-        "log_every=100",
+        "steps=120",
+        "log_every=40",
     ]
-    small = [*SMALL, "final_episodes=2", "eval_every=150", "eval_episodes=1", "videos=1", *QUICK]
+    small = [*SMALL, "final_episodes=2", "eval_every=60", "eval_episodes=1", "videos=1", *QUICK]
     assert main([*words, *small]) == 0
     (folder,) = Path("runs/train").iterdir()
     assert folder.name.endswith("-cartpole-clip-s0")
@@ -63,27 +64,27 @@ def test_from_a_sentence_to_a_report_and_an_evaluation(tiny_clip, capsys):
     assert "of 2 episodes (95 % interval" in told
     assert f"{folder}/report.html" in told
     lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
-    assert [line["steps"] for line in lines] == [150, 300]
+    assert [line["steps"] for line in lines] == [60, 120]
     assert {"success_rate", "ci_low", "ci_high", "episodes", "mean_reward", "mean_env_reward"} <= set(lines[0])
     rows = progress(folder)
     wanted = {"rollout/ep_rew_mean", "rollout/ep_env_rew_mean", "rollout/success_rate", "reward/clip_mean"}
     assert wanted <= set(rows[-1])
     assert rows[-1]["rollout/ep_rew_mean"] != rows[-1]["rollout/ep_env_rew_mean"]
     about = json.loads((folder / "run.json").read_text())
-    assert (about["status"], about["steps"], about["seed"]) == ("finished", 300, 0)
+    assert (about["status"], about["steps"], about["seed"]) == ("finished", 120, 0)
     assert list(folder.glob("events.out.tfevents.*"))
     assert len(list((folder / "videos").glob("final_0_*.mp4"))) == 1
 
     assert main(["evaluate", "run=latest", "episodes=3", "num_worlds=2", "videos=0"]) == 0
     judged = json.loads((folder / "evaluation.json").read_text())
-    assert (judged["episodes"], judged["steps"]) == (3, 300)
+    assert (judged["episodes"], judged["steps"]) == (3, 120)
     assert 0 <= judged["ci_low"] <= judged["success_rate"] <= judged["ci_high"] <= 1
 
 
 @pytest.mark.parametrize("policy", ["sac", "ppo", "rlpd", "tdmpc2"])
 def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeypatch, capsys):
-    """300 steps straight, and 300 with a crash after 200 that goes back to the checkpoint at 150."""
-    ppo = ["policy.rollout_steps=25", "policy.batch_size=25", "policy.n_epochs=2"]
+    """150 steps straight, and 150 with a crash after 100 that goes back to the checkpoint at 60."""
+    ppo = ["policy.rollout_steps=15", "policy.batch_size=15", "policy.n_epochs=2"]
     small = [word for word in SMALL if not word.startswith("policy")]
     planner = [
         *QUICK,
@@ -91,11 +92,10 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
         "policy.burst=0",
         "policy.updates_per_step=0.1",
         "policy.iterations=1",
-        "env.max_episode_steps=20",
     ]
     more = {"ppo": ppo, "tdmpc2": planner}.get(policy, QUICK)
-    words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=300", "log_every=50"]
-    words += [*small, *more, "checkpoint_every=150", "eval_every=100", "eval_episodes=1"]
+    words = ["train", "env=cartpole", *goal(tiny_clip), f"policy={policy}", "steps=150", "log_every=30"]
+    words += [*small, *more, "checkpoint_every=60", "eval_every=60", "eval_episodes=1"]
     assert main([*words, "run=straight"]) == 0
 
     label, made = Labeller.label, []
@@ -103,7 +103,7 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
     def crash(self, collected):
         if self._watches:
             made.append(collected.rollout.first.size)
-            if sum(made) > 200:
+            if sum(made) > 100:
                 raise MemoryError("crash")
         return label(self, collected)
 
@@ -113,11 +113,11 @@ def test_a_run_stopped_and_resumed_has_the_same_curve(tiny_clip, policy, monkeyp
             main([*words, "run=stopped"])
     assert json.loads(Path("stopped/run.json").read_text())["status"] == "failed"
     assert "run=stopped resume=true" in capsys.readouterr().err
-    assert files.latest_checkpoint(Path("stopped")).name == "0000000150"
+    assert files.latest_checkpoint(Path("stopped")).name == "0000000060"
     assert main(["train", "run=stopped", "resume=true"]) == 0
 
     straight, stopped = Path("straight"), Path("stopped")
-    assert len(progress(straight)) == 6
+    assert len(progress(straight)) == 5
     assert progress(straight) == progress(stopped)
     assert (straight / "evaluations.jsonl").read_text() == (stopped / "evaluations.jsonl").read_text()
     for one, two in zip(parameters(straight), parameters(stopped), strict=True):
@@ -161,7 +161,7 @@ def kill(words):
 
 
 def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
-    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=300", "log_every=50", "checkpoint_every=100"]
+    words = ["train", "env=reacher-red", *goal(tiny_clip), "steps=200", "log_every=50", "checkpoint_every=50"]
     words += [*SMALL, *QUICK, "workers=2"]
     assert main([*words, "run=straight"]) == 0
     kill(words)
@@ -174,7 +174,7 @@ def test_a_killed_run_resumes_to_the_same_curve(tiny_clip):
 
 def test_a_killed_run_with_a_person_resumes_to_the_same_curve():
     """In a suite's world, whose episodes a person helps with: both stores go on."""
-    words = ["train", "env=gym", "env.id=tests.helped:HelpedPendulum-v0", "reward=true", "log_every=50", "steps=800"]
+    words = ["train", "env=gym", "env.id=tests.helped:HelpedPendulum-v0", "reward=true", "log_every=50", "steps=500"]
     words += ["num_worlds=2", "final_episodes=1", "videos=0", "eval_every=0", "checkpoint_every=100", "policy=rlpd"]
     words += ["policy.batch_size=8", "policy.learning_starts=50", "policy.actor=[8]", "policy.critic=[8]"]
     assert main([*words, "run=straight"]) == 0
@@ -198,37 +198,37 @@ def test_demonstrations_for_a_policy_that_would_not_draw_them_are_refused(capsys
 
 
 def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
-    words = ["train", "env=cartpole", *goal(tiny_clip), "log_every=100", *SMALL, *QUICK]
-    assert main([*words, "steps=400", "run=straight"]) == 0
-    assert main([*words, "steps=200", "run=longer"]) == 0
+    words = ["train", "env=cartpole", *goal(tiny_clip), "log_every=50", *SMALL, *QUICK]
+    assert main([*words, "steps=200", "run=straight"]) == 0
+    assert main([*words, "steps=100", "run=longer"]) == 0
     file = Path("longer/config.yaml")
     old = OmegaConf.load(file)
     del old["encode_threads"], old.env["cameras"]  # as if it were from before these settings
     file.write_text(OmegaConf.to_yaml(old))
-    assert main(["train", "run=longer", "resume=true", "steps=100"]) == 2
-    assert "steps must be at least 200, as longer was begun; got 100" in capsys.readouterr().err
+    assert main(["train", "run=longer", "resume=true", "steps=50"]) == 2
+    assert "steps must be at least 100, as longer was begun; got 50" in capsys.readouterr().err
     for words, named in (
         (["seed=1"], "seed"), (["policy.batch_size=64"], "policy.batch_size"), (["env=desk-drawer"], "env.id"),
-        (["num_worlds=8", "log_every=100"], "num_worlds"),  # the default, which the run has not
+        (["num_worlds=8", "log_every=50"], "num_worlds"),  # the default, which the run has not
     ):  # fmt: skip
         assert main(["train", "run=longer", "resume=true", *words]) == 2
         assert f"goes on with its own settings; got others for {named}" in capsys.readouterr().err
-    assert main(["train", "run=longer", "resume=true", "steps=400"]) == 0
-    assert json.loads(Path("longer/run.json").read_text())["steps"] == OmegaConf.load(file).steps == 400
+    assert main(["train", "run=longer", "resume=true", "steps=200"]) == 0
+    assert json.loads(Path("longer/run.json").read_text())["steps"] == OmegaConf.load(file).steps == 200
     assert progress(Path("straight")) == progress(Path("longer"))
     for one, two in zip(parameters(Path("straight")), parameters(Path("longer")), strict=True):
         np.testing.assert_array_equal(one, two)
     assert main(["train", "run=longer", "resume=true"]) == 0  # done already: no step more
-    assert json.loads(Path("longer/run.json").read_text())["steps"] == 400
+    assert json.loads(Path("longer/run.json").read_text())["steps"] == 200
 
 
 def test_two_rewards_on_two_views_train_resume_and_are_logged_apart(tiny_clip):
     words = ["train", "env=desk-reach", "env.cameras=[front,side]", "reward=[clip,softmax]", "reward.goal=it touches"]
     words += ["reward.softmax.negatives=[it waits]", "encoder=open_clip", f"encoder.model={tiny_clip}"]
-    words += [*SMALL, *QUICK, "log_every=20"]
-    assert main([*words, "steps=120", "run=straight"]) == 0
-    assert main([*words, "steps=60", "run=longer"]) == 0
-    assert main(["train", "run=longer", "resume=true", "steps=120"]) == 0
+    words += [*SMALL, *QUICK, "log_every=20", "env.max_episode_steps=15"]
+    assert main([*words, "steps=80", "run=straight"]) == 0
+    assert main([*words, "steps=40", "run=longer"]) == 0
+    assert main(["train", "run=longer", "resume=true", "steps=80"]) == 0
     assert progress(Path("straight")) == progress(Path("longer"))
     assert {"reward/clip_mean", "reward/softmax_std"} <= set(progress(Path("straight"))[-1])
     assert main(["evaluate", "run=longer", "episodes=1", "videos=1"]) == 0
@@ -253,7 +253,7 @@ def test_every_learner_and_observation_form_trains(tiny_clip, policy, env, obs):
 
 def test_the_true_reward_trains_without_frames(monkeypatch):
     monkeypatch.setattr("embodied.envs.world.World.frame", None)  # a render would fail
-    assert main(["train", "env=cartpole", "reward=true", *SMALL, *QUICK, "steps=220", "log_every=100", "run=here"]) == 0
+    assert main(["train", "env=cartpole", "reward=true", *SMALL, *QUICK, "steps=80", "log_every=40", "run=here"]) == 0
     row = [each for each in progress(Path("here")) if each["rollout/ep_env_rew_mean"]][-1]
     assert float(row["rollout/ep_rew_mean"]) == pytest.approx(float(row["rollout/ep_env_rew_mean"]), rel=1e-4)
 
@@ -261,13 +261,13 @@ def test_the_true_reward_trains_without_frames(monkeypatch):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(tiny_clip, number, status, monkeypatch, capsys):
     """No step is lost, though the first checkpoint was far off; the run says how it ended and goes on exactly."""
-    words = ["train", "env=cartpole", *goal(tiny_clip), "steps=300", "log_every=50", *SMALL, *QUICK]
+    words = ["train", "env=cartpole", *goal(tiny_clip), "steps=150", "log_every=50", *SMALL, *QUICK]
     assert main([*words, "run=straight"]) == 0
     label, made = Labeller.label, []
 
     def ask(self, collected):
         made.append(1)
-        if len(made) == 12:
+        if len(made) == 6:
             os.kill(os.getpid(), number)
         return label(self, collected)
 
@@ -281,7 +281,7 @@ def test_a_run_that_is_asked_to_stop_writes_a_checkpoint_first(tiny_clip, number
             assert ended.value.code == status
     assert json.loads(Path("asked/run.json").read_text())["status"] == "interrupted"
     told = capsys.readouterr().err
-    assert "The checkpoint at step 120 is written." in told
+    assert "The checkpoint at step 60 is written." in told
     assert "Go on with: embodied train run=asked resume=true" in told
     assert main(["train", "run=asked", "resume=true"]) == 0
     assert progress(Path("straight")) == progress(Path("asked"))
@@ -317,6 +317,7 @@ def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_s
     """They were filmed by the world's first two cameras alone, and refused where the policy sees another."""
     words = ["train", "env=desk-reach", "env.obs=points", "env.points=[the red cube]", *goal(tiny_clip), "demos=1"]
     words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "steps=8", "eval_every=0", "videos=0"]
+    words += ["env.max_episode_steps=12"]
     assert main([*words, "final_episodes=1", "run=two"]) == 0
     assert main([*words, "final_episodes=1", "run=wrist", "env.policy_cameras=[wrist]"]) == 0
     assert Dataset(Path("runs/collect/desk-reach-expert")).cameras == ("front", "side")
@@ -326,7 +327,7 @@ def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_s
 
 
 def test_places_are_learned_from_the_demonstrations_and_kept_in_the_run(capsys):
-    short = "+env.kwargs.max_episode_steps=25"
+    short = "env.max_episode_steps=12"
     words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=2"]
     words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=1"]
     words += ["final_episodes=1", "policy.learning_starts=10", short]
@@ -362,7 +363,7 @@ def test_only_the_demonstrations_asked_for_teach_where_to_look():
     """A named dataset may hold more episodes than `demos` says."""
     words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=1"]
     words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=0"]
-    words += ["final_episodes=1", "steps=4", "+env.kwargs.max_episode_steps=25"]
+    words += ["final_episodes=1", "steps=4", "env.max_episode_steps=12"]
     assert main([*words, "run=one"]) == 0
     assert main([*words, "demos=2", "run=two"]) == 0
     assert main([*words, "run=again"]) == 0
