@@ -356,12 +356,21 @@ def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar
     }  # fmt: skip
 
 
-def voided(claim: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A claim beside its controls: one that does what it must not do leaves the claim unproven."""
-    passed = [each["claim"] for each in controls if each["met"] is False]
-    if not passed:
-        return dict(claim)
-    return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
+def voided(claim: Mapping[str, Any], controls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A claim beside its controls: one that does what it must not do leaves the claim unproven; without them none is.
+
+    Args:
+        claim: a row, as it is by itself.
+        controls: their claims.
+        rows: what was measured, now or before, the newest of a claim last.
+    """
+    known = {row["claim"]: row["met"] for row in rows if row["claim"] in controls}
+    passed = [each for each in controls if known.get(each) is False]
+    if passed:
+        return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
+    if claim["met"] and set(controls) - set(known):
+        return {**claim, "bar": f"{claim['bar']}; undecided without its controls", "met": None}
+    return dict(claim)
 
 
 def main() -> None:
@@ -384,11 +393,17 @@ def main() -> None:
         variants: dict[str, tuple[str, Change, str | None, tuple[str, ...]]] = {
             "imitate": (f"{task}, 50 demonstrations", usable, None if bar is None else f">= {bar}", ())
         }
+        blind, other = f"{task}, own readings only (control)", f"{task}, actions of another episode (control)"
+        names = [f"imitation, {each}" for each in (blind, other)]
         if options["controls"]:
-            blind = None if task == "drawer" else "<= 0.2"
-            variants["blind"] = (f"{task}, own readings only (control)", usable, blind, ("policy.places=0",))
-            variants["shuffled"] = (f"{task}, actions of another episode (control)", shuffled, "<= 0.05", ())
+            variants["blind"] = (blind, usable, None if task == "drawer" else "<= 0.2", ("policy.places=0",))
+            variants["shuffled"] = (other, shuffled, "<= 0.05", ())
         told_now: dict[str, dict[str, Any]] = {}
+
+        def beside(claim: Mapping[str, Any], names: Sequence[str] = names) -> dict[str, Any]:
+            before = [each for each in load() if each["benchmark"] == "finetune"]
+            return voided(claim, names, [*before, *measured])
+
         for name, (claim, change, limit, more) in variants.items():
             done: list[dict[str, Any]] = []
             for seed in options["seeds"][: None if name == "imitate" else 1]:
@@ -397,13 +412,12 @@ def main() -> None:
                 )
                 done.append(played(made, change))
                 told_now[name] = row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit)
-                tell(told_now[name])
+                tell(told_now[name] if bar is None or name != "imitate" else beside(told_now[name]))
                 if name == "imitate" and options["whole"]:
                     done[-1]["whole"] = whole(made)
                     tell(over_whole(f"imitation, {claim}", done, options["seeds"][: len(done)]))
         if bar is not None:
-            imitated, *controls = told_now.values()
-            tell(voided(imitated, controls))
+            tell(beside(told_now["imitate"]))
     for task in options["mixed"]:
         ways: dict[str, tuple[Change, tuple[str, ...]]] = {
             "all": (usable, ()), "pixels": (by_labels, ()), "true labels": (by_labels, ("labels.source=recorded",)),
