@@ -20,6 +20,7 @@ the same starts; and how its critic ranks chunks.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,11 +30,10 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import load, read_options, record
+from benchmarks.common import begun_with, load, read_options, record
 from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
-from embodied.datasets import Dataset
 from embodied.files import write_text
 from embodied.finetuning import inputs, judging, labels, worlds
 from embodied.finetuning.ranking import ranked
@@ -62,9 +62,14 @@ def session(
     kind: type[FinetuningRun] = FinetuningRun,
 ) -> FinetuningRun:  # fmt: skip
     """A fine-tuning of demonstrations that are collected first if they are not there; of several tasks as a+b."""
-    roots = [demonstrations(each, policy, count) for each in task.split("+")]
+    exact = not any(word.startswith("+taught=") for word in more)
+    roots = [demonstrations(each, policy, count, exact=exact) for each in task.split("+")]
     words = [f"data=[{','.join(map(str, roots))}]", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
-    words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
+    folder = _folder(task, policy, options) / f"{name}-s{seed}"
+    told = [word for word in words if name.startswith("rl-") or not word.startswith(("rl.", "ranked."))]
+    chooses = f"choose_episodes={options['choose']}"
+    begun_with(folder, [*told, f"execute={options['execute']}" if options["execute"] else chooses])
+    words += [f"eval_episodes={options['episodes']}", "videos=0", chooses]
     execute = options["execute"] or chosen(task, options)
     if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
         words.append(f"execute={execute}")
@@ -72,8 +77,6 @@ def session(
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = worlds.worlds_of_data(planned)
-    folder = _folder(task, policy, options) / f"{name}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return kind(config, folder, build(config.encoder), planned)
 
 
@@ -82,28 +85,38 @@ def of_suite(
     cameras: Sequence[str], size: int, longest: int,
 ) -> FinetuningRun:  # fmt: skip
     """A fine-tuning of a suite's world, whose expert's demonstrations are collected first if they are not there."""
-    if not data.is_dir():
-        collect(compose("collect", [
-            "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert", f"out={data}",
-            f"episodes={options['demonstrations']}", f"cameras=[{','.join(cameras)}]", f"image_size={size}",
-        ]))  # fmt: skip
-    config = compose("finetune", [
+    count = int(options["demonstrations"])
+    gathered(
+        data, count, "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert",
+        f"cameras=[{','.join(cameras)}]", f"image_size={size}",
+    )  # fmt: skip
+    words = [
         f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
-        f"execute={options['execute']}", f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2", *more,
-    ])  # fmt: skip
+        f"execute={options['execute']}", *more,
+    ]  # fmt: skip
+    begun_with(folder, [*words, f"demonstrations={count}"])
+    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2"])
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = config.get("env") or worlds.worlds_of_data(planned)
-    folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
-def demonstrations(task: str, policy: str, count: int) -> Path:
-    """A task's dataset of at least so many episodes."""
-    data = COLLECTED / f"{task}-{policy}"
-    if not data.is_dir() or len(Dataset(data)) < count:
-        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
-                                    "cameras=[front,wrist]"]))  # fmt: skip
+def demonstrations(task: str, policy: str, count: int, *, exact: bool) -> Path:
+    """A task's dataset of so many episodes, or of at least so many."""
+    words = [f"env=desk-{task}", f"policy={policy}", "cameras=[front,wrist]"]
+    return gathered(COLLECTED / f"{task}-{policy}", count, *words, exact=exact)
+
+
+def gathered(data: Path, count: int, *words: str, exact: bool = True) -> Path:
+    """A dataset of so many episodes, collected or finished now unless it is whole; `exact=False`: of more, too.
+
+    Raises:
+        SystemExit: it holds more.
+    """
+    found = len(collect(compose("collect", [*words, f"episodes={count}", f"out={data}"])))
+    if exact and found > count:
+        sys.exit(f"{data} holds {found} episodes, and {count} are asked for. Move it away to collect anew.")
     return data
 
 
@@ -285,18 +298,16 @@ def told_another(made: FinetuningRun, execute: int) -> list[dict[str, Any]]:
 def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """One policy of several tasks beside one of each, and told another task's sentence: rows, after every seed."""
     tasks, count = options["language"], options["taught"]
-    words = ["labels.source=all", "labels.weights=uniform"]
+    words = ["labels.source=all", "labels.weights=uniform", f"+taught={count}"]
     found: dict[str, list[dict[str, Any]]] = {"one": [], "each": [], "another": []}
     for seed in options["seeds"]:
         both = session("+".join(tasks), "expert", count, seed, options, LANGUAGE, *words)
-        both.config.taught = count
         one = played(both, taught)
         found["one"].append(one)
         found["another"].append({"rows": told_another(both, one["execute"]), "execute": one["execute"], "tried": {}})
         each = []
         for task in tasks:
             alone = session(task, "expert", count, seed, options, f"first-{count}", *words)
-            alone.config.taught = count
             done = played(alone, taught)
             each += [row | {"world": f"desk-{task}"} for row in done["rows"]]
         found["each"].append({"rows": each, "execute": one["execute"], "tried": {}})

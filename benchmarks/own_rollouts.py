@@ -24,10 +24,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import load, read_options, record
-from benchmarks.finetune import ranking_row, row
+from benchmarks.common import begun_with, load, read_options, record
+from benchmarks.finetune import gathered, ranking_row, row
 from embodied.building.build import build
-from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.finetuning import inputs, judging
 from embodied.finetuning.stages import CHUNKED, REFUSED, FinetuningRun
@@ -50,11 +49,8 @@ TOLD = {
 
 def shown(task: str, policy: str, count: int, seed: int) -> Path:
     """A dataset of so many episodes, collected unless it is there."""
-    data = ROOT / f"{task}-{policy}-{count}"
-    if not data.is_dir():
-        words = [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}", f"seed={seed}"]
-        collect(compose("collect", [*words, "cameras=[front,wrist]"]))
-    return data
+    words = [f"env=desk-{task}", f"policy={policy}", f"seed={seed}", "cameras=[front,wrist]"]
+    return gathered(ROOT / f"{task}-{policy}-{count}", count, *words)
 
 
 def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
@@ -62,14 +58,13 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     data, labelled = shown(task, "expert", DEMONSTRATIONS, 0), shown(task, "mixed", LABELLED, 500_000)
     words = [f"data={data}", f"labels.labelled={labelled}", "labels.known=0", f"seed={seed}", "validation=0"]
     words += [f"steps={options['steps']}", f"own.starts={options['starts']}", f"own.tries={options['tries']}"]
-    words += [f"eval_episodes={options['episodes']}", f"execute={options['execute']}", "videos=1"]
-    words.append(f"ranked.moments={options['moments']}")
-    config = compose("finetune", words)
+    words += [f"execute={options['execute']}", f"ranked.moments={options['moments']}"]
+    folder = ROOT / f"{task}-s{seed}"
+    begun_with(folder, words)
+    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=1"])
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / f"{task}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 

@@ -1,10 +1,14 @@
 """What benchmarks record: a claim stands only beside its controls, and figures only beside the settings they had."""
 
+import json
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from benchmarks import finetune, metaworld
+from benchmarks import finetune, interventions, libero, metaworld, outcome
+from benchmarks.common import begun_with, train
 
 
 @pytest.fixture
@@ -71,3 +75,92 @@ def test_a_finetune_claim_without_its_controls_is_not_met(monkeypatch, recorded)
     rows = recorded(finetune, *words, before=before)
     assert rows[claim]["met"] is False
     assert rows[claim]["passed"] == [before[1]["claim"]]
+
+
+def test_a_finished_run_is_taken_for_one_of_the_same_settings_alone(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    command = ["cli.py", "train", "env=desk-drawer", "steps=10", "reward.url=http://a", f"run={folder}"]
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "command": command}))
+    (folder / "evaluations.jsonl").write_text(json.dumps({"final": True, "success_rate": 0.5}) + "\n")
+    free = ("reward.url",)
+    settings = ["env=desk-drawer", "steps=10", "reward.url=http://b"]
+    assert train(folder, settings, free=free)["success_rate"] == 0.5
+    with pytest.raises(SystemExit, match="made with steps=10, and steps=20 is asked for now"):
+        train(folder, [word.replace("10", "20") for word in settings], free=free)
+    assert (folder / "evaluations.jsonl").exists()
+
+
+def test_a_folder_goes_on_with_the_settings_that_it_was_begun_with(tmp_path):
+    begun_with(tmp_path / "s0", ["steps=10", "execute=2"])
+    begun_with(tmp_path / "s0", ["execute=2", "steps=10"])
+    with pytest.raises(SystemExit, match="made with execute=2, and execute=4"):
+        begun_with(tmp_path / "s0", ["execute=4", "steps=10"])
+
+
+@pytest.fixture
+def begun(monkeypatch, tmp_path):
+    """Sessions of `finetune` that begin and train nothing; the datasets that were collected."""
+    asked = []
+    monkeypatch.setattr(finetune, "ROOT", tmp_path)
+    monkeypatch.setattr(finetune, "collect", lambda config: asked.append(config) or range(config.episodes))
+    plan = object.__new__(finetune.inputs.PolicyPlan)
+    monkeypatch.setattr(finetune.inputs, "plan", lambda config: plan)
+    monkeypatch.setattr(finetune.worlds, "worlds_of_data", lambda planned: None)
+    monkeypatch.setattr(finetune, "build", lambda encoder: None)
+    return asked
+
+
+def test_episodes_of_other_steps_executed_are_not_told_for_those_asked_for(begun):
+    options = finetune.OPTIONS | {"execute": 2}
+    made = finetune.session("press", "mixed", 60, 0, options, "all")
+    assert finetune.session("press", "mixed", 60, 0, options, "all").folder == made.folder
+    more = [f"{key}=1" for key in ("rl.steps", "ranked.moments")]
+    assert finetune.session("press", "mixed", 60, 0, options, "all", *more).folder == made.folder
+    for other in ({"execute": 4}, {"execute": 0}):
+        with pytest.raises(SystemExit, match="execute=2, and"):
+            finetune.session("press", "mixed", 60, 0, options | other, "all")
+    assert [config.episodes for config in begun] == [60] * 5
+
+
+def test_more_demonstrations_than_the_claim_says_are_refused(begun, monkeypatch):
+    monkeypatch.setattr(finetune, "collect", lambda config: range(80))
+    with pytest.raises(SystemExit, match="holds 80 episodes, and 60 are asked for"):
+        finetune.session("press", "mixed", 60, 0, finetune.OPTIONS, "all")
+    taught = finetune.session("press", "mixed", 60, 0, finetune.OPTIONS, "first-60", "+taught=60")
+    assert taught.config.taught == 60
+
+
+def test_libero_plays_as_many_starts_as_are_asked_for(begun, monkeypatch, tmp_path):
+    monkeypatch.setattr(libero, "ROOT", tmp_path)
+    played: list[int] = []
+    arena = SimpleNamespace(play=lambda policy, execute, seeds, desc: played.append(len(seeds)) or [*seeds])
+    monkeypatch.setattr(libero.judging, "as_rows", lambda rows: rows)
+    monkeypatch.setattr(libero.FinetuningRun, "arena", arena)
+    policy: Any = None
+    for count in (2, 2, 5):
+        made = libero.session(2, 0, libero.OPTIONS | {"episodes": count})
+        assert len(libero.judged(made, "imitation", policy)["rows"]) == count
+    assert played == [2, 5]
+
+
+def test_interventions_are_judged_on_as_many_episodes_as_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(interventions, "ROOT", tmp_path)
+    job = interventions.Job("desk-lift", "alone", 0, 10, 1, 8, "state")
+    job.folder.mkdir(parents=True)
+    (job.folder / "result.json").write_text(json.dumps({"success_rate": 1.0, "episodes": 4}))
+    monkeypatch.setattr(interventions, "compose", lambda *words: pytest.fail("trained anew"))
+    with pytest.raises(pytest.fail.Exception, match="trained anew"):
+        interventions.run(job)
+    (job.folder / "result.json").write_text(json.dumps({"success_rate": 1.0, "episodes": 8}))
+    assert interventions.run(job)["episodes"] == 8
+
+
+def test_outcomes_of_other_numbers_of_starts_are_asked_anew(monkeypatch, tmp_path):
+    monkeypatch.setattr(outcome, "ROOT", tmp_path)
+    (tmp_path / "drawer-8000-4x3.json").write_text(json.dumps({"kept": 1}))
+    options, encoder = outcome.DEFAULTS | {"starts": 4}, cast("Any", None)
+    assert outcome.asked("drawer", encoder, options) == {"kept": 1}
+    monkeypatch.setattr(outcome, "data", lambda *words: pytest.fail("asked anew"))
+    with pytest.raises(pytest.fail.Exception, match="asked anew"):
+        outcome.asked("drawer", encoder, options | {"starts": 2})
