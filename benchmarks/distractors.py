@@ -117,11 +117,14 @@ def row(claim: str, values: list[float], seeds: list[int], steps: int, **more: A
     return table | {"by_seed": values, "steps": steps, "unit": "return"} | more
 
 
-def rows(results: dict[Job, dict[str, Any]], shifts: dict[Job, dict[str, Any]], chance: list[float]) -> list[dict]:
+def rows(
+    results: dict[Job, dict[str, Any]], shifts: dict[Job, dict[str, Any]], chance: dict[int, float]
+) -> list[dict[str, Any]]:
     """Mean returns, and what they say; a ratio only of what both sides have."""
     steps, seen = next(iter(results)).steps, next(iter(results)).seen
     about = f"Cart-pole, {TOLD[seen]}, {steps:,} steps"
-    table = [row("Cart-pole, random actions: return", chance, list(range(len(chance))), steps)] if chance else []
+    table = [row(f"Cart-pole, {TOLD[seen]}, random actions: return", list(chance.values()), list(chance), steps)]
+    table = table if chance else []
     means: dict[tuple[str, str], dict[int, float]] = {}
     logged: dict[tuple[str, str], list[dict[str, float]]] = {}
     for job, result in results.items():
@@ -177,7 +180,7 @@ def main() -> None:
     options = read_options({"seeds": [0, 1, 2], "steps": 24_000, "ways": [], "seen": READINGS, "record": True})
     results: dict[Job, dict[str, Any]] = {}
     shifts: dict[Job, dict[str, Any]] = {}
-    chance: list[float] = []
+    chance: dict[int, float] = {}
     for seed in options["seeds"]:
         for way, world in WANTED:
             job = Job(way, world, seed, options["steps"], options["seen"])
@@ -188,8 +191,8 @@ def main() -> None:
             results[job] = job.run()
             print(f"{job}: return {results[job]['mean_env_reward']:.1f}", flush=True)
             if (way, world) == ("repo", PLAIN):
-                chance.append(at_random(job.folder, seed))
-                if job.seen == PIXELS and results[job]["mean_env_reward"] > LEARNED * chance[-1]:
+                chance[seed] = at_random(job.folder, seed)
+                if job.seen == PIXELS and results[job]["mean_env_reward"] > LEARNED * chance[seed]:
                     shifts[job] = job.shifted()
             if options["record"]:
                 told = rows(results, shifts, chance)

@@ -4,7 +4,9 @@
 from the front and the wrist, plays new starts; those that the success reward calls failed are tried again with noise,
 and what it accepts is imitated too. `stages=[rollouts,corrections]` adds as many episodes in which the scripted expert
 takes over from the policy, where the success reward accepts them. It was fitted to 20 labelled episodes, good and bad,
-of other starts. `random` is the control: as many tries, drawn from all of them, whatever the success reward says.
+of other starts. `random` is the control: as many episodes, drawn from all that were accepted or refused: the tries, and
+the first goes that failed (those that succeed are never kept). `corrections` has no control with as many more expert
+actions, so what they gain may be what more of an expert gains.
 `chunked_rl` goes on from what imitates the accepted tries, with a critic that learns from the refused ones too, and
 `best_of_n` lets that critic choose among the chunks of the policy as it was; whether the critic ranks chunks at one
 moment is told. All are judged on the same starts, which chose and taught nothing.
@@ -31,6 +33,7 @@ from embodied.config import compose
 from embodied.finetuning import inputs, judging
 from embodied.finetuning.stages import CHUNKED, REFUSED, FinetuningRun
 from policies.vla.choosing import BestOfN, load_critic
+from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["place"], "seeds": [0, 1, 2], "episodes": 100, "steps": 2000, "starts": 60, "tries": 2, "execute": 2,
@@ -150,7 +153,9 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
             {
                 "claim": f"{task}: own tries and corrections accepted wrongly", "value": wrongly / max(accepted, 1),
                 "unit": "share", "bar": "<= 0.02", "met": wrongly <= 0.02 * accepted, "n": accepted,
-                "seeds": list(seeds), "rollouts": played, "gathered": gathered, "corrected": corrected,
+                "interval": list(wilson_interval(wrongly, accepted)), "seeds": list(seeds),
+                "own_tries": [sum(each[key] for each in gathered) for key in ("accepted", "wrongly")],
+                "rollouts": played, "gathered": gathered, "corrected": corrected,
             }
         )  # fmt: skip
     if done[0].get("ranking") and (ranking := ranking_row(f"{eight} and own tries", done, seeds)):
