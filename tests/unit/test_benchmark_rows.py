@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks import finetune, interventions, libero, metaworld, outcome
+from benchmarks import finetune, interventions, libero, metaworld, outcome, practise, safety
 from benchmarks.common import begun_with, train
 
 
@@ -164,3 +164,36 @@ def test_outcomes_of_other_numbers_of_starts_are_asked_anew(monkeypatch, tmp_pat
     monkeypatch.setattr(outcome, "data", lambda *words: pytest.fail("asked anew"))
     with pytest.raises(pytest.fail.Exception, match="asked anew"):
         outcome.asked("drawer", encoder, options | {"starts": 2})
+
+
+def test_a_stop_before_a_fault_says_nothing_of_it():
+    stop = {"stopped": "observation: late", "expected": False, "commands": 3, "violations": 0, "style": 0,
+            "periods": 0.5, "halt_periods": 0.1, "clock_periods": 0.6, "travelled_m": 0.0}  # fmt: skip
+    done = [{"index": k, "kind": "camera", "begun": begun, **stop} for k, begun in enumerate((True, False, False))]
+    done[2]["periods"] = 3.0
+    table = {row["claim"]: row for row in safety.rows(done, safety.OPTIONS)}
+    assert table["faults that must stop the arm and did not"]["n"] == 1
+    still = table["control periods until the arm stands still after a lost camera, the worst"]
+    assert (still["value"], still["n"]) == (0.5, 1)
+    assert table["control periods until the arm stands still after any stop, the worst"]["value"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"), [((1_000_010, 2_000_010), ", other starts"), ((5, 5), ""), ((None, None), ", other starts")]
+)
+def test_practice_says_when_it_was_judged_on_other_starts_than_before(seeds, told):
+    tally = {
+        "said_success": 1,
+        "env_said_wrongly": 0,
+        "attempts": 2,
+        "stuck_resets": 0,
+        "planned_resets": 0,
+        "stop_resets": 0,
+    }
+    before, after = (
+        {"forward": {"success_rate": rate, "episodes": 20}, "backward": {"success_rate": None, "episodes": 0}}
+        | ({} if seed is None else {"seed": seed})
+        for rate, seed in zip((0.8, 1.0), seeds, strict=True)
+    )
+    row = practise.rows([{"seed": 10, "before": before, "after": after, "tally": tally}], 4000)[0]
+    assert row["bar"] == f">= 0.95, no seed below its start (0.80 on average{told})"
