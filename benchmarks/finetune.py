@@ -1,12 +1,13 @@
 """Fine-tuning: imitation from pixels with 50 demonstrations, its controls, and what labels from pixels are worth.
 
 `embodied finetune` with its defaults on demonstrations of the desk's scripted expert (front and wrist camera, 192 px):
-training seeds beside each other, all judged on the same starts, which chose nothing. How many steps of a chunk are
-executed is chosen once a task, by the first seed's policy on validation starts, and holds for the other seeds, for the
-controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same policy that
-does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
-imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
-were labelled), those that truly succeeded, and as many drawn at random. `language` teaches one policy several tasks of
+training seeds beside each other, the ways of each judged on the same starts, which chose nothing. How many steps of a
+chunk are executed is chosen once a task, by the first seed's policy on validation starts, and holds for the other
+seeds, for the controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same
+policy that does not look (own readings and the sentence alone), and one that was taught the actions of another episode.
+`mixed` imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to the
+first 20, which were labelled and keep their label), those that truly succeeded, and as many drawn at random.
+`language` teaches one policy several tasks of
 one scene, each by its sentence, beside a policy of each task alone that was `taught` as many demonstrations of it; the
 control tells the one policy in each world the sentence of the next task, and what that world asks for must not come
 of it. `chunked` goes on from imitation of those of 60 that truly succeeded: chunked RL, with the outcomes of the
@@ -215,6 +216,12 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     return found
 
 
+def ratios(before: Sequence[Sequence[Mapping[str, Any]]], after: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+    """Success after over success before, of each seed by itself; none before counts as one episode."""
+    rates = ([float(np.mean([bool(row["success"]) for row in rows])) for rows in each] for each in (before, after))
+    return [b / max(a, 1 / len(rows)) for a, b, rows in zip(*rates, before, strict=True)]
+
+
 def paired(
     claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, least: float, over: str = "imitation's"
 ) -> dict[str, Any]:
@@ -232,6 +239,7 @@ def paired(
         "claim": f"{claim}, success over {over}", "value": ratio, "unit": "ratio",
         "bar": None if control else bar, "met": None if control else bool(met),
         "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
+        "by_seed": ratios([one["before"] for one in done], [one["rows"] for one in done]),
         "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
     }  # fmt: skip
 
@@ -344,6 +352,7 @@ def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[in
     return {
         "claim": f"{claim}: success over that of whole chunks", "value": ratio, "unit": "ratio", "bar": ">= 1.3",
         "met": ratio >= 1.3, "n": compared["starts"], "seeds": list(seeds), "whole": rate,
+        "by_seed": ratios([one["whole"] for one in done], [one["rows"] for one in done]),
         "executed": done[0]["execute"], **{k: compared[k] for k in ("better", "worse", "p")},
     }  # fmt: skip
 

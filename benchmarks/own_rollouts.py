@@ -27,7 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import begun_with, load, read_options, record
-from benchmarks.finetune import gathered, ranking_row, row
+from benchmarks.finetune import gathered, ranking_row, ratios, row
 from embodied.building.build import build
 from embodied.config import compose
 from embodied.finetuning import inputs, judging
@@ -142,6 +142,7 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
             {
                 "claim": f"{eight}: success with {name}, over {over}", "value": ratio, "unit": "ratio",
                 "bar": bar and f">= {bar}", "met": bar and ratio >= bar, "n": compared["starts"], "seeds": list(seeds),
+                "by_seed": ratios([one[other] for one in done], [one[way] for one in done]),
                 **{k: compared[k] for k in ("better", "worse", "p", "steps_saved", "steps_saved_interval")},
             }
         )  # fmt: skip

@@ -2,8 +2,9 @@
 
 `embodied finetune stages=[imitate,world]` in parts, on the desk: own readings, the sentence, and `cameras`. The world
 is learned from the demonstrations and 60 recorded episodes good and bad (experts, noisy experts, near misses,
-failures, random actions), to which the success reward that judges what is imagined is fitted. What is foretold of
-held-out episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
+failures, random actions), to which the success reward that judges what is imagined is fitted: to all of them, the
+held-out ones too, so how well it tells success at imagined ends is not free of them. What is foretold of held-out
+episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
 simulator on starts that chose nothing, the imitated and the practised policy on the same ones, success at the last
 step: nothing tells them that they are done. Controls: practice in the action-blind world, and with rewards given to
 other rollouts than those that earned them.

@@ -197,3 +197,10 @@ def test_practice_says_when_it_was_judged_on_other_starts_than_before(seeds, tol
     )
     row = practise.rows([{"seed": 10, "before": before, "after": after, "tally": tally}], 4000)[0]
     assert row["bar"] == f">= 0.95, no seed below its start (0.80 on average{told})"
+
+
+def test_a_ratio_is_told_of_each_seed():
+    rows = [episodes(solved)["rows"] for solved in (5, 8, 0, 4, 8, 3)]
+    told = finetune.paired("place, pixels", [{"before": a, "rows": b} for a, b in zip(rows[:3], rows[3:], strict=True)],
+                           [0, 1, 2], least=1.5)  # fmt: skip
+    assert told["by_seed"] == pytest.approx([0.8, 1.0, 3.0])  # where none succeeds before, as if one had
