@@ -52,6 +52,7 @@ OPTIONS: dict[str, Any] = {
     "moments": 24, "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
 LANGUAGE = "language"
+SEEDS = 3  # training seeds that a bar is for: fewer can miss it, not meet it
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
 COLLECTED = Path("runs", "benchmarks", "demos")
@@ -379,6 +380,8 @@ def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar
 def voided(claim: Mapping[str, Any], controls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A claim beside its controls: one that does what it must not do leaves the claim unproven; without them none is.
 
+    Nor is one that too few training seeds meet.
+
     Args:
         claim: a row, as it is by itself.
         controls: their claims.
@@ -390,6 +393,8 @@ def voided(claim: Mapping[str, Any], controls: Sequence[str], rows: Sequence[Map
         return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
     if claim["met"] and set(controls) - set(known):
         return {**claim, "bar": f"{claim['bar']}; undecided without its controls", "met": None}
+    if claim["met"] and len(claim["seeds"]) < SEEDS:
+        return {**claim, "bar": f"{claim['bar']}; undecided below {SEEDS} seeds", "met": None}
     return dict(claim)
 
 

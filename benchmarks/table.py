@@ -44,6 +44,7 @@ _STATE = "Otherwise here: policies of SAC, which read the simulator's state, and
 NOTES = dict.fromkeys([f"families_{task}_earlier" for task in ("close", "drawer", "press")], _STATE) | {
     "text_goals": "All policies are of SAC and read the simulator's state.",
     "text_goals_earlier": "All policies are of SAC and read the simulator's state; the encoders are earlier ones.",
+    "demo": "Downloads are as fast as the machine's; before 1 December 2026 pip's cache could serve.",
     "drive_policies_earlier": "Otherwise here: the encoder is one that `benchmarks.own_scenes` taught.",
 }
 INTRODUCTION = """\
@@ -156,7 +157,9 @@ def _table(rows: Iterable[Mapping[str, Any]], *, linked: bool = False) -> str:
 def _met(rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     judged = [row["met"] for row in rows if row.get("met") is not None]
-    return f"{sum(judged)} of {len(judged)} bars met" if judged else f"{len(rows)} figures, no bar"
+    if judged:
+        return f"{sum(judged)} of {len(judged)} bars met"
+    return f"{len(rows)} figures, no bar" + " decided" * any(row.get("bar") for row in rows)
 
 
 def _asks(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks import finetune, interventions, libero, metaworld, outcome, practise, safety
+from benchmarks import distractors, finetune, interventions, libero, metaworld, outcome, practise, safety
 from benchmarks.common import begun_with, train
 
 
@@ -60,6 +60,18 @@ def test_a_metaworld_claim_without_its_controls_is_not_met(monkeypatch, recorded
     assert recorded(metaworld, 'tasks=["push"]', 'ways=["shipped"]', before=before)[claim]["met"] is True
     before[0]["met"] = False
     assert recorded(metaworld, 'tasks=["push"]', 'ways=["shipped"]', before=before)[claim]["met"] is False
+
+
+def test_a_claim_that_too_few_seeds_meet_is_undecided(monkeypatch, recorded):
+    monkeypatch.setattr(metaworld, "imitated", lambda task, way, seed, options: episodes(9 * (way == "shipped")))
+    claim = f"push, 25 demonstrations of its expert, {metaworld.WAYS['shipped']}"
+    for seeds, met in (("seeds=[0]", None), ("seeds=[0,1,2]", True)):
+        rows = recorded(metaworld, 'tasks=["push"]', 'ways=["shipped","random","blind"]', seeds)
+        assert rows[claim]["met"] is met
+    means = {(way, world): {0: 60.0, 1: 90.0} for way in ("repo", "drawing") for world in ("plain", "moving")}
+    kept = distractors.ratio(means, ("repo", "moving"), ("repo", "plain"), "kept", ">= 0.8")[0]
+    assert (kept["value"], kept["met"], kept["by_seed"]) == (1.0, None, [1.0, 1.0])
+    assert distractors.ratio(means, ("repo", "moving"), ("repo", "plain"), "kept", ">= 1.1")[0]["met"] is False
 
 
 def test_a_finetune_claim_without_its_controls_is_not_met(monkeypatch, recorded):
