@@ -35,6 +35,7 @@ from benchmarks.common import begun_with, load, read_options, record
 from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
+from embodied.datasets import Dataset
 from embodied.files import write_text
 from embodied.finetuning import inputs, judging, labels, worlds
 from embodied.finetuning.ranking import ranked
@@ -116,7 +117,9 @@ def gathered(data: Path, count: int, *words: str, exact: bool = True) -> Path:
     Raises:
         SystemExit: it holds more.
     """
-    found = len(collect(compose("collect", [*words, f"episodes={count}", f"out={data}"])))
+    found = len(Dataset(data)) if (data / "meta").is_dir() else 0
+    if found < count:
+        found = len(collect(compose("collect", [*words, f"episodes={count}", f"out={data}"])))
     if exact and found > count:
         sys.exit(f"{data} holds {found} episodes, and {count} are asked for. Move it away to collect anew.")
     return data
