@@ -44,7 +44,7 @@ from embodied.finetuning.training import POLICY
 from embodied.training.evaluation import FINAL
 from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Outcomes
-from rewards.metrics import wilson_interval
+from rewards.metrics import mcnemar, wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
@@ -226,6 +226,18 @@ def ratios(before: Sequence[Sequence[Mapping[str, Any]]], after: Sequence[Sequen
     return [b / max(a, 1 / len(rows)) for a, b, rows in zip(*rates, before, strict=True)]
 
 
+def by_start(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> float:
+    """McNemar's exact p over starts, each counted once, for more or for less success over the seeds that played it.
+
+    Neighbouring training seeds are judged on nearly the same starts, whose episodes are no independent pairs.
+    """
+    gained: dict[Any, int] = {}
+    for one, other in zip(before, after, strict=True):
+        start = one["seed"], one.get("world")
+        gained[start] = gained.get(start, 0) + bool(other["success"]) - bool(one["success"])
+    return mcnemar(sum(each > 0 for each in gained.values()), sum(each < 0 for each in gained.values()))
+
+
 def paired(
     claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, least: float, over: str = "imitation's"
 ) -> dict[str, Any]:
@@ -234,6 +246,7 @@ def paired(
     after = [row for one in done for row in one["rows"]]
     compared = judging.compare(before, after)
     assert compared is not None
+    compared["p"] = by_start(before, after)
     rate = max(float(np.mean([bool(row["success"]) for row in before])), 1 / len(before))
     ratio, control = 1 + compared["difference"] / rate, "control" in claim
     bar, met = f">= {least}", ratio >= least
@@ -349,8 +362,10 @@ def by_task(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Success of the chosen number of steps over that of whole chunks, on the same starts."""
     before = [row for one in done for row in one["whole"]]
-    compared = judging.compare(before, [row for one in done for row in one["rows"]])
+    after = [row for one in done for row in one["rows"]]
+    compared = judging.compare(before, after)
     assert compared is not None
+    compared["p"] = by_start(before, after)
     rate = float(np.mean([bool(row["success"]) for row in before]))
     ratio = 1 + compared["difference"] / max(rate, 1 / len(before))
     return {

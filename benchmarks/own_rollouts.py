@@ -27,7 +27,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import begun_with, load, read_options, record
-from benchmarks.finetune import gathered, ranking_row, ratios, row
+from benchmarks.finetune import by_start, gathered, ranking_row, ratios, row
 from embodied.building.build import build
 from embodied.config import compose
 from embodied.finetuning import inputs, judging
@@ -134,8 +134,10 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
         if way not in ways:
             continue
         rate = max(rows[other]["value"], 1 / rows[other]["n"])
-        compared = judging.compare(*([each for one in done for each in one[kind]] for kind in (other, way)))
+        both = [[each for one in done for each in one[kind]] for kind in (other, way)]
+        compared = judging.compare(*both)
         assert compared is not None
+        compared["p"] = by_start(*both)
         ratio = 1 + compared["difference"] / rate
         over = "imitation's" if other == "imitate" else "that of imitating the accepted tries"
         found.append(

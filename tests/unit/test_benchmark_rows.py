@@ -216,3 +216,11 @@ def test_a_ratio_is_told_of_each_seed():
     told = finetune.paired("place, pixels", [{"before": a, "rows": b} for a, b in zip(rows[:3], rows[3:], strict=True)],
                            [0, 1, 2], least=1.5)  # fmt: skip
     assert told["by_seed"] == pytest.approx([0.8, 1.0, 3.0])  # where none succeeds before, as if one had
+
+
+def test_seeds_that_play_the_same_starts_are_no_more_pairs():
+    before, after = episodes(0)["rows"], episodes(5)["rows"]
+    once, thrice = finetune.by_start(before, after), finetune.by_start(3 * before, 3 * after)
+    assert once == thrice == 0.0625  # five starts of one kind
+    told = finetune.paired("place, pixels", 3 * [{"before": before, "rows": after}], [0, 1, 2], least=1.25)
+    assert (told["p"], told["better"], told["met"]) == (0.0625, 15, False)
