@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,21 @@ def success_row(claim: str, done: Mapping[int, Mapping[str, Any]], episodes: int
     }
 
 
-def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict[str, Any]:
-    """The last evaluation of `embodied VERB` with these settings; run now, on one thread, unless it was before."""
+def train(folder: Path, settings: Sequence[str], *, verb: str = "train", free: Collection[str] = ()) -> dict[str, Any]:
+    """The last evaluation of `embodied VERB` with these settings; run now, on one thread, unless it was before.
+
+    Args:
+        folder: of the run.
+        settings: words of the verb.
+        verb: which.
+        free: settings that say nothing of the run, such as where a server was.
+
+    Raises:
+        SystemExit: the run that is there was made with other settings.
+    """
     if (done := trained(folder)) is not None:
+        words = json.loads((folder / "run.json").read_text("utf-8"))["command"][2:]
+        same_words(folder, words, settings, ("run", *free))
         return done
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +138,35 @@ def train(folder: Path, settings: Sequence[str], *, verb: str = "train") -> dict
     result = trained(folder)
     assert result is not None, f"{folder} must be finished"
     return result
+
+
+def begun_with(folder: Path, words: Sequence[str], free: Collection[str] = ()) -> None:
+    """Keep the settings that a folder is begun with, and refuse to take what lies in it for that of others.
+
+    Args:
+        folder: where a benchmark goes on; made if it is not there.
+        words: `key=value`.
+        free: keys that say nothing of what lies there.
+
+    Raises:
+        SystemExit: it was begun with others.
+    """
+    file = folder / "settings.json"
+    if file.is_file():
+        same_words(folder, json.loads(file.read_text("utf-8")), words, free)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, json.dumps([word for word in words if word.partition("=")[0] not in free]) + "\n")
+
+
+def same_words(folder: Path, before: Iterable[str], now: Iterable[str], free: Collection[str]) -> None:
+    """Raises: SystemExit: the settings are others, but for the free ones."""
+    old, new = ({word for word in words if word.partition("=")[0] not in free} for words in (before, now))
+    if old != new:
+        sys.exit(
+            f"{folder} was made with {shlex.join(sorted(old - new)) or 'less'}, and {shlex.join(sorted(new - old))} "
+            "is asked for now. Move it away to measure anew."
+        )
 
 
 def trained(folder: Path) -> dict[str, Any] | None:

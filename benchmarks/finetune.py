@@ -1,12 +1,13 @@
 """Fine-tuning: imitation from pixels with 50 demonstrations, its controls, and what labels from pixels are worth.
 
 `embodied finetune` with its defaults on demonstrations of the desk's scripted expert (front and wrist camera, 192 px):
-training seeds beside each other, all judged on the same starts, which chose nothing. How many steps of a chunk are
-executed is chosen once a task, by the first seed's policy on validation starts, and holds for the other seeds, for the
-controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same policy that
-does not look (own readings and the sentence alone), and one that was taught the actions of another episode. `mixed`
-imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to 20 that
-were labelled), those that truly succeeded, and as many drawn at random. `language` teaches one policy several tasks of
+training seeds beside each other, the ways of each judged on the same starts, which chose nothing. How many steps of a
+chunk are executed is chosen once a task, by the first seed's policy on validation starts, and holds for the other
+seeds, for the controls and for what else is made of the task; whole chunks are judged beside it. Controls: the same
+policy that does not look (own readings and the sentence alone), and one that was taught the actions of another episode.
+`mixed` imitates 60 episodes good and bad: all of them, those that the success reward accepts from pixels (fitted to the
+first 20, which were labelled and keep their label), those that truly succeeded, and as many drawn at random.
+`language` teaches one policy several tasks of
 one scene, each by its sentence, beside a policy of each task alone that was `taught` as many demonstrations of it; the
 control tells the one policy in each world the sentence of the next task, and what that world asks for must not come
 of it. `chunked` goes on from imitation of those of 60 that truly succeeded: chunked RL, with the outcomes of the
@@ -20,6 +21,7 @@ the same starts; and how its critic ranks chunks.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +31,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import load, read_options, record
+from benchmarks.common import begun_with, load, read_options, record
 from embodied.building.build import build
 from embodied.collecting.collect import collect
 from embodied.config import compose
@@ -42,7 +44,7 @@ from embodied.finetuning.training import POLICY
 from embodied.training.evaluation import FINAL
 from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Outcomes
-from rewards.metrics import wilson_interval
+from rewards.metrics import mcnemar, wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
@@ -51,6 +53,7 @@ OPTIONS: dict[str, Any] = {
     "moments": 24, "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
 LANGUAGE = "language"
+SEEDS = 3  # training seeds that a bar is for: fewer can miss it, not meet it
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
 COLLECTED = Path("runs", "benchmarks", "demos")
@@ -62,9 +65,14 @@ def session(
     kind: type[FinetuningRun] = FinetuningRun,
 ) -> FinetuningRun:  # fmt: skip
     """A fine-tuning of demonstrations that are collected first if they are not there; of several tasks as a+b."""
-    roots = [demonstrations(each, policy, count) for each in task.split("+")]
+    exact = not any(word.startswith("+taught=") for word in more)
+    roots = [demonstrations(each, policy, count, exact=exact) for each in task.split("+")]
     words = [f"data=[{','.join(map(str, roots))}]", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
-    words += [f"eval_episodes={options['episodes']}", "videos=0", f"choose_episodes={options['choose']}"]
+    folder = _folder(task, policy, options) / f"{name}-s{seed}"
+    told = [word for word in words if name.startswith("rl-") or not word.startswith(("rl.", "ranked."))]
+    chooses = f"choose_episodes={options['choose']}"
+    begun_with(folder, [*told, f"execute={options['execute']}" if options["execute"] else chooses])
+    words += [f"eval_episodes={options['episodes']}", "videos=0", chooses]
     execute = options["execute"] or chosen(task, options)
     if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
         words.append(f"execute={execute}")
@@ -72,8 +80,6 @@ def session(
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = worlds.worlds_of_data(planned)
-    folder = _folder(task, policy, options) / f"{name}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return kind(config, folder, build(config.encoder), planned)
 
 
@@ -82,28 +88,40 @@ def of_suite(
     cameras: Sequence[str], size: int, longest: int,
 ) -> FinetuningRun:  # fmt: skip
     """A fine-tuning of a suite's world, whose expert's demonstrations are collected first if they are not there."""
-    if not data.is_dir():
-        collect(compose("collect", [
-            "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert", f"out={data}",
-            f"episodes={options['demonstrations']}", f"cameras=[{','.join(cameras)}]", f"image_size={size}",
-        ]))  # fmt: skip
-    config = compose("finetune", [
+    count = int(options["demonstrations"])
+    gathered(
+        data, count, "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert",
+        f"cameras=[{','.join(cameras)}]", f"image_size={size}",
+    )  # fmt: skip
+    words = [
         f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
-        f"execute={options['execute']}", f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2", *more,
-    ])  # fmt: skip
+        f"execute={options['execute']}", *more,
+    ]  # fmt: skip
+    begun_with(folder, [*words, f"demonstrations={count}"])
+    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2"])
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = config.get("env") or worlds.worlds_of_data(planned)
-    folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
-def demonstrations(task: str, policy: str, count: int) -> Path:
-    """A task's dataset of at least so many episodes."""
-    data = COLLECTED / f"{task}-{policy}"
-    if not data.is_dir() or len(Dataset(data)) < count:
-        collect(compose("collect", [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}",
-                                    "cameras=[front,wrist]"]))  # fmt: skip
+def demonstrations(task: str, policy: str, count: int, *, exact: bool) -> Path:
+    """A task's dataset of so many episodes, or of at least so many."""
+    words = [f"env=desk-{task}", f"policy={policy}", "cameras=[front,wrist]"]
+    return gathered(COLLECTED / f"{task}-{policy}", count, *words, exact=exact)
+
+
+def gathered(data: Path, count: int, *words: str, exact: bool = True) -> Path:
+    """A dataset of so many episodes, collected or finished now unless it is whole; `exact=False`: of more, too.
+
+    Raises:
+        SystemExit: it holds more.
+    """
+    found = len(Dataset(data)) if (data / "meta").is_dir() else 0
+    if found < count:
+        found = len(collect(compose("collect", [*words, f"episodes={count}", f"out={data}"])))
+    if exact and found > count:
+        sys.exit(f"{data} holds {found} episodes, and {count} are asked for. Move it away to collect anew.")
     return data
 
 
@@ -202,6 +220,24 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     return found
 
 
+def ratios(before: Sequence[Sequence[Mapping[str, Any]]], after: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
+    """Success after over success before, of each seed by itself; none before counts as one episode."""
+    rates = ([float(np.mean([bool(row["success"]) for row in rows])) for rows in each] for each in (before, after))
+    return [b / max(a, 1 / len(rows)) for a, b, rows in zip(*rates, before, strict=True)]
+
+
+def by_start(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> float:
+    """McNemar's exact p over starts, each counted once, for more or for less success over the seeds that played it.
+
+    Neighbouring training seeds are judged on nearly the same starts, whose episodes are no independent pairs.
+    """
+    gained: dict[Any, int] = {}
+    for one, other in zip(before, after, strict=True):
+        start = one["seed"], one.get("world")
+        gained[start] = gained.get(start, 0) + bool(other["success"]) - bool(one["success"])
+    return mcnemar(sum(each > 0 for each in gained.values()), sum(each < 0 for each in gained.values()))
+
+
 def paired(
     claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, least: float, over: str = "imitation's"
 ) -> dict[str, Any]:
@@ -210,6 +246,7 @@ def paired(
     after = [row for one in done for row in one["rows"]]
     compared = judging.compare(before, after)
     assert compared is not None
+    compared["p"] = by_start(before, after)
     rate = max(float(np.mean([bool(row["success"]) for row in before])), 1 / len(before))
     ratio, control = 1 + compared["difference"] / rate, "control" in claim
     bar, met = f">= {least}", ratio >= least
@@ -219,6 +256,7 @@ def paired(
         "claim": f"{claim}, success over {over}", "value": ratio, "unit": "ratio",
         "bar": None if control else bar, "met": None if control else bool(met),
         "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
+        "by_seed": ratios([one["before"] for one in done], [one["rows"] for one in done]),
         "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
     }  # fmt: skip
 
@@ -285,18 +323,16 @@ def told_another(made: FinetuningRun, execute: int) -> list[dict[str, Any]]:
 def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """One policy of several tasks beside one of each, and told another task's sentence: rows, after every seed."""
     tasks, count = options["language"], options["taught"]
-    words = ["labels.source=all", "labels.weights=uniform"]
+    words = ["labels.source=all", "labels.weights=uniform", f"+taught={count}"]
     found: dict[str, list[dict[str, Any]]] = {"one": [], "each": [], "another": []}
     for seed in options["seeds"]:
         both = session("+".join(tasks), "expert", count, seed, options, LANGUAGE, *words)
-        both.config.taught = count
         one = played(both, taught)
         found["one"].append(one)
         found["another"].append({"rows": told_another(both, one["execute"]), "execute": one["execute"], "tried": {}})
         each = []
         for task in tasks:
             alone = session(task, "expert", count, seed, options, f"first-{count}", *words)
-            alone.config.taught = count
             done = played(alone, taught)
             each += [row | {"world": f"desk-{task}"} for row in done["rows"]]
         found["each"].append({"rows": each, "execute": one["execute"], "tried": {}})
@@ -326,13 +362,16 @@ def by_task(done: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
     """Success of the chosen number of steps over that of whole chunks, on the same starts."""
     before = [row for one in done for row in one["whole"]]
-    compared = judging.compare(before, [row for one in done for row in one["rows"]])
+    after = [row for one in done for row in one["rows"]]
+    compared = judging.compare(before, after)
     assert compared is not None
+    compared["p"] = by_start(before, after)
     rate = float(np.mean([bool(row["success"]) for row in before]))
     ratio = 1 + compared["difference"] / max(rate, 1 / len(before))
     return {
         "claim": f"{claim}: success over that of whole chunks", "value": ratio, "unit": "ratio", "bar": ">= 1.3",
         "met": ratio >= 1.3, "n": compared["starts"], "seeds": list(seeds), "whole": rate,
+        "by_seed": ratios([one["whole"] for one in done], [one["rows"] for one in done]),
         "executed": done[0]["execute"], **{k: compared[k] for k in ("better", "worse", "p")},
     }  # fmt: skip
 
@@ -356,12 +395,25 @@ def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar
     }  # fmt: skip
 
 
-def voided(claim: Mapping[str, Any], controls: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A claim beside its controls: one that does what it must not do leaves the claim unproven."""
-    passed = [each["claim"] for each in controls if each["met"] is False]
-    if not passed:
-        return dict(claim)
-    return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
+def voided(claim: Mapping[str, Any], controls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A claim beside its controls: one that does what it must not do leaves the claim unproven; without them none is.
+
+    Nor is one that too few training seeds meet.
+
+    Args:
+        claim: a row, as it is by itself.
+        controls: their claims.
+        rows: what was measured, now or before, the newest of a claim last.
+    """
+    known = {row["claim"]: row["met"] for row in rows if row["claim"] in controls}
+    passed = [each for each in controls if known.get(each) is False]
+    if passed:
+        return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
+    if claim["met"] and set(controls) - set(known):
+        return {**claim, "bar": f"{claim['bar']}; undecided without its controls", "met": None}
+    if claim["met"] and len(claim["seeds"]) < SEEDS:
+        return {**claim, "bar": f"{claim['bar']}; undecided below {SEEDS} seeds", "met": None}
+    return dict(claim)
 
 
 def main() -> None:
@@ -384,11 +436,17 @@ def main() -> None:
         variants: dict[str, tuple[str, Change, str | None, tuple[str, ...]]] = {
             "imitate": (f"{task}, 50 demonstrations", usable, None if bar is None else f">= {bar}", ())
         }
+        blind, other = f"{task}, own readings only (control)", f"{task}, actions of another episode (control)"
+        names = [f"imitation, {each}" for each in (blind, other)]
         if options["controls"]:
-            blind = None if task == "drawer" else "<= 0.2"
-            variants["blind"] = (f"{task}, own readings only (control)", usable, blind, ("policy.places=0",))
-            variants["shuffled"] = (f"{task}, actions of another episode (control)", shuffled, "<= 0.05", ())
+            variants["blind"] = (blind, usable, None if task == "drawer" else "<= 0.2", ("policy.places=0",))
+            variants["shuffled"] = (other, shuffled, "<= 0.05", ())
         told_now: dict[str, dict[str, Any]] = {}
+
+        def beside(claim: Mapping[str, Any], names: Sequence[str] = names) -> dict[str, Any]:
+            before = [each for each in load() if each["benchmark"] == "finetune"]
+            return voided(claim, names, [*before, *measured])
+
         for name, (claim, change, limit, more) in variants.items():
             done: list[dict[str, Any]] = []
             for seed in options["seeds"][: None if name == "imitate" else 1]:
@@ -397,13 +455,12 @@ def main() -> None:
                 )
                 done.append(played(made, change))
                 told_now[name] = row(f"imitation, {claim}", done, options["seeds"][: len(done)], limit)
-                tell(told_now[name])
+                tell(told_now[name] if bar is None or name != "imitate" else beside(told_now[name]))
                 if name == "imitate" and options["whole"]:
                     done[-1]["whole"] = whole(made)
                     tell(over_whole(f"imitation, {claim}", done, options["seeds"][: len(done)]))
         if bar is not None:
-            imitated, *controls = told_now.values()
-            tell(voided(imitated, controls))
+            tell(beside(told_now["imitate"]))
     for task in options["mixed"]:
         ways: dict[str, tuple[Change, tuple[str, ...]]] = {
             "all": (usable, ()), "pixels": (by_labels, ()), "true labels": (by_labels, ("labels.source=recorded",)),

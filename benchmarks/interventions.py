@@ -92,8 +92,8 @@ class Assisted(Stage):
 def run(job: Job) -> dict[str, Any]:
     """Train and judge, unless it was done before."""
     file = job.folder / "result.json"
-    if file.is_file():
-        return json.loads(file.read_text())
+    if file.is_file() and (kept := json.loads(file.read_text("utf-8")))["episodes"] == job.episodes:
+        return kept
     torch.set_num_threads(1)
     config = compose("train", job.words)
     job.folder.mkdir(parents=True, exist_ok=True)

@@ -182,11 +182,12 @@ def _rows(about: str, found: Mapping[int, Mapping[str, Any]], play: str, read: s
         means[way] = each["value"]
     ratio, control = means[read] / max(means["true"], 1e-9), means.get(CONTROLLED)
     told = "" if control is None else f"; control, shuffled in time: {control:.2f}"
+    held = "" if control is None else f", control <= {CONTROL}"
     return [
         *table,
         {
             "claim": f"{about}: imitation by inferred actions against the true ones{told}",
-            "value": ratio, "unit": "ratio", "bar": f">= {KEPT}", "seeds": list(found), "play": play,
+            "value": ratio, "unit": "ratio", "bar": f">= {KEPT}{held}", "seeds": list(found), "play": play,
             "met": means["true"] > 0 and ratio >= KEPT and (control or 0.0) <= CONTROL,
         },
     ]  # fmt: skip

@@ -43,10 +43,7 @@ def main() -> None:
     found: list[dict[str, Any]] = []
     for task in TASKS:
         data = ROOT / f"{task}-data"
-        if not data.is_dir():
-            embodied(
-                task, "collect", f"env=desk-{task}", "policy=mixed", f"episodes={EPISODES}", f"seed={SEED}", out=data
-            )
+        embodied(task, "collect", f"env=desk-{task}", "policy=mixed", f"episodes={EPISODES}", f"seed={SEED}", out=data)
         for k, (way, words) in enumerate(WAYS.items()):
             found += judged(task, way, words, data, ROOT / f"{task}-{k}")
         found += distances(task, data)

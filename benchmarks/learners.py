@@ -106,7 +106,16 @@ def claims(env: str, means: dict[str, float]) -> list[dict[str, Any]]:
         ratio, control = means["sentence"] / max(means["true"], 1e-9), means["other"]
         claim = f"{env}: the sentence against the task's own reward; control, another sentence: {control:.2f}"
         met = means["true"] > 0 and ratio >= 0.9 and control <= 0.2
-        return [{"claim": claim, "value": ratio, "unit": "ratio", "bar": ">= 0.9", "met": met, "seeds": list(SEEDS)}]
+        return [
+            {
+                "claim": claim,
+                "value": ratio,
+                "unit": "ratio",
+                "bar": ">= 0.9, control <= 0.2",
+                "met": met,
+                "seeds": list(SEEDS),
+            }
+        ]
     if env in HARD and {"demos", "imitation"} <= means.keys():
         value, control = means["demos"], means["imitation"]
         claim = f"{env}: a sentence and ten demonstrations; control, imitation alone: {control:.2f}"
@@ -117,7 +126,7 @@ def claims(env: str, means: dict[str, float]) -> list[dict[str, Any]]:
                 "claim": claim,
                 "value": value,
                 "unit": "share",
-                "bar": f">= {BAR}",
+                "bar": f">= {BAR}, controls 0.2 below",
                 "met": met,
                 "seeds": list(SEEDS),
             }

@@ -79,7 +79,7 @@ def session(task: int, seed: int, options: Mapping[str, Any], *more: str, kind: 
 def judged(made: FinetuningRun, name: str, policy: ChunkPolicy) -> dict[str, Any]:
     """A policy on the stored starts, unless that was done."""
     file, execute = made.folder / f"{name}.json", int(made.config.execute)
-    if not file.is_file():
+    if not file.is_file() or len(json.loads(file.read_text("utf-8"))) != made.config.eval_episodes:
         seeds = [JUDGED.start + k for k in range(made.config.eval_episodes)]
         played = made.arena.play(policy, execute, seeds, desc=name)
         write_text(file, json.dumps(judging.as_rows(played)) + "\n")
@@ -109,8 +109,8 @@ def rows_of_suite(suite: str, tasks: Sequence[Mapping[str, Any]]) -> list[dict[s
         {"claim": f"{suite}: tasks that open from their stored starts", "value": len(tasks), "unit": "tasks",
          "bar": ">= 10" if len(tasks) >= 10 else None, "met": True if len(tasks) >= 10 else None, "n": len(tasks)},
         {"claim": f"{suite}: an episode of all steps, frames of two cameras every {LOOK} steps",
-         "value": float(np.mean(seconds)), "unit": "CPU s", "bar": "<= 20", "met": float(np.max(seconds)) <= 20,
-         "n": len(seconds), "slowest": float(np.max(seconds))},
+         "value": float(np.mean(seconds)), "unit": "CPU s", "bar": "<= 20, the slowest",
+         "met": float(np.max(seconds)) <= 20, "n": len(seconds), "slowest": float(np.max(seconds))},
         {"claim": f"{suite}: a policy that rests (control)", "value": float(np.mean(rested)), "unit": "share",
          "bar": "= 0", "met": not any(rested), "n": len(rested)},
     ]  # fmt: skip

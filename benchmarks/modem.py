@@ -145,8 +145,8 @@ def _claims(task: str, steps: int, found: Mapping[str, Mapping[int, Mapping[str,
         claim += f"; success {rates[0]:.2f} against {rates[1]:.2f}"
         met = passed[0] <= 0.5 * passed[1] and rates[0] >= rates[1]
         table.append(
-            {"claim": claim, "value": passed[0] / max(passed[1], 1e-9), "unit": "ratio", "bar": "<= 0.5", "met": met,
-             "seeds": seeds}
+            {"claim": claim, "value": passed[0] / max(passed[1], 1e-9), "unit": "ratio",
+             "bar": "<= 0.5, no less success", "met": met, "seeds": seeds}
         )  # fmt: skip
     return table
 

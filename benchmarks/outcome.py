@@ -65,7 +65,7 @@ def main() -> None:
 
 def asked(task: str, encoder: Encoder, options: dict[str, Any]) -> dict[str, Any]:
     """Family -> before and after -> fit by fit; asked now unless it was before."""
-    file = ROOT / f"{task}-{options['seed']}.json"
+    file = ROOT / f"{task}-{options['seed']}-{options['starts']}x{options['fits']}.json"
     if file.is_file():
         return json.loads(file.read_text("utf-8"))
     cases = read_cases(data(task, "counterfactual", options["starts"] * len(kinds_of(task)), options["seed"]), encoder,
@@ -88,7 +88,8 @@ def asked(task: str, encoder: Encoder, options: dict[str, Any]) -> dict[str, Any
 def data(task: str, policy: str, episodes: int, seed: int) -> Dataset:
     """A dataset of a task from one camera, collected unless it is there."""
     words = [f"env=desk-{task}", f"policy={policy}", f"episodes={episodes}", f"seed={seed}", f"image_size={SIZE}"]
-    return collect(compose("collect", [*words, f"cameras=[{CAMERA}]", f"out={ROOT / f'{task}-{policy}-{seed}'}"]))
+    out = ROOT / f"{task}-{policy}-{seed}-{episodes}"
+    return collect(compose("collect", [*words, f"cameras=[{CAMERA}]", f"out={out}"]))
 
 
 def both(name: str, demos: list[Episode], encoder: Encoder, task: str, seed: int) -> dict[str, Scorer]:

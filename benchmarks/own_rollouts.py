@@ -4,7 +4,9 @@
 from the front and the wrist, plays new starts; those that the success reward calls failed are tried again with noise,
 and what it accepts is imitated too. `stages=[rollouts,corrections]` adds as many episodes in which the scripted expert
 takes over from the policy, where the success reward accepts them. It was fitted to 20 labelled episodes, good and bad,
-of other starts. `random` is the control: as many tries, drawn from all of them, whatever the success reward says.
+of other starts. `random` is the control: as many episodes, drawn from all that were accepted or refused: the tries, and
+the first goes that failed (those that succeed are never kept). `corrections` has no control with as many more expert
+actions, so what they gain may be what more of an expert gains.
 `chunked_rl` goes on from what imitates the accepted tries, with a critic that learns from the refused ones too, and
 `best_of_n` lets that critic choose among the chunks of the policy as it was; whether the critic ranks chunks at one
 moment is told. All are judged on the same starts, which chose and taught nothing.
@@ -24,14 +26,14 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import load, read_options, record
-from benchmarks.finetune import ranking_row, row
+from benchmarks.common import begun_with, load, read_options, record
+from benchmarks.finetune import by_start, gathered, ranking_row, ratios, row
 from embodied.building.build import build
-from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.finetuning import inputs, judging
 from embodied.finetuning.stages import CHUNKED, REFUSED, FinetuningRun
 from policies.vla.choosing import BestOfN, load_critic
+from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["place"], "seeds": [0, 1, 2], "episodes": 100, "steps": 2000, "starts": 60, "tries": 2, "execute": 2,
@@ -50,11 +52,8 @@ TOLD = {
 
 def shown(task: str, policy: str, count: int, seed: int) -> Path:
     """A dataset of so many episodes, collected unless it is there."""
-    data = ROOT / f"{task}-{policy}-{count}"
-    if not data.is_dir():
-        words = [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"out={data}", f"seed={seed}"]
-        collect(compose("collect", [*words, "cameras=[front,wrist]"]))
-    return data
+    words = [f"env=desk-{task}", f"policy={policy}", f"seed={seed}", "cameras=[front,wrist]"]
+    return gathered(ROOT / f"{task}-{policy}-{count}", count, *words)
 
 
 def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
@@ -62,14 +61,13 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     data, labelled = shown(task, "expert", DEMONSTRATIONS, 0), shown(task, "mixed", LABELLED, 500_000)
     words = [f"data={data}", f"labels.labelled={labelled}", "labels.known=0", f"seed={seed}", "validation=0"]
     words += [f"steps={options['steps']}", f"own.starts={options['starts']}", f"own.tries={options['tries']}"]
-    words += [f"eval_episodes={options['episodes']}", f"execute={options['execute']}", "videos=1"]
-    words.append(f"ranked.moments={options['moments']}")
-    config = compose("finetune", words)
+    words += [f"execute={options['execute']}", f"ranked.moments={options['moments']}"]
+    folder = ROOT / f"{task}-s{seed}"
+    begun_with(folder, words)
+    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=1"])
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / f"{task}-s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
@@ -136,14 +134,17 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
         if way not in ways:
             continue
         rate = max(rows[other]["value"], 1 / rows[other]["n"])
-        compared = judging.compare(*([each for one in done for each in one[kind]] for kind in (other, way)))
+        both = [[each for one in done for each in one[kind]] for kind in (other, way)]
+        compared = judging.compare(*both)
         assert compared is not None
+        compared["p"] = by_start(*both)
         ratio = 1 + compared["difference"] / rate
         over = "imitation's" if other == "imitate" else "that of imitating the accepted tries"
         found.append(
             {
                 "claim": f"{eight}: success with {name}, over {over}", "value": ratio, "unit": "ratio",
                 "bar": bar and f">= {bar}", "met": bar and ratio >= bar, "n": compared["starts"], "seeds": list(seeds),
+                "by_seed": ratios([one[other] for one in done], [one[way] for one in done]),
                 **{k: compared[k] for k in ("better", "worse", "p", "steps_saved", "steps_saved_interval")},
             }
         )  # fmt: skip
@@ -155,7 +156,9 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
             {
                 "claim": f"{task}: own tries and corrections accepted wrongly", "value": wrongly / max(accepted, 1),
                 "unit": "share", "bar": "<= 0.02", "met": wrongly <= 0.02 * accepted, "n": accepted,
-                "seeds": list(seeds), "rollouts": played, "gathered": gathered, "corrected": corrected,
+                "interval": list(wilson_interval(wrongly, accepted)), "seeds": list(seeds),
+                "own_tries": [sum(each[key] for each in gathered) for key in ("accepted", "wrongly")],
+                "rollouts": played, "gathered": gathered, "corrected": corrected,
             }
         )  # fmt: skip
     if done[0].get("ranking") and (ranking := ranking_row(f"{eight} and own tries", done, seeds)):

@@ -49,7 +49,7 @@ BARS = {"goals": 0.95, "unseen wordings": 0.85}
 
 def taught(scene: str, frames: int, test_frames: int, epochs: int) -> dict[str, Any]:
     """The judgement of `embodied pretrain`, run now unless it was before; `before` is the shipped encoder's."""
-    folder = ROOT / f"{scene}-{frames}x{epochs}"
+    folder = ROOT / f"{scene}-{frames}x{epochs}-{test_frames}"
     file = folder / "encoder" / "judgement.json"
     if not file.exists():
         if scene == "recorded":

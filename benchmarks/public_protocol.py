@@ -95,9 +95,8 @@ def fitted(task: str, name: str, goal: str) -> Path:
 def collected(task: str, policy: str, episodes: int, seed: int) -> Path:
     """A dataset's folder."""
     folder = ROOT / f"{task}-{policy}-{seed}"
-    if not folder.is_dir():
-        embodied(task, "collect", f"env=desk-{task}", f"policy={policy}", f"episodes={episodes}", f"seed={seed}",
-                 "cameras=[front]", f"out={folder}")  # fmt: skip
+    words = [f"env=desk-{task}", f"policy={policy}", f"episodes={episodes}", f"seed={seed}", "cameras=[front]"]
+    embodied(task, "collect", *words, f"out={folder}")
     return folder
 
 

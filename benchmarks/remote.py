@@ -145,7 +145,7 @@ def main() -> None:
             settings = [f"env={ENV}", f"seed={seed}", f"steps={steps}", "videos=1", "eval_every=0", "log_every=100"]
             for where, reward in (("local", REWARD), ("remote", ("reward=remote", f"reward.url={url}"))):
                 run = ROOT / f"{where}-{steps}-s{seed}"
-                runs[where].append(train(run, [*settings, *reward]))
+                runs[where].append(train(run, [*settings, *reward], free=("reward.url",)))
                 folders[where].append(run)
                 print(f"{run}: success {runs[where][-1]['success_rate']:.2f}", flush=True)
             record("remote", [agreed, success(runs, seeds[: k + 1], steps), speed(folders)], folder=folder)

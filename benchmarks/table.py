@@ -39,12 +39,25 @@ HEADLINES = (
     Headline("practise", "forward from a reset"),
 )
 
+# What the first line of a benchmark's docstring does not say of a page.
+_STATE = "Otherwise here: policies of SAC, which read the simulator's state, and rewards not held to their outcome."
+NOTES = dict.fromkeys([f"families_{task}_earlier" for task in ("close", "drawer", "press")], _STATE) | {
+    "text_goals": "All policies are of SAC and read the simulator's state.",
+    "text_goals_earlier": "All policies are of SAC and read the simulator's state; the encoders are earlier ones.",
+    "demo": "Downloads are as fast as the machine's; before 1 December 2026 pip's cache could serve.",
+    "drive_policies_earlier": "Otherwise here: the encoder is one that `benchmarks.own_scenes` taught.",
+}
 INTRODUCTION = """\
 # Results
 
 Every page is generated from a file of `benchmarks/results/` by `python -m benchmarks.table`. Below each table stands
 the command that measured it, with hardware, versions and commit; a `+` after the commit means that the tree had changes
-that were not committed. A missed bar stays on its page with its number.
+that were not committed. What was finished before is not run again, so a row can rest on runs of earlier commits than
+its own. A missed bar stays on its page with its number.
+
+An interval (95 %) is of the episodes, frames or repeats behind a figure, those of all training seeds together: it does
+not tell how far another seed would be. The least and the greatest of the seeds stand behind their number. Training
+seeds that follow one another are judged on starts that are nearly the same.
 
 | benchmark | what it asks | bars met |
 |---|---|---|
@@ -114,7 +127,13 @@ def _by_benchmark(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[s
 
 def _page(name: str, rows: list[Mapping[str, Any]]) -> str:
     where = sorted({_where(row) for row in rows})
-    return "\n".join([f"# {name}", "", _asks(rows), "", f"{_met(rows)}.", "", _table(rows), "", *where, ""])
+    return "\n".join(
+        [f"# {name}", "", _asks(rows), "", *_noted(name), f"{_met(rows)}.", "", _table(rows), "", *where, ""]
+    )
+
+
+def _noted(name: str) -> list[str]:
+    return [NOTES[name], ""] if name in NOTES else []
 
 
 def _table(rows: Iterable[Mapping[str, Any]], *, linked: bool = False) -> str:
@@ -127,7 +146,7 @@ def _table(rows: Iterable[Mapping[str, Any]], *, linked: bool = False) -> str:
             value += " (" + " to ".join(_number(v) for v in row["interval"]) + ")"
         met = {True: "yes", False: "**no**", None: ""}[row.get("met")]
         often = ", ".join(
-            part for part in (f"n = {row['n']}" if row.get("n") else "", _seeds(row.get("seeds"))) if part
+            part for part in (f"n = {row['n']}" if row.get("n") else "", _seeds(row, ranged=not linked)) if part
         )
         cells = [row["claim"], value, row.get("bar") or "", met, often]
         cells += [f"[{row['benchmark']}](docs/results/{row['benchmark']}.md)"] if linked else []
@@ -138,7 +157,9 @@ def _table(rows: Iterable[Mapping[str, Any]], *, linked: bool = False) -> str:
 def _met(rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     judged = [row["met"] for row in rows if row.get("met") is not None]
-    return f"{sum(judged)} of {len(judged)} bars met" if judged else f"{len(rows)} figures, no bar"
+    if judged:
+        return f"{sum(judged)} of {len(judged)} bars met"
+    return f"{len(rows)} figures, no bar" + " decided" * any(row.get("bar") for row in rows)
 
 
 def _asks(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -150,11 +171,16 @@ def _asks(rows: Iterable[Mapping[str, Any]]) -> str:
     return (text or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
-def _seeds(seeds: Any) -> str:
+def _seeds(row: Mapping[str, Any], *, ranged: bool) -> str:
+    """How many seeds, and the least and the greatest of them where each is known."""
+    seeds = row.get("seeds")
     if not seeds:
         return ""
-    count = len(seeds) if isinstance(seeds, list) else int(seeds)
-    return f"{count} seed{'s' if count > 1 else ''}"
+    count, each = len(seeds) if isinstance(seeds, list) else int(seeds), row.get("by_seed") or []
+    told = f"{count} seed{'s' if count > 1 else ''}"
+    if ranged and len(each) > 1 and not isinstance(each[0], list):  # practise has pairs
+        told += f" ({_number(min(each))} to {_number(max(each))})"
+    return told
 
 
 def _where(row: Mapping[str, Any]) -> str:
@@ -168,7 +194,9 @@ def _where(row: Mapping[str, Any]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value if abs(value) > 1e-12 else 0:.4g}"  # what rounding leaves of 0 is 0
 
 
 def main() -> int:

@@ -90,7 +90,6 @@ def main() -> None:
             "unit": "share",
             "n": len(values),
             "seeds": list(SEEDS),
-            "interval": [min(values), max(values)],
             "each": values,
         }
         for name, values in found.items()

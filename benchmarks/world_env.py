@@ -2,8 +2,9 @@
 
 `embodied finetune stages=[imitate,world]` in parts, on the desk: own readings, the sentence, and `cameras`. The world
 is learned from the demonstrations and 60 recorded episodes good and bad (experts, noisy experts, near misses,
-failures, random actions), to which the success reward that judges what is imagined is fitted. What is foretold of
-held-out episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
+failures, random actions), to which the success reward that judges what is imagined is fitted: to all of them, the
+held-out ones too, so how well it tells success at imagined ends is not free of them. What is foretold of held-out
+episodes stands beside “nothing changed” and a world that does not see actions. Practice is judged by the
 simulator on starts that chose nothing, the imitated and the practised policy on the same ones, success at the last
 step: nothing tells them that they are done. Controls: practice in the action-blind world, and with rewards given to
 other rollouts than those that earned them.
@@ -23,9 +24,9 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import others, read_options, record
+from benchmarks.common import begun_with, others, read_options, record
+from benchmarks.finetune import gathered
 from embodied.building.build import build
-from embodied.collecting.collect import collect
 from embodied.config import compose
 from embodied.files import write_text
 from embodied.finetuning import imagining, inputs, judging
@@ -50,22 +51,21 @@ def session(task: str, seed: int, options: Mapping[str, Any]) -> FinetuningRun:
     """A fine-tuning of the task's demonstrations, collected first if they are not there."""
     roots = {}
     for policy, count, first in (("expert", options["demonstrations"], 0), ("mixed", options["mixed"], 100)):
-        roots[policy] = COLLECTED / f"{task}-{policy}-{count}"
-        if not roots[policy].exists():
-            words = [f"env=desk-{task}", f"policy={policy}", f"episodes={count}", f"seed={first}"]
-            collect(compose("collect", [*words, f"out={roots[policy]}", "cameras=[front,wrist]"]))
-    config = compose("finetune", [
+        words = [f"env=desk-{task}", f"policy={policy}", f"seed={first}", "cameras=[front,wrist]"]
+        roots[policy] = gathered(COLLECTED / f"{task}-{policy}-{count}", count, *words)
+    words = [
         f"data={roots['expert']}", f"seed={seed}", f"steps={options['steps']}", "validation=0",
         f"policy.cameras=[{','.join(options['cameras'])}]",
         f"labels.labelled={roots['mixed']}", f"execute={options['execute']}", "videos=0", "stages=[imitate,world]",
         f"world.data=[{roots['mixed']}]", f"world.rollouts={options['rollouts']}", f"world.steps={options['world']}",
         f"rloo.updates={options['updates']}", f"rloo.learning_rate={options['rate']}",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    folder = ROOT / "-".join([task, str(options["demonstrations"]), *options["cameras"]]) / f"s{seed}"
+    begun_with(folder, words)
+    config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env = planned.sources[0].dataset.env
-    folder = ROOT / "-".join([task, str(options["demonstrations"]), *options["cameras"]]) / f"s{seed}"
-    folder.mkdir(parents=True, exist_ok=True)
     return FinetuningRun(config, folder, build(config.encoder), planned)
 
 
@@ -193,8 +193,10 @@ def practice_rows(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[
         assert paired is not None
         bar, met = (">= 0.04", bool(paired["difference"] >= 0.04)) if name == "practised" else (None, None)
         told = {key: paired[key] for key in ("better", "worse", "p")}
+        first = [float(np.mean([bool(row["success"]) for row in each["imitation"]])) for each in having]
+        told["by_seed"] = [after - before for before, after in zip(first, counted["by_seed"], strict=True)]
         rows.append({"claim": f"{task}: gain, {word}", "value": paired["difference"], "unit": "share", "bar": bar,
-                     "met": met} | told | counted)  # fmt: skip
+                     "met": met} | counted | told)  # fmt: skip
     return rows
 
 

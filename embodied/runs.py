@@ -31,6 +31,7 @@ from embodied.trust import check_trusted, remember
 STEPS = "time/total_timesteps"  # the column of progress.csv that counts
 FREE = ("run", "resume", "steps", "trust")  # what may be given to go on with a run
 ROOT = Path("runs")  # of the folders that commands make
+RESULTS = ("--", ".", ":!benchmarks/results", ":!docs/results")  # what measuring writes does not change the code
 PACKAGES = ("embodied-rewards", "torch", "stable_baselines3", "gymnasium", "mujoco", "open_clip_torch", "numpy")
 
 
@@ -242,14 +243,16 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, with + where files differ from it; None for an installed wheel."""
+    """The commit of this checkout, with + where files differ from it, but for results; None for an installed wheel."""
     here = Path(__file__).resolve().parent.parent
     if not (here / ".git").exists():
         return None
     git = ["git", "-C", str(here)]
     try:
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", *RESULTS], capture_output=True, text=True, check=True
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if changed.strip() else "")

@@ -104,7 +104,7 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
         practice.reset(seed=config.seed)
         if run.checkpoint is None:
             _imitate(practice, log)
-            _evaluate(config, folder, practice, make)
+            _evaluate(config, folder, practice, make, starts=evaluation.FINAL)  # the same as after practice
             save_practice(folder, practice)
         else:
             if not load_practice(run.checkpoint, practice):
@@ -114,7 +114,7 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
             done = _loop(config, folder, practice, make, log, stopping)
         if not done:
             stopping.end(f"The checkpoint at step {practice.tally.steps} is written.")
-        summary = _evaluate(config, folder, practice, make, final=True)
+        summary = _evaluate(config, folder, practice, make, starts=evaluation.FINAL, final=True)
         run.finish(steps=practice.tally.steps, tally=vars(practice.tally))
         print(f"{told(summary, practice.tally)} Report: {write_report(folder)}")
 
@@ -334,10 +334,11 @@ def _done_by(line: str, steps: int) -> bool:
 
 
 def _evaluate(
-    config: DictConfig, folder: Path, practice: Practice, make: Callable[[], gymnasium.Env], *, final: bool = False
-) -> dict[str, Any]:
+    config: DictConfig, folder: Path, practice: Practice, make: Callable[[], gymnasium.Env], *,
+    starts: int = evaluation.HELD_OUT, final: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """In a world of its own; a robot is the one that practises, and stands reset afterwards."""
-    seed = config.seed + (evaluation.FINAL if final else evaluation.HELD_OUT)
+    seed = config.seed + starts
     robot = practice.env.has_wrapper_attr("pause")
     env = practice.env if robot else make()
     judged = _practice(
@@ -352,6 +353,6 @@ def _evaluate(
     finally:
         if not robot:
             env.close()
-    summary = {"steps": practice.tally.steps, **rates, "final": final}
+    summary = {"steps": practice.tally.steps, "seed": seed, **rates, "final": final}
     runs.append_line(folder / "evaluations.jsonl", summary)
     return summary

@@ -67,6 +67,7 @@ def test_from_demonstrations_to_a_report(words, tmp_path, capsys):
     assert all(isinstance(each["env_success"], bool) for each in attempts)
     evaluations = lines(folder / "evaluations.jsonl")
     assert evaluations[0]["steps"] == 0
+    assert [each["seed"] for each in evaluations] == [2_000_000, 1_000_000, 2_000_000]  # before and after: one's starts
     assert evaluations[-1]["final"]
     assert evaluations[-1]["forward"]["episodes"] == 1
     about = json.loads((folder / "run.json").read_text())

@@ -63,6 +63,16 @@ def test_a_missed_bar_stays_visible(tmp_path):
     assert any(line.startswith("| [b](b.md) |") and line.endswith("| 0 of 1 bars met |") for line in index)
 
 
+def test_a_page_tells_how_far_seeds_are_apart_and_what_was_otherwise_before(tmp_path):
+    rows = [ROW | {"by_seed": [0.9, 1.0, 0.5]}, ROW | {"claim": "no", "value": 0.0, "interval": [3e-18, 0.2]}]
+    record("families_press_earlier", rows, folder=tmp_path)
+    page = pages(load(tmp_path))["families_press_earlier.md"]
+    assert "| n = 5, 3 seeds (0.5 to 1) |" in page
+    assert "| 0 x (0 to 0.2) |" in page
+    assert "read the simulator's state" in page
+    assert "3 seeds |" in headlines(load(tmp_path), [Headline("families_press_earlier", "ten goals")])
+
+
 def test_a_headline_is_the_first_row_that_begins_so(tmp_path):
     record("b", [ROW | {"claim": "other"}, ROW | {"met": False}, ROW | {"value": 9.0}], folder=tmp_path)
     rows = load(tmp_path)
