@@ -299,7 +299,7 @@ class Pipeline:
             sink.close()
         except OSError as error:
             self._summary.sinks.setdefault(sink.name, f"not finished: {_reason(error)}")
-            if sink.name not in self._summary.lost:
+            if not isinstance(error, BrokenPipeError) and sink.name not in self._summary.lost:
                 self._summary.lost.append(sink.name)
 
     def _age_s(self, frames: Mapping[str, Frame]) -> float:

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import os
 import threading
 import time
 from collections import deque
@@ -14,6 +15,7 @@ from embodied import scoring
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.scoring import Layout, Track
 from embodied.sinks.background import Background
+from embodied.sinks.jsonl import LinesOut
 from embodied.watching.live_scoring import LocalScoring
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import SuccessSmoothing
@@ -335,6 +337,19 @@ def test_a_reader_that_went_away_ends_the_run():
     summary = Pipeline(FakeSource(images(9)), LocalScoring(up()), [Gone("standard output")]).run()
     assert summary.scored == 1
     assert summary.lost == []  # it has had enough
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_reader_of_lines_that_has_had_enough_is_no_loss(live):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        source = FakeSource(images(9), live=live)
+        summary = Pipeline(source, LocalScoring(up()), [LinesOut(writes, live=live)]).run()
+    finally:
+        os.close(writes)
+    assert (summary.scored, summary.lost) == (1, [])
+    assert summary.sinks == {"standard output": "given up: Broken pipe"}
 
 
 def test_a_fault_in_a_sink_is_raised_and_all_are_closed():
