@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
     keys: list[Keys] = []
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")
-    tell = view.tell if seen else lambda text: print(text, file=sys.stderr)
+    tell = view.tell if seen else _print
     if isinstance(scoring, LocalScoring):
         encoder = scoring.stream.scorer.encoder
         scoring.show_first(LOOKED_AT, lambda seen: far_worlds.warn(config, encoder, seen, "the source", tell))
@@ -118,15 +118,21 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             opened.close()
             summary = pipeline.summary()
             if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
-                print(summary.text(), file=sys.stderr)
+                _print(summary.text())
                 if config.record is not None:
-                    print(f"Record: {config.record}", file=sys.stderr)
+                    _print(f"Record: {config.record}")
     if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
         where = "" if config.record is None else f"record={config.record}: "
         raise UserError(
             f"{where}not everything was kept: {'; '.join(lost)}. What was written before stays readable. Free some "
             "space, or choose another folder with record=FOLDER."
         )
+
+
+def _print(text: str) -> None:
+    """To a person, on standard error; where that cannot be written (a full disk), the run is worth more."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
 
 
 @contextmanager

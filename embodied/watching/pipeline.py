@@ -322,6 +322,7 @@ class Pipeline:
             self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
 
     def _say(self, kind: str, text: str, *, aloud: bool = False) -> None:
+        text = text.encode("utf-8", "replace").decode()  # half a character, as JSON may hold, is in no file's text
         self._summary.events[kind] += 1
         self._said.append(text)
         if aloud:

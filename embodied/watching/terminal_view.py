@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -69,7 +70,8 @@ class TerminalView:
         """Show a message; it stays until newer ones push it away."""
         self._said.append(f"{time.strftime('%H:%M:%S')} {printable(text)}")
         if not self._redraws:
-            self._line(self._said[-1])
+            with suppress(OSError):  # a log on a full disk: no word is worth the run, and `write` gives the log up
+                self._line(self._said[-1])
 
     def write(self, watched: Watched) -> None:
         if watched.reading is not None and watched.goal != self._goal:  # its curves would mean something else

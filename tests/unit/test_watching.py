@@ -1,6 +1,7 @@
 """The watch pipeline on a source made by hand: what is scored, what is said, and what goes wrong without harm."""
 
 import errno
+import io
 import itertools
 import os
 import threading
@@ -19,6 +20,7 @@ from embodied.sinks.jsonl import LinesOut
 from embodied.watching.live_scoring import LocalScoring
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import SuccessSmoothing
+from embodied.watching.terminal_view import TerminalView
 from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer
@@ -314,6 +316,17 @@ def test_a_full_disk_ends_one_sink_and_nothing_else():
     assert told == ["overlay.mp4 given up: No space left on device"]
     assert "No space left" in summary.text()
     assert summary.lost == ["overlay.mp4"]
+
+
+def test_a_log_on_a_full_disk_ends_no_run():
+    class Log(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    view, full, kept = TerminalView(Log()), Full("overlay.mp4"), Kept()
+    summary = Pipeline(FakeSource(images(6)), LocalScoring(up()), [view, full, kept], tell=view.tell).run()
+    assert len(kept.lines) == 6
+    assert summary.lost == ["terminal", "overlay.mp4"]
 
 
 def test_a_disk_that_is_full_at_the_end_is_said():

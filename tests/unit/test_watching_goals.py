@@ -6,6 +6,7 @@ import torch
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
+from embodied.sinks.jsonl import ReadingsFile, read_lines
 from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
@@ -78,6 +79,14 @@ def test_marks_quitting_and_a_run_that_is_over():
     assert kept.closed == 1
     with pytest.raises(ValueError, match="goal, episode, mark or quit"):
         pipeline.ask("dance")
+
+
+def test_a_mark_of_half_a_character_ends_no_run(tmp_path):
+    source = FakeSource(images(2))
+    pipeline = Pipeline(source, LocalScoring(up()), [ReadingsFile(tmp_path / "readings.jsonl", parquet=True)])
+    pipeline.ask("mark", "here \ud800")
+    assert pipeline.run().scored == 2
+    assert next(read_lines(tmp_path / "readings.jsonl"))["event"] == "mark: here ?"
 
 
 def test_status_is_what_the_run_came_to():
