@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import http.client
 import io
 import json
@@ -9,6 +10,7 @@ import os
 import pty
 import select
 import socket
+import struct
 import termios
 import threading
 from collections import deque
@@ -323,6 +325,18 @@ def test_nothing_is_wider_or_higher_than_the_terminal(monkeypatch):
     view = TerminalView(screen, picture=True, clock=lambda: 0.0)
     view.write(moment(goal="x" * 900))
     assert screen.getvalue().count("\n") <= 7
+
+
+def test_the_terminal_that_is_drawn_on_tells_its_size():
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
+    with os.fdopen(slave, "w", encoding="utf-8") as screen:
+        TerminalView(screen, picture=False, clock=lambda: 0.0).write(moment(goal="杯子是直立的" * 30))
+        drawn = os.read(master, 65536).decode()
+    os.close(master)
+    goal = next(line for line in drawn.splitlines() if "goal" in line)
+    assert len(goal.removesuffix("\x1b[K")) == 60
+    assert drawn.index("\x1b[?7l") < drawn.index("goal") < drawn.index("\x1b[?7h")  # its wide characters are cut
 
 
 def test_a_file_gets_lines_now_and_then():
