@@ -95,7 +95,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         smoothing=smoothing,
         normaliser=normaliser,
         tell=tell,
-        max_age_s=float(config.max_age_s or MAX_AGE_S),
+        max_age_s=getattr(source, "max_age_s", None) or MAX_AGE_S,  # a rig's cameras may have their own
     )
     opened.callback(pipeline.close)
     for sink in sinks:

@@ -114,8 +114,9 @@ class Pipeline:
             return self._write({}, None, stale=True) if self._said else None
         indices = tuple(frame.index for frame in frames.values())
         stale, known = any(frame.stale for frame in frames.values()), indices == self._last
-        if self.source.live and known and self._age_s(frames) <= self._max_age_s:
-            return None  # nothing new, and not old enough to be called stale
+        again = known or all(frame.stale for frame in frames.values())  # no moment: the slowest view has no news yet
+        if self.source.live and again and self._age_s(frames) <= self._max_age_s:
+            return None  # not old enough to be called stale
         if stale or (self.source.live and known):
             return self._write(frames, None, stale=True)
         self._last = indices

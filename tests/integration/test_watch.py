@@ -164,6 +164,15 @@ def test_a_world_of_ours_is_watched(watch):
     assert "combined=" in err  # the view, where standard error is no terminal
 
 
+def test_a_slow_camera_s_own_max_age_counts(watch):
+    source = "source={spec: env:reacher-red, live: true, fps: 1.5, max_age_s: 3}"
+    status, lines, err = watch(source, "reward.goal=a red ball", "duration_s=2.5", "view=none")
+    assert status == 0
+    assert len(lines) >= 2
+    assert not any(line["stale"] for line in lines)
+    assert "0 stale lines" in err
+
+
 # A camera in the network --------------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -244,6 +245,26 @@ def test_a_camera_that_never_gave_a_frame_is_said_too():
     assert (lines[0].frames, lines[0].reading, lines[0].stale) == ({}, None, True)
     assert "lost" in lines[0].event
     assert summary.scored == 0
+
+
+def test_the_pause_of_a_slow_view_is_not_called_stale():
+    clock = Clock()
+
+    class Rig(FakeSource):
+        """Between images of the slow view the fast one is handed out as no moment, all stale, as by `Source`."""
+
+        def next(self, timeout_s):
+            clock.now += 0.25
+            if not self._last or self._last["front"].stale:
+                return super().next(timeout_s)
+            front, side = self._last.values()
+            front = replace(front, index=front.index + 100, captured_s=clock.now, stale=True)
+            self._last = {"front": front, "side": replace(side, stale=True)}
+            return self._last
+
+    lines, summary = watch(Rig(images(4), live=True, names=("front", "side"), clock=clock), clock=clock)
+    assert [line.stale for line in lines] == [False] * 4
+    assert (summary.stale, summary.scored) == (0, 4)
 
 
 def test_one_stale_view_makes_the_moment_stale():
