@@ -6,7 +6,8 @@ import torch
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
-from embodied.sinks.jsonl import ReadingsFile, read_lines
+from embodied.sinks.files import read_lines
+from embodied.sinks.jsonl import ReadingsFile
 from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
