@@ -168,20 +168,27 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"view must be one of {', '.join(VIEWS)}; got {config.view!r}.")
     if config.rerun not in RERUNS:
         raise UserError(f"rerun must be web or window; got {config.rerun!r}.")
-    for name, lowest in (
-        ("duration_s", 0), ("max_age_s", 0), ("threads", 1), ("control", 0), ("max_rows", 2)
+    for name, lowest, kinds, word in (
+        ("duration_s", 0, int | float, "number"), ("max_age_s", 0, int | float, "number"),
+        ("threads", 1, int, "whole number"), ("control", 0, int, "whole number"), ("max_rows", 2, int, "whole number"),
     ):  # fmt: skip
         value = config[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < lowest):
-            raise UserError(f"{name} must be a number, at least {lowest}, or null; got {value!r}.")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= lowest):
+            raise UserError(f"{name} must be a {word}, at least {lowest}, or null; got {value!r}.")
     for name in ("threshold", "hysteresis", "smoothing_s"):
         value = config[name]
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if not _finite(value) and not (name == "threshold" and value is None):
             raise UserError(f"{name} must be a number; got {value!r}.")
+    if config.ranges is not None and not OmegaConf.is_dict(config.ranges):
+        raise UserError(f"ranges must be {{head: [low, high]}}, or null; got {config.ranges!r}.")
     for name, bounds in (config.ranges or {}).items():
-        numbers = isinstance(bounds, Sequence) and all(isinstance(each, int | float) for each in bounds)
+        numbers = isinstance(bounds, Sequence) and all(map(_finite, bounds))
         if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise UserError(f"ranges.{name} must be [low, high], low < high; got {bounds}.")
+    if config.record is not None and not isinstance(config.record, str):
+        raise UserError(f"record must be a folder, or null; got {config.record!r}.")
+    if isinstance(config.formats, str):
+        raise UserError(f"formats must be a list, as [{config.formats}]; got {config.formats!r}.")
     for name in config.formats or ():
         if name not in FORMATS:
             raise UserError(f"formats must be of {', '.join(FORMATS)}; got {name!r}. {nearest(str(name), FORMATS)}")
@@ -190,6 +197,10 @@ def _check(config: DictConfig) -> None:
             check_goal(text)
     if config.server is None and config.reward.get("_target_") is None:
         raise UserError("reward=true watches nothing: it is the task's own. Choose a reward model.")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _source(config: DictConfig) -> MomentSource:
