@@ -137,7 +137,11 @@ def _print(text: str) -> None:
 
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `stop`, once; after that they do what they did before. Only a main thread hears them."""
+    """Ctrl-C, SIGTERM and a terminal that goes away call `stop`, once; after that they do what they did before.
+
+    Only a main thread hears them. Of a terminal that goes away the kernel and the shell both tell, so the second time
+    is ignored; where it was ignored before, as under `nohup`, it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -146,12 +150,15 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         stop()
         restore()
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for number in (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))):
         before[number] = signal.signal(number, end)
     try:
         yield

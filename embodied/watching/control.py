@@ -74,7 +74,10 @@ class Keys:
     def poll(self) -> None:
         """Do what the keys pressed since last time say."""
         while select.select([self._descriptor], [], [], 0)[0]:
-            pressed = os.read(self._descriptor, 1024)
+            try:
+                pressed = os.read(self._descriptor, 1024)
+            except OSError:
+                pressed = b""
             if not pressed:  # the terminal went away
                 return
             text = self._decode(pressed)
@@ -85,8 +88,9 @@ class Keys:
                 self._press(key)
 
     def close(self) -> None:
-        """Put the terminal back as it was."""
-        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+        """Put the terminal back as it was, if it is still there."""
+        with contextlib.suppress(termios.error):
+            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
 
     def _press(self, key: str) -> None:
         if self.typed is None:

@@ -306,6 +306,27 @@ def test_the_first_signal_ends_the_run_and_the_second_is_as_ever(number):
         signal.signal(number, before)
 
 
+def test_a_terminal_that_goes_away_ends_the_run_once_unless_that_is_ignored():
+    stopped, heard = [], []
+
+    def tell(*_):
+        heard.append(True)
+
+    before = signal.signal(signal.SIGHUP, tell)
+    try:
+        with stopping(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the shell's, while files are being finished
+            assert (stopped, heard) == ([True], [])
+        assert signal.getsignal(signal.SIGHUP) is tell
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stopping(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+        assert stopped == [True]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # Through a server ---------------------------------------------------------------------------------------
 
 

@@ -118,6 +118,17 @@ def test_the_terminal_is_put_back_as_it_was(terminal):
     assert termios.tcgetattr(program) == before
 
 
+def test_a_terminal_that_went_away_is_survived():
+    person, program = pty.openpty()
+    pipe = Pipe()
+    keys = Keys(pipe.ask, program)
+    os.close(person)
+    keys.poll()
+    keys.close()
+    os.close(program)
+    assert pipe.asked == []
+
+
 def test_keys_need_a_terminal(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UserError, match="keys=false"):
         Keys(Pipe().ask, file.fileno())
