@@ -20,7 +20,7 @@ from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.scoring import Layout
 from embodied.scoring.streaming import EpisodeStream, Reading
-from embodied.serving.peer import ServerLostError
+from embodied.serving.peer import ServerLostError, ServerRefusedError
 from rewards.chat import VLMError
 from rewards.core import Scorer
 
@@ -156,15 +156,17 @@ class LocalScoring:
             raise UserError(f"the reward reads whole images, so cameras must be of one size; got {sizes}. Add resize=…")
         start = time.monotonic()
         batches = [np.stack(images)] if alike else [image[None] for image in images]
-        features = np.concatenate([scoring.encode(self.stream.scorer, batch) for batch in batches])
-        row = self.stream.layout.rows(features, [{}])[0]
-        encoded = time.monotonic()
         try:
+            features = np.concatenate([scoring.encode(self.stream.scorer, batch) for batch in batches])
+            row = self.stream.layout.rows(features, [{}])[0]
+            encoded = time.monotonic()
             reading = self.stream.push(row, batches[0] if reads else None)
         except FloatingPointError as error:
             raise UnscorableError(str(error), kind="nan") from error
         except VLMError as error:
             raise UnscorableError(str(error), kind="model") from error
+        except ServerLostError as error:  # of an encoder or heads that are at a server
+            raise UnscorableError(str(error), kind="server") from error
         scored = Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
         self._keep_first(frames)
         return scored
@@ -197,13 +199,23 @@ class RemoteScoring:
     def score(self, frames: Mapping[str, Frame]) -> Scored:
         start = time.monotonic()
         try:
-            reading = self.stream.push({view: frame.image for view, frame in frames.items()})
+            reading = self._push({view: frame.image for view, frame in frames.items()})
         except FloatingPointError as error:
             raise UnscorableError(str(error), kind="nan") from error
         except ServerLostError as error:
             raise UnscorableError(str(error), kind="server") from error
         served = self.stream.latency_ms / 1000
         return Scored(reading, {"server": served, "network": max(time.monotonic() - start - served, 0.0)})
+
+    def _push(self, images: Mapping[str, np.ndarray]) -> Reading:
+        """One moment's reading; of a new episode where the old one holds as many images as the server keeps."""
+        try:
+            return self.stream.push(images)
+        except ServerRefusedError as error:
+            if error.code != "too_large":
+                raise
+            self.stream.restart()
+            return self.stream.push(images)
 
     def restart(self) -> None:
         self.stream.restart()

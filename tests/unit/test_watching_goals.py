@@ -6,9 +6,19 @@ import torch
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
+from embodied.serving.client import RemoteStream
+from embodied.serving.limits import RequestLimits
+from embodied.serving.peer import ServerLostError
 from embodied.sinks.files import read_lines
 from embodied.sinks.jsonl import ReadingsFile
-from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
+from embodied.watching.live_scoring import (
+    MAX_GOAL,
+    LocalScoring,
+    RemoteScoring,
+    UnscorableError,
+    check_goal,
+    toward,
+)
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.summary import Latencies
@@ -18,6 +28,7 @@ from rewards.compose import composed_scorer
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
+from tests.reward_server import serving
 from tests.unit.test_watching import FakeSource, Kept, PastHead, images, past_scorer, up, watch
 
 # Asking -------------------------------------------------------------------------------------------------
@@ -162,6 +173,45 @@ def test_an_unscorable_moment_says_why():
     frame = Frame(image=images(1)[0], captured_s=0.0, index=0)
     with pytest.raises(UnscorableError, match="head 'broken'"):
         LocalScoring(scorer).score({"main": frame})
+
+
+def test_an_encoder_whose_server_is_away_leaves_moments_without_a_reading():
+    class Away(FakeEncoder):
+        def encode_images(self, frames):
+            found = super().encode_images(frames)
+            if 4 <= self.encoded <= 5:
+                raise ServerLostError("http://gpu:8765 is lost.")
+            return found
+
+    lines, summary = watch(FakeSource(images(7)), LocalScoring(up(Away())))
+    assert [line.reading is None for line in lines] == [False] * 3 + [True] * 2 + [False] * 2
+    assert (summary.unscorable, summary.events) == (2, {"unscorable": 1, "scored again": 1})
+
+
+class WholeFilm:
+    """Reads every image of the episode so far."""
+
+    name, frames_read = "whole", "all"
+
+    def score(self, features: Features) -> torch.Tensor:
+        return features.frames["main"].float().mean((-1, -2, -3)) / 255
+
+
+def test_an_episode_ends_where_a_server_keeps_no_more_images_of_it():
+    scorer = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    with serving(scorer, limits=RequestLimits(episode_pixels=3 * 64)) as server:
+        lines, summary = watch(FakeSource(images(7)), RemoteScoring(RemoteStream(server.url)))
+    assert [line.reading[:2] for line in lines] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert summary.episodes == 3
+
+
+def test_a_moment_that_is_too_large_for_a_server_is_refused():
+    scorer = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    with (
+        serving(scorer, limits=RequestLimits(episode_pixels=63)) as server,
+        pytest.raises(UserError, match="pixels in one episode"),
+    ):
+        watch(FakeSource(images(1)), RemoteScoring(RemoteStream(server.url)))
 
 
 # Smoothing ----------------------------------------------------------------------------------------------
