@@ -48,6 +48,7 @@ VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
+LIVE_PIXELS = 128_000_000  # of such an episode's images, as a server keeps: hours of large ones do not fit in memory
 LOOKED_AT = 5  # first moments, by which a source is told to look unlike all that the encoder was taught
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
@@ -240,8 +241,15 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
     reward = with_goal(_plain(config.reward), origin.goal)
     scorer = scorers.make_scorer(config, env=origin.env, goal=origin.goal, views=names)
     assert scorer is not None
-    max_rows = config.max_rows or (None if scorer.advances or not source.live else LIVE_ROWS)
-    scoring = LocalScoring(scorer, source.names, called=names, reward=reward, max_rows=max_rows)
+    bound = source.live and config.max_rows is None  # what a person asks for is kept
+    scoring = LocalScoring(
+        scorer,
+        source.names,
+        called=names,
+        reward=reward,
+        max_rows=LIVE_ROWS if bound and not scorer.advances else config.max_rows,
+        max_pixels=LIVE_PIXELS if bound else None,
+    )
     scoring.warm_up()
     return scoring
 

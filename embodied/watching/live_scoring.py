@@ -100,6 +100,8 @@ class LocalScoring:
         called: what the reward calls them; None: the same.
         reward: the config it was made from, a plain mapping, for other goals; None: its goal stays.
         max_rows: see `EpisodeStream`.
+        max_pixels: of the images that heads are shown again at each moment; the moment after begins a new episode.
+            None: as many as there are rows.
     """
 
     def __init__(
@@ -110,9 +112,11 @@ class LocalScoring:
         called: tuple[str, ...] | None = None,
         reward: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.stream = EpisodeStream(scorer, Layout(called or views), max_rows=max_rows)
         self._views = views
+        self._max_pixels, self._kept = max_pixels, (0, 0)  # an episode, and the pixels of its images
         self._reward = reward
         self.goal: str | None = "; ".join(told_goals(reward or {})) or None
         self._first: tuple[int, Callable[[Mapping[str, list[np.ndarray]]], object]] | None = None
@@ -160,6 +164,7 @@ class LocalScoring:
             features = np.concatenate([scoring.encode(self.stream.scorer, batch) for batch in batches])
             row = self.stream.layout.rows(features, [{}])[0]
             encoded = time.monotonic()
+            self._keep(sum(image.size // 3 for image in images))
             reading = self.stream.push(row, batches[0] if reads else None)
         except FloatingPointError as error:
             raise UnscorableError(str(error), kind="nan") from error
@@ -170,6 +175,16 @@ class LocalScoring:
         scored = Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
         self._keep_first(frames)
         return scored
+
+    def _keep(self, pixels: int) -> None:
+        """Count a moment's images where heads are shown them again, which are then kept until the episode ends."""
+        scorer, most = self.stream.scorer, self._max_pixels
+        if most is None or scorer.frames_read != "all" or scorer.advances:
+            return
+        kept = pixels + (self._kept[1] if self._kept[0] == self.stream.episode else 0)
+        if kept > most:
+            self.stream.restart()
+        self._kept = (self.stream.episode, pixels if kept > most else kept)
 
     def restart(self) -> None:
         self.stream.restart()

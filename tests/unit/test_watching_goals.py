@@ -205,6 +205,14 @@ def test_an_episode_ends_where_a_server_keeps_no_more_images_of_it():
     assert summary.episodes == 3
 
 
+def test_an_episode_ends_where_its_images_would_fill_the_memory():
+    whole = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    lines, _ = watch(FakeSource(images(5)), LocalScoring(whole, max_pixels=3 * 64))
+    assert [line.reading[:2] for line in lines] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    lines, _ = watch(FakeSource(images(5)), LocalScoring(up(), max_pixels=3 * 64))  # reads no image again
+    assert [line.reading.row for line in lines] == [0, 1, 2, 3, 4]
+
+
 def test_a_moment_that_is_too_large_for_a_server_is_refused():
     scorer = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
     with (
