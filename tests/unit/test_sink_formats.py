@@ -240,6 +240,15 @@ class TestMcap:
         np.testing.assert_allclose(np.diff(stamps), [0.1] * 11, atol=1e-6)
         assert images[0]["format"] == "jpeg"
 
+    def test_an_image_s_stamp_is_when_it_was_taken(self, tmp_path):
+        from embodied.sinks.mcap_file import McapFile
+
+        late = [replace(each, at_s=each.at_s + 2, time=each.time + 2) for each in map(moment, range(3))]
+        write_all([McapFile(tmp_path / "w.mcap")], late)
+        images = [each for topic, each in mcap_messages(tmp_path / "w.mcap") if topic != "reading"]
+        stamps = [each["timestamp"]["sec"] + each["timestamp"]["nsec"] / 1e9 - 1_700_000_000 for each in images]
+        np.testing.assert_allclose(stamps, [0.0, 0.1, 0.2], atol=1e-5)
+
     def test_a_file_cut_anywhere_is_finished(self, tmp_path):
         from embodied.sinks.mcap_file import McapFile, finish
 
