@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(400, {"error": told})
         try:
             self._answer(200, {"done": self.server.ask(what, text).result(ANSWER_S)})
-        except (UserError, ValueError, TypeError) as error:
+        except (UserError, ValueError, TypeError, FloatingPointError, KeyError) as error:
             self._answer(400, {"error": str(error)})
         except CancelledError:
             self._answer(503, {"error": "the run is over."})
@@ -258,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             return self._answer(411, {"error": "Content-Length must be given."})
-        if int(length) > MAX_BODY:
+        if len(length) > len(str(MAX_BODY)) or int(length) > MAX_BODY:  # thousands of digits are no number to Python
             return self._answer(413, {"error": f"body must be at most {MAX_BODY} bytes; got {length[:20]}."})
         data = self.rfile.read(int(length))
         if len(data) < int(length):

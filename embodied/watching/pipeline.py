@@ -337,7 +337,7 @@ class Pipeline:
                 continue
             try:
                 future.set_result(self._do(what, text))
-            except (UserError, ValueError, TypeError, RuntimeError, OSError) as error:
+            except (UserError, ValueError, TypeError, RuntimeError, OSError, FloatingPointError, KeyError) as error:
                 self._say("refused", f"{what} refused: {error}", aloud=True)
                 future.set_exception(error)
 

@@ -176,6 +176,7 @@ def test_what_can_be_asked(served):
         ("/goal", b"\xff\xfe", {}, 400, "must be JSON"),
         ("/goal", b"[" * 10_000, {}, 400, "must be JSON"),
         ("/goal", b"x", {"Content_Length": str(MAX_BODY + 1)}, 413, "at most"),
+        ("/goal", b"x", {"Content_Length": "9" * 5000}, 413, "at most"),
         ("/goal", b"x", {"Content_Length": "-1"}, 411, "Content-Length"),
         ("/goal", b"{}", {"Content_Type": "text/plain"}, 415, "application/json"),
         ("/goal", b"{}", {"Host": "evil.example"}, 403, "host"),

@@ -66,6 +66,18 @@ def test_a_goal_that_cannot_be_is_refused_and_the_run_goes_on(text, told):
     assert "goal refused" in kept.lines[0].event
 
 
+@pytest.mark.parametrize("error", [FloatingPointError("head 'clip' gave NaN"), KeyError("front")])
+def test_a_goal_by_which_the_past_cannot_be_scored_is_refused_and_the_run_goes_on(error):
+    class Unscorable(LocalScoring):
+        def change_goal(self, goal):
+            raise error
+
+    pipeline = Pipeline(FakeSource(images(3)), Unscorable(up()))
+    wish = pipeline.ask("goal", "down")
+    assert pipeline.run().scored == 3
+    assert wish.exception() is error
+
+
 def test_an_episode_begins_when_asked_and_when_the_old_is_full():
     kept = Kept()
     pipeline = Pipeline(FakeSource(images(8)), LocalScoring(past_scorer(), max_rows=3), [kept])
