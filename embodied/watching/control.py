@@ -227,13 +227,15 @@ class _Handler(BaseHTTPRequestHandler):
         if len(text) > MAX_GOAL:
             told = f"{key} must be at most {MAX_GOAL} characters; got {len(text)}. Say it shorter."
             return self._answer(400, {"error": told})
+        wish = self.server.ask(what, text)
         try:
-            self._answer(200, {"done": self.server.ask(what, text).result(ANSWER_S)})
+            self._answer(200, {"done": wish.result(ANSWER_S)})
         except (UserError, ValueError, TypeError, FloatingPointError, KeyError) as error:
             self._answer(400, {"error": str(error)})
         except CancelledError:
             self._answer(503, {"error": "the run is over."})
         except (TimeoutError, RuntimeError, OSError) as error:
+            wish.cancel()  # whoever is told that it was not done may ask again
             self._answer(503, {"error": str(error) or f"not done within {ANSWER_S:.0f} s."})
 
     def _may_ask(self) -> bool:

@@ -275,6 +275,18 @@ def test_a_wish_that_cannot_be_met_is_answered(error, status):
         server.close()
 
 
+def test_a_wish_that_comes_too_late_is_not_done_after_all(monkeypatch):
+    monkeypatch.setattr("embodied.watching.control.ANSWER_S", 0.05)
+    late: Future[str] = Future()
+    server = ControlServer(lambda what, text: late, dict, 0)
+    try:
+        status, answer = request(server.port, "POST", "/episode")
+    finally:
+        server.close()
+    assert (status, late.cancelled()) == (503, True)
+    assert "not done within" in answer["error"]
+
+
 def test_a_port_that_is_taken_is_said(served):
     _, port = served
     with pytest.raises(UserError, match=f"control={port} cannot be listened on"):
