@@ -52,7 +52,8 @@ class Keys:
     """Hot keys of a terminal, read without waiting.
 
     `n` begins an episode, `g` asks for a goal's text (Enter takes it, Escape forgets it), space marks, `q` quits.
-    Ctrl-C keeps its meaning.
+    Ctrl-C keeps its meaning. In the background the terminal is somebody else's, and touching it would stop the process:
+    keys are read once it is in front.
 
     Args:
         ask: what a key does, as `Pipeline.ask`.
@@ -68,11 +69,13 @@ class Keys:
         self.typed: str | None = None  # of a goal so far; None while no goal is being typed
         self._ask, self._descriptor = ask, descriptor
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._before = termios.tcgetattr(descriptor)
-        tty.setcbreak(descriptor)
+        self._before: list[Any] | None = None  # the terminal's settings; None until they are others
+        self._take()
 
     def poll(self) -> None:
         """Do what the keys pressed since last time say."""
+        if not self._take():
+            return
         while select.select([self._descriptor], [], [], 0)[0]:
             try:
                 pressed = os.read(self._descriptor, 1024)
@@ -89,8 +92,28 @@ class Keys:
 
     def close(self) -> None:
         """Put the terminal back as it was, if it is still there."""
-        with contextlib.suppress(termios.error):
-            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+        if self._before is not None and self._in_front():
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+
+    def _take(self) -> bool:
+        """Whether keys can be read."""
+        if not self._in_front():
+            return False
+        if self._before is None:
+            try:
+                before = termios.tcgetattr(self._descriptor)
+                tty.setcbreak(self._descriptor)
+            except termios.error:  # it went away
+                return False
+            self._before = before
+        return True
+
+    def _in_front(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:  # not the terminal that we were started in, so nobody stops us
+            return True
 
     def _press(self, key: str) -> None:
         if self.typed is None:

@@ -11,6 +11,8 @@ import pty
 import select
 import socket
 import struct
+import subprocess
+import sys
 import termios
 import threading
 from collections import deque
@@ -127,6 +129,27 @@ def test_a_terminal_that_went_away_is_survived():
     keys.close()
     os.close(program)
     assert pipe.asked == []
+
+
+def test_in_the_background_the_terminal_is_left_alone():
+    """A process in the background that sets or reads its terminal is stopped by the system."""
+    code = (
+        "import os, pty\n"
+        "leader, _ = pty.fork()\n"
+        "if leader:\n"
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]))\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os.setpgid(0, 0)\n"
+        "    from embodied.watching.control import Keys\n"
+        "    keys = Keys(lambda what, text: None, 0)\n"
+        "    keys.poll()\n"
+        "    keys.close()\n"
+        "    os._exit(7)\n"
+        "status = os.waitpid(child, os.WUNTRACED)[1]\n"
+        "os._exit(99 if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
 
 
 def test_keys_need_a_terminal(tmp_path):
