@@ -79,6 +79,11 @@ class Source:
         told = [camera.fps for camera in self._all() if camera.fps]
         return min(told) if told else None
 
+    @property
+    def max_age_s(self) -> float | None:
+        """Seconds up to which a frame of every live view counts as fresh, the longest of them; None for a record."""
+        return max((camera.max_age_s for camera in self._live.values()), default=None)
+
     def next(self, timeout_s: float | None = None) -> dict[str, Frame] | None:
         """The next moment.
 
@@ -96,7 +101,7 @@ class Source:
         if self._recorded:
             return self._following()
         if timeout_s is None:
-            timeout_s = max(camera.max_age_s for camera in self._live.values())
+            timeout_s = self.max_age_s or 0.0
         deadline = self._clock() + timeout_s
         with self._changed:
             while True:

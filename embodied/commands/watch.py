@@ -23,7 +23,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -48,6 +48,7 @@ VIEWS, RERUNS = ("terminal", "rerun", "both", "none"), ("web", "window")
 SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
+LIVE_PIXELS = 128_000_000  # of such an episode's images, as a server keeps: hours of large ones do not fit in memory
 LOOKED_AT = 5  # first moments, by which a source is told to look unlike all that the encoder was taught
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
@@ -75,7 +76,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
     keys: list[Keys] = []
     view = TerminalView(sys.stderr, typed=lambda: keys[0].typed if keys else None)
     seen = config.view in ("terminal", "both")
-    tell = view.tell if seen else lambda text: print(text, file=sys.stderr)
+    tell = view.tell if seen else _print
     if isinstance(scoring, LocalScoring):
         encoder = scoring.stream.scorer.encoder
         scoring.show_first(LOOKED_AT, lambda seen: far_worlds.warn(config, encoder, seen, "the source", tell))
@@ -95,7 +96,7 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         smoothing=smoothing,
         normaliser=normaliser,
         tell=tell,
-        max_age_s=float(config.max_age_s or MAX_AGE_S),
+        max_age_s=getattr(source, "max_age_s", None) or MAX_AGE_S,  # a rig's cameras may have their own
     )
     opened.callback(pipeline.close)
     for sink in sinks:
@@ -118,9 +119,9 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
             opened.close()
             summary = pipeline.summary()
             if summary.told or not sys.exception():  # of what failed at once there is nothing to sum up
-                print(summary.text(), file=sys.stderr)
+                _print(summary.text())
                 if config.record is not None:
-                    print(f"Record: {config.record}", file=sys.stderr)
+                    _print(f"Record: {config.record}")
     if lost := [f"{name} {summary.sinks[name]}".rstrip(".") for name in summary.lost if name not in SHOWN]:
         where = "" if config.record is None else f"record={config.record}: "
         raise UserError(
@@ -129,9 +130,19 @@ def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opene
         )
 
 
+def _print(text: str) -> None:
+    """To a person, on standard error; where that cannot be written (a full disk), the run is worth more."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)
+
+
 @contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM call `stop`, once; after that they do what they did before. Only a main thread hears them."""
+    """Ctrl-C, SIGTERM and a terminal that goes away call `stop`, once; after that they do what they did before.
+
+    Only a main thread hears them. Of a terminal that goes away the kernel and the shell both tell, so the second time
+    is ignored; where it was ignored before, as under `nohup`, it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -140,12 +151,15 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         stop()
         restore()
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    for number in (signal.SIGINT, signal.SIGTERM, *(() if ignored else (signal.SIGHUP,))):
         before[number] = signal.signal(number, end)
     try:
         yield
@@ -162,20 +176,27 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"view must be one of {', '.join(VIEWS)}; got {config.view!r}.")
     if config.rerun not in RERUNS:
         raise UserError(f"rerun must be web or window; got {config.rerun!r}.")
-    for name, lowest in (
-        ("duration_s", 0), ("max_age_s", 0), ("threads", 1), ("control", 0), ("max_rows", 2)
+    for name, lowest, kinds, word in (
+        ("duration_s", 0, int | float, "number"), ("max_age_s", 0, int | float, "number"),
+        ("threads", 1, int, "whole number"), ("control", 0, int, "whole number"), ("max_rows", 2, int, "whole number"),
     ):  # fmt: skip
         value = config[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < lowest):
-            raise UserError(f"{name} must be a number, at least {lowest}, or null; got {value!r}.")
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not value >= lowest):
+            raise UserError(f"{name} must be a {word}, at least {lowest}, or null; got {value!r}.")
     for name in ("threshold", "hysteresis", "smoothing_s"):
         value = config[name]
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+        if not _finite(value) and not (name == "threshold" and value is None):
             raise UserError(f"{name} must be a number; got {value!r}.")
+    if config.ranges is not None and not OmegaConf.is_dict(config.ranges):
+        raise UserError(f"ranges must be {{head: [low, high]}}, or null; got {config.ranges!r}.")
     for name, bounds in (config.ranges or {}).items():
-        numbers = isinstance(bounds, Sequence) and all(isinstance(each, int | float) for each in bounds)
+        numbers = isinstance(bounds, Sequence) and all(map(_finite, bounds))
         if not numbers or len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise UserError(f"ranges.{name} must be [low, high], low < high; got {bounds}.")
+    if config.record is not None and not isinstance(config.record, str):
+        raise UserError(f"record must be a folder, or null; got {config.record!r}.")
+    if isinstance(config.formats, str):
+        raise UserError(f"formats must be a list, as [{config.formats}]; got {config.formats!r}.")
     for name in config.formats or ():
         if name not in FORMATS:
             raise UserError(f"formats must be of {', '.join(FORMATS)}; got {name!r}. {nearest(str(name), FORMATS)}")
@@ -184,6 +205,10 @@ def _check(config: DictConfig) -> None:
             check_goal(text)
     if config.server is None and config.reward.get("_target_") is None:
         raise UserError("reward=true watches nothing: it is the task's own. Choose a reward model.")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _source(config: DictConfig) -> MomentSource:
@@ -216,8 +241,15 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
     reward = with_goal(_plain(config.reward), origin.goal)
     scorer = scorers.make_scorer(config, env=origin.env, goal=origin.goal, views=names)
     assert scorer is not None
-    max_rows = config.max_rows or (None if scorer.advances or not source.live else LIVE_ROWS)
-    scoring = LocalScoring(scorer, source.names, called=names, reward=reward, max_rows=max_rows)
+    bound = source.live and config.max_rows is None  # what a person asks for is kept
+    scoring = LocalScoring(
+        scorer,
+        source.names,
+        called=names,
+        reward=reward,
+        max_rows=LIVE_ROWS if bound and not scorer.advances else config.max_rows,
+        max_pixels=LIVE_PIXELS if bound else None,
+    )
     scoring.warm_up()
     return scoring
 

@@ -120,7 +120,7 @@ def _table(judged: Mapping[str, Any] | None) -> str:
 def _films(folder: Path, names: Sequence[str]) -> str:
     """Each start's films side by side."""
     rows = ""
-    starts = sorted({path.name.partition("_")[0] for path in (folder / "videos").glob("*_*_*.mp4")}, key=int)
+    starts = sorted({path.name.partition("_")[0] for path in (folder / "videos").glob("[0-9]*_*_*.mp4")}, key=int)
     for start in starts:
         figures = ""
         for name in names:

@@ -40,13 +40,14 @@ def line_chart(
     """An inline SVG with one panel.
 
     Args:
-        series: lines that share both axes.
+        series: lines that share both axes; a point that is not finite is left out.
         x_label: what x counts.
         percent: y lies in [0, 1] and reads as per cent.
         marks: draw each point, with a tooltip.
         colour: the first line's colour, 1 to 3; later lines follow.
         width: in px, at which the text has its natural size.
     """
+    series = [_finite(s) for s in series]
     x_low, x_high = _range([x for s in series for x in s.x], include=0.0)
     if percent:
         y_low, y_high, y_ticks = 0.0, 1.0, [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -94,7 +95,8 @@ def line_chart(
 
 
 def sparkline(values: Sequence[float], width: int = 120, height: int = 26) -> str:
-    """A line without axes."""
+    """A line without axes; values that are not finite are left out."""
+    values = [v for v in values if math.isfinite(v)]
     low, high = _range(values)
     step = (width - 6) / max(len(values) - 1, 1)
     points = " ".join(
@@ -132,6 +134,13 @@ def number(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if suffix == 'k' else size):.3g}{suffix}"
     return f"{value:.4g}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _finite(s: Series) -> Series:
+    """The points that can be drawn: a browser draws nothing after the first one that is no number."""
+    columns = [column for column in (s.x, s.y, s.low, s.high) if len(column)]
+    kept = [point for point in zip(*columns, strict=True) if all(map(math.isfinite, point))]
+    return Series(s.name, *map(list, zip(*kept, strict=True))) if kept else Series(s.name, [], [])
 
 
 def _range(values: Sequence[float], include: float | None = None) -> tuple[float, float]:

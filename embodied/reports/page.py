@@ -23,6 +23,7 @@ from embodied.building.goals import parts_of
 from embodied.files import renamed, write_text
 from embodied.reports.charts import Series, interval_bar, line_chart, number, sparkline
 from embodied.reports.video import STRIP
+from embodied.runs import parsed
 from embodied.training.divergence import ALARM
 
 TRUE_REWARD = "the task's own"
@@ -53,11 +54,11 @@ def write_report(run_folder: Path | str) -> Path:
     config = yaml.safe_load(_text(folder / "config.yaml")) or {}
     about = json.loads(_text(folder / "run.json") or "{}")
     progress = read_progress(folder / "progress.csv")
-    evaluations = [json.loads(line) for line in _text(folder / "evaluations.jsonl").splitlines() if line.strip()]
+    evaluations = [found for line in _text(folder / "evaluations.jsonl").splitlines() if (found := parsed(line))]
     judged = json.loads(_text(folder / "evaluation.json") or "null") or (evaluations[-1] if evaluations else None)
     sections = (
         _curves(progress, evaluations),
-        _videos(sorted((folder / "videos").glob("*.mp4"), key=lambda p: p.stat().st_mtime)),
+        _videos(sorted((folder / "videos").glob("[!.]*.mp4"), key=lambda p: p.stat().st_mtime)),
         _imagination(json.loads(_text(folder / "imagination.json") or "null")),
         _components(progress),
         facts_table(about),
@@ -245,16 +246,18 @@ def _shape(path: Path) -> float:
 
 def _stills(path: Path) -> list[str]:
     """A few frames of a video as data URLs, evenly spaced, first and last among them."""
-    with av.open(str(path)) as container:
-        images = [frame.to_image() for frame in container.decode(video=0)]
-    chosen = np.linspace(0, len(images) - 1, min(STILLS, len(images))).round().astype(int)
     urls = []
-    for i in chosen:
-        image, buffer = images[i], io.BytesIO()
-        image = image.crop((0, 0, image.width, image.height - STRIP))
-        image.thumbnail((240, 240))
-        image.save(buffer, "JPEG", quality=82)
-        urls.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
+    with av.open(str(path)) as container:
+        count = container.streams.video[0].frames
+        chosen = set(np.linspace(0, count - 1, min(STILLS, count)).round().astype(int).tolist())
+        for i, frame in enumerate(container.decode(video=0)):
+            if i not in chosen:  # a long film's pictures would not fit in memory together
+                continue
+            image, buffer = frame.to_image(), io.BytesIO()
+            image = image.crop((0, 0, image.width, image.height - STRIP))
+            image.thumbnail((240, 240))
+            image.save(buffer, "JPEG", quality=82)
+            urls.append("data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode())
     return urls
 
 

@@ -31,7 +31,7 @@ def write_video(
         path: the file; nothing appears there before it is complete.
         frames: T pictures, (H, W, 3) uint8 RGB, of one size.
         rewards: (T,) one per frame, or (T - 1,) one per action: then the first frame has none.
-        title: drawn above the curve.
+        title: drawn above the curve, in one line.
         fps: frames a second.
 
     Raises:
@@ -54,7 +54,7 @@ def write_video(
     height, width = pictures[0].shape[:2]
     scale = max(1, math.ceil(MIN_WIDTH / width))
     height, width = height * scale // 2 * 2, width * scale // 2 * 2  # H.264 wants even sizes
-    strip = _RewardStrip(values, len(pictures), width, title)
+    strip = _RewardStrip(values, len(pictures), width, " ".join(title.split()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part, av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})

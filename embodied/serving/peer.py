@@ -34,7 +34,13 @@ class ServerLostError(ServerError):
 
 
 class ServerRefusedError(ServerError):
-    """The server will not: a wrong token, another version, another model, a bad request. Trying again is in vain."""
+    """The server will not: a wrong token, another version, another model, a bad request. Trying again is in vain.
+
+    Attributes:
+        code: what kind of refusal the server's answer says it is; None where it says nothing.
+    """
+
+    code: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,9 @@ def refusal(
     if status < 300 or status == 404:
         return ServerRefusedError(f"{address} must be a reward server (embodied serve); it answers {told}")
     detail = "".join(f" {key}: {message[key]}." for key in ("expected", "got") if message.get(key) not in (None, ""))
-    return ServerRefusedError(f"{address} refused: {told}{detail}")
+    refused = ServerRefusedError(f"{address} refused: {told}{detail}")
+    refused.code = str(message["code"]) if "code" in message else None
+    return refused
 
 
 def check_model(found: object, known: str | None, where: Address) -> str:

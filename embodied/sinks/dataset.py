@@ -85,6 +85,10 @@ class DatasetSink:
         if journal is None:
             if watched.reading is None or watched.stale or not watched.frames:
                 return  # an episode begins with a reading
+            for view, frame in watched.frames.items():
+                if not all(_even(frame.image.shape)):
+                    height, width = frame.image.shape[:2]
+                    raise OSError(f"{view}: a dataset's pictures have 2 x 2 pixels or more; got {height} x {width}")
             folder = self._root / JOURNAL / f"{self._started}-{self._number:06d}"
             self._number += 1
             journal = self._journal = _Journal(folder, watched, live=self._live, fps=self._fps)

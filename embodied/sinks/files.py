@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 
 def write_all(file: io.RawIOBase, data: bytes | memoryview) -> None:
@@ -13,6 +16,19 @@ def write_all(file: io.RawIOBase, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) or 0 :]
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a file of JSON lines; one that a kill left unfinished, or a power cut as zeros, ends them."""
+    with path.open("rb") as file:
+        for each in file:
+            try:
+                found = json.loads(each)
+            except ValueError:
+                return
+            if not each.endswith(b"\n") or not isinstance(found, dict):
+                return
+            yield found
 
 
 class Appended:

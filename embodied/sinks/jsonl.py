@@ -6,14 +6,13 @@ import json
 import os
 import select
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from embodied.sinks.files import Appended
+from embodied.sinks.files import Appended, read_lines
 from embodied.watching.watched import Watched, line
 
 BATCH = 10_000  # lines that are turned into one row group
@@ -97,15 +96,6 @@ class ReadingsFile:
             self._file.close()
             if self._parquet:
                 make_parquet(self._file.path)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a file; one that a killed writer left unfinished ends them."""
-    with path.open("rb") as file:
-        for each in file:
-            if not each.endswith(b"\n"):
-                return
-            yield json.loads(each)
 
 
 def make_parquet(path: Path) -> Path:

@@ -102,7 +102,8 @@ class McapFile:
         for view, frame in watched.frames.items():
             if self._shown.get(view) != frame.index:
                 self._shown[view] = frame.index
-                self._add(f"observation.images.{view}", 2, now_ns, _image(frame.image, view, now_ns))
+                captured_ns = round((frame.captured_s + self._clock_s) * 1e9)  # earlier than the line, by its latency
+                self._add(f"observation.images.{view}", 2, now_ns, _image(frame.image, view, captured_ns))
 
     def close(self) -> None:
         if self._closed:
@@ -245,11 +246,11 @@ def _summary(mcap: Any, file: io.RawIOBase, found: list[tuple[int, int, int]], e
     return first + body + footer + struct.pack("<I", zlib.crc32(body + footer)) + MAGIC
 
 
-def _image(image: np.ndarray, view: str, now_ns: int) -> dict[str, Any]:
+def _image(image: np.ndarray, view: str, captured_ns: int) -> dict[str, Any]:
     packed = io.BytesIO()
     Image.fromarray(image).save(packed, "JPEG", quality=JPEG_QUALITY)
     return {
-        "timestamp": {"sec": now_ns // 10**9, "nsec": now_ns % 10**9},
+        "timestamp": {"sec": captured_ns // 10**9, "nsec": captured_ns % 10**9},
         "frame_id": view,
         "data": base64.b64encode(packed.getvalue()).decode(),
         "format": "jpeg",

@@ -24,6 +24,7 @@ from embodied.datasets import Writer
 from embodied.datasets import layout as files
 from embodied.errors import BusyError, UserError
 from embodied.files import write_text
+from embodied.sinks.files import read_lines
 
 JOURNAL = ".journal"
 ABOUT, ROWS = "about.json", "rows.jsonl"
@@ -151,10 +152,7 @@ def _features(heads: list[str], *, tells: bool) -> dict[str, Any]:
 
 def _read(folder: Path, about: Mapping[str, Any]) -> tuple[dict[str, np.ndarray] | None, dict[str, np.ndarray]]:
     """A journal's whole rows, as `Writer.add` takes them; None where there is none. Images stay on the disk."""
-    rows: list[dict[str, Any]] = []
-    path = folder / ROWS
-    if path.is_file():
-        rows = [json.loads(each) for each in path.read_bytes().split(b"\n")[:-1]]
+    rows = list(read_lines(folder / ROWS)) if (folder / ROWS).is_file() else []
     count = len(rows)
     for view, (height, width) in about["views"].items():
         image = folder / f"{view}.rgb"

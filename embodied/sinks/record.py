@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -82,14 +83,14 @@ def recover(root: Path) -> list[str]:
         OSError: something could not be finished, for want of room; what was recorded is still there.
     """
     done: list[str] = []
-    for part in root.glob("*.part"):
+    for part in _ours(root, "readings.parquet.part"):
         part.unlink()
-    for lines in sorted(root.glob("readings*.jsonl")):
+    for lines in _ours(root, "readings.jsonl"):
         if not lines.with_suffix(".parquet").exists():
             from embodied.sinks.jsonl import make_parquet
 
             done.append(f"{make_parquet(lines).name}: made from {lines.name}")
-    for log in sorted(root.glob("watch*.mcap")):
+    for log in _ours(root, "watch.mcap"):
         from embodied.sinks.mcap_file import finish
 
         if finish(log):
@@ -97,6 +98,13 @@ def recover(root: Path) -> list[str]:
     from embodied.sinks import packing
 
     return [*done, *packing.recover(root)]
+
+
+def _ours(root: Path, name: str) -> list[Path]:
+    """Every run's file of this name; others in the folder, however alike, are somebody else's."""
+    stem, suffixes = name.split(".", 1)
+    named = re.compile(rf"{re.escape(stem)}(-\d{{3,}})?\.{re.escape(suffixes)}")
+    return sorted(each for each in root.iterdir() if named.fullmatch(each.name))
 
 
 def recording(folder: Folder, formats: Sequence[str], *, live: bool, fps: int | float) -> Iterator[Sink]:

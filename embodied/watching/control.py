@@ -52,7 +52,8 @@ class Keys:
     """Hot keys of a terminal, read without waiting.
 
     `n` begins an episode, `g` asks for a goal's text (Enter takes it, Escape forgets it), space marks, `q` quits.
-    Ctrl-C keeps its meaning.
+    Ctrl-C keeps its meaning. In the background the terminal is somebody else's, and touching it would stop the process:
+    keys are read once it is in front.
 
     Args:
         ask: what a key does, as `Pipeline.ask`.
@@ -68,13 +69,18 @@ class Keys:
         self.typed: str | None = None  # of a goal so far; None while no goal is being typed
         self._ask, self._descriptor = ask, descriptor
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._before = termios.tcgetattr(descriptor)
-        tty.setcbreak(descriptor)
+        self._before: list[Any] | None = None  # the terminal's settings; None until they are others
+        self._take()
 
     def poll(self) -> None:
         """Do what the keys pressed since last time say."""
+        if not self._take():
+            return
         while select.select([self._descriptor], [], [], 0)[0]:
-            pressed = os.read(self._descriptor, 1024)
+            try:
+                pressed = os.read(self._descriptor, 1024)
+            except OSError:
+                pressed = b""
             if not pressed:  # the terminal went away
                 return
             text = self._decode(pressed)
@@ -85,8 +91,29 @@ class Keys:
                 self._press(key)
 
     def close(self) -> None:
-        """Put the terminal back as it was."""
-        termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+        """Put the terminal back as it was, if it is still there."""
+        if self._before is not None and self._in_front():
+            with contextlib.suppress(termios.error):
+                termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+
+    def _take(self) -> bool:
+        """Whether keys can be read."""
+        if not self._in_front():
+            return False
+        if self._before is None:
+            try:
+                before = termios.tcgetattr(self._descriptor)
+                tty.setcbreak(self._descriptor)
+            except termios.error:  # it went away
+                return False
+            self._before = before
+        return True
+
+    def _in_front(self) -> bool:
+        try:
+            return os.tcgetpgrp(self._descriptor) == os.getpgrp()
+        except OSError:  # not the terminal that we were started in, so nobody stops us
+            return True
 
     def _press(self, key: str) -> None:
         if self.typed is None:
@@ -223,13 +250,15 @@ class _Handler(BaseHTTPRequestHandler):
         if len(text) > MAX_GOAL:
             told = f"{key} must be at most {MAX_GOAL} characters; got {len(text)}. Say it shorter."
             return self._answer(400, {"error": told})
+        wish = self.server.ask(what, text)
         try:
-            self._answer(200, {"done": self.server.ask(what, text).result(ANSWER_S)})
-        except (UserError, ValueError, TypeError) as error:
+            self._answer(200, {"done": wish.result(ANSWER_S)})
+        except (UserError, ValueError, TypeError, FloatingPointError, KeyError) as error:
             self._answer(400, {"error": str(error)})
         except CancelledError:
             self._answer(503, {"error": "the run is over."})
         except (TimeoutError, RuntimeError, OSError) as error:
+            wish.cancel()  # whoever is told that it was not done may ask again
             self._answer(503, {"error": str(error) or f"not done within {ANSWER_S:.0f} s."})
 
     def _may_ask(self) -> bool:
@@ -254,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit()):
             return self._answer(411, {"error": "Content-Length must be given."})
-        if int(length) > MAX_BODY:
+        if len(length) > len(str(MAX_BODY)) or int(length) > MAX_BODY:  # thousands of digits are no number to Python
             return self._answer(413, {"error": f"body must be at most {MAX_BODY} bytes; got {length[:20]}."})
         data = self.rfile.read(int(length))
         if len(data) < int(length):

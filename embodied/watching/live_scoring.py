@@ -20,7 +20,7 @@ from embodied.cameras.camera import Frame
 from embodied.errors import UserError
 from embodied.scoring import Layout
 from embodied.scoring.streaming import EpisodeStream, Reading
-from embodied.serving.peer import ServerLostError
+from embodied.serving.peer import ServerLostError, ServerRefusedError
 from rewards.chat import VLMError
 from rewards.core import Scorer
 
@@ -100,6 +100,8 @@ class LocalScoring:
         called: what the reward calls them; None: the same.
         reward: the config it was made from, a plain mapping, for other goals; None: its goal stays.
         max_rows: see `EpisodeStream`.
+        max_pixels: of the images that heads are shown again at each moment; the moment after begins a new episode.
+            None: as many as there are rows.
     """
 
     def __init__(
@@ -110,9 +112,11 @@ class LocalScoring:
         called: tuple[str, ...] | None = None,
         reward: Mapping[str, Any] | None = None,
         max_rows: int | None = None,
+        max_pixels: int | None = None,
     ) -> None:
         self.stream = EpisodeStream(scorer, Layout(called or views), max_rows=max_rows)
         self._views = views
+        self._max_pixels, self._kept = max_pixels, (0, 0)  # an episode, and the pixels of its images
         self._reward = reward
         self.goal: str | None = "; ".join(told_goals(reward or {})) or None
         self._first: tuple[int, Callable[[Mapping[str, list[np.ndarray]]], object]] | None = None
@@ -156,18 +160,31 @@ class LocalScoring:
             raise UserError(f"the reward reads whole images, so cameras must be of one size; got {sizes}. Add resize=…")
         start = time.monotonic()
         batches = [np.stack(images)] if alike else [image[None] for image in images]
-        features = np.concatenate([scoring.encode(self.stream.scorer, batch) for batch in batches])
-        row = self.stream.layout.rows(features, [{}])[0]
-        encoded = time.monotonic()
         try:
+            features = np.concatenate([scoring.encode(self.stream.scorer, batch) for batch in batches])
+            row = self.stream.layout.rows(features, [{}])[0]
+            encoded = time.monotonic()
+            self._keep(sum(image.size // 3 for image in images))
             reading = self.stream.push(row, batches[0] if reads else None)
         except FloatingPointError as error:
             raise UnscorableError(str(error), kind="nan") from error
         except VLMError as error:
             raise UnscorableError(str(error), kind="model") from error
+        except ServerLostError as error:  # of an encoder or heads that are at a server
+            raise UnscorableError(str(error), kind="server") from error
         scored = Scored(reading, {"encode": encoded - start, "score": time.monotonic() - encoded})
         self._keep_first(frames)
         return scored
+
+    def _keep(self, pixels: int) -> None:
+        """Count a moment's images where heads are shown them again, which are then kept until the episode ends."""
+        scorer, most = self.stream.scorer, self._max_pixels
+        if most is None or scorer.frames_read != "all" or scorer.advances:
+            return
+        kept = pixels + (self._kept[1] if self._kept[0] == self.stream.episode else 0)
+        if kept > most:
+            self.stream.restart()
+        self._kept = (self.stream.episode, pixels if kept > most else kept)
 
     def restart(self) -> None:
         self.stream.restart()
@@ -197,13 +214,23 @@ class RemoteScoring:
     def score(self, frames: Mapping[str, Frame]) -> Scored:
         start = time.monotonic()
         try:
-            reading = self.stream.push({view: frame.image for view, frame in frames.items()})
+            reading = self._push({view: frame.image for view, frame in frames.items()})
         except FloatingPointError as error:
             raise UnscorableError(str(error), kind="nan") from error
         except ServerLostError as error:
             raise UnscorableError(str(error), kind="server") from error
         served = self.stream.latency_ms / 1000
         return Scored(reading, {"server": served, "network": max(time.monotonic() - start - served, 0.0)})
+
+    def _push(self, images: Mapping[str, np.ndarray]) -> Reading:
+        """One moment's reading; of a new episode where the old one holds as many images as the server keeps."""
+        try:
+            return self.stream.push(images)
+        except ServerRefusedError as error:
+            if error.code != "too_large":
+                raise
+            self.stream.restart()
+            return self.stream.push(images)
 
     def restart(self) -> None:
         self.stream.restart()

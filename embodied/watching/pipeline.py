@@ -114,8 +114,9 @@ class Pipeline:
             return self._write({}, None, stale=True) if self._said else None
         indices = tuple(frame.index for frame in frames.values())
         stale, known = any(frame.stale for frame in frames.values()), indices == self._last
-        if self.source.live and known and self._age_s(frames) <= self._max_age_s:
-            return None  # nothing new, and not old enough to be called stale
+        again = known or all(frame.stale for frame in frames.values())  # no moment: the slowest view has no news yet
+        if self.source.live and again and self._age_s(frames) <= self._max_age_s:
+            return None  # not old enough to be called stale
         if stale or (self.source.live and known):
             return self._write(frames, None, stale=True)
         self._last = indices
@@ -299,7 +300,7 @@ class Pipeline:
             sink.close()
         except OSError as error:
             self._summary.sinks.setdefault(sink.name, f"not finished: {_reason(error)}")
-            if sink.name not in self._summary.lost:
+            if not isinstance(error, BrokenPipeError) and sink.name not in self._summary.lost:
                 self._summary.lost.append(sink.name)
 
     def _age_s(self, frames: Mapping[str, Frame]) -> float:
@@ -322,6 +323,7 @@ class Pipeline:
             self._say(event.kind, f"{event.camera} {event.kind}: {event.text}", aloud=True)
 
     def _say(self, kind: str, text: str, *, aloud: bool = False) -> None:
+        text = text.encode("utf-8", "replace").decode()  # half a character, as JSON may hold, is in no file's text
         self._summary.events[kind] += 1
         self._said.append(text)
         if aloud:
@@ -335,7 +337,7 @@ class Pipeline:
                 continue
             try:
                 future.set_result(self._do(what, text))
-            except (UserError, ValueError, TypeError, RuntimeError, OSError) as error:
+            except (UserError, ValueError, TypeError, RuntimeError, OSError, FloatingPointError, KeyError) as error:
                 self._say("refused", f"{what} refused: {error}", aloud=True)
                 future.set_exception(error)
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,7 @@ HISTORY = 240  # moments of a curve
 SAID = 4  # messages shown
 PICTURE_WIDTH = 44  # cells; each is one pixel wide and two high
 SPARKS = "▁▂▃▄▅▆▇█"
+CUT, WRAP = "\x1b[?7l", "\x1b[?7h"  # what is too wide goes, wide characters counted, instead of into a line of its own
 RED, GREEN, DIM, BOLD, PLAIN = "\x1b[31m", "\x1b[32m", "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
@@ -34,6 +36,8 @@ class Writable(Protocol):
     def flush(self) -> None: ...
 
     def isatty(self) -> bool: ...
+
+    def fileno(self) -> int: ...
 
 
 class TerminalView:
@@ -69,7 +73,8 @@ class TerminalView:
         """Show a message; it stays until newer ones push it away."""
         self._said.append(f"{time.strftime('%H:%M:%S')} {printable(text)}")
         if not self._redraws:
-            self._line(self._said[-1])
+            with suppress(OSError):  # a log on a full disk: no word is worth the run, and `write` gives the log up
+                self._line(self._said[-1])
 
     def write(self, watched: Watched) -> None:
         if watched.reading is not None and watched.goal != self._goal:  # its curves would mean something else
@@ -102,18 +107,18 @@ class TerminalView:
 
     def _draw(self, watched: Watched) -> None:
         """The block over the one drawn last, in one write."""
-        columns, rows = shutil.get_terminal_size()
+        columns, rows = _size(self._out)
         lines = self._lines(watched, columns)
         if self._picture and watched.frames:
             lines = [*pictures(watched.frames, columns, rows - len(lines) - 2), *lines]
         lines = lines[: max(rows - 1, 1)]
         up = f"\x1b[{self._height}A" if self._height else ""
-        self._out.write(up + "\r" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self._out.write(f"{up}\r{CUT}" + "".join(f"{line}\x1b[K\n" for line in lines) + f"\x1b[J{WRAP}")
         self._out.flush()
         self._height = len(lines)
 
     def _lines(self, watched: Watched, columns: int) -> list[str]:
-        """At most `columns` cells each, colours not counted."""
+        """About `columns` cells each at most, colours not counted."""
         reading = watched.reading
         where = f"episode {reading.episode}, row {reading.row}" if reading else "no reading"
         state = f"{RED}STALE for {watched.age_s:.1f} s{PLAIN}  " if watched.stale else ""
@@ -138,6 +143,15 @@ class TerminalView:
         prompt = LEGEND if typed is None else f"new goal: {typed}▏"
         lines.append(_cut(prompt, columns) if typed is None else prompt[-columns:])
         return lines
+
+
+def _size(out: Writable) -> tuple[int, int]:
+    """Columns and rows of the terminal that is drawn on; standard output may be a file or a pipe."""
+    try:
+        size = os.get_terminal_size(out.fileno())
+    except OSError:
+        size = shutil.get_terminal_size()
+    return size.columns or 80, size.lines or 24
 
 
 def one_line(watched: Watched) -> str:

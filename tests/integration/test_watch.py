@@ -164,6 +164,15 @@ def test_a_world_of_ours_is_watched(watch):
     assert "combined=" in err  # the view, where standard error is no terminal
 
 
+def test_a_slow_camera_s_own_max_age_counts(watch):
+    source = "source={spec: env:reacher-red, live: true, fps: 1.5, max_age_s: 3}"
+    status, lines, err = watch(source, "reward.goal=a red ball", "duration_s=2.5", "view=none")
+    assert status == 0
+    assert len(lines) >= 2
+    assert not any(line["stale"] for line in lines)
+    assert "0 stale lines" in err
+
+
 # A camera in the network --------------------------------------------------------------------------------
 
 
@@ -297,6 +306,27 @@ def test_the_first_signal_ends_the_run_and_the_second_is_as_ever(number):
         signal.signal(number, before)
 
 
+def test_a_terminal_that_goes_away_ends_the_run_once_unless_that_is_ignored():
+    stopped, heard = [], []
+
+    def tell(*_):
+        heard.append(True)
+
+    before = signal.signal(signal.SIGHUP, tell)
+    try:
+        with stopping(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGHUP)  # the shell's, while files are being finished
+            assert (stopped, heard) == ([True], [])
+        assert signal.getsignal(signal.SIGHUP) is tell
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stopping(lambda: stopped.append(True)):
+            signal.raise_signal(signal.SIGHUP)
+        assert stopped == [True]
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 # Through a server ---------------------------------------------------------------------------------------
 
 
@@ -362,7 +392,14 @@ def test_a_server_that_goes_away_is_marked_and_comes_back(watch):
         (["source=env:reacher-red", "ranges={clip: [1, 0]}"], "low < high"),
         (["source=env:reacher-red", "ranges={clip: 1}"], "ranges.clip"),
         (["source=env:reacher-red", "duration_s=-1"], "duration_s"),
+        (["source=env:reacher-red", "duration_s=nan"], "duration_s must be a number"),
         (["source=env:reacher-red", "max_rows=1"], "max_rows"),
+        (["source=env:reacher-red", "threads=1.5"], "threads must be a whole number"),
+        (["source=env:reacher-red", "ranges=5"], "ranges must be {head: [low, high]}"),
+        (["source=env:reacher-red", "ranges={clip: [-inf, inf]}"], "ranges.clip"),
+        (["source=env:reacher-red", "smoothing_s=null"], "smoothing_s must be a number; got None"),
+        (["source=env:reacher-red", "record=5"], "record must be a folder"),
+        (["source=env:reacher-red", "formats=jsonl"], "formats must be a list, as [jsonl]"),
         (["source=env:reacher-red", "formats=[gif]", "record=out"], "formats"),
         (["source=env:reacher-red", "server=http://127.0.0.1:{port}"], "127.0.0.1:{port}"),
         (["source=env:reacher-red", "control=99999999"], "control=99999999"),

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import http.client
 import io
 import json
@@ -9,6 +10,9 @@ import os
 import pty
 import select
 import socket
+import struct
+import subprocess
+import sys
 import termios
 import threading
 from collections import deque
@@ -116,6 +120,38 @@ def test_the_terminal_is_put_back_as_it_was(terminal):
     assert termios.tcgetattr(program) == before
 
 
+def test_a_terminal_that_went_away_is_survived():
+    person, program = pty.openpty()
+    pipe = Pipe()
+    keys = Keys(pipe.ask, program)
+    os.close(person)
+    keys.poll()
+    keys.close()
+    os.close(program)
+    assert pipe.asked == []
+
+
+def test_in_the_background_the_terminal_is_left_alone():
+    """A process in the background that sets or reads its terminal is stopped by the system."""
+    code = (
+        "import os, pty\n"
+        "leader, _ = pty.fork()\n"
+        "if leader:\n"
+        "    os._exit(os.waitstatus_to_exitcode(os.waitpid(leader, 0)[1]))\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    os.setpgid(0, 0)\n"
+        "    from embodied.watching.control import Keys\n"
+        "    keys = Keys(lambda what, text: None, 0)\n"
+        "    keys.poll()\n"
+        "    keys.close()\n"
+        "    os._exit(7)\n"
+        "status = os.waitpid(child, os.WUNTRACED)[1]\n"
+        "os._exit(99 if os.WIFSTOPPED(status) else os.waitstatus_to_exitcode(status))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 7
+
+
 def test_keys_need_a_terminal(tmp_path):
     with (tmp_path / "file").open("w") as file, pytest.raises(UserError, match="keys=false"):
         Keys(Pipe().ask, file.fileno())
@@ -163,6 +199,7 @@ def test_what_can_be_asked(served):
         ("/goal", b"\xff\xfe", {}, 400, "must be JSON"),
         ("/goal", b"[" * 10_000, {}, 400, "must be JSON"),
         ("/goal", b"x", {"Content_Length": str(MAX_BODY + 1)}, 413, "at most"),
+        ("/goal", b"x", {"Content_Length": "9" * 5000}, 413, "at most"),
         ("/goal", b"x", {"Content_Length": "-1"}, 411, "Content-Length"),
         ("/goal", b"{}", {"Content_Type": "text/plain"}, 415, "application/json"),
         ("/goal", b"{}", {"Host": "evil.example"}, 403, "host"),
@@ -261,6 +298,18 @@ def test_a_wish_that_cannot_be_met_is_answered(error, status):
         server.close()
 
 
+def test_a_wish_that_comes_too_late_is_not_done_after_all(monkeypatch):
+    monkeypatch.setattr("embodied.watching.control.ANSWER_S", 0.05)
+    late: Future[str] = Future()
+    server = ControlServer(lambda what, text: late, dict, 0)
+    try:
+        status, answer = request(server.port, "POST", "/episode")
+    finally:
+        server.close()
+    assert (status, late.cancelled()) == (503, True)
+    assert "not done within" in answer["error"]
+
+
 def test_a_port_that_is_taken_is_said(served):
     _, port = served
     with pytest.raises(UserError, match=f"control={port} cannot be listened on"):
@@ -323,6 +372,18 @@ def test_nothing_is_wider_or_higher_than_the_terminal(monkeypatch):
     view = TerminalView(screen, picture=True, clock=lambda: 0.0)
     view.write(moment(goal="x" * 900))
     assert screen.getvalue().count("\n") <= 7
+
+
+def test_the_terminal_that_is_drawn_on_tells_its_size():
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
+    with os.fdopen(slave, "w", encoding="utf-8") as screen:
+        TerminalView(screen, picture=False, clock=lambda: 0.0).write(moment(goal="杯子是直立的" * 30))
+        drawn = os.read(master, 65536).decode()
+    os.close(master)
+    goal = next(line for line in drawn.splitlines() if "goal" in line)
+    assert len(goal.removesuffix("\x1b[K")) == 60
+    assert drawn.index("\x1b[?7l") < drawn.index("goal") < drawn.index("\x1b[?7h")  # its wide characters are cut
 
 
 def test_a_file_gets_lines_now_and_then():

@@ -16,7 +16,7 @@ import pytest
 from embodied.datasets import Dataset
 from embodied.errors import UserError
 from embodied.sinks import make_sinks
-from embodied.sinks.jsonl import read_lines
+from embodied.sinks.files import read_lines
 from embodied.sinks.recover import main as recover_main
 from tests.unit.test_sinks import decoded, mcap_messages, rrd, write_all
 from tests.watching_moments import moment
@@ -45,6 +45,19 @@ class TestRecord:
             make_sinks(live=False, record=tmp_path)
         write_all(sinks, [moment(0)])
         write_all(make_sinks(live=False, record=tmp_path, formats=["jsonl"]), [moment(0)])
+
+    def test_what_others_keep_in_the_folder_stays_theirs(self, tmp_path):
+        theirs = {
+            "film.mp4.part": b"half a download", "watch_robot.mcap": b"\x89MCAP0\r\nnot ours",
+            "readings_of_mine.jsonl": b'{"a": 1}\n',
+        }  # fmt: skip
+        for name, data in theirs.items():
+            (tmp_path / name).write_bytes(data)
+        (tmp_path / "readings-002.parquet.part").touch()  # ours, of a run that was killed
+        write_all(make_sinks(live=False, record=tmp_path, formats=["jsonl", "parquet"]), [moment(0)])
+        assert {name: (tmp_path / name).read_bytes() for name in theirs} == theirs
+        left = {each.name for each in tmp_path.iterdir()} - set(theirs)
+        assert left == {".lock", "readings.jsonl", "readings.parquet"}
 
     def test_what_cannot_be_asked_for(self, tmp_path):
         with pytest.raises(UserError, match="did you mean parquet"):

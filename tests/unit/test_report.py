@@ -14,7 +14,7 @@ import yaml
 
 from embodied.reports import page as report
 from embodied.reports import video
-from embodied.reports.charts import Series, line_chart, number, ticks
+from embodied.reports.charts import Series, line_chart, number, sparkline, ticks
 from embodied.reports.page import read_progress, write_report
 from embodied.reports.video import write_video
 
@@ -153,6 +153,25 @@ def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
     assert not list((tmp_path / "run").glob(".*.part*"))
 
 
+def test_a_report_of_a_run_that_was_killed_while_it_wrote(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    (folder / "videos" / ".later.part123.mp4").write_bytes(b"half a film")
+    with (folder / "evaluations.jsonl").open("a") as lines:
+        lines.write('{"steps": 4000, "succ')
+    text = write_report(folder).read_text()
+    assert text.count("<video") == 1
+    assert "90<small>%" in text
+
+
+def test_stills_are_of_the_whole_film(tmp_path):
+    folder = run_folder(tmp_path / "run")
+    for old in (folder / "videos").iterdir():
+        old.unlink()
+    write_video(folder / "videos" / "long.mp4", frames(23), np.zeros(23), title="two\nlines")
+    stills = re.findall(r'alt="still \d+" src="data:image/jpeg;base64,([^"]+)"', write_report(folder).read_text())
+    assert len(stills) == 6
+
+
 def test_a_report_of_a_run_that_wrote_nothing_yet(tmp_path):
     page = write_report(tmp_path).read_text("utf-8")
     assert "not evaluated yet" in page
@@ -217,6 +236,15 @@ def test_a_chart_of_a_constant_still_draws(values):
     svg = line_chart([Series("flat", [float(i) for i in range(len(values))], values)], x_label="steps")
     assert "nan" not in svg
     assert "inf" not in svg.replace("infinite", "")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_chart_draws_all_points_but_those_that_are_no_numbers(bad):
+    series = [Series("a", [0.0, 1.0, 2.0], [1.0, bad, 3.0]), Series("b", [0.0, 1.0], [bad, bad])]
+    svg = ElementTree.fromstring(line_chart(series, x_label="steps", marks=True))
+    assert [len(line.attrib["points"].split()) for line in svg.iter("polyline")] == [2, 0]
+    spark = ElementTree.fromstring(sparkline([0.0, bad, 1.0]))
+    assert len(next(spark.iter("polyline")).attrib["points"].split()) == 2
 
 
 def test_ticks_are_round_and_cover_the_range():

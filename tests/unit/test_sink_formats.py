@@ -119,6 +119,15 @@ class TestEpisodes:
         assert dataset.recording(0).frames["a_b"].shape == (2, 32, 46, 3)
         assert dataset.columns(0, ["scored"])["scored"].ravel().tolist() == [True, False]
 
+    def test_a_picture_too_small_for_a_film_is_an_oserror_and_leaves_no_journal(self, tmp_path):
+        row = moment(0)
+        small = {"front": replace(row.frames["front"], image=np.zeros((1, 9, 3), np.uint8))}
+        sink = DatasetSink(tmp_path, live=True, fps=10)
+        with pytest.raises(OSError, match="got 1 x 9"):
+            sink.write(replace(row, frames=small))
+        sink.close()
+        assert list(tmp_path.iterdir()) == []
+
     def test_another_run_goes_on_in_the_dataset_or_beside_it(self, tmp_path):
         for views in (("front",), ("front",), ("front", "side")):
             frames = {view: Frame(image=image(0), captured_s=0.0, index=0) for view in views}
@@ -239,6 +248,15 @@ class TestMcap:
         stamps = [each["timestamp"]["sec"] + each["timestamp"]["nsec"] / 1e9 for each in images]
         np.testing.assert_allclose(np.diff(stamps), [0.1] * 11, atol=1e-6)
         assert images[0]["format"] == "jpeg"
+
+    def test_an_image_s_stamp_is_when_it_was_taken(self, tmp_path):
+        from embodied.sinks.mcap_file import McapFile
+
+        late = [replace(each, at_s=each.at_s + 2, time=each.time + 2) for each in map(moment, range(3))]
+        write_all([McapFile(tmp_path / "w.mcap")], late)
+        images = [each for topic, each in mcap_messages(tmp_path / "w.mcap") if topic != "reading"]
+        stamps = [each["timestamp"]["sec"] + each["timestamp"]["nsec"] / 1e9 - 1_700_000_000 for each in images]
+        np.testing.assert_allclose(stamps, [0.0, 0.1, 0.2], atol=1e-5)
 
     def test_a_file_cut_anywhere_is_finished(self, tmp_path):
         from embodied.sinks.mcap_file import McapFile, finish

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied.sinks.background import Background
-from embodied.sinks.files import Appended
-from embodied.sinks.jsonl import LinesOut, ReadingsFile, make_parquet, read_lines
+from embodied.sinks.files import Appended, read_lines
+from embodied.sinks.jsonl import LinesOut, ReadingsFile, make_parquet
 from embodied.sinks.record import recover
 from embodied.watching.watched import line
 from tests.waiting import until
@@ -127,6 +127,13 @@ class TestReadings:
         path.write_bytes(path.read_bytes()[:-20])
         assert [each["row"] for each in read_lines(path)] == [0, 1]
         assert pq.read_table(make_parquet(path)).num_rows == 2
+
+    def test_zeros_of_a_power_cut_end_the_lines(self, tmp_path):
+        path = tmp_path / "readings.jsonl"
+        write_all([ReadingsFile(path, parquet=False)], [moment(k) for k in range(3)])
+        path.write_bytes(path.read_bytes() + b"\0" * 512 + b"\n5\n")
+        assert recover(tmp_path) == ["readings.parquet: made from readings.jsonl"]
+        assert pq.read_table(tmp_path / "readings.parquet").num_rows == 3
 
     def test_no_room_for_the_table_leaves_the_lines(self, tmp_path, size_limit):
         path = tmp_path / "readings.jsonl"

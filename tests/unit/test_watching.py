@@ -1,10 +1,13 @@
 """The watch pipeline on a source made by hand: what is scored, what is said, and what goes wrong without harm."""
 
 import errno
+import io
 import itertools
+import os
 import threading
 import time
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,9 +17,11 @@ from embodied import scoring
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.scoring import Layout, Track
 from embodied.sinks.background import Background
+from embodied.sinks.jsonl import LinesOut
 from embodied.watching.live_scoring import LocalScoring
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import SuccessSmoothing
+from embodied.watching.terminal_view import TerminalView
 from rewards.clip_goal import clip_scorer
 from rewards.combine import WeightedSum
 from rewards.core import Features, Scorer
@@ -242,6 +247,26 @@ def test_a_camera_that_never_gave_a_frame_is_said_too():
     assert summary.scored == 0
 
 
+def test_the_pause_of_a_slow_view_is_not_called_stale():
+    clock = Clock()
+
+    class Rig(FakeSource):
+        """Between images of the slow view the fast one is handed out as no moment, all stale, as by `Source`."""
+
+        def next(self, timeout_s):
+            clock.now += 0.25
+            if not self._last or self._last["front"].stale:
+                return super().next(timeout_s)
+            front, side = self._last.values()
+            front = replace(front, index=front.index + 100, captured_s=clock.now, stale=True)
+            self._last = {"front": front, "side": replace(side, stale=True)}
+            return self._last
+
+    lines, summary = watch(Rig(images(4), live=True, names=("front", "side"), clock=clock), clock=clock)
+    assert [line.stale for line in lines] == [False] * 4
+    assert (summary.stale, summary.scored) == (0, 4)
+
+
 def test_one_stale_view_makes_the_moment_stale():
     class HalfStale(FakeSource):
         def next(self, timeout_s):
@@ -314,6 +339,17 @@ def test_a_full_disk_ends_one_sink_and_nothing_else():
     assert summary.lost == ["overlay.mp4"]
 
 
+def test_a_log_on_a_full_disk_ends_no_run():
+    class Log(io.StringIO):
+        def write(self, text):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    view, full, kept = TerminalView(Log()), Full("overlay.mp4"), Kept()
+    summary = Pipeline(FakeSource(images(6)), LocalScoring(up()), [view, full, kept], tell=view.tell).run()
+    assert len(kept.lines) == 6
+    assert summary.lost == ["terminal", "overlay.mp4"]
+
+
 def test_a_disk_that_is_full_at_the_end_is_said():
     class Unfinished(Kept):
         def close(self):
@@ -335,6 +371,19 @@ def test_a_reader_that_went_away_ends_the_run():
     summary = Pipeline(FakeSource(images(9)), LocalScoring(up()), [Gone("standard output")]).run()
     assert summary.scored == 1
     assert summary.lost == []  # it has had enough
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_reader_of_lines_that_has_had_enough_is_no_loss(live):
+    reads, writes = os.pipe()
+    os.close(reads)
+    try:
+        source = FakeSource(images(9), live=live)
+        summary = Pipeline(source, LocalScoring(up()), [LinesOut(writes, live=live)]).run()
+    finally:
+        os.close(writes)
+    assert (summary.scored, summary.lost) == (1, [])
+    assert summary.sinks == {"standard output": "given up: Broken pipe"}
 
 
 def test_a_fault_in_a_sink_is_raised_and_all_are_closed():

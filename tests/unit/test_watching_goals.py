@@ -6,7 +6,19 @@ import torch
 
 from embodied.cameras.camera import Frame
 from embodied.errors import UserError
-from embodied.watching.live_scoring import MAX_GOAL, LocalScoring, UnscorableError, check_goal, toward
+from embodied.serving.client import RemoteStream
+from embodied.serving.limits import RequestLimits
+from embodied.serving.peer import ServerLostError
+from embodied.sinks.files import read_lines
+from embodied.sinks.jsonl import ReadingsFile
+from embodied.watching.live_scoring import (
+    MAX_GOAL,
+    LocalScoring,
+    RemoteScoring,
+    UnscorableError,
+    check_goal,
+    toward,
+)
 from embodied.watching.pipeline import Pipeline
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.summary import Latencies
@@ -16,6 +28,7 @@ from rewards.compose import composed_scorer
 from rewards.core import Features, Scorer
 from rewards.shaping import PotentialShaping
 from tests.fakes import FakeEncoder
+from tests.reward_server import serving
 from tests.unit.test_watching import FakeSource, Kept, PastHead, images, past_scorer, up, watch
 
 # Asking -------------------------------------------------------------------------------------------------
@@ -53,6 +66,18 @@ def test_a_goal_that_cannot_be_is_refused_and_the_run_goes_on(text, told):
     assert "goal refused" in kept.lines[0].event
 
 
+@pytest.mark.parametrize("error", [FloatingPointError("head 'clip' gave NaN"), KeyError("front")])
+def test_a_goal_by_which_the_past_cannot_be_scored_is_refused_and_the_run_goes_on(error):
+    class Unscorable(LocalScoring):
+        def change_goal(self, goal):
+            raise error
+
+    pipeline = Pipeline(FakeSource(images(3)), Unscorable(up()))
+    wish = pipeline.ask("goal", "down")
+    assert pipeline.run().scored == 3
+    assert wish.exception() is error
+
+
 def test_an_episode_begins_when_asked_and_when_the_old_is_full():
     kept = Kept()
     pipeline = Pipeline(FakeSource(images(8)), LocalScoring(past_scorer(), max_rows=3), [kept])
@@ -78,6 +103,14 @@ def test_marks_quitting_and_a_run_that_is_over():
     assert kept.closed == 1
     with pytest.raises(ValueError, match="goal, episode, mark or quit"):
         pipeline.ask("dance")
+
+
+def test_a_mark_of_half_a_character_ends_no_run(tmp_path):
+    source = FakeSource(images(2))
+    pipeline = Pipeline(source, LocalScoring(up()), [ReadingsFile(tmp_path / "readings.jsonl", parquet=True)])
+    pipeline.ask("mark", "here \ud800")
+    assert pipeline.run().scored == 2
+    assert next(read_lines(tmp_path / "readings.jsonl"))["event"] == "mark: here ?"
 
 
 def test_status_is_what_the_run_came_to():
@@ -152,6 +185,53 @@ def test_an_unscorable_moment_says_why():
     frame = Frame(image=images(1)[0], captured_s=0.0, index=0)
     with pytest.raises(UnscorableError, match="head 'broken'"):
         LocalScoring(scorer).score({"main": frame})
+
+
+def test_an_encoder_whose_server_is_away_leaves_moments_without_a_reading():
+    class Away(FakeEncoder):
+        def encode_images(self, frames):
+            found = super().encode_images(frames)
+            if 4 <= self.encoded <= 5:
+                raise ServerLostError("http://gpu:8765 is lost.")
+            return found
+
+    lines, summary = watch(FakeSource(images(7)), LocalScoring(up(Away())))
+    assert [line.reading is None for line in lines] == [False] * 3 + [True] * 2 + [False] * 2
+    assert (summary.unscorable, summary.events) == (2, {"unscorable": 1, "scored again": 1})
+
+
+class WholeFilm:
+    """Reads every image of the episode so far."""
+
+    name, frames_read = "whole", "all"
+
+    def score(self, features: Features) -> torch.Tensor:
+        return features.frames["main"].float().mean((-1, -2, -3)) / 255
+
+
+def test_an_episode_ends_where_a_server_keeps_no_more_images_of_it():
+    scorer = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    with serving(scorer, limits=RequestLimits(episode_pixels=3 * 64)) as server:
+        lines, summary = watch(FakeSource(images(7)), RemoteScoring(RemoteStream(server.url)))
+    assert [line.reading[:2] for line in lines] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0)]
+    assert summary.episodes == 3
+
+
+def test_an_episode_ends_where_its_images_would_fill_the_memory():
+    whole = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    lines, _ = watch(FakeSource(images(5)), LocalScoring(whole, max_pixels=3 * 64))
+    assert [line.reading[:2] for line in lines] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    lines, _ = watch(FakeSource(images(5)), LocalScoring(up(), max_pixels=3 * 64))  # reads no image again
+    assert [line.reading.row for line in lines] == [0, 1, 2, 3, 4]
+
+
+def test_a_moment_that_is_too_large_for_a_server_is_refused():
+    scorer = Scorer(FakeEncoder(), {"whole": WholeFilm()}, WeightedSum(), PotentialShaping())
+    with (
+        serving(scorer, limits=RequestLimits(episode_pixels=63)) as server,
+        pytest.raises(UserError, match="pixels in one episode"),
+    ):
+        watch(FakeSource(images(1)), RemoteScoring(RemoteStream(server.url)))
 
 
 # Smoothing ----------------------------------------------------------------------------------------------
