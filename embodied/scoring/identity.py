@@ -17,6 +17,7 @@ from rewards.core import Scorer
 
 OURS = ("embodied", "rewards", "policies")
 WHOLE_BYTES, EDGE_BYTES = 64 * 2**20, 2**20  # files up to this size are hashed whole; of larger ones, both ends
+OF_MODULES = frozenset(vars(nn.Module()))  # what every module holds: its weights are told by themselves
 
 
 def scorer_identity(scorer: Scorer) -> str:
@@ -65,8 +66,10 @@ def _add(digest: Any, value: Any, seen: set[int]) -> None:
         array = value.detach().cpu().contiguous() if isinstance(value, Tensor) else torch.from_numpy(value.copy())
         digest.update(f"{array.dtype} {tuple(array.shape)} ".encode())
         digest.update(array.flatten().view(torch.uint8).numpy().tobytes() if array.numel() else b"")
-    elif value is None or isinstance(value, bool | int | float | str | bytes | Path):
+    elif value is None or isinstance(value, bool | int | float | str | bytes | Path | np.generic):
         digest.update(f"{type(value).__name__} {value!r};".encode())
+    elif isinstance(value, set | frozenset):
+        _add(digest, sorted(value, key=repr), seen)
     elif isinstance(value, Mapping):
         for key in sorted(value, key=repr):
             digest.update(f"{key!r}:".encode())
@@ -80,5 +83,11 @@ def _add(digest: Any, value: Any, seen: set[int]) -> None:
         digest.update(f"{type(value).__module__}.{type(value).__qualname__}".encode())
         if isinstance(value, nn.Module):
             _add(digest, value.state_dict(), seen)
-        elif type(value).__module__.split(".")[0] in OURS and hasattr(value, "__dict__"):
+            for each in filter(_is_ours, value.modules()):  # settings that are no weights
+                _add(digest, {name: held for name, held in vars(each).items() if name not in OF_MODULES}, seen)
+        elif _is_ours(value) and hasattr(value, "__dict__"):
             _add(digest, vars(value), seen)
+
+
+def _is_ours(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] in OURS
