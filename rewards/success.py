@@ -224,7 +224,12 @@ class SuccessVLM:
         return self.every == 1
 
     def calibrate(self, episodes: Sequence[Episode], **wanted: Any) -> None:
-        """Set temperature and thresholds on labelled episodes whose features hold frames; see `calibrated`."""
+        """Set temperature and thresholds on labelled episodes whose features hold frames; see `calibrated`.
+
+        Raises:
+            ValueError: an episode without a label, or as `calibrated`.
+        """
+        _check_labelled(episodes)
         logits = [self.logits(episode.features)[0, 0].double().numpy() for episode in episodes]
         rows = first_labels(episodes)
         self.decision, self.quality = calibrated(logits, rows, hold=self.decision.hold, leaning=True, **wanted)
@@ -267,11 +272,7 @@ def fit_success(
         ValueError: fewer than two successes, an episode without a label, or a precision out of reach.
     """
     check_episodes(episodes, KIND)
-    if unsaid := sum(episode.success is None for episode in episodes):
-        raise ValueError(
-            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
-            "column of another name tells it, name it, as success=next.reward."
-        )
+    _check_labelled(episodes)
     if sum(bool(episode.success) for episode in episodes) < 2:
         raise ValueError(f"{KIND}: episodes must hold at least two successes. Record more.")
     cameras = list(episodes[0].features.views)
@@ -314,6 +315,14 @@ def fit_success(
         output=output,
         quality=found,
     )
+
+
+def _check_labelled(episodes: Sequence[Episode]) -> None:
+    if unsaid := sum(episode.success is None for episode in episodes):
+        raise ValueError(
+            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
+            "column of another name tells it, name it, as success=next.reward."
+        )
 
 
 def _rows(episode: Episode, camera: str) -> np.ndarray:

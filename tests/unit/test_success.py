@@ -181,6 +181,8 @@ def test_a_chat_model_that_says_yes_too_easily_is_calibrated():
     assert head.score(films[-1].features).sum() == 0
     assert head.score(films[0].features)[0, -3:].sum() == 3
     assert head.quality.precision == 1
+    with pytest.raises(ValueError, match="success of every episode must be known; 2 of 14 are unlabelled"):
+        head.calibrate([*films, filmed([200] * 20), filmed([200] * 20)])
 
 
 def test_success_that_is_held_is_held_in_a_stream_too():
