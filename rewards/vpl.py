@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +315,7 @@ def vpl_scorer(
     latent_user: Mapping[str, Any] | None = None,
     resample: bool = False,
     shaping: Mapping[str, Any] | None = None,
+    fits: MutableMapping[Any, VPLReward] | None = None,
 ) -> Scorer:
     """`VPLReward` as a scorer.
 
@@ -329,6 +330,7 @@ def vpl_scorer(
         latent_user: arguments of `fit_vpl`.
         resample: see `VPLReward`.
         shaping: arguments of `PotentialShaping`.
+        fits: see `preference_scorer`.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: nothing to fit on, an unknown user, or as the parts say.
@@ -336,6 +338,8 @@ def vpl_scorer(
     if model is not None:
         head = VPLReward.load(model, encoder)
         head.resample = resample
+    elif fits and labels in fits:
+        head = fits[labels]
     else:
         check_episodes(demos, KIND)
         told = judged(
@@ -344,6 +348,8 @@ def vpl_scorer(
         reference = fixed_set(demos, 1000)
         context = told.of(user) if user is not None else told if len(told.names) == 1 else None
         head = VPLReward(fit_vpl(told, reference, **dict(latent_user or {})), reference, context, resample=resample)
+        if labels is not None and fits is not None:
+            fits[labels] = head
     return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
 
+from embodied.building.scorers import Shared
 from embodied.errors import UserError, nearest
 from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
 from embodied.judging.cells import lines, shown
@@ -125,9 +126,10 @@ def _score(
     probes: dict[str, list[tuple[int, Features]]] = {}  # without frames: those are read again
     wanted = "confusion_margin" in benchmark.figures and config.confusion
     order: list[int] = []
+    shared = Shared()
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
         for (_, task), members in tasks.items():
-            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN])
+            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN], shared)
             scorers |= controls(encoder)
             if wanted and task not in kept and len(kept) < MOST:
                 kept[task], probes[task] = scorers, []

@@ -172,6 +172,18 @@ def test_the_factory_with_every_judge(tmp_path):
     assert one.potentials(EPISODES[0].features)["vpl"].shape == (1, 20)
 
 
+def test_a_person_s_comparisons_are_fitted_once_and_a_goal_s_each_by_itself(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps({"a": [0, 3], "b": [1, 5], "label": 1}))
+    quick = {preference_scorer: {"ensemble": {"epochs": 1}}, vpl_scorer: {"latent_user": {"steps": 2}}}
+    for factory, how in quick.items():
+        fits, given = {}, {"encoder": FakeEncoder(dim=WIDTH), "demos": EPISODES, **how}
+        for labels, alike in ((str(file), True), (None, False)):
+            made = [factory(goal=goal, labels=labels, fits=fits, **given).heads for goal in ("goal", "another")]
+            (one,), (other,) = (heads.values() for heads in made)
+            assert (one is other) == alike
+
+
 # VPL: people who want opposite things --------------------------------------------------------------------------------
 
 
