@@ -259,3 +259,25 @@ def test_vpl_save_load_and_missing_views(tmp_path):
     assert (head.score(part) <= head.score(features) + 1e-6).all()
     assert head.score(features).min() >= 0
     assert head.score(features).max() <= 1
+
+
+def test_a_fitted_reward_follows_the_user_that_it_was_fitted_for_and_no_other(tmp_path):
+    told = many_users(2)
+    networks = fit_vpl(told, fixed_set(EPISODES), steps=2, hidden=8, latent=2)
+    for user in ("01", ""):
+        head = VPLReward(networks, fixed_set(EPISODES), told.of(user) if user else None)
+        head.save(tmp_path / "head", FakeEncoder(dim=WIDTH))
+
+        def load(user):
+            return vpl_scorer(encoder=FakeEncoder(dim=WIDTH), model=str(tmp_path / "head"), user=user)
+
+        load(None)
+        if user:
+            load("01")
+        with pytest.raises(ValueError, match=f"follows, {repr(user) if user else 'nobody in particular'}; got '00'"):
+            load("00")
+        file = tmp_path / "head" / "head.json"
+        config = json.loads(file.read_text())
+        del config["config"]["user"]  # as older ones are kept
+        file.write_text(json.dumps(config))
+        load("00")
