@@ -45,7 +45,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.practice.demos import open_pair
+from embodied.practice.demos import by_turns, open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown
 from embodied.practice.loop import Practice, PracticeTask
@@ -126,7 +126,7 @@ def _check(config: DictConfig) -> None:
     if config.observe not in ("features", "state"):
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
     check_least(
-        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, reset_every=0, eval_every=0,
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, turns=1, reset_every=0, eval_every=0,
         checkpoint_every=0,
     )  # fmt: skip
     check_device(config.device)
@@ -149,7 +149,7 @@ def _built(
     heads = {name: _head(config, name, encoder, senses.views, folder) for name in TASKS}
     demos: list[Demo] = []
     for index, name in enumerate(TASKS):
-        count = config[name].episodes
+        count = config[name].episodes or (config.turns if by_turns(config[name].demos) else 0)
         demos += demonstrations(
             datasets[name], index, heads[name], encoder, views=senses.views, signals=signals, count=count
         )
