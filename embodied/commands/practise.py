@@ -126,8 +126,8 @@ def _check(config: DictConfig) -> None:
     if config.observe not in ("features", "state"):
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
     check_least(
-        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, turns=1, reset_every=0, eval_every=0,
-        checkpoint_every=0,
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, turns=1, reset_every=0,
+        eval_every=0, checkpoint_every=0,
     )  # fmt: skip
     check_device(config.device)
 
