@@ -28,7 +28,7 @@ from embodied.judging.cells import lines, shown
 from embodied.judging.confusion import MOST, margin_of
 from embodied.judging.figures import Figure, later_higher
 from embodied.judging.judgement import controls, potential, reversed_film
-from embodied.judging.rewards import make_scorers, reward_parts
+from embodied.judging.rewards import demos_wanted, make_scorers, reward_parts
 from rewards.core import FRAMES_READ, Encoder, Features, Scorer
 from rewards.metrics import (
     average_precision,
@@ -96,9 +96,18 @@ def run_benchmark(config: DictConfig, encoder: Encoder) -> tuple[dict[str, Resul
         Reward -> result, and what was judged: episodes, tasks, sources.
 
     Raises:
-        UserError: no such benchmark, a folder that is not one, or a reward that cannot score it.
+        UserError: no such benchmark, a folder that is not one, or a reward that cannot score it or has nothing to be
+            fitted to.
     """
     benchmark = benchmark_of(config.benchmark)
+    parts = reward_parts(config, "")
+    for name, part in parts.items():
+        if demos_wanted(part):
+            key = f"reward.{name}" if len(parts) > 1 else "reward"
+            raise UserError(
+                f"{key}.demos must be a dataset, or {key}.model a fitted head: nothing is fitted to a benchmark's "
+                f"episodes, and it has no world whose expert shows {demos_wanted(part)}. Add {key}.demos=FOLDER."
+            )
     root = Path(config.data)
     if not root.is_dir():
         raise UserError(f"data must be the folder of {config.benchmark}; {root} is not there.")
