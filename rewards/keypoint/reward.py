@@ -250,8 +250,9 @@ def keypoint_scorer(
         camera: see `KeypointProgress`.
         path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
         success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
-            `threshold` on its cosine (None: a `rewards.outcome.GoalDegree` of the demos; without any, or where the
-            sentence does not tell their ends from their starts, there is no success model).
+            `threshold` on its cosine (None: a `rewards.outcome.GoalDegree` of the demos, of those of this goal where
+            some say so; without any, or where the sentence does not tell their ends from their starts, there is no
+            success model).
         demos: recorded episodes, for that and for the camera.
         dense: see `KeypointRule`.
         shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
@@ -310,6 +311,7 @@ def _success_head(
     sentence, threshold = options.pop("goal", None) or goal, options.pop("threshold", None)
     if options:
         raise ValueError(f"keypoint_scorer: success must hold goal and threshold; got {', '.join(options)} besides.")
-    if threshold is None:
-        return GoalDegree.fit(encoder.encode_texts([sentence])[0], demos)
+    if threshold is None:  # demonstrations of other tasks end with something else done
+        own = [demo for demo in demos if demo.instruction == goal]
+        return GoalDegree.fit(encoder.encode_texts([sentence])[0], own or demos)
     return CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)
