@@ -26,7 +26,7 @@ from rewards.chat.messages import filled
 from rewards.chat.tokens import check_mass
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Head, Scorer
-from rewards.members import check_episodes, fitted_views
+from rewards.members import check_episodes, fitted_views, of_goal
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.success_fit import (
@@ -359,7 +359,8 @@ def success_scorer(
         encoder: embeds frames and texts.
         goal: the task in words; needed with `vlm`, a prior otherwise.
         model: folder of a `SuccessClassifier`.
-        demos: labelled episodes; with `vlm` they only calibrate it, and must hold frames.
+        demos: labelled episodes, of which those of this goal are taken where some say so; with `vlm` they only
+            calibrate it, and must hold frames.
         vlm: arguments of `rewards.chat.asking.chat_model`, and `every` and `cache` of `SuccessVLM`; or a chat model.
         thresholds: `precision`, `base_rate`, `false_alarm` of `calibrated`.
         output: "sparse" or "probability".
@@ -370,6 +371,8 @@ def success_scorer(
         ValueError, TypeError: nothing to fit on, or as the heads say.
     """
     wanted = dict(thresholds or {})
+    if model is None or vlm is not None:
+        demos = of_goal(demos, goal)
     if vlm is not None:
         head: Head = _vlm_head(vlm, goal, demos, output, hold, wanted)
     elif model is not None:

@@ -240,6 +240,7 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
             episodes = [*episodes, *mirrored(undone)]
     elif model is None and vlm is None:
         raise UserError(f"{name} must have labelled episodes, a fitted model or success.vlm; it has none of them.")
+    episodes = [replace(each, instruction="") for each in episodes]  # all of this task, whatever it is called there
     thresholds = {key: success[key] for key in ("precision", "base_rate", "false_alarm")}
     scorer = success_scorer(
         encoder=encoder,

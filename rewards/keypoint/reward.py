@@ -28,6 +28,7 @@ from rewards.keypoint.chat import ChatAnswerer
 from rewards.keypoint.path import CalibratedCamera, Way, flat_path, lift_path, path_progress
 from rewards.keypoint.plan import Answerer, GrammarAnswerer, PathStop
 from rewards.keypoint.rule import KeypointRule, KeypointShaping
+from rewards.members import of_goal
 from rewards.outcome import GoalDegree
 
 GRIPPER = "the gripper"
@@ -311,7 +312,6 @@ def _success_head(
     sentence, threshold = options.pop("goal", None) or goal, options.pop("threshold", None)
     if options:
         raise ValueError(f"keypoint_scorer: success must hold goal and threshold; got {', '.join(options)} besides.")
-    if threshold is None:  # demonstrations of other tasks end with something else done
-        own = [demo for demo in demos if demo.instruction == goal]
-        return GoalDegree.fit(encoder.encode_texts([sentence])[0], own or demos)
+    if threshold is None:
+        return GoalDegree.fit(encoder.encode_texts([sentence])[0], of_goal(demos, goal))
     return CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)
