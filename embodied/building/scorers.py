@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import ASKED, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
+from embodied.building.goals import ASKED, GOALLESS, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
 from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
@@ -51,6 +51,12 @@ class Shared:
     fits: dict[str, dict[Any, Any]] = field(default_factory=dict)
     demos: dict[tuple[int | str, str, bool], Sequence[Episode]] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+
+    def tell(self, line: str) -> None:
+        """Print a line on standard error, once."""
+        if line not in self.told:
+            print(line, file=sys.stderr)
+        self.told.add(line)
 
 
 def make_scorer(
@@ -197,13 +203,10 @@ def _tell_unbounded(scorer: Scorer, shared: Shared) -> None:
     """Say which heads pay for progress alone, as no text tells whether their goal is reached."""
     for name, head in _fitted_heads(scorer):
         for text in getattr(head, "untold", ()):
-            line = (
+            shared.tell(
                 f"{name}: {text!r} does not tell the demonstrations' ends from their starts, so it pays for poses as "
                 "well as for outcomes. Give a sentence that is true of success, reward.outcome.goal=…"
             )
-            if line not in shared.told:
-                print(line, file=sys.stderr)
-            shared.told.add(line)
 
 
 def _fitted_heads(scorer: Scorer) -> Iterator[tuple[str, Any]]:
@@ -290,9 +293,22 @@ class _Filler:
             if wanted is not None and (each != "demos" or fitted_model(reward) is None):  # a fitted model needs none
                 goal = reward.get("goal", "")  # None: each episode's own
                 call_time[each] = self._episodes(each, wanted, episode_frames(reward | call_time), goal)
+        if reward["_target_"] in GOALLESS:
+            self._tell_mixed(name or reward_name(reward), call_time.get("demos", ()))
         if "fits" in parameters:
             call_time["fits"] = self._shared.fits.setdefault(name, {})
         return build(reward, encoder=self.encoder, **call_time)
+
+    def _tell_mixed(self, name: str, demos: Sequence[Episode]) -> None:
+        """Say that a reward that follows no goal takes demonstrations of several texts for one task."""
+        texts = [repr(text) for text in dict.fromkeys(each.instruction for each in demos)]
+        if len(texts) > 1:
+            told = ", ".join(texts[:3]) + (" …" if len(texts) > 3 else "")
+            self._shared.tell(
+                f"{name}: its demonstrations have {len(texts)} task texts, {told}; it takes them for one task, and "
+                "holds progress to the first text alone. Leave other tasks out, or take reward=process, which tells "
+                "them apart."
+            )
 
     @cached_property
     def world(self) -> World | None:
