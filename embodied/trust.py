@@ -84,7 +84,7 @@ def _reaches(values: Any, above: str = "") -> Iterator[tuple[str, str]]:
     items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         name, dotted = str(key), f"{above}.{key}" if above else str(key)
-        if name in TEXTS or (not above and name == "trust"):
+        if (name in TEXTS and _is_text(value)) or (not above and name == "trust"):
             continue
         if isinstance(value, str) and value:
             module = MODULES.match(dotted) and ":" in value
@@ -92,3 +92,8 @@ def _reaches(values: Any, above: str = "") -> Iterator[tuple[str, str]]:
                 yield dotted, value
         else:
             yield from _reaches(value, dotted)
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is words alone: a part of a reward, or a scene, may be called "goal" too, and hold anything."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value))

@@ -187,3 +187,15 @@ def check_episodes(episodes: Any, kind: str) -> None:
         )
     if len({tuple(episode.features.views) for episode in episodes}) > 1:
         raise ValueError(f"{kind}: demos must all have the same cameras; they differ.")
+
+
+def of_goal(episodes: Any, goal: str | None) -> Any:
+    """Those whose instruction the goal is, for episodes of other tasks end well with something else done; all of them
+    where none says so.
+
+    Args:
+        episodes: what came; what is no episode is left for `check_episodes` to tell.
+        goal: in words.
+    """
+    listed = episodes if isinstance(episodes, Sequence) and goal else ()
+    return [each for each in listed if isinstance(each, Episode) and each.instruction == goal] or episodes

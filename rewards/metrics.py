@@ -395,6 +395,8 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _pearson(first: np.ndarray, second: np.ndarray) -> float:
+    if np.ptp(first) == 0 or np.ptp(second) == 0:  # less its mean a constant need not be 0: 0.1 is rounded
+        return math.nan
     first, second = first - first.mean(), second - second.mean()
     scale = math.sqrt((first @ first) * (second @ second))
     return float(np.clip(first @ second / scale, -1, 1)) if scale > 0 else math.nan

@@ -99,6 +99,7 @@ class OutcomeBound:
         low, high: what the head says of the demonstrations' first and last rows, mean.
         dense: in [0, 1); what progress alone may earn.
         untold: texts that do not tell the demonstrations' ends from their starts, for who makes it to say so.
+        sentence: what was said to be true of success; None: the goals themselves.
 
     Raises:
         ValueError: a share out of its range.
@@ -114,12 +115,13 @@ class OutcomeBound:
         high: float = 1.0,
         dense: float = DENSE,
         untold: Sequence[str] = (),
+        sentence: str | None = None,
     ) -> None:
         if not 0 <= dense < 1:
             raise ValueError(f"OutcomeBound: dense must be in [0, 1); got {dense}.")
         self.head, self.degrees, self.goal, self.name = head, dict(degrees), goal, head.name
         self.low, self.high = (low, high) if high > low else (0.0, 1.0)
-        self.dense, self.untold = dense, tuple(untold)
+        self.dense, self.untold, self.sentence = dense, tuple(untold), sentence
         if hasattr(head, "toward"):
             self.toward = self._toward
 
@@ -158,15 +160,16 @@ class OutcomeBound:
         """The same for another task of the head's."""
         head: Any = self.head
         return OutcomeBound(
-            head.toward(goal), self.degrees, goal, low=self.low, high=self.high, dense=self.dense, untold=self.untold
-        )
+            head.toward(goal), self.degrees, goal, low=self.low, high=self.high, dense=self.dense, untold=self.untold,
+            sentence=self.sentence,
+        )  # fmt: skip
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write the head, and the bounds in a folder of their own inside; see `rewards.storage`."""
         head: Any = self.head
         head.save(folder, encoder)
         goals = [{"goal": goal, "bounds": degree.bounds} for goal, degree in self.degrees.items()]
-        config = {"goals": goals, "goal": self.goal, "low": self.low, "high": self.high}
+        config = {"goals": goals, "goal": self.goal, "low": self.low, "high": self.high, "sentence": self.sentence}
         tensors = {f"text/{k}": degree.text for k, degree in enumerate(self.degrees.values())}
         save_fitted(folder / FOLDER, kind=KIND, encoder=encoder, config=config, tensors=tensors)
 
@@ -200,7 +203,7 @@ def held_to_outcome(
         model: folder of a fitted head, with the bounds that were kept in it; one without any is left as it is.
 
     Raises:
-        ValueError: another setting than those two, or one out of range.
+        ValueError: another setting than those two, one out of range, or another goal than a kept head was fitted with.
     """
     if outcome is None:
         return head
@@ -209,7 +212,12 @@ def held_to_outcome(
     if options:
         raise ValueError(f"held_to_outcome: outcome must hold goal and dense; got {', '.join(options)} besides.")
     own: str | None = getattr(head, "goal", None)
-    kept = _Kept({}, "", 0.0, 1.0) if model is None else _read(Path(model) / FOLDER, encoder)
+    kept = NOTHING if model is None else _read(Path(model) / FOLDER, encoder)
+    if goal is not None and not demos and kept.told and goal not in (kept.sentence, *kept.degrees):
+        raise ValueError(
+            f"held_to_outcome: outcome.goal must be the one that the head was fitted with; got {goal!r}, and {model} "
+            f"has {'none' if kept.sentence is None else repr(kept.sentence)}. Leave it out, or fit the head again."
+        )
     degrees, untold = dict(kept.degrees), []
     good = [demo for demo in demos if demo.success is not False]
     by_task = {
@@ -224,11 +232,12 @@ def held_to_outcome(
         elif goal or task:
             untold.append(str(goal or task))
     said = [head.score(demo.features)[0] for demo in (good if own is None else by_task.get(own, ()))]
-    low, high = (float(torch.stack([each[row] for each in said]).mean()) for row in (0, -1)) if said else kept[2:]
+    low, high = (float(torch.stack([each[row] for each in said]).mean()) for row in (0, -1)) if said else kept[2:4]
     if not degrees and not untold:
         return head
     task = own if own is not None else next(iter(by_task), kept.goal)
-    return OutcomeBound(head, degrees, task, low=low, high=high, dense=dense, untold=untold)
+    sentence = kept.sentence if goal is None else goal
+    return OutcomeBound(head, degrees, task, low=low, high=high, dense=dense, untold=untold, sentence=sentence)
 
 
 class _Kept(NamedTuple):
@@ -238,15 +247,21 @@ class _Kept(NamedTuple):
     goal: str
     low: float
     high: float
+    sentence: str | None = None
+    told: bool = True  # whether the sentence is known: older heads kept none
+
+
+NOTHING = _Kept({}, "", 0.0, 1.0)
 
 
 def _read(folder: Path, encoder: Encoder) -> _Kept:
     """The bounds in a head's folder; none where it was kept without any."""
     if not (folder / CONFIG).is_file():
-        return _Kept({}, "", 0.0, 1.0)
+        return NOTHING
     config, tensors = load_fitted(folder, kind=KIND, encoder=encoder)
     degrees = {
         str(each["goal"]): GoalDegree(tensors[f"text/{k}"], {name: tuple(at) for name, at in each["bounds"].items()})
         for k, each in enumerate(config["goals"])
     }
-    return _Kept(degrees, str(config["goal"]), float(config["low"]), float(config["high"]))
+    low, high = float(config["low"]), float(config["high"])
+    return _Kept(degrees, str(config["goal"]), low, high, config.get("sentence"), "sentence" in config)

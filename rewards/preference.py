@@ -5,7 +5,7 @@ Shape letters: K members, B batch, T time, N pairs, L rows of a segment, D featu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,7 @@ def preference_scorer(
     pairs: Mapping[str, Any] | None = None,
     ensemble: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
+    fits: MutableMapping[Any, PreferenceReward] | None = None,
 ) -> Scorer:
     """`PreferenceReward` as a scorer.
 
@@ -214,12 +215,16 @@ def preference_scorer(
         pairs: `count`, `length`, `margin`, `seed` of the drawn pairs (500, 1, 0.02, 0).
         ensemble: `members`, `epochs`, `seed` of `PreferenceReward`.
         shaping: arguments of `PotentialShaping`.
+        fits: of the same arguments but the goal: what was fitted for other goals, where a person's comparisons are
+            fitted to, which no goal changes. None: nothing is shared.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: nothing to fit on, or as the parts say.
     """
     if model is not None:
         head = PreferenceReward.load(model, encoder)
+    elif fits and labels in fits:
+        head = fits[labels]
     else:
         check_episodes(demos, KIND)
         how = {"count": 500, "length": 1, "margin": 0.02, "seed": 0} | dict(pairs or {})
@@ -228,4 +233,6 @@ def preference_scorer(
             margin=how["margin"], seed=how["seed"],
         )  # fmt: skip
         head = PreferenceReward(comparisons, fixed_set(demos), **dict(ensemble or {}))
+        if labels is not None and fits is not None:
+            fits[labels] = head
     return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))

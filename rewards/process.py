@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -300,6 +300,7 @@ def process_scorer(
     seed: int = 0,
     outcome: Mapping[str, Any] | None = None,
     shaping: Mapping[str, Any] | None = None,
+    fits: MutableMapping[Any, ProcessReward] | None = None,
 ) -> Scorer:
     """`ProcessReward` as a scorer.
 
@@ -313,6 +314,8 @@ def process_scorer(
         seed: of fitting and adapting.
         outcome: see `rewards.outcome.held_to_outcome`.
         shaping: arguments of `PotentialShaping`.
+        fits: of the same arguments but the goal: what was fitted for other goals, which fits this one as well, and
+            where what is fitted here is put. None: nothing is shared.
 
     Raises:
         ValueError: neither a model nor demonstrations, or what `ProcessReward` refuses.
@@ -321,15 +324,23 @@ def process_scorer(
     if goal is not None:
         settings["goal"] = goal
     first: dict[str, Any] = settings | ({"goal": adapt[0].instruction} if adapt else {})
-    if model is not None:
-        head = ProcessReward.load(model, encoder, **first)
-    elif demos:
-        head = ProcessReward.fit(demos, encoder=encoder, seed=seed, **first)
+    # no goal is learned from, but for episodes without a text, which are taken to be of this one
+    shared = tuple(tuple(each.instruction for each in part or ()) for part in (demos, adapt))
+    if fits is not None and shared in fits:
+        known = fits[shared]
+        head = ProcessReward(known.model, known.demos, encoder=encoder, views=known.views, **first)
     else:
-        raise ValueError("process_scorer: model or demos must be given; got neither. Try demos=5.")
-    if adapt:
-        head = head.adapt(adapt, seed=seed)
-        head = head if goal in (None, head.goal) else head.toward(goal)
+        if model is not None:
+            head = ProcessReward.load(model, encoder, **first)
+        elif demos:
+            head = ProcessReward.fit(demos, encoder=encoder, seed=seed, **first)
+        else:
+            raise ValueError("process_scorer: model or demos must be given; got neither. Try demos=5.")
+        if adapt:
+            head = head.adapt(adapt, seed=seed)
+        if fits is not None:
+            fits[shared] = head
+    head = head if goal in (None, head.goal) else head.toward(goal)
     shown = [*(demos or () if model is None else ()), *(adapt or ())]
     bound = held_to_outcome(head, outcome, encoder=encoder, demos=shown, model=model)
     return Scorer(encoder, {head.name: bound}, WeightedSum(), PotentialShaping(**(shaping or {})))

@@ -26,7 +26,7 @@ from rewards.chat.messages import filled
 from rewards.chat.tokens import check_mass
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Episode, Features, Head, Scorer
-from rewards.members import check_episodes, fitted_views
+from rewards.members import check_episodes, fitted_views, of_goal
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.success_fit import (
@@ -224,7 +224,12 @@ class SuccessVLM:
         return self.every == 1
 
     def calibrate(self, episodes: Sequence[Episode], **wanted: Any) -> None:
-        """Set temperature and thresholds on labelled episodes whose features hold frames; see `calibrated`."""
+        """Set temperature and thresholds on labelled episodes whose features hold frames; see `calibrated`.
+
+        Raises:
+            ValueError: an episode without a label, or as `calibrated`.
+        """
+        _check_labelled(episodes)
         logits = [self.logits(episode.features)[0, 0].double().numpy() for episode in episodes]
         rows = first_labels(episodes)
         self.decision, self.quality = calibrated(logits, rows, hold=self.decision.hold, leaning=True, **wanted)
@@ -267,11 +272,7 @@ def fit_success(
         ValueError: fewer than two successes, an episode without a label, or a precision out of reach.
     """
     check_episodes(episodes, KIND)
-    if unsaid := sum(episode.success is None for episode in episodes):
-        raise ValueError(
-            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
-            "column of another name tells it, name it, as success=next.reward."
-        )
+    _check_labelled(episodes)
     if sum(bool(episode.success) for episode in episodes) < 2:
         raise ValueError(f"{KIND}: episodes must hold at least two successes. Record more.")
     cameras = list(episodes[0].features.views)
@@ -316,6 +317,14 @@ def fit_success(
     )
 
 
+def _check_labelled(episodes: Sequence[Episode]) -> None:
+    if unsaid := sum(episode.success is None for episode in episodes):
+        raise ValueError(
+            f"{KIND}: success of every episode must be known; {unsaid} of {len(episodes)} are unlabelled. Where a "
+            "column of another name tells it, name it, as success=next.reward."
+        )
+
+
 def _rows(episode: Episode, camera: str) -> np.ndarray:
     return episode.features.views[camera][0].double().cpu().numpy()
 
@@ -350,7 +359,8 @@ def success_scorer(
         encoder: embeds frames and texts.
         goal: the task in words; needed with `vlm`, a prior otherwise.
         model: folder of a `SuccessClassifier`.
-        demos: labelled episodes; with `vlm` they only calibrate it, and must hold frames.
+        demos: labelled episodes, of which those of this goal are taken where some say so; with `vlm` they only
+            calibrate it, and must hold frames.
         vlm: arguments of `rewards.chat.asking.chat_model`, and `every` and `cache` of `SuccessVLM`; or a chat model.
         thresholds: `precision`, `base_rate`, `false_alarm` of `calibrated`.
         output: "sparse" or "probability".
@@ -361,6 +371,8 @@ def success_scorer(
         ValueError, TypeError: nothing to fit on, or as the heads say.
     """
     wanted = dict(thresholds or {})
+    if model is None or vlm is not None:
+        demos = of_goal(demos, goal)
     if vlm is not None:
         head: Head = _vlm_head(vlm, goal, demos, output, hold, wanted)
     elif model is not None:

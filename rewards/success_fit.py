@@ -67,7 +67,7 @@ def first_labels(episodes: Sequence[Episode]) -> list[Float[np.ndarray, " _"]]:
     """What an episode's label surely says of its rows: 1, 0, or NaN where it says nothing. See `fit_success`.
 
     Args:
-        episodes: encoded, of known success or none.
+        episodes: encoded, of known success.
     """
     labels = []
     for episode in episodes:

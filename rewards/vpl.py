@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,9 @@ class VPLReward:
         context: the present user's comparisons, or None.
         resample: whether z is drawn anew for each episode.
 
+    Attributes:
+        user: the present user's name; "": nobody in particular; None: one that an older file does not name.
+
     Source: VPL, arXiv 2408.10075, and WEIRDLabUW/vpl. Departs: the context is a set (theirs, flattened, depends on
         order and fixes A); exact KL; f is a difference of rewards, hence transitive and good for segments (theirs is
         a free classifier); its active queries and radial-flow prior are left out; no exp(r/temperature) on relabelling.
@@ -166,6 +169,7 @@ class VPLReward:
     def adapt(self, context: Comparisons | None) -> None:
         """Follow the user whose comparisons these are, or with None nobody in particular."""
         self.q = tuple(part.detach().clone() for part in self.networks.prior())
+        self.user: str | None = "" if context is None else ", ".join(context.names)
         if context is not None:
             mean, log_variance = self.networks.posterior(*_batched(context))
             self.q = (mean[0], log_variance[0])
@@ -221,7 +225,7 @@ class VPLReward:
         """Write a folder that `load` reads; the present user's posterior goes with it."""
         config = {
             "cameras": list(self.reference), "resample": self.resample, "latent": len(self.networks.prior_mean),
-            "hidden": self.networks.all[0].in_features,
+            "hidden": self.networks.all[0].in_features, "user": self.user,
         }  # fmt: skip
         tensors = {f"networks/{name}": value for name, value in self.networks.state_dict().items()}
         tensors |= {f"reference/{camera}": rows for camera, rows in self.reference.items()}
@@ -237,7 +241,7 @@ class VPLReward:
         prefix = "networks/"
         networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         head = cls(networks, reference, resample=config["resample"])
-        head.q = (tensors["mean"], tensors["log_variance"])
+        head.q, head.user = (tensors["mean"], tensors["log_variance"]), config.get("user")
         return head
 
 
@@ -315,6 +319,7 @@ def vpl_scorer(
     latent_user: Mapping[str, Any] | None = None,
     resample: bool = False,
     shaping: Mapping[str, Any] | None = None,
+    fits: MutableMapping[Any, VPLReward] | None = None,
 ) -> Scorer:
     """`VPLReward` as a scorer.
 
@@ -324,11 +329,12 @@ def vpl_scorer(
         model: folder of a fitted reward with its user, instead of demos.
         demos: the episodes compared.
         labels: comparisons of several people, JSON lines with `user` (`rewards.comparisons.read_labels`).
-        user: whom to follow; None: nobody in particular where there are several.
+        user: whom to follow; None: nobody in particular where there are several, or whom a fitted reward follows.
         vlm: see `preference_scorer`.
         latent_user: arguments of `fit_vpl`.
         resample: see `VPLReward`.
         shaping: arguments of `PotentialShaping`.
+        fits: see `preference_scorer`.
 
     Raises:
         ValueError, TypeError, FileNotFoundError: nothing to fit on, an unknown user, or as the parts say.
@@ -336,6 +342,13 @@ def vpl_scorer(
     if model is not None:
         head = VPLReward.load(model, encoder)
         head.resample = resample
+        if user is not None and head.user not in (None, user):
+            follows = repr(head.user) if head.user else "nobody in particular"
+            raise ValueError(
+                f"{KIND}: user must be whom {model} follows, {follows}; got {user!r}. Leave it out, or fit it again."
+            )
+    elif fits and labels in fits:
+        head = fits[labels]
     else:
         check_episodes(demos, KIND)
         told = judged(
@@ -344,6 +357,8 @@ def vpl_scorer(
         reference = fixed_set(demos, 1000)
         context = told.of(user) if user is not None else told if len(told.names) == 1 else None
         head = VPLReward(fit_vpl(told, reference, **dict(latent_user or {})), reference, context, resample=resample)
+        if labels is not None and fits is not None:
+            fits[labels] = head
     return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
 

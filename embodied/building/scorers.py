@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import ASKED, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
+from embodied.building.goals import ASKED, GOALLESS, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
 from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
@@ -37,6 +38,27 @@ NO_TERMS = {"speed": None, "speed_max": 1.0, "limits": {}, "penalty": None}  # o
 EPISODES = ("demos", "adapt")  # what factories call recorded episodes
 
 
+@dataclass
+class Shared:
+    """What the rewards of one config for several goals have in common, so that nothing is fitted or said twice.
+
+    Attributes:
+        fits: part -> what its factory fitted (its `fits`).
+        demos: what was wanted, the images beside, and whether no goal is given -> the episodes with their own texts.
+        told: lines that were printed.
+    """
+
+    fits: dict[str, dict[Any, Any]] = field(default_factory=dict)
+    demos: dict[tuple[int | str, str, bool], Sequence[Episode]] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+    def tell(self, line: str) -> None:
+        """Print a line on standard error, once."""
+        if line not in self.told:
+            print(line, file=sys.stderr)
+        self.told.add(line)
+
+
 def make_scorer(
     config: DictConfig,
     *,
@@ -45,6 +67,7 @@ def make_scorer(
     goal: str | None = None,
     views: Sequence[str] | None = None,
     encoder: Encoder | None = None,
+    shared: Shared | None = None,
 ) -> Scorer | None:
     """The reward model; None where the task's own reward is learned from.
 
@@ -60,6 +83,7 @@ def make_scorer(
         goal: the task text of the data at hand, for rewards whose goal is left open.
         views: the cameras that it will be shown, where the verb knows them; None: those of the world.
         encoder: where the config's is there already; None: made here.
+        shared: with the same config's rewards for other goals, by the same encoder.
 
     Raises:
         UserError: something in the config is unknown or cannot be had here.
@@ -73,8 +97,8 @@ def make_scorer(
     assert encoder is not None
     if env is not None:
         described = {"env": dict(env)} if is_world(env.get("id")) else {}
-        return scorer_of(reward, encoder, literal_config(described), world=world, goal=goal, views=views)
-    return scorer_of(reward, encoder, config, world=world, goal=goal, views=views)
+        config = literal_config(described)
+    return scorer_of(reward, encoder, config, world=world, goal=goal, views=views, shared=shared)
 
 
 def encoder_checked(config: DictConfig) -> tuple[Encoder | None, list[Scorer]]:
@@ -120,6 +144,7 @@ def scorer_of(
     world: World | None = None,
     goal: str | None = None,
     views: Sequence[str] | None = None,
+    shared: Shared | None = None,
 ) -> Scorer:
     """`make_scorer` from a reward's plain config and an encoder that is there already.
 
@@ -127,9 +152,10 @@ def scorer_of(
         reward: texts in it are taken as they stand.
         encoder: for every part of it.
         config: with `env`, where there is a world to ask.
-        world, goal, views: see `make_scorer`.
+        world, goal, views, shared: see `make_scorer`.
     """
-    filler = _Filler(config, encoder, world, goal)
+    shared = shared or Shared()
+    filler = _Filler(config, encoder, world, goal, shared)
     try:
         if reward["_target_"] != COMPOSED:
             scorer = filler.scorer(reward)
@@ -142,7 +168,7 @@ def scorer_of(
         if any(True for _ in _fitted_heads(scorer)):
             setting = "env.cameras" if views is None else "cameras"
             check_views(scorer, filler.views() if views is None else views, setting)
-            _tell_unbounded(scorer)
+            _tell_unbounded(scorer, shared)
         return scorer
     finally:
         filler.close()
@@ -173,14 +199,13 @@ def check_views(scorer: Scorer, views: Sequence[str], setting: str) -> None:
         print(f"{told}: it judges without {', '.join(missing)}, and less well. {add}", file=sys.stderr)
 
 
-def _tell_unbounded(scorer: Scorer) -> None:
+def _tell_unbounded(scorer: Scorer, shared: Shared) -> None:
     """Say which heads pay for progress alone, as no text tells whether their goal is reached."""
     for name, head in _fitted_heads(scorer):
         for text in getattr(head, "untold", ()):
-            print(
+            shared.tell(
                 f"{name}: {text!r} does not tell the demonstrations' ends from their starts, so it pays for poses as "
-                "well as for outcomes. Give a sentence that is true of success, reward.outcome.goal=…",
-                file=sys.stderr,
+                "well as for outcomes. Give a sentence that is true of success, reward.outcome.goal=…"
             )
 
 
@@ -236,10 +261,11 @@ def reward_name(reward: Mapping[str, Any] | DictConfig) -> str:
 class _Filler:
     """What a reward's factory wants of the world and its data, had only when one asks."""
 
-    def __init__(self, config: DictConfig, encoder: Encoder, world: World | None, goal: str | None) -> None:
-        self.encoder = encoder
+    def __init__(
+        self, config: DictConfig, encoder: Encoder, world: World | None, goal: str | None, shared: Shared
+    ) -> None:
+        self.encoder, self._shared = encoder, shared
         self._config, self._given, self._made, self._goal = config, world, None, goal
-        self._demos: dict[tuple[int | str, str, str | None], Sequence[Episode]] = {}
 
     def scorer(self, reward: Mapping[str, Any], name: str = "") -> Scorer:
         reward = with_goal(reward, self._goal)
@@ -267,7 +293,22 @@ class _Filler:
             if wanted is not None and (each != "demos" or fitted_model(reward) is None):  # a fitted model needs none
                 goal = reward.get("goal", "")  # None: each episode's own
                 call_time[each] = self._episodes(each, wanted, episode_frames(reward | call_time), goal)
+        if reward["_target_"] in GOALLESS:
+            self._tell_mixed(name or reward_name(reward), call_time.get("demos", ()))
+        if "fits" in parameters:
+            call_time["fits"] = self._shared.fits.setdefault(name, {})
         return build(reward, encoder=self.encoder, **call_time)
+
+    def _tell_mixed(self, name: str, demos: Sequence[Episode]) -> None:
+        """Say that a reward that follows no goal takes demonstrations of several texts for one task."""
+        texts = [repr(text) for text in dict.fromkeys(each.instruction for each in demos)]
+        if len(texts) > 1:
+            told = ", ".join(texts[:3]) + (" …" if len(texts) > 3 else "")
+            self._shared.tell(
+                f"{name}: its demonstrations have {len(texts)} task texts, {told}; it takes them for one task, and "
+                "holds progress to the first text alone. Leave other tasks out, or take reward=process, which tells "
+                "them apart."
+            )
 
     @cached_property
     def world(self) -> World | None:
@@ -296,8 +337,8 @@ class _Filler:
                 f"reward.{name} must be a number of expert episodes, at least 1, or a dataset; got {wanted!r}. "
                 f"Try reward.{name}=5 or reward.{name}=path/to/lerobot."
             )
-        key = (wanted, frames_read, goal)
-        if key not in self._demos:
+        key, demos = (wanted, frames_read, goal is None), self._shared.demos
+        if key not in demos:
             from embodied.collecting.opening import check_same_task, open_dataset
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
@@ -312,11 +353,11 @@ class _Filler:
             indices = range(wanted) if isinstance(wanted, int) else None
             for i in range(len(dataset)) if goal is None and indices is None else ():
                 dataset.instruction(i)  # refused where the frames of one have several
-            self._demos[key] = encode(
-                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read,
-                goal=goal or "",
-            )  # fmt: skip
-        return self._demos[key]
+            demos[key] = encode(
+                dataset, self.encoder, cameras=self._cameras() or None, indices=indices, frames_read=frames_read
+            )
+        # those without one text of their own are of this goal
+        return [each if each.instruction else replace(each, instruction=goal or "") for each in demos[key]]
 
     def _env_name(self, name: str, wanted: int) -> str:
         env = str(self._config.env.id) if "env" in self._config else ""

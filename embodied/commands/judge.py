@@ -32,7 +32,7 @@ from omegaconf import DictConfig
 from embodied import runs
 from embodied.building.build import build
 from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
-from embodied.building.scorers import check_weights
+from embodied.building.scorers import Shared, check_weights
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import COUNTERFACTUAL
@@ -95,9 +95,10 @@ def run(config: DictConfig) -> None:
     parts = reward_parts(config, next(iter(tasks)))
     found: list[dict[str, Judged]] = []
     asking_of: dict[str, TaskRewards] = {}
+    shared = Shared()
     for instruction, members in tasks.items():
         more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
-        one = TaskRewards(config, encoder, cameras, instruction, members, env, more)
+        one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
         found.append({each.name: each for each in one.judged()})
         if len(asking_of) >= MOST:  # no later task is asked about others: its rewards need not stay
             one.scorers, one.probes = {}, []

@@ -45,7 +45,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import write_text
-from embodied.practice.demos import open_pair
+from embodied.practice.demos import by_turns, open_pair
 from embodied.practice.evaluation import play, told
 from embodied.practice.inputs import TASKS, Demo, Senses, Standard, demonstrations, mirrored, shown
 from embodied.practice.loop import Practice, PracticeTask
@@ -126,8 +126,8 @@ def _check(config: DictConfig) -> None:
     if config.observe not in ("features", "state"):
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
     check_least(
-        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, reset_every=0, eval_every=0,
-        checkpoint_every=0,
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, turns=1, reset_every=0,
+        eval_every=0, checkpoint_every=0,
     )  # fmt: skip
     check_device(config.device)
 
@@ -149,7 +149,7 @@ def _built(
     heads = {name: _head(config, name, encoder, senses.views, folder) for name in TASKS}
     demos: list[Demo] = []
     for index, name in enumerate(TASKS):
-        count = config[name].episodes
+        count = config[name].episodes or (config.turns if by_turns(config[name].demos) else 0)
         demos += demonstrations(
             datasets[name], index, heads[name], encoder, views=senses.views, signals=signals, count=count
         )
@@ -240,6 +240,7 @@ def _head(config: DictConfig, name: str, encoder: Encoder, views: tuple[str, ...
             episodes = [*episodes, *mirrored(undone)]
     elif model is None and vlm is None:
         raise UserError(f"{name} must have labelled episodes, a fitted model or success.vlm; it has none of them.")
+    episodes = [replace(each, instruction="") for each in episodes]  # all of this task, whatever it is called there
     thresholds = {key: success[key] for key in ("precision", "base_rate", "false_alarm")}
     scorer = success_scorer(
         encoder=encoder,

@@ -21,13 +21,14 @@ from jaxtyping import UInt8
 from omegaconf import DictConfig
 from torch import Tensor
 
+from embodied.building.scorers import Shared
 from embodied.errors import UserError, nearest
 from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
 from embodied.judging.cells import lines, shown
 from embodied.judging.confusion import MOST, margin_of
 from embodied.judging.figures import Figure, later_higher
 from embodied.judging.judgement import controls, potential, reversed_film
-from embodied.judging.rewards import make_scorers, reward_parts
+from embodied.judging.rewards import demos_wanted, make_scorers, reward_parts
 from rewards.core import FRAMES_READ, Encoder, Features, Scorer
 from rewards.metrics import (
     average_precision,
@@ -95,9 +96,18 @@ def run_benchmark(config: DictConfig, encoder: Encoder) -> tuple[dict[str, Resul
         Reward -> result, and what was judged: episodes, tasks, sources.
 
     Raises:
-        UserError: no such benchmark, a folder that is not one, or a reward that cannot score it.
+        UserError: no such benchmark, a folder that is not one, or a reward that cannot score it or has nothing to be
+            fitted to.
     """
     benchmark = benchmark_of(config.benchmark)
+    parts = reward_parts(config, "")
+    for name, part in parts.items():
+        if demos_wanted(part):
+            key = f"reward.{name}" if len(parts) > 1 else "reward"
+            raise UserError(
+                f"{key}.demos must be a dataset, or {key}.model a fitted head: nothing is fitted to a benchmark's "
+                f"episodes, and it has no world whose expert shows {demos_wanted(part)}. Add {key}.demos=FOLDER."
+            )
     root = Path(config.data)
     if not root.is_dir():
         raise UserError(f"data must be the folder of {config.benchmark}; {root} is not there.")
@@ -125,9 +135,10 @@ def _score(
     probes: dict[str, list[tuple[int, Features]]] = {}  # without frames: those are read again
     wanted = "confusion_margin" in benchmark.figures and config.confusion
     order: list[int] = []
+    shared = Shared()
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
         for (_, task), members in tasks.items():
-            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN])
+            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN], shared)
             scorers |= controls(encoder)
             if wanted and task not in kept and len(kept) < MOST:
                 kept[task], probes[task] = scorers, []

@@ -126,7 +126,7 @@ def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: i
     Args:
         cases: labelled ones.
         demos: how many successes become demonstrations; half of the successes at most.
-        share: of each group that the thresholds are chosen on, in [0, 1); a group of one is judged.
+        share: of each group that the thresholds are chosen on, in [0, 1); one of each is judged at least.
         seed: of the drawing.
 
     Cases of a counterfactual kind are apart, and all of them are kept for the outcome margin.
@@ -139,7 +139,7 @@ def divide(cases: Sequence[Case], *, demos: int = 0, share: float = 0.3, seed: i
         members = [members[i] for i in rng.permutation(len(members))]
         taken = min(demos, len(members) // 2) if group == "success" else 0
         rest = members[taken:]
-        fit = max(round(share * len(rest)), int(share > 0 and len(rest) > 1))
+        fit = min(max(round(share * len(rest)), int(share > 0)), max(len(rest) - 1, 0))
         division.demos.extend(members[:taken])
         division.fit.extend(rest[:fit])
         division.judged.extend(rest[fit:])

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from embodied.building.build import build
 from embodied.building.goals import fitted_model, with_goal
-from embodied.building.scorers import COMPOSED, episode_frames, reward_name, scorer_of
+from embodied.building.scorers import COMPOSED, Shared, episode_frames, reward_name, scorer_of
 from embodied.datasets.encoding import LaterEpisode
 from embodied.errors import UserError
 from embodied.judging.cases import in_memory, showing
@@ -39,7 +39,9 @@ class TaskRewards:
         cases: Sequence[Case],
         env: Mapping[str, Any] | None,
         asked: Sequence[Case],
+        shared: Shared | None = None,
     ) -> None:
+        self._shared = shared or Shared()
         self._config, self._encoder, self._cameras = config, encoder, cameras
         self._instruction, self._env = instruction, env
         self.scorers: dict[str, Scorer] = {}
@@ -60,7 +62,8 @@ class TaskRewards:
     def judged(self) -> list[Judged]:
         """Every reward on this task, then the controls."""
         config, encoder = self._config, self._encoder
-        scorers = make_scorers(self._parts, encoder, self._env, self._demonstrations(), self._cameras)
+        demos = self._demonstrations()
+        scorers = make_scorers(self._parts, encoder, self._env, demos, self._cameras, self._shared)
         others = [str(goal) for goal in config.wrong or [] if goal != self._instruction]
         wrong = [
             make_scorers(with_other_goal(self._parts, goal), encoder, self._env, (), self._cameras) for goal in others
@@ -136,6 +139,7 @@ def make_scorers(
     env: Mapping[str, Any] | None,
     demos: Sequence[Episode],
     cameras: Sequence[str],
+    shared: Shared | None = None,
 ) -> dict[str, Scorer]:
     """Each part as a scorer of its own.
 
@@ -145,7 +149,9 @@ def make_scorers(
         env: the world's config, plain, which gives demonstrations and calibration; None: `demos` gives them.
         demos: successes that are not judged; for parts that ask for a number of them.
         cameras: the views they are shown.
+        shared: with the same parts for other goals; see `embodied.building.scorers.make_scorer`.
     """
+    shared = shared or Shared()
     given, rest = {}, dict(parts)
     if env is None:
         given = {name: part for name, part in parts.items() if demos_wanted(part)}
@@ -155,7 +161,9 @@ def make_scorers(
         for name, part in given.items()
     }
     config = literal_config({} if env is None else {"env": dict(env)})
-    made |= {name: scorer_of(part, encoder, config, views=cameras) for name, part in rest.items()}
+    for name, part in rest.items():
+        of_part = replace(shared, fits={"": shared.fits.setdefault(name, {})})
+        made[name] = scorer_of(part, encoder, config, views=cameras, shared=of_part)
     return {name: made[name] for name in parts}
 
 

@@ -34,18 +34,22 @@ def open_pair(sources: Sequence[str], episodes: int) -> list[Dataset]:
     Args:
         sources: two datasets as `open_dataset` takes them; or `<world>-turns` twice, desk worlds that undo each other,
             whose expert is then recorded by turns, once, below `COLLECTED`.
-        episodes: of each that is recorded.
+        episodes: of each that is recorded, at least; where there are fewer, it is gone on.
 
     Raises:
         UserError: as `open_dataset`; or a world that is none of the desk's.
     """
     folders = [COLLECTED / source for source in sources]
-    recorded = [s.endswith(SUFFIX) and s.removesuffix(SUFFIX) in WORLDS and not Path(s).exists() for s in sources]
-    if all(recorded):
-        if not all((folder / "meta").is_dir() for folder in folders):
+    if all(map(by_turns, sources)):
+        if any(not (folder / "meta").is_dir() or len(Dataset(folder)) < episodes for folder in folders):
             record_by_turns([source.removesuffix(SUFFIX) for source in sources], folders, episodes)
         return [Dataset(folder) for folder in folders]
     return [open_dataset(source) for source in sources]
+
+
+def by_turns(source: str) -> bool:
+    """Whether it names demonstrations that the expert records by turns."""
+    return source.endswith(SUFFIX) and source.removesuffix(SUFFIX) in WORLDS and not Path(source).exists()
 
 
 def record_by_turns(worlds: Sequence[str], folders: Sequence[Path], episodes: int, *, seed: int = 0) -> None:

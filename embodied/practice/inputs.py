@@ -142,8 +142,11 @@ def demonstrations(
         UserError: a reading or camera that the dataset lacks, no actions, or no episodes.
     """
     chosen = range(min(count or len(dataset), len(dataset)))
+    reads = getattr(head, "frames_read", "none")
     demos = []
-    for i, episode in zip(chosen, encode(dataset, encoder, cameras=views, indices=chosen), strict=True):
+    for i, episode in zip(
+        chosen, encode(dataset, encoder, cameras=views, indices=chosen, frames_read=reads), strict=True
+    ):
         recording = dataset.recording(i, cameras=())
         if signals is None:
             (inputs,) = dataset.columns(i, ["observation.environment_state"]).values()

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from embodied.building.goals import any_open
-from embodied.building.scorers import make_scorer
+from embodied.building.scorers import Shared, make_scorer
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError, nearest
@@ -105,9 +105,10 @@ def scorer_for(
     dataset: Dataset,
     cameras: Sequence[str] | None = None,
     encoder: Encoder | None = None,
+    shared: Shared | None = None,
 ) -> Scorer:
     """The reward model, its open goals filled in; where the data are of a world of ours, by that world."""
-    scorer = make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder)
+    scorer = make_scorer(config, env=dataset.env, goal=goal, views=cameras, encoder=encoder, shared=shared)
     assert scorer is not None
     return scorer
 
@@ -138,11 +139,11 @@ def label_all(
     Raises:
         UserError: labels are not there that should be.
     """
-    dataset = labels.dataset
+    dataset, shared = labels.dataset, Shared()
     total = len(dataset) if shard is None or shard.count == 1 else None
     with tqdm(total=total, desc="labelling", unit="episode", disable=only_see) as bar:
         for goal, members in groups.items():
-            scorer = scorer_for(config, goal, dataset, cameras, encoder)
+            scorer = scorer_for(config, goal, dataset, cameras, encoder, shared)
             encoder = scorer.encoder
             if only_see:
                 labels.expect(scorer, members, cameras, batch=config.batch)

@@ -9,7 +9,7 @@ Shape letters: B batch, T time, N points, K waypoints; H, W image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -23,11 +23,12 @@ from rewards.chat.asking import ChatModel, chat_model
 from rewards.clip_goal import CalibratedThreshold
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.grounding import Grounder
-from rewards.keypoint.camera import TIP, Tracker, camera_from_demos
+from rewards.keypoint.camera import TIP, FoundCamera, Tracker, camera_from_demos
 from rewards.keypoint.chat import ChatAnswerer
 from rewards.keypoint.path import CalibratedCamera, Way, flat_path, lift_path, path_progress
 from rewards.keypoint.plan import Answerer, GrammarAnswerer, PathStop
 from rewards.keypoint.rule import KeypointRule, KeypointShaping
+from rewards.members import of_goal
 from rewards.outcome import GoalDegree
 
 GRIPPER = "the gripper"
@@ -236,6 +237,7 @@ def keypoint_scorer(
     demos: Sequence[Episode] | None = None,
     dense: float = 0.25,
     shaping: Mapping[str, Any] | None = None,
+    fits: MutableMapping[Any, FoundCamera | None] | None = None,
 ) -> Scorer:
     """Progress along the keypoints of an instruction, and a success model beside it, by KAGI's rule.
 
@@ -249,11 +251,13 @@ def keypoint_scorer(
         camera: see `KeypointProgress`.
         path: `plane`, `sigma`, `reach`, `scene_m`, `gripper` of `KeypointProgress`.
         success: a head that gives 1 on success; or `goal` (a sentence true of success; None: the instruction) and
-            `threshold` on its cosine (None: a `rewards.outcome.GoalDegree` of the demos; without any, or where the
-            sentence does not tell their ends from their starts, there is no success model).
+            `threshold` on its cosine (None: a `rewards.outcome.GoalDegree` of the demos, of those of this goal where
+            some say so; without any, or where the sentence does not tell their ends from their starts, there is no
+            success model).
         demos: recorded episodes, for that and for the camera.
         dense: see `KeypointRule`.
         shaping: `kind`, `discount`, `scale` of `KeypointShaping`.
+        fits: of the same arguments but the goal: the cameras that were found. None: nothing is shared.
 
     Raises:
         ValueError: no goal, one that the grammar does not understand, or an argument out of range.
@@ -277,7 +281,10 @@ def keypoint_scorer(
     gripper = path.get("gripper", GRIPPER)
     if not calibration and demos:
         seen = camera or next(iter(demos[0].features.frames), "")
-        found = camera_from_demos(demos, grounder, gripper, seen)
+        fits = {} if fits is None else fits
+        if seen not in fits:
+            fits[seen] = camera_from_demos(demos, grounder, gripper, seen)
+        found = fits[seen]
         if found is not None:
             calibration = {seen: asdict(found.camera)}
             path |= {"in_image": True, "scene_m": found.scene_m}
@@ -306,5 +313,5 @@ def _success_head(
     if options:
         raise ValueError(f"keypoint_scorer: success must hold goal and threshold; got {', '.join(options)} besides.")
     if threshold is None:
-        return GoalDegree.fit(encoder.encode_texts([sentence])[0], demos)
+        return GoalDegree.fit(encoder.encode_texts([sentence])[0], of_goal(demos, goal))
     return CalibratedThreshold(sentence, encoder=encoder, threshold=threshold, penalty=0.0)

@@ -239,6 +239,19 @@ def test_what_is_no_benchmark_is_told(judge, tmp_path, name, made, text):
     assert text in out
 
 
+@pytest.mark.parametrize(
+    ("reward", "text"),
+    [
+        ("process", "reward.demos must be a dataset, or reward.model a fitted head"),
+        ("[clip,xirl]", "Add reward.xirl.demos=FOLDER"),
+    ],
+)
+def test_a_reward_that_a_benchmark_cannot_show_anything_is_told_before_it_is_read(judge, tmp_path, reward, text):
+    status, found, out = judge("benchmark=oxe", f"data={tmp_path}", f"reward={reward}")
+    assert (status, found) == (2, None)
+    assert text in out
+
+
 def test_frames_are_spread_over_a_film(tmp_path):
     file = tmp_path / "film.mp4"
     write_video(file, bar(1.0, 20, 0), 10)

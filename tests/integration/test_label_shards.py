@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from embodied import cli
+from embodied.config import compose
 from embodied.datasets import Dataset, Writer
-from embodied.datasets.encoding import Encoded
+from embodied.datasets.encoding import Encoded, encode
 from embodied.scoring import labelling
+from rewards import process
+from rewards.hop_model import Recipe
 from tests.fakes import FakeEncoder
 from tests.integration.test_label import digest, words
 
@@ -58,6 +61,34 @@ def test_shards_merged_have_the_bits_of_one_run(tiny_clip, tmp_path, monkeypatch
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     else:
         assert digest(tmp_path / "one" / name) == digest(tmp_path / "parts" / name)
+
+
+def test_demonstrations_are_fitted_once_for_all_instructions(many, tiny_clip, tmp_path, monkeypatch):
+    """They were fitted anew for every instruction of the data, to the same numbers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(process, "Recipe", lambda: Recipe(steps=5, pairs=32))
+    fitted, train = [], process.train
+
+    def counted(*args, **more):
+        fitted.append(args)
+        return train(*args, **more)
+
+    monkeypatch.setattr(process, "train", counted)
+    given = [word.replace("reward=clip", "reward=process") for word in words(many, tiny_clip, f"reward.demos={many}")]
+    assert cli.main([*given, "out=one.parquet"]) == 0
+    assert len(fitted) == 1
+    for shard in ("shard=1/2", "shard=2/2", "merge=true"):
+        assert cli.main([*given, "out=parts.parquet", shard]) == 0
+    assert len(fitted) == 4
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "parts.parquet").read_bytes()
+    dataset, potential = Dataset(many), np.asarray(pq.read_table("one.parquet")["potential"])
+    config, first = compose("label", given[1:]), 0
+    for i in range(2):  # of two instructions, each by a reward that is made for it alone
+        scorer = labelling.scorer_for(config, dataset.instruction(i), dataset, dataset.cameras)
+        (episode,) = encode(dataset, scorer.encoder, indices=[i])
+        expected = labelling.score(scorer, [episode], [np.zeros(len(episode), bool)])[0]["potential"]
+        np.testing.assert_allclose(potential[first : first + len(episode)], expected, atol=1e-6)
+        first += len(episode)
 
 
 def test_a_merge_names_what_is_missing_and_a_killed_shard_repeats_alone(many, tiny_clip, tmp_path, monkeypatch, capsys):

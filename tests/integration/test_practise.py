@@ -137,6 +137,11 @@ def test_demonstrations_by_turns_begin_where_the_other_task_ended(tmp_path, monk
     before = (forward.root / "meta" / "info.json").stat().st_mtime_ns
     open_pair(["desk-drawer-turns", "desk-close-turns"], 2)
     assert (forward.root / "meta" / "info.json").stat().st_mtime_ns == before
+    more = open_pair(["desk-drawer-turns", "desk-close-turns"], 3)  # as many as are asked for, the first ones as before
+    assert [len(dataset) for dataset in more] == [3, 3]
+    for dataset, known in zip(more, states, strict=True):
+        (first,) = dataset.columns(0, ["observation.environment_state"]).values()
+        np.testing.assert_array_equal(first, known[0])
 
 
 @pytest.mark.parametrize(

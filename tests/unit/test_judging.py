@@ -386,6 +386,8 @@ def test_the_parts_of_a_division_never_meet_and_keep_the_groups():
     assert sorted(c.group for c in division.fit) == ["near miss"] * 2 + ["random"] * 2 + ["success"] * 2
     assert len(divide(everything[:3], demos=5).demos) == 1  # half at most
     assert divide(everything[:1]).judged
+    for each, share in ((1, 0.9), (2, 0.8), (4, 0.9)):  # the judged part was empty, and the data said to hold none
+        assert {c.group for c in divide(cases(each=each), share=share).judged} == {c.group for c in everything}
     drawn = [[c.index for c in divide(everything, seed=seed).judged] for seed in (3, 3, 4)]
     assert drawn[0] == drawn[1] != drawn[2]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -326,6 +327,18 @@ def test_the_scorer_from_its_config(tiny_clip):
         encoder=encoder, goal="anything at all", answerer={"url": "http://127.0.0.1:1/v1", "model": "m"}
     )
     assert list(asked.heads) == ["keypoint"]
+
+
+def test_demonstrations_of_other_tasks_say_nothing_of_this_one_s_success(tiny_clip):
+    from rewards.encoders import OpenCLIPEncoder
+
+    encoder = OpenCLIPEncoder(tiny_clip, precision="fp32", device="cpu")
+    own = replace(episode(encoder, "open the drawer", [0.1, 0.9], True), instruction="open the drawer")
+    other = replace(episode(encoder, "open the drawer", [0.8, 0.1], True), instruction="lift the cup")
+    given = {"encoder": encoder, "goal": "open the drawer"}
+    alone, both = (keypoint_scorer(**given, demos=demos).heads["success"] for demos in ([own], [other, own]))
+    assert both.bounds == alone.bounds
+    assert "success" not in keypoint_scorer(**given, demos=[other]).heads
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,8 @@ def test_with_demonstrations_the_reward_reads_one_image(tiny_clip, monkeypatch):
     other = keypoint_scorer(**options, demos=hung).heads["keypoint"]
     moved = lowered(Episode(features=without)).features
     torch.testing.assert_close(other.score(moved), head.score(without), atol=0.01, rtol=0)  # where zero is has no say
+    fits, found = {}, []
+    monkeypatch.setattr(keypoint, "camera_from_demos", lambda *given: found.append(given))
+    for goal in ("open the drawer", "close the drawer"):  # the camera has no goal
+        keypoint_scorer(**options | {"goal": goal}, demos=shown, fits=fits)
+    assert len(found) == 1

@@ -91,6 +91,9 @@ def state(tmp_path, monkeypatch):
         ({"env": {"id": "mine:World-v0"}}, "env.id=mine:World-v0"),
         ({"scenes": {"mine": {"worlds": ["cartpole", "mine:World-v0"]}}}, "scenes.mine.worlds.1=mine:World-v0"),
         ({"scenes": {"mine": {"facts": "mine:Facts"}}}, "scenes.mine.facts=mine:Facts"),
+        ({"reward": {"parts": {"goal": {"url": "http://a"}}}}, "reward.parts.goal.url=http://a"),
+        ({"reward": {"parts": {"prompt": {"token_env": "KEY"}}}}, "reward.parts.prompt.token_env=KEY"),
+        ({"scenes": {"goal": {"facts": "mine:Facts"}}}, "scenes.goal.facts=mine:Facts"),
         (REMOTE | {"trust": ["http://elsewhere:1", "KEY"]}, "reward.token_env=KEY"),  # its own word counts for nothing
     ],
 )
@@ -103,6 +106,8 @@ def test_what_leads_out_of_a_saved_run_is_asked_for(values, wanted, tmp_path):
 
 def test_what_a_person_names_is_allowed_then_and_later_together(tmp_path):
     trust.check_trusted(tmp_path, {"env": {"id": "embodied/desk-drawer-v0"}, "reward": {"goal": "http://a"}}, None)
+    texts = {"goal": ["http://a", "b"], "goals": {"up": "it stands, see http://a"}, "outcome": {"goal": "http://a"}}
+    trust.check_trusted(tmp_path, {"reward": texts}, None)
     trust.check_trusted(tmp_path, REMOTE, ["http://elsewhere:1", "KEY"])
     with pytest.raises(UserError, match=r"reward\.token_env=KEY"):
         trust.check_trusted(tmp_path, REMOTE, ["http://elsewhere:1"])

@@ -12,6 +12,7 @@ from rewards.metrics import (
     recall_at_k,
     spearman,
     value_order_correlation,
+    value_order_pearson,
     wilson_interval,
 )
 
@@ -38,6 +39,11 @@ def test_epic_distance_is_a_euclidean_distance():
     assert_allclose(epic_distance(rewards, labels), np.linalg.norm(standard[0] - standard[1]) / 2 / np.sqrt(50))
     assert_allclose(epic_distance(3 * labels + 7.0, labels), 0, atol=1e-7)
     assert_allclose(epic_distance(-1.0 * labels, labels), 1)
+    for level in (0.0, 0.1, 0.7, 1 / 3):  # a constant less its mean is not always 0
+        for count in (3, 10, 50):
+            assert math.isnan(epic_distance(np.full(count, level), rewards[:count]))
+            assert math.isnan(epic_distance(np.full(count, level), np.full(count, level)))
+            assert value_order_pearson(np.full(count, level)) == 0
 
 
 def test_spearman_on_a_hand_worked_example():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -125,6 +126,23 @@ def test_a_kept_head_keeps_its_bounds_and_an_old_one_has_none(heads, name, tmp_p
     heads[name].save(tmp_path / "old", ENCODER)
     (old,) = FACTORIES[name](encoder=ENCODER, model=str(tmp_path / "old"), outcome={}).heads.values()
     assert not isinstance(old, OutcomeBound)
+
+
+@pytest.mark.parametrize("sentence", [None, "it stands open"])
+def test_a_kept_head_is_held_to_the_sentence_that_it_was_fitted_with_and_to_no_other(heads, sentence, tmp_path):
+    held_to_outcome(heads["demonstration"], {"goal": sentence}, encoder=ENCODER, demos=DEMOS).save(tmp_path, ENCODER)
+
+    def load(goal):
+        return demonstration_scorer(encoder=ENCODER, model=str(tmp_path), outcome={"goal": goal})
+
+    load(None)
+    load(GOAL if sentence is None else sentence)
+    with pytest.raises(ValueError, match=f"got 'a cat', and .* has {'none' if sentence is None else repr(sentence)}"):
+        load("a cat")
+    config = json.loads((tmp_path / "outcome" / "head.json").read_text())
+    del config["config"]["sentence"]  # as older heads are kept
+    (tmp_path / "outcome" / "head.json").write_text(json.dumps(config))
+    load("a cat")
 
 
 def test_the_factory_binds_what_it_fits():

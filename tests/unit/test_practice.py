@@ -21,6 +21,7 @@ from policies.replay import Mix, Replay
 from policies.rlpd import rlpd
 from rewards.calibration import Decision
 from rewards.core import Episode, Features
+from rewards.success import SuccessVLM
 
 SIDES = ("right", "left")  # done at 1 and at 0
 NAMES = ("forward", "backward")
@@ -448,6 +449,23 @@ def test_demonstrations_end_where_the_model_says_or_else_the_person(dataset, tmp
     np.testing.assert_allclose(state.inputs[:, 0], [0, 0.25, 0.5, 0.75, 1])
     with pytest.raises(UserError, match="must tell gripper_x"):
         demonstrations(dataset, 0, SideHead(0), encoder, views=["top"], signals=["gripper_x"])
+
+
+def test_a_chat_model_that_is_asked_sees_the_frames_of_demonstrations(dataset, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    class Asked:
+        name = "asked"
+
+        def ask(self, messages):
+            return "no words"
+
+        def logprobs(self, messages, answers):
+            return [-0.01, -5.0] if messages[0].images[0].mean() > 230 else [-5.0, -0.01]
+
+    head = SuccessVLM(Asked(), "right")
+    early, late = demonstrations(dataset, 0, head, BrightnessEncoder(), views=["top"], signals=["opening"])
+    assert [len(each.actions) for each in (early, late)] == [4, 7]
 
 
 def test_demonstrations_are_rewarded_at_the_end_and_tell_the_task():

@@ -172,6 +172,18 @@ def test_the_factory_with_every_judge(tmp_path):
     assert one.potentials(EPISODES[0].features)["vpl"].shape == (1, 20)
 
 
+def test_a_person_s_comparisons_are_fitted_once_and_a_goal_s_each_by_itself(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps({"a": [0, 3], "b": [1, 5], "label": 1}))
+    quick = {preference_scorer: {"ensemble": {"epochs": 1}}, vpl_scorer: {"latent_user": {"steps": 2}}}
+    for factory, how in quick.items():
+        fits, given = {}, {"encoder": FakeEncoder(dim=WIDTH), "demos": EPISODES, **how}
+        for labels, alike in ((str(file), True), (None, False)):
+            made = [factory(goal=goal, labels=labels, fits=fits, **given).heads for goal in ("goal", "another")]
+            (one,), (other,) = (heads.values() for heads in made)
+            assert (one is other) == alike
+
+
 # VPL: people who want opposite things --------------------------------------------------------------------------------
 
 
@@ -247,3 +259,25 @@ def test_vpl_save_load_and_missing_views(tmp_path):
     assert (head.score(part) <= head.score(features) + 1e-6).all()
     assert head.score(features).min() >= 0
     assert head.score(features).max() <= 1
+
+
+def test_a_fitted_reward_follows_the_user_that_it_was_fitted_for_and_no_other(tmp_path):
+    told = many_users(2)
+    networks = fit_vpl(told, fixed_set(EPISODES), steps=2, hidden=8, latent=2)
+    for user in ("01", ""):
+        head = VPLReward(networks, fixed_set(EPISODES), told.of(user) if user else None)
+        head.save(tmp_path / "head", FakeEncoder(dim=WIDTH))
+
+        def load(user):
+            return vpl_scorer(encoder=FakeEncoder(dim=WIDTH), model=str(tmp_path / "head"), user=user)
+
+        load(None)
+        if user:
+            load("01")
+        with pytest.raises(ValueError, match=f"follows, {repr(user) if user else 'nobody in particular'}; got '00'"):
+            load("00")
+        file = tmp_path / "head" / "head.json"
+        config = json.loads(file.read_text())
+        del config["config"]["user"]  # as older ones are kept
+        file.write_text(json.dumps(config))
+        load("00")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from embodied.scoring.identity import scorer_identity
 from rewards.core import Episode, Features
-from rewards.hop_model import CAP, HopModel, LabelledDemo, Pairs, Recipe, demonstrations
+from rewards.hop_model import CAP, HopModel, LabelledDemo, Pairs, Recipe, demonstrations, train
 from rewards.hops import FUSIONS
 from rewards.metrics import value_order_correlation
 from rewards.process import ProcessReward, process_scorer
@@ -261,3 +262,27 @@ def test_size_on_disk(tmp_path):
     head = ProcessReward(HopModel(256), demos, encoder=encoder, goal="task 0", views=("front", "side"))
     head.save(tmp_path / "head", ENCODER)
     assert sum(path.stat().st_size for path in (tmp_path / "head").iterdir()) < 1e6
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_demonstrations_are_fitted_once_for_all_goals_and_each_goal_s_reward_is_its_own(adapted, monkeypatch):
+    """What was fitted for one goal is taken for the others; bounds by the goal's text and references are not."""
+    monkeypatch.setattr("rewards.process.Recipe", lambda: replace(QUICK, steps=20))
+    fitted = []
+
+    def counted(*args, **more):
+        fitted.append(args)
+        return train(*args, **more)
+
+    monkeypatch.setattr("rewards.process.train", counted)
+    given = {"demos": expert_demos(count=2), "adapt": [episode("stack it", 50)] if adapted else None, "outcome": {}}
+    fits = {}
+    for goal in (*TASKS[:2], "a text without demonstrations"):
+        one, alone = (process_scorer(encoder=ENCODER, goal=goal, fits=each, **given) for each in (fits, None))
+        assert scorer_identity(one) == scorer_identity(alone)
+        film = episode(TASKS[0], 3).features
+        assert torch.equal(one.potentials(film)["process"], alone.potentials(film)["process"])
+    assert len(fitted) == (1 + adapted) * (1 + 3)
+    nameless = [replace(each, instruction=TASKS[2]) for each in given["demos"]]  # as of episodes without a text
+    process_scorer(encoder=ENCODER, goal=TASKS[2], fits=fits, **given | {"demos": nameless})
+    assert len(fitted) == (1 + adapted) * (1 + 3 + 1)

@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from embodied.building import build
 from embodied.building.goals import any_open, told_goals, with_goal
-from embodied.building.scorers import COMPOSED, keep_fitted, kept, make_scorer, reward_name
+from embodied.building.scorers import COMPOSED, Shared, keep_fitted, kept, make_scorer, reward_name
 from embodied.building.worlds import env_maker
 from embodied.collecting import opening
 from embodied.config import compose
@@ -111,6 +111,26 @@ def test_a_number_of_demonstrations_is_of_the_worlds_expert(tiny_clip, opened, e
 def test_a_dataset_of_demonstrations_is_taken_whole(tiny_clip, opened):
     found = given(config(tiny_clip, {"_target_": GIVEN, "demos": "path/to/lerobot"}))
     assert [each.instruction for each in found["demos"]] == [f"path/to/lerobot {i}" for i in range(7)]
+
+
+def test_rewards_of_several_goals_read_their_demonstrations_once(tiny_clip, opened):
+    shared = Shared()
+    for goal in ("open it", "lift it"):
+        found = given(config(tiny_clip, {"_target_": GIVEN, "goal": None, "demos": "some"}), goal=goal, shared=shared)
+        assert (found["goal"], len(found["demos"])) == (goal, 7)
+    assert opened == ["some"]
+
+
+def test_a_reward_without_a_goal_says_that_its_demonstrations_have_several_texts(
+    tiny_clip, opened, monkeypatch, capsys
+):
+    monkeypatch.setattr("embodied.building.scorers.GOALLESS", (GIVEN,))
+    shared = Shared()
+    for count in (1, 7, 7):
+        given(config(tiny_clip, {"_target_": GIVEN, "demos": count}), shared=shared)
+    told = capsys.readouterr().err
+    assert told.count("given: its demonstrations have 7 task texts, 'desk-drawer-expert 0', ") == 1
+    assert "have 1 task" not in told
 
 
 def test_a_fitted_model_needs_no_demonstrations(tiny_clip, opened):

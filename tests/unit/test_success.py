@@ -1,6 +1,7 @@
 """Success heads: fitted to episodes' labels, calibrated, unsure where they should be, latched."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,8 @@ def test_a_chat_model_that_says_yes_too_easily_is_calibrated():
     assert head.score(films[-1].features).sum() == 0
     assert head.score(films[0].features)[0, -3:].sum() == 3
     assert head.quality.precision == 1
+    with pytest.raises(ValueError, match="success of every episode must be known; 2 of 14 are unlabelled"):
+        head.calibrate([*films, filmed([200] * 20), filmed([200] * 20)])
 
 
 def test_success_that_is_held_is_held_in_a_stream_too():
@@ -196,3 +199,17 @@ def test_success_that_is_held_is_held_in_a_stream_too():
     assert readings == head.score(features)[0].tolist()
     assert max(readings) == 1
     check_advance(head, features)
+
+
+def test_other_tasks_successes_are_none_of_this_goal_s():
+    """A dataset of many tasks was taken for successes of each."""
+    own = [replace(each, instruction="open it") for each in episodes()]
+    other = [replace(episode(True, 50 + k, onset=5), instruction="lift it") for k in range(6)]
+    (mixed,), (alone,), (unsaid,) = (
+        success_scorer(encoder=ENCODER, goal=goal, demos=demos).heads.values()
+        for goal, demos in (("open it", [*own, *other]), ("open it", own), ("done", [*own, *other]))
+    )
+    assert_close(mixed.bias, alone.bias, rtol=0, atol=0)
+    assert not torch.equal(unsaid.bias, alone.bias)  # in other words it is all of them
+    with pytest.raises(ValueError, match="at least two successes"):
+        success_scorer(encoder=ENCODER, goal="lift it", demos=[*own, *other[:1]])
