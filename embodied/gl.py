@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import importlib.util
 import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 HELP = (
     "MuJoCo has no way to render here: neither EGL nor OSMesa works and there is no display. "
@@ -47,8 +50,23 @@ def _osmesa_works() -> bool:
     return False
 
 
+def _load_triton() -> None:
+    """Load the LLVM of triton, which torch for CUDA brings, before Mesa's; the other way round the process dies.
+
+    torch imports triton when the first optimizer is made, wherever pictures were rendered in software before.
+    """
+    spec = importlib.util.find_spec("triton")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        library = Path(folder, "_C", "libtriton.so")
+        if library.is_file():
+            with suppress(OSError):  # what cannot be loaded now is not imported later either
+                ctypes.CDLL(str(library))
+
+
 def choose() -> str | None:
     """Set `MUJOCO_GL` unless the user did: EGL, else OSMesa, else what a display gives; None if nothing works."""
+    if sys.platform == "linux":
+        _load_triton()
     if "MUJOCO_GL" in os.environ or sys.platform != "linux":
         return os.environ.get("MUJOCO_GL", "native")
     if _egl_works():

@@ -2,6 +2,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import mujoco
 import numpy as np
@@ -101,3 +102,21 @@ def test_leaving_without_closing_prints_nothing():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Mesa and triton meet on Linux")
+def test_tritons_library_is_loaded_before_opengl(tmp_path):
+    """After Mesa's LLVM, importing triton ended the process: `embodied train` with torch for CUDA, without a GPU."""
+    library = tmp_path / "triton" / "_C" / "libtriton.so"
+    library.parent.mkdir(parents=True)
+    (tmp_path / "triton" / "__init__.py").write_text("raise SystemExit('it takes seconds, and is not wanted yet')")
+    library.write_bytes(Path(np.linalg._umath_linalg.__file__).read_bytes())
+    told = (
+        "import sys; sys.addaudithook(lambda event, args: event == 'ctypes.dlopen' and print(args[0])); import embodied"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MUJOCO_GL"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    for more in ({}, {"MUJOCO_GL": "egl"}):
+        done = subprocess.run([sys.executable, "-c", told], env=environment | more, capture_output=True, text=True)
+        opened = [name for name in done.stdout.splitlines() if name in (str(library), "libEGL.so.1")]
+        assert opened == ([str(library)] if more else [str(library), "libEGL.so.1"]), done.stderr
