@@ -94,9 +94,10 @@ def build(config: Mapping[str, Any] | DictConfig, **call_time: Any) -> Any:
     try:
         return factory(**arguments)
     except FileNotFoundError as error:  # in Python the argument is `model`, and a verb's setting has its group
-        if not target.startswith("rewards.encoders."):
+        group = "encoder" if target.startswith("rewards.encoders.") else "reward.vlm" if "vlm" in parameters else None
+        if group is None:
             raise
-        raise FileNotFoundError(str(error).replace("give model=", "give encoder.model=")) from error
+        raise FileNotFoundError(str(error).replace("give model=", f"give {group}.model=")) from error
 
 
 def locate(target: Any) -> Any:

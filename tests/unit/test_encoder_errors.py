@@ -9,7 +9,7 @@ import torch
 
 from embodied.building.build import build
 from embodied.config import compose
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, loading
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, loading
 from tests.conftest import TINY_CLIP
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -94,6 +94,9 @@ def test_a_verb_asks_for_missing_weights_by_its_setting(name, model, given, monk
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=f"and give encoder.model={given}"):
         build(compose("preview", [f"encoder={name}", f"encoder.model={model}"]).encoder)
+    chat = compose("preview", ["reward=grm_vlm", "reward.vlm.url=null", "reward.vlm.model=owner/name", "goal=x"]).reward
+    with pytest.raises(FileNotFoundError, match=r"and give reward\.vlm\.model=FOLDER"):
+        build(chat, encoder=embedded_encoder())
 
 
 # The torchvision cure ---------------------------------------------------------------------------------------
