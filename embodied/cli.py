@@ -87,10 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_PIPE
     except Exception as error:
-        message = explain(error, words[0] if words else "")
+        asked = words[0] if words else ""
+        message = explain(error, asked)
         if message is None or "--debug" in flags:
             raise
-        print(printable(f"{where}: {message}"), file=sys.stderr)
+        print(printable(f"{where}: {message.removeprefix(f'{asked}: ')}"), file=sys.stderr)
         return EXIT_USER_ERROR
     return 0
 

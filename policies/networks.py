@@ -295,7 +295,8 @@ def action_size(space: spaces.Space, who: str) -> int:
         ValueError: they are discrete.
     """
     if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-        raise ValueError(f"{who}: actions must be a Box of one axis; got {space}. Use policy=dqn or policy=ppo.")
+        instead = "policy=dqn or policy=ppo" if isinstance(space, spaces.Discrete) else "policy=ppo"
+        raise ValueError(f"{who}: actions must be a Box of one axis; got {space}. Use {instead}.")
     return space.shape[0]
 
 

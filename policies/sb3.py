@@ -48,7 +48,7 @@ def sac(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    venv = _stage("sac", observation_space, action_space, num_worlds, spaces.Box, "policy=dqn or ppo")
+    venv = _stage("sac", observation_space, action_space, num_worlds, spaces.Box)
     pace, sampling, n_steps, settings = _off_policy("sac", venv, seed, device, **common)
     model = SAC(ent_coef=ent_coef, target_entropy=target_entropy, **settings)
     model.critic.register_forward_pre_hook(_hold_still_for_the_actor)
@@ -81,7 +81,7 @@ def td3(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
-    venv = _stage("td3", observation_space, action_space, num_worlds, spaces.Box, "policy=dqn or ppo")
+    venv = _stage("td3", observation_space, action_space, num_worlds, spaces.Box)
     pace, sampling, n_steps, settings = _off_policy("td3", venv, seed, device, **common)
     shape = action_space.shape or ()
     noise = NormalActionNoise(np.zeros(shape, np.float32), np.full(shape, exploration, np.float32))
@@ -107,7 +107,7 @@ def dqn(
     Raises:
         ValueError: continuous actions, or a setting out of range.
     """
-    venv = _stage("dqn", observation_space, action_space, num_worlds, spaces.Discrete, "policy=rlpd or ppo")
+    venv = _stage("dqn", observation_space, action_space, num_worlds, spaces.Discrete)
     pace, sampling, n_steps, settings = _off_policy("dqn", venv, seed, device, **common)
     model = DQN(
         exploration_fraction=exploration_fraction,
@@ -196,7 +196,7 @@ def ppo(
     Raises:
         ValueError: batch_size does not divide the rollout.
     """
-    venv = _stage("ppo", observation_space, action_space, num_worlds, spaces.Space, "")
+    venv = _stage("ppo", observation_space, action_space, num_worlds, spaces.Space)
     if rollout_steps * num_worlds % batch_size:
         raise ValueError(
             f"ppo: batch_size must divide rollout_steps * num_worlds = {rollout_steps} * {num_worlds}; "
@@ -226,11 +226,11 @@ class _Shape(gymnasium.Env):
 
 
 def _stage(
-    name: str, observations: spaces.Space, actions: spaces.Space, num_worlds: int, kind: type[spaces.Space],
-    instead: str,
+    name: str, observations: spaces.Space, actions: spaces.Space, num_worlds: int, kind: type[spaces.Space]
 ) -> VecEnv:  # fmt: skip
     if not isinstance(actions, kind):
-        raise ValueError(f"{name}: actions must be {kind.__name__}; got {actions}. Use {instead}.")
+        fitting = "rlpd or " if isinstance(actions, spaces.Box) else "dqn or " * isinstance(actions, spaces.Discrete)
+        raise ValueError(f"{name}: actions must be {kind.__name__}; got {actions}. Use policy={fitting}ppo.")
     return DummyVecEnv([lambda: _Shape(observations, actions)] * num_worlds)
 
 

@@ -50,10 +50,10 @@ class _Adapter:
         return self._scaled(action), memory
 
     def _scaled(self, action: np.ndarray) -> np.ndarray:
-        """SB3's actions, in the worlds' units, in [-1, 1]; discrete ones as they are."""
+        """SB3's actions, in the worlds' units, in [-1, 1]; choices and bits as they are."""
         space = self.model.action_space
         if not isinstance(space, spaces.Box):
-            return np.asarray(action, np.int64).reshape(len(action))
+            return np.asarray(action, np.int64).reshape(len(action), *(space.shape or ()))
         return (2 * (action - space.low) / (space.high - space.low) - 1).astype(np.float32)
 
     def _count(self, rollout: Rollout) -> None:

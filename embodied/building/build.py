@@ -91,7 +91,13 @@ def build(config: Mapping[str, Any] | DictConfig, **call_time: Any) -> Any:
     )
     if missing := [name for name in required if name not in arguments]:
         raise UserError(f"{target}: {', '.join(missing)} must be given.")
-    return factory(**arguments)
+    try:
+        return factory(**arguments)
+    except FileNotFoundError as error:  # in Python the argument is `model`, and a verb's setting has its group
+        group = "encoder" if target.startswith("rewards.encoders.") else "reward.vlm" if "vlm" in parameters else None
+        if group is None:
+            raise
+        raise FileNotFoundError(str(error).replace("give model=", f"give {group}.model=")) from error
 
 
 def locate(target: Any) -> Any:

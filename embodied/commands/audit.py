@@ -26,7 +26,7 @@ from embodied import runs
 from embodied.building import scorers
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
-from embodied.datasets.dropping import drop
+from embodied.datasets.dropping import check_droppable, drop
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
 from embodied.files import write_text
@@ -38,7 +38,7 @@ from rewards.core import Scorer
 from rewards.trace import Trace, trace
 
 ROOT = Path("runs", "audit")
-LISTED = 20  # bad episodes that are printed
+LISTED = 20  # episodes of a verdict that are printed
 FIGURES = ("reached", "path_efficiency", "regression", "stalls", "recovery")
 
 
@@ -51,8 +51,10 @@ def run(config: DictConfig) -> None:
     cameras = chosen_cameras(dataset, config.cameras)
     name = scorers.reward_name(config.reward)
     out = Path(config.out or ROOT / f"{dataset.root.name}-kept")
-    if config.drop and out.exists():
-        raise UserError(f"out must be a new folder; got {out}.")
+    if config.drop:
+        check_droppable(dataset)
+        if out.exists():
+            raise UserError(f"out must be a new folder; got {out}.")
     labels = KeptLabels(dataset, ROOT / f".{dataset.root.name}-{name}.labels")
     verdicts: dict[int, int] = {}
     label_all(
@@ -65,16 +67,16 @@ def run(config: DictConfig) -> None:
     for i in range(len(dataset)):
         progress = np.clip((labels[i]["potential"] - low) / ((high - low) or 1.0), 0, 1)
         episodes.append(_episode(dataset, i, progress, verdicts.get(i), config))
-    bad = [each["episode"] for each in episodes if each["verdict"] == "bad"]
+    bad, unsure = ([e["episode"] for e in episodes if e["verdict"] == word] for word in ("bad", "unsure"))
     folder = runs.new_folder(ROOT, dataset.root.name, name, 0) if config.run is None else Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(saved_text(config), "utf-8")
     about = {"verb": "audit", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     summary = _summary(episodes)
-    result = {"summary": summary, "range": [low, high], "bad": bad, "episodes": episodes}
+    result = {"summary": summary, "range": [low, high], "bad": bad, "unsure": unsure, "episodes": episodes}
     write_text(folder / "audit.json", json.dumps(result, indent=1) + "\n")
-    print(_told(summary, bad, folder))
+    print(_told(summary, {"Bad": bad, "Unsure": unsure}, folder))
     if config.drop and bad:
         numbers = set(bad)
         gone = [i for i in range(len(dataset)) if dataset.span(i).index in numbers]
@@ -144,14 +146,17 @@ def _summary(episodes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(summary: dict[str, Any], bad: Sequence[int], folder: Path) -> str:
+def _told(summary: dict[str, Any], listed: dict[str, Sequence[int]], folder: Path) -> str:
     """For the terminal."""
     names = {
         "reached": "most progress", "path_efficiency": "path efficiency", "regression": "lost to regressions",
         "stalls": "steps that stall", "recovery": "won back after falls",
     }  # fmt: skip
     lines = [f"{text:22} {'none' if summary[name] is None else f'{summary[name]:.3f}'}" for name, text in names.items()]
-    listed = ", ".join(map(str, bad[:LISTED])) + (f" and {len(bad) - LISTED} more" if len(bad) > LISTED else "")
     unsure = f", {summary['unsure']} unsure" if summary["unsure"] else ""
-    lines.append(f"\n{summary['good']} good, {len(bad)} bad{unsure}" + (f": episodes {listed}" if bad else ""))
+    lines.append(f"\n{summary['good']} good, {summary['bad']} bad{unsure}")
+    for word, episodes in listed.items():
+        more = f" and {len(episodes) - LISTED} more" if len(episodes) > LISTED else ""
+        if episodes:
+            lines.append(f"{word}: episodes {', '.join(map(str, episodes[:LISTED]))}{more}")
     return "\n".join([*lines, f"Audit: {folder / 'audit.json'}"])

@@ -26,6 +26,20 @@ from embodied.errors import UserError
 _NUMBERED = {"index", "episode_index", "frame_index"}  # columns by which a row says whose it is
 
 
+def check_droppable(dataset: Dataset) -> None:
+    """Refuse a dataset of which `drop` could leave nothing out.
+
+    Args:
+        dataset: of any version.
+
+    Raises:
+        UserError: it is not of version 3.
+    """
+    version = str(layout.read_json(dataset.root / "meta" / layout.INFO).get("codebase_version", ""))
+    if not version.startswith("v3"):
+        raise UserError(f"{dataset.root}: must be of version 3 to leave episodes out. Convert it with LeRobot first.")
+
+
 def drop(dataset: Dataset, dropped: Sequence[int], out: Path) -> Dataset:
     """Write the dataset again without these episodes; those that stay are numbered from 0.
 
@@ -37,9 +51,8 @@ def drop(dataset: Dataset, dropped: Sequence[int], out: Path) -> Dataset:
     Raises:
         UserError: another version, a folder that is there, none that stays, or a disk that cannot take it.
     """
+    check_droppable(dataset)
     info = layout.read_json(dataset.root / "meta" / layout.INFO)
-    if not str(info.get("codebase_version", "")).startswith("v3"):
-        raise UserError(f"{dataset.root}: must be of version 3 to leave episodes out. Convert it with LeRobot first.")
     if out.exists():
         raise UserError(f"out must be a new folder; got {out}.")
     gone = set(dropped)

@@ -324,7 +324,7 @@ def _imported(id: str) -> str:
     if name not in gymnasium.registry:
         registry = gymnasium.registry.items()
         own = [each for each, spec in registry if each not in before or _made_in(module, spec.entry_point)]
-        known = nearest(name, own or gymnasium.registry)
+        known = nearest(name, own) if own else f'Add gymnasium.register("{name}", entry_point=YOUR_CLASS) to it.'
         raise UserError(f"make: the module {module!r} registers no environment {name!r}. {known}")
     return name
 

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from embodied.errors import nearest
+
 SPLITS = ("train", "val", "test")
 SCENE = "scene"
 
@@ -125,10 +127,11 @@ class Captions:
         """Read a captions file; `macros` are known besides its own.
 
         Raises:
-            ValueError: a fact lacks a split, a macro is unknown, or a val or test sentence is also a train one.
+            ValueError: not of a captions file's form, a fact lacks a split, a macro is unknown, or a val or test
+                sentence is also a train one.
         """
-        content = yaml.safe_load(path.read_text())
-        known = {**(macros or {}), **content.get("macros", {})}
+        content = _read(path)
+        known = {**(macros or {}), **content["macros"]}
 
         def wordings(patterns: Sequence[str]) -> Wordings:
             try:
@@ -143,7 +146,7 @@ class Captions:
             if missing:
                 raise ValueError(f"{path}: fact {fact!r} must have train, val and test wordings; got no {missing[0]}.")
             facts[fact] = {split: wordings(splits[split]) for split in SPLITS}
-        captions = cls(facts, content.get("goals", {}))
+        captions = cls(facts, content["goals"])
         captions._check_held_out(path)
         return captions
 
@@ -162,6 +165,40 @@ class Captions:
             leaked = [text for split in ("val", "test") for text in splits[split].all() if text in train]
             if leaked:
                 raise ValueError(f"{path}: held-out wordings of {fact!r} must not be in train; got {leaked[0]!r}.")
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    """A captions file's content, each of its parts a mapping.
+
+    Raises:
+        ValueError: it is not of that form.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: must be YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict) or "facts" not in content:
+        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path}: must hold `facts`, and may hold `macros` and `goals`; got {got or 'nothing'}.")
+    parts = {name: content.get(name) or {} for name in ("facts", "macros", "goals")}
+    for name, part in parts.items():
+        if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
+            raise ValueError(f"{path}: {name} must be names, each with what belongs to it; got {part!r}.")
+    for name, text in (parts["macros"] | parts["goals"]).items():
+        if not isinstance(text, str):
+            raise ValueError(f"{path}: {name!r} must be a text; got {text!r}. Put it in quotes.")
+    for fact, splits in parts["facts"].items():
+        if not isinstance(splits, dict):
+            raise ValueError(f"{path}: fact {fact!r} must have train, val and test wordings; got {splits!r}.")
+        for split in SPLITS:
+            patterns = splits.get(split) or []
+            if not isinstance(patterns, list) or not all(isinstance(text, str) for text in patterns):
+                raise ValueError(f"{path}: {split} of {fact!r} must be a list of texts; got {patterns!r}.")
+    if unknown := [goal for goal in parts["goals"] if goal not in parts["facts"]]:
+        raise ValueError(
+            f"{path}: goals must be of facts; got {unknown[0]!r}. {nearest(unknown[0], list(parts['facts']))}"
+        )
+    return parts
 
 
 def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:

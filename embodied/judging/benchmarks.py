@@ -64,7 +64,7 @@ class Benchmark:
 
     Attributes:
         films: root -> its episodes.
-        figures: names, as the benchmark's own authors tell them (`embodied.judging.benchmarking.FIGURES`).
+        figures: names, as the benchmark's own authors tell them (`embodied.judging.published.NAMES`).
         published: figure -> model -> what was published of it.
     """
 

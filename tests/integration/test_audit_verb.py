@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -11,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied import cli
+from embodied.commands.audit import _told
 from embodied.datasets import Dataset, Writer
 from embodied.datasets.dropping import drop
 from embodied.errors import UserError
 from rewards.trace import trace
+from tests.lerobot_folders import folder
 
 SIZE, T = 32, 12
 ENDS = (1.0, 0.1, 1.0, 0.2, 1.0, 0.9, 0.1, 1.0)
@@ -67,7 +70,8 @@ def test_a_success_model_finds_the_bad_episodes_and_they_are_dropped(audit, data
     assert all((word == "good") == (ENDS[k] >= 0.9) for k, word in sure.items())
     assert len(found["bad"]) >= 2
     assert found["summary"]["agrees_with_recorded"] == 1
-    assert f"episodes {', '.join(map(str, found['bad']))}" in told
+    assert f"\nBad: episodes {', '.join(map(str, found['bad']))}\n" in told
+    assert found["unsure"] == [k for k, word in said.items() if word == "unsure"]
     kept = [k for k in range(len(ENDS)) if k not in found["bad"]]
     assert [float(Dataset("clean").recording(i).actions[0, 0]) for i in range(len(kept))] == kept
     assert not list((tmp_path / "runs/audit").rglob("*.safetensors"))  # labels on the way are cleared up
@@ -103,6 +107,21 @@ def test_bad_settings_write_nothing(audit, data, tmp_path, words, text):
     assert (status, found) == (2, None)
     assert text in told
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unsure_episode_is_listed_apart():
+    summary = dict.fromkeys(("reached", "path_efficiency", "regression", "stalls", "recovery"), 0.5)
+    told = _told(summary | {"good": 1, "bad": 2, "unsure": 1}, {"Bad": [3, 4], "Unsure": [5]}, Path("out"))
+    assert "\n1 good, 2 bad, 1 unsure\nBad: episodes 3, 4\nUnsure: episodes 5\n" in told
+
+
+def test_an_older_dataset_is_refused_before_it_is_audited(audit, tmp_path):
+    made = (folder(tmp_path / f"{seed}", seed).root for seed in range(20))
+    old = next(root for root in made if "v2.1" in (root / "meta" / "info.json").read_text("utf-8"))
+    status, found, told = audit("reward=clip", "goal=a red bar", f"data={old}", "drop=true")
+    assert (status, found) == (2, None)
+    assert "must be of version 3 to leave episodes out" in told
+    assert not (tmp_path / "runs").exists()
 
 
 # Dropping -----------------------------------------------------------------------------------------------------

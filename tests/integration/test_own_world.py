@@ -119,3 +119,12 @@ def test_one_that_is_a_world_of_ours_keeps_its_face(mine):
 def test_what_is_not_there_is_named(mine, id, steps, words):
     with pytest.raises((UserError, TypeError), match=words if steps != "ten" else "."):
         make(id, max_episode_steps=steps)
+
+
+def test_a_module_that_registers_none_is_told_how(tmp_path, monkeypatch):
+    (tmp_path / "my_classes.py").write_text("class Mine: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        UserError, match=r'registers no environment .Mine-v0.\. Add gymnasium\.register\("Mine-v0", entry'
+    ):
+        make("my_classes:Mine-v0")

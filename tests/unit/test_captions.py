@@ -61,6 +61,38 @@ def test_an_unknown_macro_names_the_known(tmp_path):
         Captions.load(file)
 
 
+FACT = "{train: [a], val: [b], test: [c]}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (f"lit: {FACT}", "must hold `facts`, and may hold `macros` and `goals`; got lit"),
+        ("", "must hold `facts`"),
+        ("- a", "must hold `facts`.*got list"),
+        ("facts: [lit]", "facts must be names"),
+        (f"facts: {{yes: {FACT}}}", "facts must be names"),  # YAML reads yes as true
+        ("facts: {lit: [it glows]}", "fact 'lit' must have train, val and test wordings; got"),
+        (
+            "facts: {lit: {train: it glows, val: [b], test: [c]}}",
+            "train of 'lit' must be a list of texts; got 'it glows'",
+        ),
+        ("facts: {lit: {train: [on], val: [b], test: [c]}}", "train of 'lit' must be a list of texts; got .True."),
+        (f"facts: {{lit: {FACT}}}\ngoals: {{lit: [it glows]}}", "'lit' must be a text; got .'it glows'."),
+        (
+            f"facts: {{lit: {FACT}}}\ngoals: {{lid: it glows}}",
+            "goals must be of facts; got 'lid'. Choose from lit; did you mean lit",
+        ),
+        ("facts: {lit: [", "must be YAML: "),
+    ],
+)
+def test_a_file_of_another_form_is_refused(tmp_path, text, told):
+    file = tmp_path / "captions.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=told):
+        Captions.load(file)
+
+
 @pytest.mark.parametrize("scene", SCENES)
 def test_our_captions_cover_every_fact_of_their_world(scene):
     import gymnasium

@@ -186,6 +186,7 @@ def test_a_mistake_gets_one_line_and_status_2(ran, capsys, words, expected):
     ("error", "expected"),
     [
         (UserError("no such\n  thing"), "embodied go: no such thing"),
+        (UserError("go: no such thing"), "embodied go: no such thing"),
         (ValueError("frames must be uint8"), "frames must be uint8"),
         (TypeError("frames must be a tensor"), "frames must be a tensor"),
         (FloatingPointError("head 'clip' must give finite numbers"), "head 'clip'"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,6 +71,35 @@ def test_links_lead_to_headings(page):
     text = BLOCK.sub("", page.read_text("utf-8"))
     for target, _, heading in (link.partition("#") for link in LINK.findall(text) if "#" in link and ":" not in link):
         assert heading in anchors(page.parent / target if target else page)
+
+
+FOLDERS = ("embodied", "rewards", "policies", "benchmarks", "configs", "sim_assets", "examples", "plugins", "tests")
+FILE = re.compile(rf"`((?:{'|'.join(FOLDERS)}|docs|typings)/[\w./*-]*)`")
+NAME = re.compile(r"`((?:embodied|rewards|policies)(?:\.\w+)+)")
+UNNAMED = re.compile(r"\b(NAME|VERB|SCENE)\b|\.json$")  # a place for a name; another thing's file
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_files_that_a_page_names_are_there(page):
+    named = [each for each in FILE.findall(BLOCK.sub("", page.read_text("utf-8"))) if not UNNAMED.search(each)]
+    assert [each for each in named if not list(ROOT.glob(each.rstrip("/")))] == []
+
+
+def there(name: str) -> bool:
+    """Whether a dotted name is a module, or what one holds."""
+    parts = name.split(".")
+    for count in range(len(parts), 0, -1):
+        with contextlib.suppress(ModuleNotFoundError):
+            held: Any = importlib.import_module(".".join(parts[:count]))
+            return all((held := getattr(held, part, None)) is not None for part in parts[count:])
+    return False
+
+
+def test_python_names_that_pages_and_docstrings_name_are_there():
+    texts = [*PAGES, *(file for kind in FOLDERS[:4] for file in sorted((ROOT / kind).rglob("*.py")))]
+    named = {(name, file.name) for file in texts for name in NAME.findall(file.read_text("utf-8"))}
+    assert len(named) > 40
+    assert sorted((name, file) for name, file in named if not UNNAMED.search(name) and not there(name)) == []
 
 
 def test_there_are_commands_of_every_verb():

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
-from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, loading
+from embodied.building.build import build
+from embodied.config import compose
+from rewards.encoders import OpenCLIPEncoder, TransformersEncoder, embedded_encoder, loading
 from tests.conftest import TINY_CLIP
 
 # Bad input --------------------------------------------------------------------------------------------------
@@ -79,6 +81,22 @@ def test_missing_weights_offline_say_what_to_put_where(make, advice, monkeypatch
     with pytest.raises(FileNotFoundError, match=rf"is not on this machine and was not fetched\. .*{advice}"):
         make()
     assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "given"),
+    [("open_clip", "hf-hub:owner/name", "local-dir:FOLDER"), ("transformers", "owner/name", "FOLDER")],
+)
+def test_a_verb_asks_for_missing_weights_by_its_setting(name, model, given, monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(loading, "_reachable", lambda url: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=f"and give encoder.model={given}"):
+        build(compose("preview", [f"encoder={name}", f"encoder.model={model}"]).encoder)
+    chat = compose("preview", ["reward=grm_vlm", "reward.vlm.url=null", "reward.vlm.model=owner/name", "goal=x"]).reward
+    with pytest.raises(FileNotFoundError, match=r"and give reward\.vlm\.model=FOLDER"):
+        build(chat, encoder=embedded_encoder())
 
 
 # The torchvision cure ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
 from embodied import files, runs
@@ -325,6 +326,28 @@ def test_ppo_keeps_the_time_limit_bootstrap_and_its_advantages_follow(setup, log
         following = values[t + 1] if t < 7 else kept["next"][t]
         after = expected[t] + 0.9 * following * alive - values[t] + 0.9 * 0.95 * alive * after
         np.testing.assert_allclose(advantages[t], after, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2]), spaces.MultiBinary(2)])
+def test_ppo_chooses_among_choices_and_bits(space):
+    observations = spaces.Box(-1, 1, (3,), np.float32)
+    learner = sb3.ppo(observations, space, num_worlds=2, total_steps=2, seed=0, rollout_steps=1, batch_size=2)
+    obs, first = np.zeros((2, 3), np.float32), np.ones(2, bool)
+    for explore in (True, False):
+        actions, _ = learner.act(obs, learner.begin(2), first, explore=explore)
+        assert len(actions) == 2
+        assert all(action in space for action in actions)
+
+
+@pytest.mark.parametrize(
+    ("space", "fitting"),
+    [(spaces.Discrete(3), "Use policy=dqn or (policy=)?ppo"), (spaces.MultiDiscrete([3, 2]), "Use policy=ppo")],
+)
+def test_a_learner_of_numbers_names_those_of_the_actions_there_are(space, fitting):
+    with pytest.raises(ValueError, match=fitting):
+        rlpd(spaces.Box(-1, 1, (3,), np.float32), space, num_worlds=1, total_steps=1, seed=0)
+    with pytest.raises(ValueError, match=fitting):
+        sb3.sac(spaces.Box(-1, 1, (3,), np.float32), space, num_worlds=1, total_steps=1, seed=0)
 
 
 def test_the_critic_holds_still_for_the_actor_and_nothing_else_changes(setup, log):
