@@ -8,8 +8,9 @@ of other starts. `random` is the control: as many episodes, drawn from all that 
 the first goes that failed (those that succeed are never kept). `corrections` has no control with as many more expert
 actions, so what they gain may be what more of an expert gains.
 `chunked_rl` goes on from what imitates the accepted tries, with a critic that learns from the refused ones too, and
-`best_of_n` lets that critic choose among the chunks of the policy as it was; whether the critic ranks chunks at one
-moment is told. All are judged on the same starts, which chose and taught nothing.
+`best_of_n` lets that critic choose among the chunks of the policy as it was; its control `random_of_n` takes any of the
+same chunks. Whether the critic ranks chunks at one moment is told. All are judged on the same starts, which chose and
+taught nothing.
 
     python -m benchmarks.own_rollouts                       # goes on where it was interrupted
     python -m benchmarks.own_rollouts 'tasks=["place"]' 'seeds=[0]' episodes=40 record=false
@@ -24,7 +25,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from benchmarks.common import begun_with, load, read_options, record
 from benchmarks.finetune import by_start, gathered, ranking_row, ratios, row
@@ -33,21 +36,30 @@ from embodied.config import compose
 from embodied.finetuning import inputs, judging
 from embodied.finetuning.stages import CHUNKED, REFUSED, FinetuningRun
 from policies.vla.choosing import BestOfN, load_critic
+from policies.vla.critic import Context
 from rewards.metrics import wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["place"], "seeds": [0, 1, 2], "episodes": 100, "steps": 2000, "starts": 60, "tries": 2, "execute": 2,
-    "ways": ["random", "corrections", "chunked_rl", "best_of_n"], "moments": 24, "record": True,
+    "ways": ["random", "corrections", "chunked_rl", "best_of_n", "random_of_n"], "moments": 24, "record": True,
 }  # fmt: skip
 DEMONSTRATIONS, LABELLED = 8, 20
 ROOT = Path("runs", "benchmarks", "own_rollouts")
-STAGE, RANDOM, CORRECTIONS, BEST = "rollouts", "random", "corrections", "best_of_n"
+STAGE, RANDOM, CORRECTIONS, BEST, ANY = "rollouts", "random", "corrections", "best_of_n", "random_of_n"
 TOLD = {
     "imitate": "{}, imitation", STAGE: "{} and own tries that the success reward accepted",
     RANDOM: "{} and as many own tries at random (control)",
     CORRECTIONS: "{}, own tries and corrections that the success reward accepted",
     CHUNKED: "{} and own tries, chunked RL", BEST: "{} and own tries, the best of eight chunks by its critic",
+    ANY: "{} and own tries, any of the eight chunks (control)",
 }  # fmt: skip
+
+
+class AnyOfN(BestOfN):
+    """Takes any of the chunks, whatever the critic says."""
+
+    def rank(self, context: Context, drawn: Float[Tensor, "B M H A"]) -> Float[Tensor, "B M"]:
+        return torch.rand(drawn.shape[:2], generator=self._random).to(drawn)
 
 
 def shown(task: str, policy: str, count: int, seed: int) -> Path:
@@ -82,16 +94,16 @@ def tried(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, Any]:
     rows, more = made.grown([STAGE], weights)
     grown = made.train(STAGE, made.fresh(), more, rows)
     found[STAGE] = judged(made, STAGE, grown)
-    if CHUNKED in ways or BEST in ways:
+    if {CHUNKED, BEST, ANY} & set(ways):
         learned = made.learn(grown, weights, [STAGE], STAGE)
         found["ranking"] = made.ranked(grown, STAGE)
         if CHUNKED in ways:
             found[CHUNKED] = judged(made, CHUNKED, learned)
-        if BEST in ways:
-            rl = made.config.rl
-            critic = load_critic(made.folder / CHUNKED)[0].to(made.device)
-            chooser = BestOfN(grown, critic, count=rl.candidates, deviation=rl.deviation, seed=seed)
-            found[BEST] = judged(made, BEST, chooser)
+        rl, critic = made.config.rl, load_critic(made.folder / CHUNKED)[0].to(made.device)
+        for way, kind in ((BEST, BestOfN), (ANY, AnyOfN)):
+            if way in ways:
+                chooser = kind(grown, critic, count=rl.candidates, deviation=rl.deviation, seed=seed)
+                found[way] = judged(made, way, chooser)
     if RANDOM in ways:
         every = made.sources([STAGE]) + made.sources([STAGE], REFUSED)
         rows = made.windows_with(every)
@@ -128,6 +140,7 @@ def table(task: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], ex
         ("own tries accepted", STAGE, "imitate", 1.5), ("own tries at random (control)", RANDOM, "imitate", None),
         ("own tries and corrections accepted", CORRECTIONS, "imitate", 1.5),
         ("chunked RL", CHUNKED, STAGE, 1.25), ("the best of eight chunks", BEST, STAGE, 1.25),
+        ("any of the eight chunks (control)", ANY, STAGE, None),
     ]  # fmt: skip
     found = list(rows.values())
     for name, way, other, bar in gains:
