@@ -30,6 +30,23 @@ def whole(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_place(place: Path, setting: str) -> None:
+    """Refuse a file or folder that could not be made, before anything is computed for it.
+
+    Args:
+        place: it need not be there, nor its folder.
+        setting: what errors call it.
+
+    Raises:
+        UserError: it lies below a file, or in a folder that may not be written to.
+    """
+    above = next(each for each in place.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise UserError(f"{setting} must lie in a folder; got {place}, and {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{setting} must be where you may write; got {place}, and {above} is not.")
+
+
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text; a reader sees the old file or the new one, never half."""
     with whole(file) as part:

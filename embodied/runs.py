@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from embodied.config import compose, given
 from embodied.errors import UserError
-from embodied.files import latest_checkpoint, write_text
+from embodied.files import check_place, latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
 from embodied.trust import check_trusted, remember
 
@@ -63,8 +63,8 @@ class Run:
         self.checkpoint: Path | None = None
         if config.resume:
             self._resume(config)
-        elif config.run and Path(config.run).exists():
-            raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
+        else:
+            check_new(config.run, "Add resume=true to go on with it.")
 
     def _resume(self, config: DictConfig) -> None:
         folder = find(config.run or "latest", ROOT / self.verb)
@@ -215,6 +215,23 @@ def find(run: str | None, root: Path) -> Path:
     if not run or not (Path(run) / "run.json").is_file():
         raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")
     return Path(run)
+
+
+def check_new(run: str | None, advice: str = "") -> None:
+    """Refuse a folder for a new run that is there, or cannot be made, before any work is done for it.
+
+    Args:
+        run: as a person gave it; None: it gets a name of its own.
+        advice: the end of the error where it is there.
+
+    Raises:
+        UserError: so.
+    """
+    if run == "latest":
+        raise UserError(f"run must be a new folder; latest means the newest that is there. {advice}".rstrip())
+    if run and Path(run).exists():
+        raise UserError(f"run must be a new folder; got {run}. {advice}".rstrip())
+    check_place(Path(run or ROOT / "new"), "run")
 
 
 def write_run(folder: Path, **values: Any) -> None:

@@ -247,8 +247,7 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
                         _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
         return saved, folder
-    if config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
+    runs.check_new(config.run, "Leave data out, or add resume=true, to go on.")
     return config, None
 
 

@@ -51,6 +51,7 @@ from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
 from embodied.literal import resolved, saved_text
+from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder
 
@@ -72,7 +73,7 @@ def run(config: DictConfig) -> None:
     encoder: Encoder = build(config.encoder)
     loaded = check_weights(resolved(config)["reward"], encoder)
     dataset = open_dataset(config.data, **reading(config))
-    cameras = list(config.cameras or dataset.cameras)
+    cameras = chosen_cameras(dataset, config.cameras or None)
     cases = read_cases(
         dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config), quality=config.quality
     )
@@ -267,8 +268,7 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"fit must be between 0 and 1, a share of the episodes; got {config.fit}.")
     if config.unlabelled not in ("skip", "success"):
         raise UserError(f"unlabelled must be skip or success; got {config.unlabelled!r}.")
-    if config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}.")
+    runs.check_new(config.run)
 
 
 def _folder(config: DictConfig, rewards: str) -> Path:

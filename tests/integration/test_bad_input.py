@@ -76,6 +76,15 @@ def tiny(model: str) -> list[str]:
         ("evaluate run=nowhere", ["run must be a run folder", "nowhere"]),
         ("preview reward=true columns=0", ["columns must be at least 1; got 0"]),
         ("preview reward=true out=sheet.gif", ["out must end in .png; got sheet.gif"]),
+        ("train steps=null reward=true", ["steps must be at least 1; got None"]),
+        ("train run=latest reward=true", ["run must be a new folder; latest means the newest", "Add resume=true"]),
+        ("collect policy=null", ["policy must be expert, mixed", "got None"]),
+        ("label data=null", ["data must be given; got null"]),
+        ("label data=[a,b]", ["data must be one text; got ['a', 'b']"]),
+        ("judge data=[a,b]", ["data must be one text; got ['a', 'b']"]),
+        ("train run=[a]", ["run must be one text; got ['a']"]),
+        ("judge wrong=press", ["wrong must be a list; got press. Write wrong=[press]."]),
+        ("evaluate run=[a]", ["run must be one text; got ['a']"]),
     ],
 )
 def test_a_wrong_word_gets_the_nearest_right_one(capsys, here, words, expected):
@@ -83,6 +92,22 @@ def test_a_wrong_word_gets_the_nearest_right_one(capsys, here, words, expected):
     for part in expected:
         assert part in line, line
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train reward=true run=file/x", "practise run=file/x", "judge run=file/x", "preview out=file/x/y.png",
+        "fit demos=desk-drawer-expert out=file/x", "fit demos=desk-drawer-expert out=file",
+        "audit data=desk-drawer-mixed run=file/x", "finetune data=desk-drawer-mixed run=file/x",
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_is_told_before_anything_is_made(capsys, here, words):
+    (here / "file").write_text("mine")
+    line = refused(capsys, *words.split())
+    assert re.search(r"(run|out) must (lie in|be) a folder; got file", line), line
+    assert [path.name for path in here.iterdir()] == ["file"]
+    assert (here / "file").read_text() == "mine"
 
 
 def test_an_unknown_model_gets_the_nearest(capsys, here):
