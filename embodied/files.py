@@ -87,15 +87,18 @@ def write_checkpoint(folder: Path, steps: int, write: Callable[[Path], None]) ->
             sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        former = latest_checkpoint(folder)
+        last = latest_checkpoint(folder)
         raise UserError(
             f"checkpoint: {root} must take {final.name}; got {error}. "
-            + (f"The checkpoint {former.name} is whole; go on from it with resume=true." if former else "")
+            + (f"The checkpoint {last.name} is whole; go on from it with resume=true." if last else "")
         ) from error
+    former = root / ".former"  # a kill in the middle of its removal must leave no half of it under its name
+    shutil.rmtree(former, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(former)
     part.rename(final)
     sync(root)
+    shutil.rmtree(former, ignore_errors=True)
     for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT]:
         shutil.rmtree(old)
     return final

@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +23,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from embodied.config import compose, given
-from embodied.errors import UserError
+from embodied.config import GIVEN, compose, given
+from embodied.errors import BusyError, UserError
 from embodied.files import check_place, latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
+from embodied.locks import hold
 from embodied.trust import check_trusted, remember
 
 STEPS = "time/total_timesteps"  # the column of progress.csv that counts
@@ -55,19 +57,24 @@ class Run:
     Raises:
         UserError: the folder exists; or, to resume, there is no such run, it has no checkpoint, or it is beyond the
             steps given.
+        BusyError: another process is at work on it.
     """
 
     def __init__(self, config: DictConfig, verb: str) -> None:
         self.verb, self.config = verb, config
+        self._working = ExitStack()
         self.folder: Path | None = None
         self.checkpoint: Path | None = None
         if config.resume:
-            self._resume(config)
+            with self._working as held:  # let go where it is refused
+                self._resume(config, held)
+                self._working = held.pop_all()
         else:
             check_new(config.run, "Add resume=true to go on with it.")
 
-    def _resume(self, config: DictConfig) -> None:
+    def _resume(self, config: DictConfig, held: ExitStack) -> None:
         folder = find(config.run or "latest", ROOT / self.verb)
+        held.enter_context(working(folder))
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
@@ -103,6 +110,7 @@ class Run:
             else:
                 name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
                 folder = new_folder(ROOT / self.verb, name, reward, config.seed)
+            self._working.enter_context(working(folder))
             self.folder = folder
             save_config(folder, config)
             remember(resolved(config))
@@ -121,6 +129,10 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._working:
+            self._ended(error)
+
+    def _ended(self, error: BaseException | None) -> None:
         if error is None or self.folder is None:
             return
         write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
@@ -144,8 +156,14 @@ def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str
 
 
 def _set(config: DictConfig, key: str) -> bool:
-    """Whether one of the verb's own keys, or the group that a key is of, was given, be it as its default."""
-    return given(config, key.partition(".")[0])
+    """Whether a key, or a group that it is of, was given, be it as its default."""
+    node: Any = config
+    for part in key.split("."):  # of a mapping with any keys, the mapping's own flag counts
+        below = node._get_node(part) if isinstance(node, DictConfig) and part in node else None
+        if below is None:
+            break
+        node = below
+    return bool(node._get_flag(GIVEN))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -215,6 +233,23 @@ def find(run: str | None, root: Path) -> Path:
     if not run or not (Path(run) / "run.json").is_file():
         raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")
     return Path(run)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two processes that go on with one run would write into each other's checkpoints.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            hold(file)
+        except BlockingIOError as error:
+            raise BusyError(f"run: another process is at work in {folder}. Wait for it, or begin a new run.") from error
+        except OSError:  # a file system without locks: as if there were no other
+            print(f"{folder} lies where files cannot be locked: let no other process go on with it.", file=sys.stderr)
+        yield
 
 
 def check_new(run: str | None, advice: str = "") -> None:

@@ -69,19 +69,20 @@ def run(config: DictConfig) -> None:
             raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")
         imagining.more_data(config, planned)
     encoder = build(config.encoder)
-    if folder is None:
-        folder = _begun(config)
-    else:
-        runs.save_config(folder, config)
-    runs.write_run(folder, status="running")
-    try:
-        session = FinetuningRun(config, folder, encoder, planned)
-        told = _stages(session)
-    except BaseException as error:
-        runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        raise
-    runs.write_run(folder, status="finished")
-    print(f"{told} Report: {write_finetuning(folder)}")
+    begun = folder is not None
+    folder = folder or _begun(config)
+    with runs.working(folder):
+        if begun:
+            runs.save_config(folder, config)
+        runs.write_run(folder, status="running")
+        try:
+            session = FinetuningRun(config, folder, encoder, planned)
+            told = _stages(session)
+        except BaseException as error:
+            runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        runs.write_run(folder, status="finished")
+        print(f"{told} Report: {write_finetuning(folder)}")
 
 
 def _stages(session: FinetuningRun) -> str:

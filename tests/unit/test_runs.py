@@ -12,7 +12,7 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 
 from embodied import files, runs
 from embodied.envs.vector import WorldVecEnv
-from embodied.errors import UserError
+from embodied.errors import BusyError, UserError
 from embodied.training import checkpoints
 from embodied.training.collector import Collector
 from embodied.training.labeller import Labeller
@@ -186,6 +186,33 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, log, tmp_path):
     assert files.latest_checkpoint(tmp_path) == former
     assert {file.name: file.read_bytes() for file in former.iterdir()} == before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [former.name]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_a_whole_one(tmp_path, monkeypatch):
+    def write(place):
+        for name in ("a", "b"):
+            (place / name).write_text("whole")
+
+    def killed(path, **options):
+        if path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    files.write_checkpoint(tmp_path, 8, write)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(files.shutil, "rmtree", killed)
+        files.write_checkpoint(tmp_path, 8, write)
+    assert sorted(path.name for path in files.latest_checkpoint(tmp_path).iterdir()) == ["a", "b"]
+    files.write_checkpoint(tmp_path, 16, write)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000000008", "0000000016"]
+
+
+def test_a_run_is_held_by_one_process_and_let_go(tmp_path):
+    with runs.working(tmp_path):
+        with pytest.raises(BusyError, match="another process is at work in"), runs.working(tmp_path):
+            pass
+    with runs.working(tmp_path):
+        pass
 
 
 def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
