@@ -116,6 +116,22 @@ def given(config: DictConfig, key: str) -> bool:
     return bool(node._get_flag(GIVEN))
 
 
+def given_in(config: DictConfig, key: str) -> bool:
+    """Whether the user set a key, or anything in it, by its own name: not as a part of a group that was chosen.
+
+    Args:
+        config: the verb's.
+        key: dotted.
+    """
+    from omegaconf import OmegaConf
+
+    node: Any = config
+    for part in key.split("."):
+        node = node._get_node(part) if OmegaConf.is_config(node) and part in node else None
+    inner = () if node is None or not OmegaConf.is_dict(node) or node._is_none() else [n for _, n in flatten(node)]
+    return node is not None and any(each._metadata.flags and each._metadata.flags.get(GIVEN) for each in (node, *inner))
+
+
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key with its raw value, inner nodes too.
 

@@ -74,6 +74,7 @@ class Run:
 
     def _resume(self, config: DictConfig, held: ExitStack) -> None:
         folder = find(config.run or "latest", ROOT / self.verb)
+        verb_of(folder, self.verb)
         held.enter_context(working(folder))
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
@@ -267,6 +268,25 @@ def check_new(run: str | None, advice: str = "") -> None:
     if run and Path(run).exists():
         raise UserError(f"run must be a new folder; got {run}. {advice}".rstrip())
     check_place(Path(run or ROOT / "new"), "run")
+
+
+def verb_of(folder: Path, *verbs: str) -> str | None:
+    """Which verb made a run's folder; None where it does not say.
+
+    Args:
+        folder: of the run.
+        *verbs: those whose runs will do; none given: any.
+
+    Raises:
+        UserError: it is another's, or run.json is damaged.
+    """
+    told = parsed((folder / "run.json").read_text("utf-8", "replace"))
+    if told is None:
+        raise UserError(f"run: {folder / 'run.json'} must be an object in JSON; it is damaged.")
+    verb = told.get("verb")
+    if verbs and verb is not None and verb not in verbs:
+        raise UserError(f"run must be of embodied {' or '.join(verbs)}; {folder} is of embodied {verb}.")
+    return verb
 
 
 def write_run(folder: Path, **values: Any) -> None:

@@ -55,6 +55,7 @@ def run(config: DictConfig) -> None:
 def _trained(config: DictConfig) -> tuple[Any, Player]:
     """The config with the run's own world, and the policy of its newest checkpoint."""
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
+    runs.verb_of(folder, "train")
     actor, perception = load_policy(folder, trust=config.get("trust"))
     trained = load_literal(folder / "config.yaml")
     if others := [key for key in config.env if given(config.env, key)]:

@@ -224,7 +224,10 @@ def _steps(session: FinetuningRun, name: str, policy: ChunkPolicy | BestOfN) -> 
 def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     """The config to go by, and the run's folder where it goes on."""
     if config.data is None or config.resume:
+        if not (config.resume or config.run or list((runs.ROOT / "finetune").glob("*/run.json"))):
+            raise UserError("data must be a LeRobot folder, or a list of them; got none, and no run to go on with.")
         folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
+        runs.verb_of(folder, "finetune")
         defaults = compose("finetune", [])
         OmegaConf.set_struct(defaults, False)
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))

@@ -26,6 +26,7 @@ from embodied.building.build import build, locate
 from embodied.building.goals import is_open, takes_goal, with_goal
 from embodied.building.scorers import reward_name
 from embodied.collecting.opening import open_dataset, reading
+from embodied.config import given_in
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
@@ -44,6 +45,8 @@ def run(config: DictConfig) -> None:
     """Encode, fit, save."""
     reward = resolved(config)["reward"]
     folder = Path(config.out)
+    if given_in(config, "reward.demos"):
+        raise UserError("reward.demos must be left out: a head is fitted to demos=….")
     _check(reward, folder)
     check_least(config, episodes=0, threads=1)
     hub.check_id(config.push)

@@ -222,8 +222,8 @@ def _check_facts(config: DictConfig, env: gymnasium.Env) -> None:
     Raises:
         UserError: so.
     """
-    known: Any = getattr(env.unwrapped, "facts", None)
-    for name in TASKS if known is not None else ():
+    known: tuple[str, ...] = getattr(env.unwrapped, "facts", ())
+    for name in TASKS if known else ():
         if (fact := config[name].fact) is not None and fact not in known:
             raise UserError(f"{name}.fact must be one of the world's, or null; got {fact!r}. {nearest(fact, known)}")
 

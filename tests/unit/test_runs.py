@@ -216,6 +216,18 @@ def test_a_run_is_held_by_one_process_and_let_go(tmp_path):
         pass
 
 
+def test_a_run_of_another_verb_is_not_taken_for_ones_own(tmp_path):
+    runs.write_run(tmp_path, verb="practise")
+    assert runs.verb_of(tmp_path) == runs.verb_of(tmp_path, "practise") == "practise"
+    with pytest.raises(UserError, match=r"run must be of embodied train or finetune; .* is of embodied practise"):
+        runs.verb_of(tmp_path, "train", "finetune")
+    (tmp_path / "run.json").write_text('{"status": ')
+    with pytest.raises(UserError, match=r"run\.json must be an object in JSON; it is damaged"):
+        runs.verb_of(tmp_path, "train")
+    (tmp_path / "run.json").write_text("{}")  # of long ago
+    assert runs.verb_of(tmp_path, "train") is None
+
+
 def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
     training = setup()
     train(training, 40, log)
