@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -138,7 +139,7 @@ class Run:
             return
         write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         if latest_checkpoint(self.folder) is not None:
-            print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
+            print(f"Go on with: embodied {self.verb} {shlex.quote(f'run={self.folder}')} resume=true", file=sys.stderr)
 
 
 def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str]) -> list[str]:

@@ -157,7 +157,7 @@ def _check(config: DictConfig) -> None:
     if config.policy not in POLICIES and not str(config.policy).startswith("run:"):
         raise UserError(f"policy must be {', '.join(POLICIES)} or run:FOLDER; got {config.policy!r}. "
                         f"{nearest(str(config.policy), POLICIES)}")  # fmt: skip
-    check_least(config, episodes=1, image_size=1, hold=1)
+    check_least(config, episodes=1, image_size=1, hold=1, noise=0)
     if config.image_size % 2:
         raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")
     shares = {kind: float(config.shares[kind]) for kind in KINDS}

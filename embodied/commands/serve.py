@@ -135,6 +135,8 @@ def _check(config: DictConfig) -> str | None:
     check_least(config, max_batch=1, max_wait_ms=0, threads=1, replicas=1, port=0)
     if config.port > 65535:
         raise UserError(f"port must be at most 65535; got {config.port}.")
+    if isinstance(config.proxies, str):
+        raise UserError(f"proxies must be a list; got {config.proxies}. Write proxies=[{config.proxies}].")
     for proxy in config.proxies or ():
         _check_proxy(str(proxy))
     if config.proxies and config.replicas > 1:

@@ -76,6 +76,8 @@ def tiny(model: str) -> list[str]:
         ("evaluate run=nowhere", ["run must be a run folder", "nowhere"]),
         ("preview reward=true columns=0", ["columns must be at least 1; got 0"]),
         ("preview reward=true out=sheet.gif", ["out must end in .png; got sheet.gif"]),
+        ("collect policy=mixed noise=-1", ["noise must be at least 0; got -1"]),
+        ("serve proxies=10.0.0.2", ["proxies must be a list; got 10.0.0.2. Write proxies=[10.0.0.2]."]),
         ("pretrain resume=true", ["run must say which run resume=true goes on with"]),
         ("pretrain judge_on=tset", ["judge_on must be test or val; got 'tset'"]),
         ("pretrain use=[]", ["use must name scenes of the config"]),
