@@ -25,15 +25,21 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import runs
 from embodied.collecting.collect import collect
 from embodied.collecting.episodes import Player
-from embodied.config import given
+from embodied.config import given, given_in
 from embodied.errors import UserError
 from embodied.literal import load_literal
 from embodied.training.acting import load_policy
 from embodied.training.playing import Solo
 
 
+HEEDED = {"hold": ("random", "mixed"), "noise": ("mixed",), "shares": ("mixed",)}  # by whom alone
+
+
 def run(config: DictConfig) -> None:
     """Collect, and tell what there is."""
+    for key, policies in HEEDED.items():
+        if config.policy not in policies and given_in(config, key):
+            raise UserError(f"{key} is for policy={' and '.join(policies)}; got it for {config.policy}. Leave it out.")
     learner = None
     if str(config.policy).startswith("run:"):
         config, learner = _trained(config)

@@ -34,6 +34,7 @@ from embodied.building.build import build
 from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
 from embodied.building.scorers import check_weights
 from embodied.collecting.opening import open_dataset, reading
+from embodied.config import given_in
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs import is_world
@@ -61,6 +62,10 @@ APPROXIMATE = (
     "Outcome margins are approximate: mimed episodes were pasted from pictures of successes, the arm over the first "
     "frame. Better ones: embodied collect policy=counterfactual, or recorded and marked, as kind=COLUMN."
 )
+OURS = (  # settings that a public benchmark leaves no choice of
+    "arm", "cameras", "canaries", "counterfactual", "fit", "kind", "quality", "success", "surplus", "tolerance",
+    "unlabelled", "worst", "wrong",
+)  # fmt: skip
 FEW = 5  # episodes of a group below which its figures say little
 
 
@@ -261,6 +266,8 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a value out of its range, or a run folder that exists.
     """
+    if config.benchmark and (other := next((key for key in OURS if given_in(config, key)), None)):
+        raise UserError(f"{other} must be left out with benchmark=…, which says itself what is judged and how.")
     check_least(config, canaries=1, confusion=0, resamples=10, worst=0, threads=1)
     if config.reward.get("_target_") is None:
         raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
