@@ -31,7 +31,6 @@ from embodied.literal import load_literal
 from embodied.training.acting import load_policy
 from embodied.training.playing import Solo
 
-
 HEEDED = {"hold": ("random", "mixed"), "noise": ("mixed",), "shares": ("mixed",)}  # by whom alone
 
 
