@@ -24,7 +24,7 @@ def quote(word: str) -> str:
     if not equal or not value:
         return word
     last = key.rpartition(".")[2]
-    text = last in TEXTS
+    text = last in TEXTS and key != "baseline"  # a switch of finetune's
     if text:
         value = re.sub(r"(?<!\\)\$\{", r"\\${", value)
     else:  # zsh leaves it to us everywhere, bash in a.b=~/c and in a list
@@ -40,7 +40,7 @@ def quote(word: str) -> str:
             if _reads(quoted):
                 return quoted
         return f"{key}={_quoted(value)}" if text else word
-    words = last in (*TEXTS, *PLACES) and value != "null"
+    words = (text or last in PLACES) and value != "null"
     if words or re.search(r"[\s',=#]|^~", value) or not _reads(f"{key}={value}"):
         return f"{key}={_quoted(value)}"
     return f"{key}={value}"

@@ -114,6 +114,11 @@ def test_a_folder_is_a_text_whatever_it_is_called(ran, folder):
     assert ran[0].run == folder
 
 
+def test_a_switch_that_is_called_like_a_text_stays_one():
+    assert compose("finetune", ["baseline=false"]).baseline is False
+    assert compose("train", ["reward.baseline=false"]).reward.baseline == "false"
+
+
 def test_a_setting_that_is_called_like_a_group_is_a_text_too(ran, tmp_path):
     (tmp_path / "configs" / "do.yaml").write_text("policy: null\n")
     (tmp_path / "configs" / "policy").mkdir()
