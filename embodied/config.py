@@ -6,15 +6,16 @@ Hydra composes; what a person wrote is checked first, so that a wrong word is na
 from __future__ import annotations
 
 import copy
+import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from embodied import paths
 from embodied.errors import UserError, nearest
-from embodied.words import check_grammar, quote, suggestion
+from embodied.words import PLACES, check_grammar, quote, suggestion
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,21 +59,31 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
         key = word.split("=", 1)[0]
         if word[0] not in "+~":
             _check_key(key, base)
+            for inner in _inside(word, base):
+                _check_key(inner, base)
+        elif word[0] == "+" and "." not in key:  # nothing would read it
+            _check_key(key.lstrip("+"), base)
     config, _ = _compose(verb, groups + knowing + [_filling(word, base) for word in values])
     config.merge_with(plain)
+    node: Any
+    for key in plain:
+        node = config._get_node(key)
+        node._set_flag(GIVEN, True)
     for word in groups:
         group = re.split(r"[=@/]", word.lstrip("+"), maxsplit=1)[0]
-        node: Any = config._get_node(group) if group in config else None  # an experiment has none of its own
+        node = config._get_node(group) if group in config else None  # an experiment has none of its own
         if OmegaConf.is_config(node):
             node._set_flag(GIVEN, True)  # all of it was chosen
     for word in values:
         if word[0] not in "+~":
-            _check_kind(word.split("=", 1)[0], base, config)
+            for key in (word.split("=", 1)[0], *_inside(word, base)):
+                _check_kind(key, base, config)
         if not word.startswith("~"):
             key = word.split("=", 1)[0].lstrip("+")
             node = OmegaConf.select(config, key.rpartition(".")[0]) if "." in key else config
             node._get_node(key.rpartition(".")[2])._set_flag(GIVEN, True)
-    if config.get("seed", 0) < 0:
+    seed = config.get("seed", 0)
+    if seed is None or seed < 0:
         raise UserError(f"seed must be at least 0; got {config.seed}.")
     if missing := sorted(key.replace("reward.parts.", "reward.") for key in OmegaConf.missing_keys(config)):
         raise UserError("; ".join(f"{key} is missing: add {key}=…" for key in missing))
@@ -105,6 +116,22 @@ def given(config: DictConfig, key: str) -> bool:
     return bool(node._get_flag(GIVEN))
 
 
+def given_in(config: DictConfig, key: str) -> bool:
+    """Whether the user set a key, or anything in it, by its own name: not as a part of a group that was chosen.
+
+    Args:
+        config: the verb's.
+        key: dotted.
+    """
+    from omegaconf import OmegaConf
+
+    node: Any = config
+    for part in key.split("."):
+        node = node._get_node(part) if OmegaConf.is_config(node) and part in node else None
+    inner = () if node is None or not OmegaConf.is_dict(node) or node._is_none() else [n for _, n in flatten(node)]
+    return node is not None and any(each._metadata.flags and each._metadata.flags.get(GIVEN) for each in (node, *inner))
+
+
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key with its raw value, inner nodes too.
 
@@ -126,7 +153,7 @@ class _Choice(NamedTuple):
 
     groups: list[str]  # Hydra's, of the groups' choices
     values: list[str]  # of settings
-    plain: dict[str, str]  # settings that have a group's name
+    plain: dict[str, str | None]  # settings that have a group's name
     parts: list[str]  # rewards that are composed
 
 
@@ -136,7 +163,9 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
     Raises:
         UserError: not an override, or an unknown choice.
     """
-    groups, values, plain = [], [], {}
+    groups: list[str] = []
+    values: list[str] = []
+    plain: dict[str, str | None] = {}
     parts: list[str] = []
     base, chosen = _compose(verb, [])
     for word in overrides:
@@ -144,19 +173,19 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
         if word.startswith("goal=") and "goal" not in base and "reward" in chosen:
             word = f"reward.{word}"
         key = re.split(r"[=@]", word.lstrip("+~"), maxsplit=1)[0]
-        if "=" not in word and not word.startswith("~"):
+        if not key or ("=" not in word and not word.startswith("~")):
             raise UserError(f"settings are written key=value; got {word!r}.")
-        check_grammar(word)
+        value = check_grammar(word)
         is_group = "." not in key and (paths.configs() / key).is_dir()
         if is_group and key in base and key not in chosen:  # a plain setting; Hydra would look for the group's file
-            plain[key] = word.split("=", 1)[1]
+            plain[key] = None if value is None else str(value)
         elif is_group and "=" in word and not word.startswith("~"):
             name = word.split("=", 1)[1]
             if key == "reward":
                 parts = _parts(name)
             if key == "reward" and parts:
                 name = COMPOSED
-            elif name != "null" and name not in choices(key):
+            elif name not in choices(key) and not (name == "null" and chosen.get(key, "null") == "null"):
                 raise UserError(f"unknown {key} {name!r}. {nearest(name, choices(key), listed=LISTED.get(key))}")
             name = name if name == "null" else f"'{name}'"  # a choice may be called true
             groups.append(f"{'' if key in chosen else '+'}{key}={name}")
@@ -268,6 +297,17 @@ def _check_key(key: str, base: DictConfig) -> None:
         raise UserError(told.replace("reward.parts.", "reward."))
 
 
+def _inside(word: str, base: DictConfig) -> list[str]:
+    """The keys of the mapping that a setting is set to; none where any will do, as where it is empty by default."""
+    from omegaconf import DictConfig, OmegaConf
+
+    key = word.split("=", 1)[0]
+    known, value = OmegaConf.select(base, key), check_grammar(word)
+    if not (isinstance(value, Mapping) and isinstance(known, DictConfig) and known):
+        return []
+    return [f"{key}.{each}" for each, _ in flatten(OmegaConf.create(dict(value)))]
+
+
 def _no_goal(base: DictConfig) -> str:
     """Why a reward has no goal."""
     target = base.reward.get("_target_")
@@ -278,10 +318,23 @@ def _no_goal(base: DictConfig) -> str:
 
 
 def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
-    """Numbers stay numbers and switches stay switches; 1e6 is a whole number where one is wanted."""
-    from omegaconf import OmegaConf
+    """Numbers, switches, lists and mappings stay what they are; 1e6 is a whole number where one is wanted."""
+    from omegaconf import DictConfig, ListConfig, OmegaConf
 
     default, value = OmegaConf.select(base, key), OmegaConf.select(config, key)
+    if isinstance(value, float) and math.isnan(value):
+        raise UserError(f"{key} must be a number; got nan.")
+    if isinstance(default, DictConfig) and not isinstance(value, DictConfig) and (value is not None or "." not in key):
+        example = f"{key}={{{next(iter(default), 'name')}: …}}"
+        raise UserError(f"{key} must be a mapping, as {example}; got {value!r}.")
+    place, missing = key.rpartition(".")[2] in PLACES, key in OmegaConf.missing_keys(base)
+    if missing and value is None:
+        raise UserError(f"{key} must be given; got null.")
+    one = isinstance(default, str) or (place and (missing or key != "data"))  # finetune takes several data
+    if isinstance(value, ListConfig) and one and not isinstance(default, ListConfig):
+        raise UserError(f"{key} must be one text; got {value}.")
+    if isinstance(default, ListConfig) and value is not None and not isinstance(value, ListConfig):
+        raise UserError(f"{key} must be a list; got {value}. Write {key}=[{value}].")
     if key.rpartition(".")[2] in COUNT_OR_NAME and not isinstance(value, float):
         return  # the reward says what it takes
     if isinstance(default, bool):

@@ -30,6 +30,23 @@ def whole(file: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def check_place(place: Path, setting: str) -> None:
+    """Refuse a file or folder that could not be made, before anything is computed for it.
+
+    Args:
+        place: it need not be there, nor its folder.
+        setting: what errors call it.
+
+    Raises:
+        UserError: it lies below a file, or in a folder that may not be written to.
+    """
+    above = next(each for each in place.absolute().parents if each.exists())
+    if not above.is_dir():
+        raise UserError(f"{setting} must lie in a folder; got {place}, and {above} is a file.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{setting} must be where you may write; got {place}, and {above} is not.")
+
+
 def write_text(file: Path, text: str) -> None:
     """Write UTF-8 text; a reader sees the old file or the new one, never half."""
     with whole(file) as part:
@@ -70,15 +87,18 @@ def write_checkpoint(folder: Path, steps: int, write: Callable[[Path], None]) ->
             sync(path)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        former = latest_checkpoint(folder)
+        last = latest_checkpoint(folder)
         raise UserError(
             f"checkpoint: {root} must take {final.name}; got {error}. "
-            + (f"The checkpoint {former.name} is whole; go on from it with resume=true." if former else "")
+            + (f"The checkpoint {last.name} is whole; go on from it with resume=true." if last else "")
         ) from error
+    former = root / ".former"  # a kill in the middle of its removal must leave no half of it under its name
+    shutil.rmtree(former, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        final.rename(former)
     part.rename(final)
     sync(root)
+    shutil.rmtree(former, ignore_errors=True)
     for old in sorted(path for path in root.iterdir() if path.name.isdigit())[:-KEPT]:
         shutil.rmtree(old)
     return final

@@ -19,6 +19,8 @@ from embodied.errors import UserError
 
 NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$")  # 1e-4: a number to people, not to YAML 1.1
 
+BREAKS = re.compile("[\x85\u2028\u2029\ufeff]")
+
 
 class _Loader(yaml.SafeLoader):
     pass
@@ -30,6 +32,14 @@ class _Dumper(yaml.SafeDumper):
 
 for _each in (_Loader, _Dumper):
     _each.add_implicit_resolver("tag:yaml.org,2002:float", NUMBER, list("-+0123456789."))
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """A text; breaks of a line that are none to people, of which YAML would make spaces, are written as escapes."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style='"' if BREAKS.search(value) else None)
+
+
+_Dumper.add_representer(str, _text)
 
 
 def literal(value: Any) -> Any:

@@ -10,9 +10,11 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -22,10 +24,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from embodied.config import compose, given
-from embodied.errors import UserError
-from embodied.files import latest_checkpoint, write_text
+from embodied.config import GIVEN, compose, given
+from embodied.errors import BusyError, UserError
+from embodied.files import check_place, latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
+from embodied.locks import hold
 from embodied.trust import check_trusted, remember
 
 STEPS = "time/total_timesteps"  # the column of progress.csv that counts
@@ -56,19 +59,25 @@ class Run:
     Raises:
         UserError: the folder exists; or, to resume, there is no such run, it has no checkpoint, or it is beyond the
             steps given.
+        BusyError: another process is at work on it.
     """
 
     def __init__(self, config: DictConfig, verb: str) -> None:
         self.verb, self.config = verb, config
+        self._working = ExitStack()
         self.folder: Path | None = None
         self.checkpoint: Path | None = None
         if config.resume:
-            self._resume(config)
-        elif config.run and Path(config.run).exists():
-            raise UserError(f"run must be a new folder; got {config.run}. Add resume=true to go on with it.")
+            with self._working as held:  # let go where it is refused
+                self._resume(config, held)
+                self._working = held.pop_all()
+        else:
+            check_new(config.run, "Add resume=true to go on with it.")
 
-    def _resume(self, config: DictConfig) -> None:
+    def _resume(self, config: DictConfig, held: ExitStack) -> None:
         folder = find(config.run or "latest", ROOT / self.verb)
+        verb_of(folder, self.verb)
+        held.enter_context(working(folder))
         checkpoint = latest_checkpoint(folder)
         if checkpoint is None:
             raise UserError(f"resume: {folder} must hold a checkpoint; it stopped before its first. Start it again.")
@@ -104,6 +113,7 @@ class Run:
             else:
                 name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
                 folder = new_folder(ROOT / self.verb, name, reward, config.seed)
+            self._working.enter_context(working(folder))
             self.folder = folder
             save_config(folder, config)
             remember(resolved(config))
@@ -122,11 +132,15 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._working:
+            self._ended(error)
+
+    def _ended(self, error: BaseException | None) -> None:
         if error is None or self.folder is None:
             return
         write_run(self.folder, status="interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed")
         if latest_checkpoint(self.folder) is not None:
-            print(f"Go on with: embodied {self.verb} run={self.folder} resume=true", file=sys.stderr)
+            print(f"Go on with: embodied {self.verb} {shlex.quote(f'run={self.folder}')} resume=true", file=sys.stderr)
 
 
 def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str]) -> list[str]:
@@ -145,8 +159,14 @@ def changed(config: DictConfig, old: DictConfig, verb: str, free: Collection[str
 
 
 def _set(config: DictConfig, key: str) -> bool:
-    """Whether one of the verb's own keys, or the group that a key is of, was given, be it as its default."""
-    return given(config, key.partition(".")[0])
+    """Whether a key, or a group that it is of, was given, be it as its default."""
+    node: Any = config
+    for part in key.split("."):  # of a mapping with any keys, the mapping's own flag counts
+        below = node._get_node(part) if isinstance(node, DictConfig) and part in node else None
+        if below is None:
+            break
+        node = below
+    return bool(node._get_flag(GIVEN))
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -216,6 +236,59 @@ def find(run: str | None, root: Path) -> Path:
     if not run or not (Path(run) / "run.json").is_file():
         raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")
     return Path(run)
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: two processes that go on with one run would write into each other's checkpoints.
+
+    Raises:
+        BusyError: another process holds it.
+    """
+    with (folder / ".lock").open("a") as file:
+        try:
+            hold(file)
+        except BlockingIOError as error:
+            raise BusyError(f"run: another process is at work in {folder}. Wait for it, or begin a new run.") from error
+        except OSError:  # a file system without locks: as if there were no other
+            print(f"{folder} lies where files cannot be locked: let no other process go on with it.", file=sys.stderr)
+        yield
+
+
+def check_new(run: str | None, advice: str = "") -> None:
+    """Refuse a folder for a new run that is there, or cannot be made, before any work is done for it.
+
+    Args:
+        run: as a person gave it; None: it gets a name of its own.
+        advice: the end of the error where it is there.
+
+    Raises:
+        UserError: so.
+    """
+    if run == "latest":
+        raise UserError(f"run must be a new folder; latest means the newest that is there. {advice}".rstrip())
+    if run and Path(run).exists():
+        raise UserError(f"run must be a new folder; got {run}. {advice}".rstrip())
+    check_place(Path(run or ROOT / "new"), "run")
+
+
+def verb_of(folder: Path, *verbs: str) -> str | None:
+    """Which verb made a run's folder; None where it does not say.
+
+    Args:
+        folder: of the run.
+        *verbs: those whose runs will do; none given: any.
+
+    Raises:
+        UserError: it is another's, or run.json is damaged.
+    """
+    told = parsed((folder / "run.json").read_text("utf-8", "replace"))
+    if told is None:
+        raise UserError(f"run: {folder / 'run.json'} must be an object in JSON; it is damaged.")
+    verb = told.get("verb")
+    if verbs and verb is not None and verb not in verbs:
+        raise UserError(f"run must be of embodied {' or '.join(verbs)}; {folder} is of embodied {verb}.")
+    return verb
 
 
 def write_run(folder: Path, **values: Any) -> None:

@@ -23,7 +23,7 @@ def check_least(config: Mapping[str, Any], **least: int) -> None:
         UserError: naming the first that is below.
     """
     for name, low in least.items():
-        if config[name] < low:
+        if config[name] is None or not config[name] >= low:  # NaN is not, either
             raise UserError(f"{name} must be at least {low}; got {config[name]}.")
 
 

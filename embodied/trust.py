@@ -42,7 +42,7 @@ def check_trusted(folder: Path, values: Mapping[str, Any], trust: Iterable[str] 
     reached = {each: key for key, each in _reaches(values)}
     if any(set(reached) <= used for used in _kept()):
         return
-    allowed = {str(each) for each in trust or ()}
+    allowed = {str(each) for each in ([trust] if isinstance(trust, str) else trust or ())}
     wanted = {each: key for each, key in reached.items() if each not in allowed}
     if wanted:
         told = ", ".join(f"{key}={each}" for each, key in wanted.items())

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from embodied.errors import UserError, nearest
 
-TEXTS = ("goal", "goals", "baseline", "negative", "negatives")  # settings in words: ${…} in them is text too
+TEXTS = ("goal", "goals", "baseline", "negative", "negatives", "instruction", "wrong")  # in words: ${…} is text too
+PLACES = ("data", "id", "model", "name", "out", "play", "record", "run")  # texts too: a folder 2026 is no number
 RENAMED = re.compile(r"([+~]*reward(?:\.\w+)?)\.negatives(?==)")  # as softmax called it once
 
 
@@ -20,11 +23,14 @@ def quote(word: str) -> str:
     key, equal, value = word.partition("=")
     if not equal or not value:
         return word
-    text = key.rpartition(".")[2] in TEXTS
+    last = key.rpartition(".")[2]
+    text = last in TEXTS and key != "baseline"  # a switch of finetune's
     if text:
         value = re.sub(r"(?<!\\)\$\{", r"\\${", value)
+    else:  # zsh leaves it to us everywhere, bash in a.b=~/c and in a list
+        value = re.sub(r"(^\[?|,\s*)~(?=/)", lambda found: found[1] + str(Path.home()), value)
     if value[0] in "\"'":
-        return f"{key}={value}"
+        return f"{key}={value}" if _reads(f"{key}={value}") else f"{key}={_quoted(value)}"
     if value[0] in "[{":
         if _reads(f"{key}={value}"):
             return f"{key}={value}"
@@ -34,7 +40,8 @@ def quote(word: str) -> str:
             if _reads(quoted):
                 return quoted
         return f"{key}={_quoted(value)}" if text else word
-    if re.search(r"[\s',=#]|^~", value) or not _reads(f"{key}={value}"):
+    words = (text or last in PLACES) and value != "null"
+    if words or re.search(r"[\s',=#]|^~", value) or not _reads(f"{key}={value}"):
         return f"{key}={_quoted(value)}"
     return f"{key}={value}"
 
@@ -46,7 +53,7 @@ def _quote_item(item: str, bracket: str) -> str:
 
 
 def _quoted(value: str) -> str:
-    escaped = re.sub(r'(\\*)"', r'\1\1\\"', value)
+    escaped = re.sub(r'(\\*)("|\Z)', lambda found: 2 * found[1] + '\\"' * bool(found[2]), value)
     return f'"{escaped}"'
 
 
@@ -59,8 +66,11 @@ def _reads(word: str) -> bool:
     return True
 
 
-def check_grammar(word: str) -> None:
+def check_grammar(word: str) -> Any:
     """Refuse what Hydra's grammar cannot read.
+
+    Returns:
+        The value of the setting, plain.
 
     Raises:
         UserError: shows the word.
@@ -69,7 +79,7 @@ def check_grammar(word: str) -> None:
     from hydra.errors import OverrideParseException
 
     try:
-        OverridesParser.create().parse_overrides([word])
+        return OverridesParser.create().parse_overrides([word])[0].value()
     except OverrideParseException as error:
         raise UserError(
             f"cannot read {word!r}. Settings are written key=value; a list is [a,b], and a text that looks like one "

@@ -343,7 +343,7 @@ class _Filler:
             from embodied.datasets.encoding import encode  # pyarrow and PyAV, which few rewards need
 
             if isinstance(wanted, str):
-                dataset = open_dataset(wanted)
+                dataset = open_dataset(wanted, setting=f"reward.{name}")
             else:
                 world = self._env_name(name, wanted)
                 check_same_task(self._config, f"reward.{name}", wanted)

@@ -154,10 +154,10 @@ def _name(config: DictConfig) -> str:
 
 
 def _check(config: DictConfig) -> None:
-    if config.policy not in POLICIES and not config.policy.startswith("run:"):
+    if config.policy not in POLICIES and not str(config.policy).startswith("run:"):
         raise UserError(f"policy must be {', '.join(POLICIES)} or run:FOLDER; got {config.policy!r}. "
-                        f"{nearest(config.policy, POLICIES)}")  # fmt: skip
-    check_least(config, episodes=1, image_size=1, hold=1)
+                        f"{nearest(str(config.policy), POLICIES)}")  # fmt: skip
+    check_least(config, episodes=1, image_size=1, hold=1, noise=0)
     if config.image_size % 2:
         raise UserError(f"image_size must be even, for H.264; got {config.image_size}.")
     shares = {kind: float(config.shares[kind]) for kind in KINDS}

@@ -36,6 +36,7 @@ from embodied.datasets.inferring import Agreement, Inferrer, infer
 from embodied.datasets.seen import Common, in_common, read_all
 from embodied.datasets.windows import ACTION
 from embodied.errors import UserError
+from embodied.files import check_place
 from embodied.settings import check_least
 
 ROOT = Path("runs", "actions")
@@ -51,6 +52,7 @@ def run(config: DictConfig) -> None:
     out = Path(config.out or ROOT / films.root.name)
     if out.exists():
         raise UserError(f"out must be a new folder; got {out}.")
+    check_place(out, "out")
     if films.root.resolve() == play.root.resolve():
         raise UserError(f"play must be another dataset than data; got {play.root} for both.")
     cameras = None if config.cameras is None else [str(name) for name in config.cameras]
@@ -103,7 +105,7 @@ def _check(config: DictConfig) -> None:
             raise UserError(f"{name} must be a list; got {config[name]}. Write {name}=[{config[name]}].")
     if any(not isinstance(width, int) or width < 1 for width in config.network):
         raise UserError(f"network must be a list of widths, each 1 or more; got {list(config.network)}.")
-    if not config.learning_rate > 0:
+    if config.learning_rate is None or not config.learning_rate > 0:
         raise UserError(f"learning_rate must be above 0; got {config.learning_rate}.")
 
 

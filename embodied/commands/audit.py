@@ -29,7 +29,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.dropping import check_droppable, drop
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
-from embodied.files import write_text
+from embodied.files import check_place, write_text
 from embodied.literal import saved_text
 from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
@@ -55,6 +55,7 @@ def run(config: DictConfig) -> None:
         check_droppable(dataset)
         if out.exists():
             raise UserError(f"out must be a new folder; got {out}.")
+    check_place(out, "out")
     labels = KeptLabels(dataset, ROOT / f".{dataset.root.name}-{name}.labels")
     verdicts: dict[int, int] = {}
     label_all(
@@ -101,8 +102,7 @@ def _check(config: DictConfig) -> None:
             raise UserError(f"{name} must be between 0 and 1; got {config[name]}.")
     if config.out and not config.drop:
         raise UserError("out must be left out without drop=true: it is the dataset without its bad episodes.")
-    if config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}.")
+    runs.check_new(config.run)
 
 
 @torch.inference_mode()

@@ -25,15 +25,20 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import runs
 from embodied.collecting.collect import collect
 from embodied.collecting.episodes import Player
-from embodied.config import given
+from embodied.config import given, given_in
 from embodied.errors import UserError
 from embodied.literal import load_literal
 from embodied.training.acting import load_policy
 from embodied.training.playing import Solo
 
+HEEDED = {"hold": ("random", "mixed"), "noise": ("mixed",), "shares": ("mixed",)}  # by whom alone
+
 
 def run(config: DictConfig) -> None:
     """Collect, and tell what there is."""
+    for key, policies in HEEDED.items():
+        if config.policy not in policies and given_in(config, key):
+            raise UserError(f"{key} is for policy={' and '.join(policies)}; got it for {config.policy}. Leave it out.")
     learner = None
     if str(config.policy).startswith("run:"):
         config, learner = _trained(config)
@@ -55,6 +60,7 @@ def run(config: DictConfig) -> None:
 def _trained(config: DictConfig) -> tuple[Any, Player]:
     """The config with the run's own world, and the policy of its newest checkpoint."""
     folder = runs.find(config.policy.removeprefix("run:"), runs.ROOT / "train")
+    runs.verb_of(folder, "train")
     actor, perception = load_policy(folder, trust=config.get("trust"))
     trained = load_literal(folder / "config.yaml")
     if others := [key for key in config.env if given(config.env, key)]:

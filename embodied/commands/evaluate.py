@@ -51,7 +51,7 @@ def run(config: DictConfig) -> None:
     check_least(config, episodes=1, num_worlds=1, videos=0, threads=1, imagined=0, align=0)
     check_device(config.device)
     folder = runs.find(config.run, runs.ROOT / "train")
-    if json.loads((folder / "run.json").read_text("utf-8")).get("verb") == "finetune":
+    if runs.verb_of(folder, "train", "finetune") == "finetune":
         print(trying.evaluate(config, folder))
         return
     for key in trying.OWN:

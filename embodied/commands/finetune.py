@@ -69,19 +69,20 @@ def run(config: DictConfig) -> None:
             raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")
         imagining.more_data(config, planned)
     encoder = build(config.encoder)
-    if folder is None:
-        folder = _begun(config)
-    else:
-        runs.save_config(folder, config)
-    runs.write_run(folder, status="running")
-    try:
-        session = FinetuningRun(config, folder, encoder, planned)
-        told = _stages(session)
-    except BaseException as error:
-        runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
-        raise
-    runs.write_run(folder, status="finished")
-    print(f"{told} Report: {write_finetuning(folder)}")
+    begun = folder is not None
+    folder = folder or _begun(config)
+    with runs.working(folder):
+        if begun:
+            runs.save_config(folder, config)
+        runs.write_run(folder, status="running")
+        try:
+            session = FinetuningRun(config, folder, encoder, planned)
+            told = _stages(session)
+        except BaseException as error:
+            runs.write_run(folder, status="interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+            raise
+        runs.write_run(folder, status="finished")
+        print(f"{told} Report: {write_finetuning(folder)}")
 
 
 def _stages(session: FinetuningRun) -> str:
@@ -223,7 +224,10 @@ def _steps(session: FinetuningRun, name: str, policy: ChunkPolicy | BestOfN) -> 
 def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     """The config to go by, and the run's folder where it goes on."""
     if config.data is None or config.resume:
+        if not (config.resume or config.run or list((runs.ROOT / "finetune").glob("*/run.json"))):
+            raise UserError("data must be a LeRobot folder, or a list of them; got none, and no run to go on with.")
         folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
+        runs.verb_of(folder, "finetune")
         defaults = compose("finetune", [])
         OmegaConf.set_struct(defaults, False)
         saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
@@ -247,8 +251,7 @@ def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
                         _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
                     saved[group][key] = config[group][key]
         return saved, folder
-    if config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}. Leave data out, or add resume=true, to go on.")
+    runs.check_new(config.run, "Leave data out, or add resume=true, to go on.")
     return config, None
 
 

@@ -26,10 +26,13 @@ from embodied.building.build import build, locate
 from embodied.building.goals import is_open, takes_goal, with_goal
 from embodied.building.scorers import reward_name
 from embodied.collecting.opening import open_dataset, reading
+from embodied.config import given_in
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.errors import UserError
+from embodied.files import check_place
 from embodied.literal import resolved
+from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
 from rewards.storage import CONFIG
@@ -42,6 +45,8 @@ def run(config: DictConfig) -> None:
     """Encode, fit, save."""
     reward = resolved(config)["reward"]
     folder = Path(config.out)
+    if given_in(config, "reward.demos"):
+        raise UserError("reward.demos must be left out: a head is fitted to demos=….")
     _check(reward, folder)
     check_least(config, episodes=0, threads=1)
     hub.check_id(config.push)
@@ -89,6 +94,9 @@ def _check(reward: dict[str, Any], folder: Path) -> None:
         raise UserError(f"reward must be one that is fitted to demonstrations; got {target}. Try reward=process.")
     if reward.get("model") is not None:
         raise UserError(f"reward.model must be null, for it is what is made here; got {reward['model']}.")
+    check_place(folder, "out")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"out must be a folder; got {folder}, a file.")
     if folder.exists() and not (folder / CONFIG).is_file() and any(folder.iterdir()):
         raise UserError(f"out must be a new folder, or hold a fitted head; {folder} holds something else.")
 
@@ -145,12 +153,13 @@ def _sources(config: DictConfig) -> list[tuple[Dataset, int]]:
 
 def _episodes(config: DictConfig, encoder: Encoder, sources: list[tuple[Dataset, int]]) -> list[Episode]:
     """The demonstrations of every dataset, encoded."""
-    cameras = None if config.cameras is None else list(config.cameras)
     goal = str(config.reward.get("goal") or "")  # "": each episode's own
     return [
         episode
         for dataset, count in sources
-        for episode in encode(dataset, encoder, cameras=cameras, indices=range(count), goal=goal)
+        for episode in encode(
+            dataset, encoder, cameras=chosen_cameras(dataset, config.cameras), indices=range(count), goal=goal
+        )
     ]
 
 

@@ -34,6 +34,7 @@ from embodied.building.build import build
 from embodied.building.goals import fitted_model, is_open, parts_of, takes_goal
 from embodied.building.scorers import Shared, check_weights
 from embodied.collecting.opening import open_dataset, reading
+from embodied.config import given_in
 from embodied.datasets import Dataset
 from embodied.datasets.kinds import COUNTERFACTUAL
 from embodied.envs import is_world
@@ -51,6 +52,7 @@ from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
 from embodied.literal import resolved, saved_text
+from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder
 
@@ -60,6 +62,10 @@ APPROXIMATE = (
     "Outcome margins are approximate: mimed episodes were pasted from pictures of successes, the arm over the first "
     "frame. Better ones: embodied collect policy=counterfactual, or recorded and marked, as kind=COLUMN."
 )
+OURS = (  # settings that a public benchmark leaves no choice of
+    "arm", "cameras", "canaries", "counterfactual", "fit", "kind", "quality", "success", "surplus", "tolerance",
+    "unlabelled", "worst", "wrong",
+)  # fmt: skip
 FEW = 5  # episodes of a group below which its figures say little
 
 
@@ -72,7 +78,7 @@ def run(config: DictConfig) -> None:
     encoder: Encoder = build(config.encoder)
     loaded = check_weights(resolved(config)["reward"], encoder)
     dataset = open_dataset(config.data, **reading(config))
-    cameras = list(config.cameras or dataset.cameras)
+    cameras = chosen_cameras(dataset, config.cameras or None)
     cases = read_cases(
         dataset, encoder, cameras, unlabelled=config.unlabelled, goal=_given(config), quality=config.quality
     )
@@ -261,6 +267,8 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a value out of its range, or a run folder that exists.
     """
+    if config.benchmark and (other := next((key for key in OURS if given_in(config, key)), None)):
+        raise UserError(f"{other} must be left out with benchmark=…, which says itself what is judged and how.")
     check_least(config, canaries=1, confusion=0, resamples=10, worst=0, threads=1)
     if config.reward.get("_target_") is None:
         raise UserError("reward must be one that sees; reward=true is what the others are compared with.")
@@ -268,8 +276,7 @@ def _check(config: DictConfig) -> None:
         raise UserError(f"fit must be between 0 and 1, a share of the episodes; got {config.fit}.")
     if config.unlabelled not in ("skip", "success"):
         raise UserError(f"unlabelled must be skip or success; got {config.unlabelled!r}.")
-    if config.run and Path(config.run).exists():
-        raise UserError(f"run must be a new folder; got {config.run}.")
+    runs.check_new(config.run)
 
 
 def _folder(config: DictConfig, rewards: str) -> Path:

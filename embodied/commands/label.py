@@ -39,7 +39,7 @@ from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset, layout
 from embodied.datasets.columns import with_columns
 from embodied.errors import UserError
-from embodied.files import whole
+from embodied.files import check_place, whole
 from embodied.literal import resolved
 from embodied.scoring.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
@@ -72,6 +72,7 @@ def run(config: DictConfig) -> None:
     dataset = open_dataset(config.data, **reading(config))
     cameras = chosen_cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
+    check_place(out, "out")
     groups = by_goal(config, dataset)
     goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
     if config.columns == "sidecar":
@@ -247,6 +248,8 @@ def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:
     out = dataset.root.resolve() if config.in_place else Path(config.out or ROOT / f"{dataset.root.name}-{name}")
     if not config.in_place and out.exists():
         raise UserError(f"out must be a new folder; got {out}.")
+    if not config.in_place and out.resolve().is_relative_to(dataset.root.resolve()):
+        raise UserError(f"out must lie outside of data; got {out}, in {dataset.root}.")
     if taken := [key for key in _features(name) if key in dataset.features]:
         raise UserError(f"name must be new: {dataset.root} has {taken[0]} already. Add name=…")
     return out

@@ -41,9 +41,10 @@ from embodied.building.build import build
 from embodied.building.scorers import check_views
 from embodied.building.worlds import env_maker, reward_cameras
 from embodied.collecting.opening import open_dataset
+from embodied.config import compose
 from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
 from embodied.files import write_text
 from embodied.practice.demos import by_turns, open_pair
 from embodied.practice.evaluation import play, told
@@ -64,16 +65,20 @@ from rewards.success import SuccessClassifier, success_scorer
 
 RECENT = 20  # attempts of a task behind the shown rates
 LOG_EVERY = 500  # steps
+NO_REPLAY = ("policies.imitation.imitation", "policies.sb3.ppo")
 
 
 def run(config: DictConfig) -> None:
     """Practise in the config's world, or on the simulated robot."""
+    own = {key: value for key, value in compose("practise", []).env.items() if key != "cameras"}
+    if config.robot and (other := next((key for key in own if config.env.get(key) != own[key]), None)):
+        raise UserError(f"env must be left out with robot=simulated, which is the desk's drawer; got env.{other}.")
     if config.robot not in (None, "simulated"):
         raise UserError(
             f"robot must be null or simulated; got {config.robot!r}. Your own: in Python, by "
             "embodied.commands.practise.practise with a RobotEnv of embodied.robots.env."
         )
-    practise(config, partial(_simulated_robot, config) if config.robot else env_maker(config))
+    _practise(config, lambda own: partial(_simulated_robot, own) if own.robot else env_maker(own))
 
 
 def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
@@ -86,11 +91,17 @@ def practise(config: DictConfig, make: Callable[[], gymnasium.Env]) -> None:
         make: makes the world; called once for a robot (anything with `pause`), twice for a world of which there can
             be two: the other one is for evaluation.
     """
+    _practise(config, lambda _: make)
+
+
+def _practise(config: DictConfig, maker: Callable[[DictConfig], Callable[[], gymnasium.Env]]) -> None:
+    """`practise`, of which a run that goes on has its world by its own config, not by that of the command line."""
     with runs.Run(config, "practise") as run, ExitStack() as opened:
         config = run.config
         _check(config)
         torch.set_num_threads(config.threads)
         encoder = build(config.encoder)
+        make = maker(config)
         env = make()
         opened.callback(env.close)
         practice, heads = _built(config, env, encoder, run.folder)
@@ -126,9 +137,14 @@ def _check(config: DictConfig) -> None:
     if config.observe not in ("features", "state"):
         raise UserError(f"observe must be features or state; got {config.observe!r}.")
     check_least(
-        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, turns=1, reset_every=0,
-        eval_every=0, checkpoint_every=0,
+        config, steps=1, attempt_steps=1, stuck_after=1, eval_episodes=1, threads=1, reset_every=0, eval_every=0,
+        checkpoint_every=0, videos=0, turns=1,
     )  # fmt: skip
+    for name, least in (*((f"{task}.episodes", 0) for task in TASKS), ("success.hold", 1)):
+        if (value := OmegaConf.select(config, name)) is None or value < least:
+            raise UserError(f"{name} must be at least {least}; got {value}.")
+    if config.policy["_target_"] in NO_REPLAY:
+        raise UserError(f"policy must learn from a replay; {config.policy['_target_']} does not. Use policy=rlpd.")
     check_device(config.device)
 
 
@@ -141,6 +157,7 @@ def _built(
     datasets = dict(zip(TASKS, pair, strict=True))
     for dataset in datasets.values():
         _check_actions(env, dataset)
+    _check_facts(config, env)
     signals = None
     if config.observe == "features":
         state = datasets[TASKS[0]].recording(0, cameras=()).signals
@@ -197,6 +214,18 @@ def _facts(world: Any) -> Callable[[], Mapping[str, float]] | None:
         return world.degrees
     truth = getattr(getattr(world, "driver", None), "truth", None)
     return None if truth is None else lambda: truth()["degrees"]
+
+
+def _check_facts(config: DictConfig, env: gymnasium.Env) -> None:
+    """Refuse a fact that a simulator does not know, before anything is collected for it.
+
+    Raises:
+        UserError: so.
+    """
+    known: tuple[str, ...] = getattr(env.unwrapped, "facts", ())
+    for name in TASKS if known else ():
+        if (fact := config[name].fact) is not None and fact not in known:
+            raise UserError(f"{name}.fact must be one of the world's, or null; got {fact!r}. {nearest(fact, known)}")
 
 
 def _simulated_robot(config: DictConfig) -> gymnasium.Env:

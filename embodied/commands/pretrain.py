@@ -34,13 +34,14 @@ from embodied.envs import WORLDS, world_id
 from embodied.envs.captions import SCENE as ALWAYS
 from embodied.envs.captions import Captions, vary
 from embodied.errors import UserError, nearest
-from embodied.files import whole, write_text
+from embodied.files import check_place, whole, write_text
 from embodied.literal import load_literal, resolved
 from embodied.paths import asset
 from embodied.pretraining import knowing
 from embodied.pretraining.measures import judge_scene, order_along_expert, retrieval
 from embodied.pretraining.recorded import SUCCESS, check_recorded, recorded
 from embodied.pretraining.renders import Renders, render, scene_facts
+from embodied.settings import check_device, check_least
 from embodied.trust import check_trusted, remember
 from rewards.encoders import OpenCLIPEncoder
 from rewards.encoders.alignment import AlignmentRecipe, Examples, align
@@ -60,6 +61,7 @@ def run(config: DictConfig) -> None:
     Raises:
         UserError: something in the config cannot be had; to resume, other settings than the run's own.
     """
+    _check(config)
     folder = Path(config.run or Path("runs", "pretrain", datetime.now(UTC).strftime("%Y%m%d-%H%M%S")))
     resumed = bool(config.resume) and (folder / "config.yaml").is_file()
     if resumed:
@@ -74,13 +76,47 @@ def run(config: DictConfig) -> None:
         _check_facts(name, scene, captions[name])
     if folder.exists() and not (resumed or config.resume):
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
-    if not resumed:
-        folder.mkdir(parents=True, exist_ok=True)
-        runs.save_config(folder, config)
-        remember(resolved(config))
-
+    check_place(folder, "run")
     model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device, frozen=list(config.frozen))
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.working(folder):
+        if not resumed:
+            runs.save_config(folder, config)
+            remember(resolved(config))
+        _pretrain(config, folder, scenes, captions, towers, model)
+
+
+def _check(config: DictConfig) -> None:
+    """Refuse what cannot be, before anything is rendered.
+
+    Raises:
+        UserError: so.
+    """
+    if config.resume and not config.run:
+        raise UserError("pretrain: run must say which run resume=true goes on with; got null.")
+    if not config.use:
+        raise UserError("pretrain: use must name scenes of the config; got none.")
+    if config.judge_on not in ("test", "val"):
+        raise UserError(f"pretrain: judge_on must be test or val; got {config.judge_on!r}.")
+    check_least(config, test_frames=1, workers=1)
+    for name, least in {"epochs": 1, "batch_size": 1, "wordings": 1, "max_shift_px": 0, "seed": 0}.items():
+        if config.recipe[name] is None or config.recipe[name] < least:
+            raise UserError(f"pretrain: recipe.{name} must be at least {least}; got {config.recipe[name]}.")
+    if config.recipe.lr is None or not config.recipe.lr > 0:
+        raise UserError(f"pretrain: recipe.lr must be above 0; got {config.recipe.lr}.")
+    check_device(config.device)
+
+
+def _pretrain(
+    config: DictConfig,
+    folder: Path,
+    scenes: dict[str, DictConfig],
+    captions: dict[str, Captions],
+    towers: Towers,
+    model: str,
+) -> None:
+    """Render, align, judge, write what is not there yet."""
     size = towers.image_size[0]
     for i, (name, scene) in enumerate(scenes.items()):
         if "data" in scene:

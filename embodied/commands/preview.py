@@ -36,7 +36,7 @@ from embodied.envs.spaces import told_success
 from embodied.envs.worker import own_view, view_names
 from embodied.envs.world import World
 from embodied.errors import UserError
-from embodied.files import whole
+from embodied.files import check_place, whole
 from embodied.scoring import Layout, Track
 from embodied.settings import check_least
 from rewards.core import Scorer
@@ -78,6 +78,7 @@ def run(config: DictConfig) -> None:
     out = Path(config.out)
     if out.suffix.lower() != ".png":
         raise UserError(f"out must end in .png; got {out}.")
+    check_place(out, "out")
     torch.set_num_threads(config.threads)
     told = far_texts.warn(config)
     env = env_maker(config)()

@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import json
-import os
 import shlex
 import socket
 from contextlib import ExitStack
@@ -34,6 +33,7 @@ from omegaconf import DictConfig, OmegaConf
 from embodied import runs, scoring
 from embodied.building import scorers
 from embodied.building.goals import parts_of, takes_goal
+from embodied.config import given_in
 from embodied.datasets.encoding import fingerprint
 from embodied.errors import UserError
 from embodied.serving import protocol, tokens
@@ -107,6 +107,7 @@ def policy_served(config: DictConfig, *, limits: RequestLimits, token: str | Non
 
     torch.set_num_threads(config.threads)
     folder = runs.find(str(config.policy), runs.ROOT / "finetune")
+    runs.verb_of(folder, "finetune")
     policy, trained, execute = trying.load(folder, config.device, trust=config.trust)
     see, say = inputs.senses(policy, trained.encoder)
     saved = folder / json.loads((folder / "run.json").read_text("utf-8"))["policy"] / POLICY
@@ -123,6 +124,9 @@ def _check(config: DictConfig) -> str | None:
         UserError: settings that cannot be served.
     """
     if config.policy is not None:
+        for key in ("reward", "encoder", "max_batch", "max_wait_ms"):
+            if given_in(config, key):
+                raise UserError(f"{key} is of reward models; a policy is served with its run's own. Drop {key}.")
         check_device(config.device)
         if config.replicas > 1:
             raise UserError("replicas are of reward models; a policy is served by one server. Drop replicas.")
@@ -131,6 +135,8 @@ def _check(config: DictConfig) -> str | None:
     check_least(config, max_batch=1, max_wait_ms=0, threads=1, replicas=1, port=0)
     if config.port > 65535:
         raise UserError(f"port must be at most 65535; got {config.port}.")
+    if isinstance(config.proxies, str):
+        raise UserError(f"proxies must be a list; got {config.proxies}. Write proxies=[{config.proxies}].")
     for proxy in config.proxies or ():
         _check_proxy(str(proxy))
     if config.proxies and config.replicas > 1:
@@ -167,7 +173,7 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=256)
     except OSError as error:
         raise UserError(
-            f"cannot listen on {host} port {port}: {os.strerror(error.errno or 0)}. Try another port=…."
+            f"cannot listen on {host} port {port}: {error.strerror or error}. Try another host=… or port=…."
         ) from error
 
 

@@ -76,6 +76,33 @@ def tiny(model: str) -> list[str]:
         ("evaluate run=nowhere", ["run must be a run folder", "nowhere"]),
         ("preview reward=true columns=0", ["columns must be at least 1; got 0"]),
         ("preview reward=true out=sheet.gif", ["out must end in .png; got sheet.gif"]),
+        ("collect policy=expert noise=0.5", ["noise is for policy=mixed; got it for expert"]),
+        ("collect policy=counterfactual hold=5", ["hold is for policy=random and mixed; got it for counterfactual"]),
+        ("collect policy=random shares.expert=0.2", ["shares is for policy=mixed; got it for random"]),
+        ("judge benchmark=oxe data=x success=next.reward", ["success must be left out with benchmark=…"]),
+        ("collect policy=mixed noise=-1", ["noise must be at least 0; got -1"]),
+        ("serve proxies=10.0.0.2", ["proxies must be a list; got 10.0.0.2. Write proxies=[10.0.0.2]."]),
+        ("pretrain resume=true", ["run must say which run resume=true goes on with"]),
+        ("pretrain judge_on=tset", ["judge_on must be test or val; got 'tset'"]),
+        ("pretrain use=[]", ["use must name scenes of the config"]),
+        ("pretrain device=gpu", ["device must be auto", "got 'gpu'"]),
+        ("pretrain workers=0", ["workers must be at least 1; got 0"]),
+        ("pretrain recipe.lr=0", ["recipe.lr must be above 0; got 0"]),
+        ("pretrain recipe.epochs=0", ["recipe.epochs must be at least 1; got 0"]),
+        ("pretrain use=[cartpole] model=ViT-B-33 run=x", ["'ViT-B-33'", "ViT-B-32"]),
+        ("serve policy=x goal=y", ["reward is of reward models", "Drop reward"]),
+        ("serve policy=x encoder=town", ["encoder is of reward models", "Drop encoder"]),
+        ("fit demos=x out=y reward.demos=3", ["reward.demos must be left out"]),
+        ("finetune", ["data must be a LeRobot folder", "no run to go on with"]),
+        ("train steps=null reward=true", ["steps must be at least 1; got None"]),
+        ("train run=latest reward=true", ["run must be a new folder; latest means the newest", "Add resume=true"]),
+        ("collect policy=null", ["policy must be expert, mixed", "got None"]),
+        ("label data=null", ["data must be given; got null"]),
+        ("label data=[a,b]", ["data must be one text; got ['a', 'b']"]),
+        ("judge data=[a,b]", ["data must be one text; got ['a', 'b']"]),
+        ("train run=[a]", ["run must be one text; got ['a']"]),
+        ("judge wrong=press", ["wrong must be a list; got press. Write wrong=[press]."]),
+        ("evaluate run=[a]", ["run must be one text; got ['a']"]),
     ],
 )
 def test_a_wrong_word_gets_the_nearest_right_one(capsys, here, words, expected):
@@ -83,6 +110,22 @@ def test_a_wrong_word_gets_the_nearest_right_one(capsys, here, words, expected):
     for part in expected:
         assert part in line, line
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train reward=true run=file/x", "practise run=file/x", "judge run=file/x", "preview out=file/x/y.png",
+        "fit demos=desk-drawer-expert out=file/x", "fit demos=desk-drawer-expert out=file",
+        "audit data=desk-drawer-mixed run=file/x", "finetune data=desk-drawer-mixed run=file/x",
+    ],
+)  # fmt: skip
+def test_a_place_that_cannot_be_is_told_before_anything_is_made(capsys, here, words):
+    (here / "file").write_text("mine")
+    line = refused(capsys, *words.split())
+    assert re.search(r"(run|out) must (lie in|be) a folder; got file", line), line
+    assert [path.name for path in here.iterdir()] == ["file"]
+    assert (here / "file").read_text() == "mine"
 
 
 def test_an_unknown_model_gets_the_nearest(capsys, here):

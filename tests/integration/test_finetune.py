@@ -340,7 +340,7 @@ def refused(capsys, *words):
 def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = f"data={demos}"
-    assert "latest: runs/finetune must hold a run; it holds none. Begin one: embodied finetune" in refused(capsys)
+    assert "data must be a LeRobot folder, or a list of them; got none, and no run to go on with" in refused(capsys)
     assert f"but holds such: {demos}" in refused(capsys, f"data={demos.parent}")
     assert "did you mean demos?" in refused(capsys, f"data={demos.parent / 'demo'}")
     assert "did you mean wrist" in refused(capsys, data, "policy.cameras=[front,wrst]")

@@ -10,8 +10,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from embodied import files
+from embodied.building.worlds import env_maker
 from embodied.cli import main
 from embodied.collecting.collect import collect
+from embodied.commands import practise as verb
 from embodied.config import compose
 from embodied.practice.demos import open_pair
 from embodied.practice.loop import Practice
@@ -115,6 +117,19 @@ def test_ctrl_c_keeps_what_was_practised(words, tmp_path, monkeypatch, capsys):
     assert lines(tmp_path / "run" / "attempts.jsonl")[-1]["steps_done"] == 48
 
 
+def test_it_goes_on_in_the_world_that_it_began_in(words, monkeypatch):
+    made = []
+    monkeypatch.setattr(verb, "env_maker", lambda config: made.append(str(config.env.id)) or env_maker(config))
+    monkeypatch.setattr(verb, "_simulated_robot", lambda config: made.append("robot") or env_maker(config)())
+    assert main([*words, "env=desk-place", "forward.fact=red_in_tray", "steps=8"]) == 0
+    assert main(["practise", "run=run", "resume=true", "steps=16"]) == 0
+    assert main([*words, "run=robot", "robot=simulated", "steps=8"]) == 0
+    before = made.count("robot")
+    assert main(["practise", "run=robot", "resume=true", "steps=16"]) == 0
+    assert set(made) == {"embodied/desk-place-v0", "robot"}
+    assert made.count("robot") > before
+
+
 def test_it_practises_on_a_simulated_robot(words, tmp_path):
     assert main([*words, "robot=simulated", "steps=12", "attempt_steps=6"]) == 0
     attempts = lines(tmp_path / "run" / "attempts.jsonl")
@@ -149,6 +164,13 @@ def test_demonstrations_by_turns_begin_where_the_other_task_ended(tmp_path, monk
     [
         ("observe=pixels", "observe must be features or state"),
         ("policy=ppo ~policy.updates_per_step policy.rollout_steps=64", "policy must learn from a replay"),
+        ("policy=imitation", "policy must learn from a replay"),
+        ("policy=ppo", "policy must learn from a replay"),
+        ("forward.fact=drawer_ajar", "forward.fact must be one of the world's, or null; got 'drawer_ajar'"),
+        ("forward.episodes=-1", "forward.episodes must be at least 0; got -1"),
+        ("success.hold=0", "success.hold must be at least 1; got 0"),
+        ("turns=0", "turns must be at least 1; got 0"),
+        ("robot=simulated env=desk-lift", "env must be left out with robot=simulated"),
         ("steps=0", "steps must be at least 1"),
         ("robot=mine", "robot must be null or simulated"),
         ("forward.labelled=null", "forward must have labelled episodes"),

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
-from embodied import files, paths
+from embodied import files, paths, runs
 from embodied.cli import main
 from embodied.config import compose
 from embodied.datasets import Dataset
@@ -210,9 +210,14 @@ def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
     for words, named in (
         (["seed=1"], "seed"), (["policy.batch_size=64"], "policy.batch_size"), (["env=desk-drawer"], "env.id"),
         (["num_worlds=8", "log_every=50"], "num_worlds"),  # the default, which the run has not
+        (["policy.rollout_steps=4"], "policy.rollout_steps"),  # so too
     ):  # fmt: skip
         assert main(["train", "run=longer", "resume=true", *words]) == 2
         assert f"goes on with its own settings; got others for {named}" in capsys.readouterr().err
+    with runs.working(Path("longer")):
+        assert main(["train", "run=longer", "resume=true", "steps=200"]) == 2
+        assert "another process is at work in longer. Wait for it, or begin a new run" in capsys.readouterr().err
+        assert OmegaConf.load(file).steps == 100
     assert main(["train", "run=longer", "resume=true", "steps=200"]) == 0
     assert json.loads(Path("longer/run.json").read_text())["steps"] == OmegaConf.load(file).steps == 200
     assert progress(Path("straight")) == progress(Path("longer"))

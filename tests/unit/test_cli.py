@@ -30,6 +30,8 @@ steps: 1000
 rate: 0.5
 videos: true
 run: null
+list: []
+shares: {one: 0.5, two: 0.5}
 """
 
 
@@ -88,6 +90,12 @@ def test_values_reach_the_verb(ran):
         "{item}",
         "[x] marks it",
         "a}",
+        "ends in a back\\",
+        "it says, back\\",
+        "'red' cube",
+        '"stop" is said',
+        "5",
+        "true",
     ],
 )
 def test_a_sentence_needs_no_quotes_of_its_own(ran, sentence):
@@ -98,6 +106,32 @@ def test_a_sentence_needs_no_quotes_of_its_own(ran, sentence):
 def test_texts_in_lists_need_no_quotes_either(ran):
     assert cli.main(["go", "reward.goal=[抽屉开着,the robot's cup,a=b]"]) == 0
     assert ran[0].reward.goal == ["抽屉开着", "the robot's cup", "a=b"]
+
+
+@pytest.mark.parametrize("folder", ["2026", "007", "1e3", "true", "a b,c='d'", "C:\\runs\\x\\"])
+def test_a_folder_is_a_text_whatever_it_is_called(ran, folder):
+    assert cli.main(["go", "reward.goal=x", f"run={folder}"]) == 0
+    assert ran[0].run == folder
+
+
+def test_a_switch_that_is_called_like_a_text_stays_one():
+    assert compose("finetune", ["baseline=false"]).baseline is False
+    assert compose("train", ["reward.baseline=false"]).reward.baseline == "false"
+
+
+def test_a_setting_that_is_called_like_a_group_is_a_text_too(ran, tmp_path):
+    (tmp_path / "configs" / "do.yaml").write_text("policy: null\n")
+    (tmp_path / "configs" / "policy").mkdir()
+    for word, value in (("runs/my run", "runs/my run"), ("5", "5"), ("null", None)):
+        assert compose("do", [f"policy={word}"]).policy == value
+
+
+def test_a_home_folder_is_found_where_the_shell_does_not(ran, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/some one")
+    assert cli.main(["go", "reward.goal=~/x", "run=~/runs", "env.kwargs={data: ~/x}"]) == 0
+    assert cli.main(["go", "reward.goal=x", "list=[~/a, ~/b]"]) == 0
+    assert (ran[0].run, ran[0].reward.goal) == ("/home/some one/runs", "~/x")
+    assert ran[1].list == ["/home/some one/a", "/home/some one/b"]
 
 
 def test_a_goal_is_written_alike_everywhere(ran):
@@ -170,6 +204,20 @@ def test_whole_numbers_may_be_written_as_powers(ran):
         (["go", "steps=[1"], "cannot read 'steps=[1'"),
         (["go", "steps=1,2"], "steps must be a whole number; got '1,2'"),
         (["go", "+steps=1"], "Could not append to config. An item is already at 'steps'."),
+        (["go", "reward.goal=x", "+stesp=3"], "unknown setting 'stesp'"),
+        (["go", "=3"], "settings are written key=value; got '=3'"),
+        (["go", "env=null"], "unknown env 'null'. Choose from drawer, press"),
+        (["go", "rate=nan"], "rate must be a number; got nan"),
+        (["go", "reward.alpha=nan"], "reward.alpha must be a number; got nan"),
+        (["go", "seed=null"], "seed must be at least 0; got None"),
+        (["go", "list=ab"], "list must be a list; got ab. Write list=[ab]."),
+        (["go", "env.kwargs=5"], "env.kwargs must be a mapping, as env.kwargs={name: …}; got 5"),
+        (["go", "env=press", "reward=null"], "unknown reward 'null'"),
+        (["go", "env={id: x, kwarsg: {}}"], "unknown env '{id: x, kwarsg: {}}'"),
+        (["go", "shares=5"], "shares must be a mapping, as shares={one: …}; got 5"),
+        (["go", "shares=null"], "shares must be a mapping, as shares={one: …}; got None"),
+        (["go", "shares={oen: 1}"], "unknown setting 'shares.oen'"),
+        (["go", "shares={one: x}"], "shares.one must be a number; got 'x'"),
         (["go", "--hlep"], "unknown option --hlep"),
         (["go", "-v"], "unknown option -v"),
     ],

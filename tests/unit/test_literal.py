@@ -24,7 +24,17 @@ HOSTILE = [
     "1e-3",
     "yes",
     "null",
+    "it says\x85so",
+    "a line\u2028another",
 ]
+
+
+def test_one_name_is_trusted_without_brackets(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    wants = {"reward": {"url": "http://here:1"}}
+    trust.check_trusted(tmp_path, wants, "http://here:1")
+    with pytest.raises(UserError, match="http://here:1"):
+        trust.check_trusted(tmp_path, wants, "http://there:1")
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -13,7 +13,7 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 
 from embodied import files, runs
 from embodied.envs.vector import WorldVecEnv
-from embodied.errors import UserError
+from embodied.errors import BusyError, UserError
 from embodied.training import checkpoints
 from embodied.training.collector import Collector
 from embodied.training.labeller import Labeller
@@ -187,6 +187,46 @@ def test_a_full_disk_keeps_the_former_checkpoint(setup, log, tmp_path):
     assert files.latest_checkpoint(tmp_path) == former
     assert {file.name: file.read_bytes() for file in former.iterdir()} == before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [former.name]
+
+
+def test_a_kill_while_a_checkpoint_is_replaced_leaves_a_whole_one(tmp_path, monkeypatch):
+    def write(place):
+        for name in ("a", "b"):
+            (place / name).write_text("whole")
+
+    def killed(path, **options):
+        if path.exists():
+            next(path.iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    files.write_checkpoint(tmp_path, 8, write)
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            files.write_checkpoint(tmp_path, 8, write)
+    assert sorted(path.name for path in files.latest_checkpoint(tmp_path).iterdir()) == ["a", "b"]
+    files.write_checkpoint(tmp_path, 16, write)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["0000000008", "0000000016"]
+
+
+def test_a_run_is_held_by_one_process_and_let_go(tmp_path):
+    busy = pytest.raises(BusyError, match="another process is at work in")
+    with runs.working(tmp_path), busy, runs.working(tmp_path):
+        pass
+    with runs.working(tmp_path):
+        pass
+
+
+def test_a_run_of_another_verb_is_not_taken_for_ones_own(tmp_path):
+    runs.write_run(tmp_path, verb="practise")
+    assert runs.verb_of(tmp_path) == runs.verb_of(tmp_path, "practise") == "practise"
+    with pytest.raises(UserError, match=r"run must be of embodied train or finetune; .* is of embodied practise"):
+        runs.verb_of(tmp_path, "train", "finetune")
+    (tmp_path / "run.json").write_text('{"status": ')
+    with pytest.raises(UserError, match=r"run\.json must be an object in JSON; it is damaged"):
+        runs.verb_of(tmp_path, "train")
+    (tmp_path / "run.json").write_text("{}")  # of long ago
+    assert runs.verb_of(tmp_path, "train") is None
 
 
 def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
