@@ -33,8 +33,10 @@ HEADLINES = (
     Headline("demo", "`make demo`: success"),
     Headline("learners", "desk-drawer: the sentence"),
     Headline("text_goals", "desk-reach: "),
-    Headline("judging", "Desk tasks whose best family"),
     Headline("finetune", "imitation, place, 50 demonstrations"),
+    Headline(
+        "finetune", "language, 4 tasks (drawer, press, place, lift), 25 demonstrations of each, one policy: success"
+    ),
     Headline("safety", "random policies with faults"),
     Headline("practise", "forward from a reset"),
 )
