@@ -340,3 +340,21 @@ def test_a_reader_that_has_left_before_the_first_line_is_no_error():
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["embodied", "train", "--help"], ["embodied.completion", "embodied watch "]])
+def test_an_encoding_that_lacks_characters_keeps_nothing_from_a_reader(words):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u2026" in done.stdout
+
+
+def test_streams_that_the_starter_closed_lead_nowhere():
+    done = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} -m embodied list what=worlds <&- >&- 2>&-"], timeout=120
+    )
+    assert done.returncode == 0
+    code = "import os, sys; from embodied import console; console.settle(); print(os.open(os.devnull, os.O_RDONLY) > 2)"
+    told = subprocess.run(["bash", "-c", f"{sys.executable} -c '{code}' <&- 2>&-"], capture_output=True, timeout=60)
+    assert told.stdout == b"True\n"
