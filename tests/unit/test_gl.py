@@ -1,5 +1,6 @@
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from embodied import gl
 from embodied.envs import rendering
+from embodied.errors import UserError
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def test_best_that_works_is_chosen(monkeypatch, egl, osmesa, display, chosen):
     monkeypatch.setattr(gl, "_egl_works", lambda: egl)
     monkeypatch.setattr(gl, "_osmesa_works", lambda: osmesa)
     monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setenv("MUJOCO_GL", "")  # asks for nothing
     assert gl.choose() == chosen
     assert os.environ["MUJOCO_GL"] == (chosen or "disable")
 
@@ -57,11 +60,26 @@ def test_missing_libraries_do_not_work(monkeypatch):
     assert not gl._osmesa_works()
 
 
-def test_without_opengl_rendering_says_what_to_install(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")
+@pytest.mark.parametrize("asked", ["disable", "Off", "glfw"])
+def test_without_opengl_rendering_says_what_to_install(monkeypatch, asked):
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
-    with pytest.raises(RuntimeError, match="apt-get install libegl1"):
-        rendering.FrameRenderer(model).frame(mujoco.MjData(model), "free", 8, 8)
+    renderer = rendering.FrameRenderer(model)
+    with pytest.raises(UserError, match=f"MUJOCO_GL={asked} renders nothing here. Leave it unset"):
+        renderer.frame(mujoco.MjData(model), "free", 8, 8)
+    for way in ("_egl_works", "_osmesa_works"):
+        monkeypatch.setattr(gl, way, lambda: False)
+    with pytest.raises(UserError, match="apt-get install libegl1"):
+        renderer.frame(mujoco.MjData(model), "free", 8, 8)
+
+
+def test_what_mujoco_cannot_load_is_told_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "embodied", "collect", "env=desk-reach", "episodes=1", f"out={tmp_path / 'data'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MUJOCO_GL": "nonsense"})
+    assert done.returncode == 2
+    assert re.fullmatch(r"embodied collect: MUJOCO_GL=nonsense renders nothing here \(.*\)\. Leave .*\n", done.stderr)
 
 
 def test_frames_are_right_side_up_contiguous_and_follow_the_asked_size():
