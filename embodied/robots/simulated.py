@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = dict(re.findall(r"^ {8}(\w+): (.*)$", Options.__doc__ or "", re.MULTILINE))
     kinds: dict[str, Any] = {"float": float, "int": int, "str": str, "tuple[str, ...]": _names}
     for each in fields(Options):
-        text = told[each.name].replace("%", "%%")
+        text = told.get(each.name, "").replace("%", "%%")  # python -OO leaves no docstrings
         if each.type == "bool":
             parser.add_argument(f"--{each.name}", action="store_true", help=text)
         else:

@@ -399,3 +399,9 @@ def test_its_help_says_what_each_option_is(capsys):
     for each in fields(Options):
         assert re.search(rf"--{each.name}( [A-Z_]+)? [a-z]", told.partition("options:")[2]), each.name
     assert "--cameras CAMERAS cameras of the desk that are filmed, such as front,side. (front)" in told
+
+
+def test_it_starts_where_python_drops_docstrings():
+    command = [sys.executable, "-OO", "-m", "embodied.robots.simulated", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "--address" in done.stdout) == (0, True), done.stderr
