@@ -37,6 +37,7 @@ START_S = 60.0  # for the process to be ready, seconds of ours
 ANSWER_S = 10.0  # for an answer, seconds of ours
 END_S = 2.0  # for a thread or a killed process to end, seconds of ours
 DEADMAN_S = 0.25  # of one that is started, unless its options say another
+ROOT_MAX = 80  # bytes of a folder for temporary files in which a socket can be: its whole address has at most 107
 
 # The desk's box (metres) and its 2 cm a control period of 0.05 s; the state's ranges leave room for the servo's lag.
 LIMITS = Limits(
@@ -184,7 +185,9 @@ class SimulatedRobot:
         if self._process is not None and self._process.poll() is None:
             assert self._folder is not None
             return f"{self._folder.name}/robot.sock"
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="robot-")
+        if self._folder is None:
+            far = len(os.fsencode(tempfile.gettempdir())) > ROOT_MAX
+            self._folder = tempfile.TemporaryDirectory(prefix="robot-", dir="/tmp" if far else None)
         address = f"{self._folder.name}/robot.sock"
         Path(address).unlink(missing_ok=True)
         if self._process is not None:

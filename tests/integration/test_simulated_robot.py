@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import fields
 
@@ -405,3 +406,15 @@ def test_it_starts_where_python_drops_docstrings():
     command = [sys.executable, "-OO", "-m", "embodied.robots.simulated", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, "--address" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_folder_for_temporary_files_may_be_deep(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    robot = SimulatedRobot(cameras=(), size=32)
+    try:
+        robot.connect()
+        assert robot.pid
+    finally:
+        robot.disconnect()
