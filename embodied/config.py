@@ -239,7 +239,7 @@ def _compose_once(verb: str, overrides: tuple[str, ...], folder: Path) -> tuple[
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             config = hydra.compose(verb, list(overrides), return_hydra_config=True)
     finally:
-        state.hydra = callers
+        GlobalHydra.instance().hydra = callers  # Hydra has put a copy in the place of the one above
     chosen = {k: str(v or "null") for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]

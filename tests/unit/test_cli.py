@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
@@ -358,3 +359,10 @@ def test_streams_that_the_starter_closed_lead_nowhere():
     code = "import os, sys; from embodied import console; console.settle(); print(os.open(os.devnull, os.O_RDONLY) > 2)"
     told = subprocess.run(["bash", "-c", f"{sys.executable} -c '{code}' <&- 2>&-"], capture_output=True, timeout=60)
     assert told.stdout == b"True\n"
+
+
+def test_who_uses_hydra_too_finds_it_as_it_was(ran, tmp_path):
+    with hydra.initialize_config_dir(str(tmp_path / "configs"), version_base=None):
+        before = hydra.compose("go", ["reward.goal=up"])
+        compose("go", ["reward.goal=down"])
+        assert hydra.compose("go", ["reward.goal=up"]) == before
