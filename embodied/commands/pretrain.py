@@ -72,10 +72,13 @@ def run(config: DictConfig) -> None:
     captions = {name: _captions(name, scene) for name, scene in scenes.items()}
     for name, scene in scenes.items():
         _check_facts(name, scene, captions[name])
-    if folder.exists() and not (resumed or config.resume):
+    if config.run and folder.exists() and not (resumed or config.resume):
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
     if not resumed:
-        folder.mkdir(parents=True, exist_ok=True)
+        if config.run:
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
+            folder = runs.fresh_folder(folder)
         runs.save_config(folder, config)
         remember(resolved(config))
 
