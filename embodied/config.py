@@ -140,6 +140,7 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
     parts: list[str] = []
     base, chosen = _compose(verb, [])
     for word in overrides:
+        _check_text(word)
         word = quote(word)
         if word.startswith("goal=") and "goal" not in base and "reward" in chosen:
             word = f"reward.{word}"
@@ -173,6 +174,20 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
                 raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
             groups.append(f"reward/combine={name}")
     return _Choice(groups, values, plain, parts)
+
+
+def _check_text(word: str) -> None:
+    """Refuse what is no text before anything is written: no config holds it, and few libraries open such a file.
+
+    Raises:
+        UserError: shows the word.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"settings must be texts in UTF-8; got {word!r}. Rename the file, or set a locale of UTF-8: LC_ALL=C.UTF-8."
+        ) from error
 
 
 def _knowing(groups: list[str], chosen: dict[str, str]) -> list[str]:

@@ -366,3 +366,9 @@ def test_who_uses_hydra_too_finds_it_as_it_was(ran, tmp_path):
         before = hydra.compose("go", ["reward.goal=up"])
         compose("go", ["reward.goal=down"])
         assert hydra.compose("go", ["reward.goal=up"]) == before
+
+
+def test_words_of_another_encoding_are_refused_at_once(ran, capsys):
+    assert cli.main(["go", "reward.goal=the caf\udce9 is open"]) == cli.EXIT_USER_ERROR  # as Python has Latin-1's é
+    assert "settings must be texts in UTF-8; got 'reward.goal=the caf\\udce9 is open'" in capsys.readouterr().err
+    assert ran == []
