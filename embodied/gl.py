@@ -58,7 +58,10 @@ def _load_triton() -> None:
 
     torch imports triton when the first optimizer is made, wherever pictures were rendered in software before.
     """
-    spec = importlib.util.find_spec("triton")
+    try:
+        spec = importlib.util.find_spec("triton")
+    except ValueError:  # somebody has put another module in its place
+        spec = None
     for folder in (spec and spec.submodule_search_locations) or ():
         library = Path(folder, "_C", "libtriton.so")
         if library.is_file():

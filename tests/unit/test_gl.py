@@ -138,3 +138,9 @@ def test_tritons_library_is_loaded_before_opengl(tmp_path):
         done = subprocess.run([sys.executable, "-c", told], env=environment | more, capture_output=True, text=True)
         opened = [name for name in done.stdout.splitlines() if name in (str(library), "libEGL.so.1")]
         assert opened == ([str(library)] if more else [str(library), "libEGL.so.1"]), done.stderr
+
+
+def test_a_module_in_the_place_of_triton_is_left_alone():
+    code = "import sys, types; sys.modules['triton'] = types.ModuleType('triton'); import embodied"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
