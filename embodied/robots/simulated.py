@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from embodied.cameras.camera import Frame
+from embodied.paths import python_path
 from embodied.robots.driver import Clock, DriverError, Observation
 from embodied.robots.limits import Bound, Limits
 from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messages, WireError, packed
@@ -293,13 +294,14 @@ def start(*, timeout_s: float = START_S, **options: Any) -> subprocess.Popen[byt
     Raises:
         DriverError: it ended, or was not ready in time; says what it wrote.
     """
-    words = [sys.executable, "-m", "embodied.robots.simulated"]
+    words = [sys.executable, "-P", "-m", "embodied.robots.simulated"]
     for name, value in options.items():
         if isinstance(value, bool):
             words += [f"--{name}"] if value else []
         else:
             words += [f"--{name}", ",".join(value) if isinstance(value, tuple | list) else str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # draw in the robot's own thread
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+    environment["LP_NUM_THREADS"] = "0"  # draw in the robot's own thread
     with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill and hold the robot up
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
         deadline, said = time.monotonic() + timeout_s, b""

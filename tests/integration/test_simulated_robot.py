@@ -418,3 +418,11 @@ def test_a_folder_for_temporary_files_may_be_deep(tmp_path, monkeypatch):
         assert robot.pid
     finally:
         robot.disconnect()
+
+
+def test_what_lies_in_the_working_folder_is_not_taken_for_a_module(tmp_path, monkeypatch):
+    (tmp_path / "mujoco.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    process = start(address=str(tmp_path / "robot.sock"), cameras=(), size=32)
+    assert process.poll() is None
+    end(process)
