@@ -106,7 +106,7 @@ def advice(error: BaseException | None = None) -> str:
     reason = "" if error is None else f" ({' '.join(str(error).split()) or type(error).__name__})"
     return (
         f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} renders nothing here{reason}. "
-        "Leave it unset, and what works here is taken."
+        "Leave MUJOCO_GL and PYOPENGL_PLATFORM unset, and what works here is taken."
     )
 
 

@@ -67,7 +67,7 @@ def test_without_opengl_rendering_says_what_to_install(monkeypatch, asked):
         monkeypatch.delenv(name, raising=False)
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
     renderer = rendering.FrameRenderer(model)
-    with pytest.raises(UserError, match=f"MUJOCO_GL={asked} renders nothing here. Leave it unset"):
+    with pytest.raises(UserError, match=f"MUJOCO_GL={asked} renders nothing here. Leave MUJOCO_GL and "):
         renderer.frame(mujoco.MjData(model), "free", 8, 8)
     for way in ("_egl_works", "_osmesa_works"):
         monkeypatch.setattr(gl, way, lambda: False)
