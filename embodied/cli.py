@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from embodied import paths
+from embodied import console, gl, paths
 from embodied.config import choices, compose, composed
 from embodied.errors import UserError, disk_full, nearest, printable
 from embodied.extras import missing
@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 2 after a user's error, 130 after Ctrl-C, 141 where nobody reads the output any more.
     """
+    if argv is None:
+        console.settle()
     words = list(sys.argv[1:] if argv is None else argv)
     flags, words = {w for w in words if w.startswith("-")}, [w for w in words if not w.startswith("-")]
     where = "embodied"
@@ -139,6 +141,8 @@ def explain(error: BaseException, verb: str = "") -> str | None:
             return f"the disk is full{file}. Free some space{paths.elsewhere(verb)}."
         if needed := missing(chain):
             return needed
+        if gl.failed(chain):
+            return gl.advice(chain)
         chain = chain.__cause__ or chain.__context__
     if type(error).__name__ in SAYS_ALL:
         return " ".join(str(error).split())

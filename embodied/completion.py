@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from embodied import paths
+from embodied import console, paths
 from embodied.catalogue import KINDS, comments, first_line
 from embodied.cli import FLAGS, docstring, verbs
 from embodied.config import COMPOSED, choices
@@ -160,5 +160,6 @@ def _read(name: str) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 if __name__ == "__main__":
+    console.settle()
     for found, told in candidates(sys.argv[1]):
         print(found, told, sep="\t")

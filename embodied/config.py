@@ -169,6 +169,7 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
     parts: list[str] = []
     base, chosen = _compose(verb, [])
     for word in overrides:
+        _check_text(word)
         word = quote(word)
         if word.startswith("goal=") and "goal" not in base and "reward" in chosen:
             word = f"reward.{word}"
@@ -202,6 +203,20 @@ def _choose(verb: str, overrides: Sequence[str]) -> _Choice:
                 raise UserError(f"reward.combine must be a way to combine; got {name!r}. {told}")
             groups.append(f"reward/combine={name}")
     return _Choice(groups, values, plain, parts)
+
+
+def _check_text(word: str) -> None:
+    """Refuse what is no text before anything is written: no config holds it, and few libraries open such a file.
+
+    Raises:
+        UserError: shows the word.
+    """
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"settings must be texts in UTF-8; got {word!r}. Rename the file, or set a locale of UTF-8: LC_ALL=C.UTF-8."
+        ) from error
 
 
 def _knowing(groups: list[str], chosen: dict[str, str]) -> list[str]:
@@ -268,7 +283,7 @@ def _compose_once(verb: str, overrides: tuple[str, ...], folder: Path) -> tuple[
         with hydra.initialize_config_dir(str(folder), version_base="1.3"):
             config = hydra.compose(verb, list(overrides), return_hydra_config=True)
     finally:
-        state.hydra = callers
+        GlobalHydra.instance().hydra = callers  # Hydra has put a copy in the place of the one above
     chosen = {k: str(v or "null") for k, v in config.hydra.runtime.choices.items() if not str(k).startswith("hydra/")}
     with open_dict(config):
         del config["hydra"]

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +15,8 @@ HELP = (
     "MuJoCo has no way to render here: neither EGL nor OSMesa works and there is no display. "
     "Install one: `apt-get install libegl1 libgl1-mesa-dri` (or your GPU driver's EGL) or `apt-get install libosmesa6`."
 )
+
+OFF = ("disable", "disabled", "off", "false", "0")  # MUJOCO_GL as MuJoCo reads it: no rendering
 
 
 def _egl_works() -> bool:
@@ -55,7 +58,10 @@ def _load_triton() -> None:
 
     torch imports triton when the first optimizer is made, wherever pictures were rendered in software before.
     """
-    spec = importlib.util.find_spec("triton")
+    try:
+        spec = importlib.util.find_spec("triton")
+    except ValueError:  # somebody has put another module in its place
+        spec = None
     for folder in (spec and spec.submodule_search_locations) or ():
         library = Path(folder, "_C", "libtriton.so")
         if library.is_file():
@@ -67,8 +73,8 @@ def choose() -> str | None:
     """Set `MUJOCO_GL` unless the user did: EGL, else OSMesa, else what a display gives; None if nothing works."""
     if sys.platform == "linux":
         _load_triton()
-    if "MUJOCO_GL" in os.environ or sys.platform != "linux":
-        return os.environ.get("MUJOCO_GL", "native")
+    if asked() or sys.platform != "linux":
+        return asked() or "native"
     if _egl_works():
         os.environ["MUJOCO_GL"] = "egl"
     elif _osmesa_works():
@@ -81,3 +87,30 @@ def choose() -> str | None:
     if "mujoco.gl_context" in sys.modules and chosen != "disable":
         importlib.reload(sys.modules["mujoco.gl_context"])  # imported before us, it has settled on a screen
     return None if chosen == "disable" else chosen
+
+
+def asked() -> str:
+    """What `MUJOCO_GL` asks for, as MuJoCo reads it; "" where it asks for nothing."""
+    return os.environ.get("MUJOCO_GL", "").lower().strip()
+
+
+def advice(error: BaseException | None = None) -> str:
+    """What a person can do where nothing can be rendered.
+
+    Args:
+        error: with which it failed; None: it was not tried.
+    """
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not (_egl_works() or _osmesa_works() or screen):
+        return HELP
+    reason = "" if error is None else f" ({' '.join(str(error).split()) or type(error).__name__})"
+    return (
+        f"MUJOCO_GL={os.environ.get('MUJOCO_GL', '')} renders nothing here{reason}. "
+        "Leave MUJOCO_GL and PYOPENGL_PLATFORM unset, and what works here is taken."
+    )
+
+
+def failed(error: BaseException) -> bool:
+    """Whether an error is that MuJoCo cannot load what `MUJOCO_GL` asks for, which it does when it is imported."""
+    files = (Path(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(file.name == "gl_context.py" and file.parent.name == "mujoco" for file in files)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent
@@ -28,3 +30,8 @@ def elsewhere(verb: str) -> str:
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     keys = [key for line in lines if (key := line.partition(":")[0]) in ("run", "out", "record")]
     return f", or write elsewhere with {keys[0]}=…" if keys else ""
+
+
+def python_path() -> str:
+    """PYTHONPATH of another Python, run with -P: it imports what this one does, whatever lies in the working folder."""
+    return os.pathsep.join(each or str(Path.cwd()) for each in sys.path)

@@ -211,15 +211,23 @@ def save_config(folder: Path, config: DictConfig) -> None:
 def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
     """A fresh folder below root, made; named by time, env, reward and seed."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-    name = f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}"
+    return fresh_folder(root / f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}")
+
+
+def fresh_folder(wanted: Path) -> Path:
+    """A folder that was not there, made: the one wanted, or with a number after it, as where two begin in one second.
+
+    Raises:
+        UserError: there are a hundred already.
+    """
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
-        folder = root / f"{name}{suffix}"
+        folder = wanted.with_name(f"{wanted.name}{suffix}")
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{root / name} exists a hundred times. Choose another folder with run=FOLDER.")
+    raise UserError(f"{wanted} exists a hundred times. Choose another folder with run=FOLDER.")
 
 
 def find(run: str | None, root: Path) -> Path:

@@ -60,22 +60,26 @@ def remember(values: Mapping[str, Any]) -> None:
     used = {each for _, each in _reaches(values)}
     known = _kept()
     if used and used not in known:
-        with suppress(OSError):
+        with suppress(OSError, RuntimeError):
             kept_file().parent.mkdir(parents=True, exist_ok=True)
             write_text(kept_file(), json.dumps([sorted(each) for each in [*known, used][-KEPT:]]) + "\n")
 
 
 def kept_file() -> Path:
-    """Where it is noted, in XDG_STATE_HOME or ~/.local/state."""
+    """Where it is noted, in XDG_STATE_HOME or ~/.local/state.
+
+    Raises:
+        RuntimeError: a user without a home, as many a container runs as.
+    """
     root = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
     return Path(root) / "embodied" / "reached.json"
 
 
 def _kept() -> list[set[str]]:
-    """What was used together; a file that is damaged holds nothing."""
+    """What was used together; a file that is damaged, however deep, holds nothing."""
     try:
         return [set(map(str, each)) for each in json.loads(kept_file().read_text("utf-8"))]
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, RuntimeError):
         return []
 
 

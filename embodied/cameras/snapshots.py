@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from embodied.cameras.camera import CameraError, decoded
 from embodied.cameras.live import Grab
+from embodied.serving.peer import is_loopback
 
 PERIOD_S = 0.1  # between requests: small cameras take as long for a picture
 MAX_BYTES = 64 * 2**20  # of one picture
@@ -30,6 +31,8 @@ class Snapshots:
         self._name, self._timeout_s, self._due_s = name, timeout_s, 0.0
         parts = urlsplit(url)
         self._request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl())
+        proxies = urllib.request.ProxyHandler({} if no_proxy_reaches(url) else None)
+        self._opener = urllib.request.build_opener(proxies)
         if parts.username is not None:
             told = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             self._request.add_header("Authorization", f"Basic {base64.b64encode(told).decode()}")
@@ -40,10 +43,16 @@ class Snapshots:
         asked = time.monotonic()
         self._due_s = asked + PERIOD_S
         try:
-            with urllib.request.urlopen(self._request, timeout=self._timeout_s) as answer:
+            with self._opener.open(self._request, timeout=self._timeout_s) as answer:
                 data = answer.read(MAX_BYTES + 1)
         except (OSError, http.client.HTTPException, urllib.error.URLError) as error:
             raise CameraError(f"{self._name}: lost ({error}).") from error
         if len(data) > MAX_BYTES:
             raise CameraError(f"{self._name}: a picture must have at most {MAX_BYTES} bytes.")
         return Grab(decoded(data, self._name), asked)
+
+
+def no_proxy_reaches(url: str) -> bool:
+    """Whether a camera's address is of http(s) on this machine itself, where a proxy would look on its own."""
+    parts = urlsplit(url)
+    return parts.scheme in ("http", "https") and is_loopback(parts.hostname or "")

@@ -15,7 +15,7 @@ import numpy as np
 from embodied.cameras.camera import BrokenImage, CameraError
 from embodied.cameras.decoding import STRICT, Believed, check_stream, reason, without_password
 from embodied.cameras.live import Grab, SenderClock
-from embodied.cameras.snapshots import FORMATS, Snapshots
+from embodied.cameras.snapshots import FORMATS, Snapshots, no_proxy_reaches
 from embodied.pixels import to_rgb
 
 OPEN_S, SILENT_S = 5.0, 2.0  # a connection that says nothing for longer is given up and made again
@@ -52,7 +52,8 @@ class StreamDriver:
         trust_stamps: bool = True,
     ) -> None:
         self.name, self.fps = without_password(url), None
-        self._options = {**LOW_DELAY, **(RTSP if url.startswith("rtsp") else {}), **(options or {})}
+        direct = {"http_proxy": ""} if no_proxy_reaches(url) else {}  # FFmpeg's own variable knows no exception
+        self._options = {**LOW_DELAY, **(RTSP if url.startswith("rtsp") else {}), **direct, **(options or {})}
         self._url, self._format = url, format
         self._container: Any = None
         self._pictures: _Pictures | None = None

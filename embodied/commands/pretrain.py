@@ -74,12 +74,15 @@ def run(config: DictConfig) -> None:
     captions = {name: _captions(name, scene) for name, scene in scenes.items()}
     for name, scene in scenes.items():
         _check_facts(name, scene, captions[name])
-    if folder.exists() and not (resumed or config.resume):
+    if config.run and folder.exists() and not (resumed or config.resume):
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
     check_place(folder, "run")
     model = f"local-dir:{asset('encoder')}" if config.model in ("embedded", "shipped") else config.model
     towers = Towers(model, weights=config.model != "embedded", device=config.device, frozen=list(config.frozen))
-    folder.mkdir(parents=True, exist_ok=True)
+    if config.run:
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        folder = runs.fresh_folder(folder)
     with runs.working(folder):
         if not resumed:
             runs.save_config(folder, config)

@@ -193,7 +193,7 @@ class Encoded:
             return file
         except (FileNotFoundError, SafetensorError):  # not yet there, or damaged: made again
             pass
-        file.parent.mkdir(parents=True, exist_ok=True)
+        _make(file.parent)
         batches = self.dataset.batches(i, camera, BATCH)
         with whole(file) as part, part.open("wb") as out:
             size = 0
@@ -284,7 +284,7 @@ def _mapped(dataset: Dataset, i: int, camera: str, cache: Path) -> Tensor:
 
     A dataset's frames do not fit into memory; these take it only while they are read. The file goes with the tensor.
     """
-    cache.mkdir(parents=True, exist_ok=True)
+    _make(cache)
     with tempfile.TemporaryFile(dir=cache) as file:
         shape: tuple[int, ...] = ()
         for frames in dataset.batches(i, camera, BATCH):
@@ -294,6 +294,21 @@ def _mapped(dataset: Dataset, i: int, camera: str, cache: Path) -> Tensor:
         # Copy on write, so that the tensor may be taken for an ordinary one.
         pixels = np.memmap(file, np.uint8, "c", shape=(dataset.length(i), *shape))
     return torch.from_numpy(np.asarray(pixels))
+
+
+def _make(folder: Path) -> None:
+    """Make a folder of the cache.
+
+    Raises:
+        UserError: it cannot be made, as in a working directory that is somebody else's, wherever the results go.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"what was read of the frames is kept in {folder}, which cannot be made: {error.strerror}. "
+            "Change to a folder that you may write into, and give data and results by their whole paths."
+        ) from error
 
 
 def place_key(dataset: Dataset, i: int, camera: str, mark: str) -> str:

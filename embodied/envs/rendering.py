@@ -11,6 +11,7 @@ import mujoco
 import numpy as np
 
 from embodied import gl
+from embodied.errors import UserError
 
 PICTURE_SIZE = 480  # pixels
 FINE = 96  # pixels, below which frames are rendered larger and averaged: a thin pole would fall between the samples
@@ -123,13 +124,17 @@ class FrameRenderer:
         return self._renderers[key]
 
     def _make(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
-        if os.environ.get("MUJOCO_GL") == "disable":
-            raise RuntimeError(gl.HELP)
+        screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+        if gl.asked() in gl.OFF or (gl.asked() == "glfw" and not screen):
+            raise UserError(gl.advice())
         quality, offscreen = self.model.vis.quality, self.model.vis.global_
         quality.offsamples = 0 if fast else 4
         quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
         offscreen.offheight, offscreen.offwidth = height, width
-        renderer = mujoco.Renderer(self.model, height, width)
+        try:
+            renderer = mujoco.Renderer(self.model, height, width)
+        except (mujoco.FatalError, RuntimeError, ImportError) as error:
+            raise UserError(gl.advice(error)) from error
         # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
         atexit.unregister(_close_all)
         atexit.register(_close_all)

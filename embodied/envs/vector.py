@@ -10,12 +10,14 @@ Shape letters: E worlds; V views; H, W image.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -87,7 +89,7 @@ class WorldVecEnv:
             self.policy_views = tuple(self.views[len(cameras) or 1 :])
             specs = _specs(self.observation_space, num_worlds, look, len(self.views), measured)
             if workers:
-                self._memory = SharedMemory(create=True, size=block_size(specs))
+                self._memory = _shared(block_size(specs))
                 self._arrays = views(self._memory.buf, specs)
             else:
                 self._arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in specs.items()}
@@ -292,6 +294,33 @@ def _failure(kind: bool | None, told: tuple[str, str]) -> WorldError | UserError
     error = UserError(told[0]) if kind is None else WorldError(told[0])
     error.add_note(told[1])
     return error
+
+
+def _shared(size: int) -> SharedMemory:
+    """Memory that is there for certain: without room for it a write would end the process, with no word.
+
+    Args:
+        size: bytes.
+
+    Raises:
+        UserError: there is no room, as in a container, which has 64 MB of it unless told otherwise.
+    """
+    memory: SharedMemory | None = None
+    try:
+        memory = SharedMemory(create=True, size=size)
+        file = Path("/dev/shm", memory.name)
+        if file.is_file():  # Linux; others reserve it at once
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, size)
+    except OSError as error:
+        if memory is not None:
+            memory.close()
+            memory.unlink()
+        raise UserError(
+            f"workers: shared memory (/dev/shm) must take {size / 1e6:.1f} MB of what worlds see: {error.strerror}. "
+            "Give it more room (docker run --shm-size=1g), or step the worlds in this process: workers=0."
+        ) from error
+    return memory
 
 
 def _release(processes: list[BaseProcess], memory: SharedMemory | None) -> None:

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from embodied.cameras.camera import Frame
+from embodied.paths import python_path
 from embodied.robots.driver import Clock, DriverError, Observation
 from embodied.robots.limits import Bound, Limits
 from embodied.robots.wire import ACTION_NAMES, OBSERVATION_NAMES, Faults, Messages, WireError, packed
@@ -37,6 +38,7 @@ START_S = 60.0  # for the process to be ready, seconds of ours
 ANSWER_S = 10.0  # for an answer, seconds of ours
 END_S = 2.0  # for a thread or a killed process to end, seconds of ours
 DEADMAN_S = 0.25  # of one that is started, unless its options say another
+ROOT_MAX = 80  # bytes of a folder for temporary files in which a socket can be: its whole address has at most 107
 
 # The desk's box (metres) and its 2 cm a control period of 0.05 s; the state's ranges leave room for the servo's lag.
 LIMITS = Limits(
@@ -184,7 +186,9 @@ class SimulatedRobot:
         if self._process is not None and self._process.poll() is None:
             assert self._folder is not None
             return f"{self._folder.name}/robot.sock"
-        self._folder = self._folder or tempfile.TemporaryDirectory(prefix="robot-")
+        if self._folder is None:
+            far = len(os.fsencode(tempfile.gettempdir())) > ROOT_MAX
+            self._folder = tempfile.TemporaryDirectory(prefix="robot-", dir="/tmp" if far else None)
         address = f"{self._folder.name}/robot.sock"
         Path(address).unlink(missing_ok=True)
         if self._process is not None:
@@ -290,13 +294,14 @@ def start(*, timeout_s: float = START_S, **options: Any) -> subprocess.Popen[byt
     Raises:
         DriverError: it ended, or was not ready in time; says what it wrote.
     """
-    words = [sys.executable, "-m", "embodied.robots.simulated"]
+    words = [sys.executable, "-P", "-m", "embodied.robots.simulated"]
     for name, value in options.items():
         if isinstance(value, bool):
             words += [f"--{name}"] if value else []
         else:
             words += [f"--{name}", ",".join(value) if isinstance(value, tuple | list) else str(value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "LP_NUM_THREADS": "0"}  # draw in the robot's own thread
+    environment = {**os.environ, "PYTHONPATH": python_path(), "OMP_NUM_THREADS": "1"}
+    environment["LP_NUM_THREADS"] = "0"  # draw in the robot's own thread
     with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would fill and hold the robot up
         process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment)
         deadline, said = time.monotonic() + timeout_s, b""
@@ -341,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     told = dict(re.findall(r"^ {8}(\w+): (.*)$", Options.__doc__ or "", re.MULTILINE))
     kinds: dict[str, Any] = {"float": float, "int": int, "str": str, "tuple[str, ...]": _names}
     for each in fields(Options):
-        text = told[each.name].replace("%", "%%")
+        text = told.get(each.name, "").replace("%", "%%")  # python -OO leaves no docstrings
         if each.type == "bool":
             parser.add_argument(f"--{each.name}", action="store_true", help=text)
         else:

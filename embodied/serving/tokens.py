@@ -52,16 +52,26 @@ def made(what: str, port: int) -> Iterator[tuple[str, Path]]:
 
 def found(what: str, port: int) -> str | None:
     """The token of this user's server on that port of this machine; None where there is none."""
-    file = path(what, port)
     try:
+        file = path(what, port)
         return (file.read_text("ascii").strip() or None) if _is_own(file.parent) else None
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, UserError):
         return None
 
 
 def path(what: str, port: int) -> Path:
-    """Where a server's token lies."""
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache")
+    """Where a server's token lies.
+
+    Raises:
+        UserError: a user without a home, as many a container runs as, and no XDG_RUNTIME_DIR.
+    """
+    try:
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or Path.home() / ".cache")
+    except RuntimeError as error:
+        raise UserError(
+            "a token must be kept in a folder that is yours alone, and you have no home. Set XDG_RUNTIME_DIR to such a "
+            "folder, or turn the token off."
+        ) from error
     return folder / "embodied-tokens" / f"{what}-{port}"
 
 

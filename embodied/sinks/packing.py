@@ -24,6 +24,7 @@ from embodied.datasets import Writer
 from embodied.datasets import layout as files
 from embodied.errors import BusyError, UserError
 from embodied.files import write_text
+from embodied.paths import python_path
 from embodied.sinks.files import read_lines
 
 JOURNAL = ".journal"
@@ -47,12 +48,10 @@ def pack_elsewhere(root: Path, folder: Path | None = None) -> None:
     """
     arguments = [str(root)] if folder is None else [str(root), str(folder)]
     command = [sys.executable, "-P", "-m", "embodied.sinks.packing", *arguments]
-    # What is imported here is imported there, whatever lies in the working directory.
-    path = os.pathsep.join(each or str(Path.cwd()) for each in sys.path)
     # A process group of its own, for Ctrl-C is not meant for it; a pipe, whose end tells it that we are gone.
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": python_path()},
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stderr is not None

@@ -28,6 +28,7 @@ from concurrent.futures import CancelledError, Future
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any
 
 from embodied.errors import UserError
@@ -188,6 +189,11 @@ class _Server(ThreadingHTTPServer):
         self._open: dict[Any, None] = {}  # sockets, oldest first
         self._lock = threading.Lock()
         super().__init__((HOST, port), _Handler)
+
+    def server_bind(self) -> None:
+        """As `HTTPServer`, which asks for this machine's name, and waits long where a name server does not answer."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = HOST, self.server_address[1]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Each connection is a thread, so there are few."""

@@ -266,7 +266,7 @@ def fast_precision(device: torch.device) -> str:
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
-        has = torch.cpu.get_capabilities()
+        has = getattr(torch.cpu, "get_capabilities", dict)()  # torch of before 2.11 cannot tell
         # AVX512_BF16 alone is no reason: an Intel Xeon whose AMX was off took 1.7 times as long with it as in float32
         # (ViT-B-32; the embedded encoder 1.2 times). AMD's units, which SSE4a tells, are twice as wide for it.
         fast = has.get("amx_bf16", False) or (has.get("avx512_bf16", False) and has.get("sse4a", False))

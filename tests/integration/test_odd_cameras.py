@@ -46,6 +46,16 @@ def test_an_address_of_one_picture_is_asked_again_and_again():
             open_source(url)
 
 
+@pytest.mark.parametrize("name", ["stream.mjpg", "one.jpg"])
+def test_a_proxy_is_not_asked_for_this_machine_s_own_cameras(name, monkeypatch):
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(variable, "http://127.0.0.1:9")  # nobody listens there
+    for variable in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    with MjpegServer(fps=40) as server, open_source(server.url.replace("stream.mjpg", name)) as source:
+        assert fresh(source).image.shape == (120, 160, 3)
+
+
 def depth(path, millimetres):
     """A picture of one distance, in 16 bits or floats."""
     kind = np.float32 if path.suffix == ".tif" else np.uint16

@@ -1,6 +1,9 @@
 """`embodied pretrain` from renders to an encoder that runs, killed and resumed on the way."""
 
 import json
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from embodied import cli
 from embodied.commands import pretrain
 from embodied.config import compose
 from embodied.envs.captions import Captions
+from embodied.errors import UserError
 from embodied.paths import asset
 from embodied.pretraining.renders import render
 from rewards.encoders import OpenCLIPEncoder
@@ -75,6 +79,20 @@ def test_a_desk_of_ones_own_is_judged_without_the_goals_that_it_lacks(scene, tin
     encoder = OpenCLIPEncoder(tiny_clip, device="cpu")
     pretrain.judge(encoder, config, {"desk": Captions(ours.facts, goals)}, tmp_path, 32)
     assert ordered == ([] if scene else [("embodied/desk-drawer-v0", "pull it out")])
+
+
+def test_two_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pretrain, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, tzinfo=zone)))
+
+    def no_weights(*args, **options):
+        raise UserError("far enough")
+
+    monkeypatch.setattr(pretrain, "Towers", no_weights)
+    for _ in range(2):
+        with pytest.raises(UserError, match="far enough"):
+            pretrain.run(compose("pretrain", []))
+    assert sorted(path.name for path in Path("runs/pretrain").iterdir()) == ["20260101-000000", "20260101-000000-2"]
 
 
 def test_renders_depend_on_the_seed_alone():

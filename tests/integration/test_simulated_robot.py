@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import fields
 
@@ -399,3 +400,29 @@ def test_its_help_says_what_each_option_is(capsys):
     for each in fields(Options):
         assert re.search(rf"--{each.name}( [A-Z_]+)? [a-z]", told.partition("options:")[2]), each.name
     assert "--cameras CAMERAS cameras of the desk that are filmed, such as front,side. (front)" in told
+
+
+def test_it_starts_where_python_drops_docstrings():
+    command = [sys.executable, "-OO", "-m", "embodied.robots.simulated", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "--address" in done.stdout) == (0, True), done.stderr
+
+
+def test_a_folder_for_temporary_files_may_be_deep(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    robot = SimulatedRobot(cameras=(), size=32)
+    try:
+        robot.connect()
+        assert robot.pid
+    finally:
+        robot.disconnect()
+
+
+def test_what_lies_in_the_working_folder_is_not_taken_for_a_module(tmp_path, monkeypatch):
+    (tmp_path / "mujoco.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    process = start(address=str(tmp_path / "robot.sock"), cameras=(), size=32)
+    assert process.poll() is None
+    end(process)

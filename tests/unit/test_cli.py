@@ -11,6 +11,7 @@ import sys
 import types
 from pathlib import Path
 
+import hydra
 import pytest
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
@@ -388,3 +389,34 @@ def test_a_reader_that_has_left_before_the_first_line_is_no_error():
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["embodied", "train", "--help"], ["embodied.completion", "embodied watch "]])
+def test_an_encoding_that_lacks_characters_keeps_nothing_from_a_reader(words):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, timeout=60, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"\\u2026" in done.stdout
+
+
+def test_streams_that_the_starter_closed_lead_nowhere():
+    done = subprocess.run(
+        ["bash", "-c", f"exec {sys.executable} -m embodied list what=worlds <&- >&- 2>&-"], timeout=120
+    )
+    assert done.returncode == 0
+    code = "import os, sys; from embodied import console; console.settle(); print(os.open(os.devnull, os.O_RDONLY) > 2)"
+    told = subprocess.run(["bash", "-c", f"{sys.executable} -c '{code}' <&- 2>&-"], capture_output=True, timeout=60)
+    assert told.stdout == b"True\n"
+
+
+def test_who_uses_hydra_too_finds_it_as_it_was(ran, tmp_path):
+    with hydra.initialize_config_dir(str(tmp_path / "configs"), version_base=None):
+        before = hydra.compose("go", ["reward.goal=up"])
+        compose("go", ["reward.goal=down"])
+        assert hydra.compose("go", ["reward.goal=up"]) == before
+
+
+def test_words_of_another_encoding_are_refused_at_once(ran, capsys):
+    assert cli.main(["go", "reward.goal=the caf\udce9 is open"]) == cli.EXIT_USER_ERROR  # as Python has Latin-1's é
+    assert "settings must be texts in UTF-8; got 'reward.goal=the caf\\udce9 is open'" in capsys.readouterr().err
+    assert ran == []

@@ -215,6 +215,16 @@ def test_bad_requests_are_refused_and_harm_nobody(served, path, body, headers, s
     assert request(port, "GET", "/else")[0] == 404
 
 
+def test_no_name_server_is_asked(monkeypatch):
+    monkeypatch.setattr(socket, "getfqdn", lambda host: pytest.fail("a name server that is away would hold it up"))
+    pipe = Pipe()
+    server = ControlServer(pipe.ask, pipe.status, 0, private=False)
+    try:
+        assert request(server.port, "GET", "/status")[0] == 200
+    finally:
+        server.close()
+
+
 def test_half_a_request_holds_nobody_up(served, monkeypatch):
     _, port = served
     with socket.create_connection(("127.0.0.1", port)) as half:

@@ -379,6 +379,12 @@ def test_version_2(tmp_path, kind):
         Dataset(tmp_path / "old")
 
 
+def test_where_features_cannot_be_kept_is_said_with_what_to_do(made, tmp_path):
+    (tmp_path / "runs").write_text("in the way")  # a folder that forbids it forbids a test's root nothing
+    with pytest.raises(UserError, match=r"runs/cache.*cannot be made: Not a directory\. Change to a folder"):
+        encode(Dataset(made), SizedEncoder(), cameras=["front"], cache=tmp_path / "runs" / "cache")
+
+
 def test_each_frame_is_encoded_once(made, tmp_path):
     dataset, encoder = Dataset(made), SizedEncoder()
     episodes = encode(dataset, encoder, cameras=["front"], frames_read="first", cache=tmp_path)

@@ -181,6 +181,11 @@ def test_auto_precision_follows_the_hardware(tiny_clip, monkeypatch, has, precis
     assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == precision
 
 
+def test_auto_precision_of_a_torch_that_does_not_tell_the_hardware(tiny_clip, monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert OpenCLIPEncoder(tiny_clip, device="cpu").precision == "fp32"
+
+
 def test_batch_equals_one_by_one_and_compiled_batches_keep_one_shape(tiny_clip, renders, monkeypatch):
     encoder = OpenCLIPEncoder(tiny_clip, precision="fp32")
     together = encoder.encode_images(renders[96, 96])

@@ -1,5 +1,6 @@
 import ctypes
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from embodied import gl
 from embodied.envs import rendering
+from embodied.errors import UserError
 
 
 @pytest.fixture
@@ -30,6 +32,7 @@ def test_best_that_works_is_chosen(monkeypatch, egl, osmesa, display, chosen):
     monkeypatch.setattr(gl, "_egl_works", lambda: egl)
     monkeypatch.setattr(gl, "_osmesa_works", lambda: osmesa)
     monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.setenv("MUJOCO_GL", "")  # asks for nothing
     assert gl.choose() == chosen
     assert os.environ["MUJOCO_GL"] == (chosen or "disable")
 
@@ -57,11 +60,26 @@ def test_missing_libraries_do_not_work(monkeypatch):
     assert not gl._osmesa_works()
 
 
-def test_without_opengl_rendering_says_what_to_install(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "disable")
+@pytest.mark.parametrize("asked", ["disable", "Off", "glfw"])
+def test_without_opengl_rendering_says_what_to_install(monkeypatch, asked):
+    monkeypatch.setenv("MUJOCO_GL", asked)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
     model = mujoco.MjModel.from_xml_string("<mujoco/>")
-    with pytest.raises(RuntimeError, match="apt-get install libegl1"):
-        rendering.FrameRenderer(model).frame(mujoco.MjData(model), "free", 8, 8)
+    renderer = rendering.FrameRenderer(model)
+    with pytest.raises(UserError, match=f"MUJOCO_GL={asked} renders nothing here. Leave MUJOCO_GL and "):
+        renderer.frame(mujoco.MjData(model), "free", 8, 8)
+    for way in ("_egl_works", "_osmesa_works"):
+        monkeypatch.setattr(gl, way, lambda: False)
+    with pytest.raises(UserError, match="apt-get install libegl1"):
+        renderer.frame(mujoco.MjData(model), "free", 8, 8)
+
+
+def test_what_mujoco_cannot_load_is_told_in_a_line(tmp_path):
+    command = [sys.executable, "-m", "embodied", "collect", "env=desk-reach", "episodes=1", f"out={tmp_path / 'data'}"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"MUJOCO_GL": "nonsense"})
+    assert done.returncode == 2
+    assert re.fullmatch(r"embodied collect: MUJOCO_GL=nonsense renders nothing here \(.*\)\. Leave .*\n", done.stderr)
 
 
 def test_frames_are_right_side_up_contiguous_and_follow_the_asked_size():
@@ -120,3 +138,9 @@ def test_tritons_library_is_loaded_before_opengl(tmp_path):
         done = subprocess.run([sys.executable, "-c", told], env=environment | more, capture_output=True, text=True)
         opened = [name for name in done.stdout.splitlines() if name in (str(library), "libEGL.so.1")]
         assert opened == ([str(library)] if more else [str(library), "libEGL.so.1"]), done.stderr
+
+
+def test_a_module_in_the_place_of_triton_is_left_alone():
+    code = "import sys, types; sys.modules['triton'] = types.ModuleType('triton'); import embodied"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import random
 
 import pytest
@@ -10,6 +11,7 @@ from omegaconf import OmegaConf
 from embodied import trust
 from embodied.errors import UserError
 from embodied.literal import literal, literal_config, load_literal, resolved, saved_text
+from embodied.serving import tokens
 from rewards.chat.messages import Message, filled
 
 HOSTILE = [
@@ -128,3 +130,30 @@ def test_what_a_person_names_is_allowed_then_and_later_together(tmp_path):
     trust.kept_file().write_text("{{")
     with pytest.raises(UserError, match="KEY"):
         trust.check_trusted(tmp_path, REMOTE, None)
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user without a name and a home, as a container of a cluster runs as."""
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+
+
+def test_who_has_no_home_is_asked_each_time(tmp_path, homeless):
+    trust.remember(REMOTE)
+    with pytest.raises(UserError, match="KEY"):
+        trust.check_trusted(tmp_path, REMOTE, None)
+
+
+def test_who_has_no_home_keeps_tokens_where_they_say(tmp_path, homeless, monkeypatch):
+    assert tokens.found(tokens.SERVE, 1) is None
+    with pytest.raises(UserError, match="XDG_RUNTIME_DIR"), tokens.made(tokens.SERVE, 1):
+        pass
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with tokens.made(tokens.SERVE, 1) as (token, _):
+        assert tokens.found(tokens.SERVE, 1) == token

@@ -1,5 +1,6 @@
 """The vector environment: same numbers in process and in workers, frames before the reset, nothing left behind."""
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from embodied.envs.vector import WorldError, WorldVecEnv
+from embodied.errors import UserError
 from tests.probes import ProbeWorld, make_probe
 
 
@@ -172,6 +174,19 @@ if __name__ == "__main__":
     while True:
         venv.step(np.zeros((2, 1), np.float32))
 """
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="memory is reserved at once elsewhere")
+def test_no_room_for_shared_memory_is_told_and_not_found_out_by_dying(monkeypatch):
+    before = shared_blocks()
+
+    def full(number, offset, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"must take .* MB .*: No space left .*workers=0"):
+        WorldVecEnv(make_probe, 2, workers=2, frame_size=16)
+    assert shared_blocks() <= before
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path):
