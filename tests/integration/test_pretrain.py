@@ -85,10 +85,11 @@ def test_two_that_begin_in_one_second_have_folders_of_their_own(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(pretrain, "datetime", SimpleNamespace(now=lambda zone: datetime(2026, 1, 1, tzinfo=zone)))
 
-    def no_weights(*args, **options):
+    def far_enough(*args):
         raise UserError("far enough")
 
-    monkeypatch.setattr(pretrain, "Towers", no_weights)
+    monkeypatch.setattr(pretrain, "Towers", lambda model, **settings: None)
+    monkeypatch.setattr(pretrain.runs, "save_config", far_enough)
     for _ in range(2):
         with pytest.raises(UserError, match="far enough"):
             pretrain.run(compose("pretrain", []))
