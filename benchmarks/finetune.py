@@ -76,10 +76,10 @@ def session(
     execute = options["execute"] or chosen(task, options)
     if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
         words.append(f"execute={execute}")
-    config = compose("finetune", words)
+    config = compose("finetune", [word for word in words if not word.startswith("+taught=")])
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
-    config.env = worlds.worlds_of_data(planned)
+    config.env, config.taught = worlds.worlds_of_data(planned), count
     return kind(config, folder, build(config.encoder), planned)
 
 

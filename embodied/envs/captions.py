@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,9 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             patterns = splits.get(split) or []
             if not isinstance(patterns, list) or not all(isinstance(text, str) for text in patterns):
                 raise ValueError(f"{path}: {split} of {fact!r} must be a list of texts; got {patterns!r}.")
-    if unknown := [goal for goal in parts["goals"] if goal not in parts["facts"]]:
-        raise ValueError(
-            f"{path}: goals must be of facts; got {unknown[0]!r}. {nearest(unknown[0], list(parts['facts']))}"
-        )
+    for goal in parts["goals"]:  # a file may serve several worlds, and offer goals of facts that one lacks
+        if goal not in parts["facts"] and get_close_matches(goal, parts["facts"], cutoff=0.6):
+            raise ValueError(f"{path}: goals must be of facts; got {goal!r}. {nearest(goal, list(parts['facts']))}")
     return parts
 
 

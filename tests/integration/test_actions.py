@@ -20,7 +20,8 @@ def folder(tmp_path_factory):
     """`play`, `true` episodes and `films`, the same without their actions; `shown`, an expert's episode."""
     root = tmp_path_factory.mktemp("actions")
     for name, policy, seed, episodes in (("play", "random", 1, 4), ("true", "random", 2, 4), ("shown", "expert", 0, 1)):
-        words = ["env=desk-reach", f"episodes={episodes}", "image_size=32", "cameras=[front,wrist]", "hold=3"]
+        words = ["env=desk-reach", f"episodes={episodes}", "image_size=32", "cameras=[front,wrist]"]
+        words += ["hold=3"] if policy == "random" else []
         assert cli.main(["collect", *words, f"policy={policy}", f"seed={seed}", f"out={root / name}"]) == 0
     strip(root / "true", root / "films")
     return root

@@ -398,7 +398,7 @@ def test_a_server_that_goes_away_is_marked_and_comes_back(watch):
         (["source=env:reacher-red", "ranges=5"], "ranges must be {head: [low, high]}"),
         (["source=env:reacher-red", "ranges={clip: [-inf, inf]}"], "ranges.clip"),
         (["source=env:reacher-red", "smoothing_s=null"], "smoothing_s must be a number; got None"),
-        (["source=env:reacher-red", "record=5"], "record must be a folder"),
+        (["source=env:reacher-red", "record=[a]"], "record"),
         (["source=env:reacher-red", "formats=jsonl"], "formats must be a list, as [jsonl]"),
         (["source=env:reacher-red", "formats=[gif]", "record=out"], "formats"),
         (["source=env:reacher-red", "server=http://127.0.0.1:{port}"], "127.0.0.1:{port}"),

@@ -95,7 +95,7 @@ def opened(monkeypatch):
         return [Episode(features=features, instruction=f"{asked[-1]} {i}") for i in chosen]
 
     monkeypatch.setattr(
-        opening, "open_dataset", lambda source, episodes=None, cameras=(): asked.append(source) or Seven()
+        opening, "open_dataset", lambda source, episodes=None, cameras=(), **told: asked.append(source) or Seven()
     )
     monkeypatch.setattr(encoding, "encode", encode)
     return asked
