@@ -50,6 +50,7 @@ DATA, PLACE = "data", "place"  # there: the dataset, and a hash of where it lies
 COUNTERS = ("index", "episode_index", "frame_index")  # of a sidecar
 NUMBERS = ("progress_sparse", "progress_dense", "potential", "reward")
 ROWS = 2**16  # of a sidecar that are held before they are written
+TABLES = 256  # of episodes, beside each other in memory before they are joined
 
 
 def run(config: DictConfig) -> None:
@@ -185,6 +186,8 @@ def _write_sidecar(out: Path, labels: KeptLabels, about: Mapping[str, Any]) -> N
             columns = dict(dataset.columns(i, COUNTERS)) | dict.fromkeys(NUMBERS[:2], progress) | each
             arrays = [pa.array(columns[name]).cast(kind) for name, kind in kinds]
             held.append(pa.Table.from_arrays(arrays, schema=schema))
+            if len(held) == TABLES:  # many of few rows take more room than their rows
+                held = [pa.concat_tables(held).combine_chunks()]
             if sum(map(len, held)) >= ROWS or i == len(dataset) - 1:
                 writer.write_table(pa.concat_tables(held).combine_chunks())
                 held.clear()
