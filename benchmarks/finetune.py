@@ -21,7 +21,6 @@ the same starts; and how its critic ranks chunks.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,19 +31,16 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import begun_with, load, read_options, record
+from benchmarks.tuned import by_start, gathered, ranking_row, ratios, row, voided
 from embodied.building.build import build
-from embodied.collecting.collect import collect
 from embodied.config import compose
-from embodied.datasets import Dataset
 from embodied.files import write_text
 from embodied.finetuning import inputs, judging, labels, worlds
-from embodied.finetuning.ranking import ranked
 from embodied.finetuning.stages import CHUNKED, FinetuningRun
 from embodied.finetuning.training import POLICY
 from embodied.training.evaluation import FINAL
 from policies.vla.core import ChunkPolicy
 from policies.vla.critic import Outcomes
-from rewards.metrics import mcnemar, wilson_interval
 
 OPTIONS: dict[str, Any] = {
     "tasks": ["drawer", "press", "place", "lift", "stack"], "mixed": ["place"], "chunked": ["place", "drawer"],
@@ -53,7 +49,6 @@ OPTIONS: dict[str, Any] = {
     "moments": 24, "actor": "distil", "rl_steps": 3000, "record": True,
 }  # fmt: skip
 LANGUAGE = "language"
-SEEDS = 3  # training seeds that a bar is for: fewer can miss it, not meet it
 BARS = {"drawer": 0.95, "press": 0.95, "place": 0.85, "lift": 0.7}
 ROOT = Path("runs", "benchmarks", "finetune")
 COLLECTED = Path("runs", "benchmarks", "demos")
@@ -62,67 +57,34 @@ Change = Callable[[FinetuningRun], np.ndarray]  # a session, changed in place ->
 
 def session(
     task: str, policy: str, count: int, seed: int, options: Mapping[str, Any], name: str, *more: str,
-    kind: type[FinetuningRun] = FinetuningRun,
+    kind: type[FinetuningRun] = FinetuningRun, exact: bool = True,
 ) -> FinetuningRun:  # fmt: skip
-    """A fine-tuning of demonstrations that are collected first if they are not there; of several tasks as a+b."""
-    exact = not any(word.startswith("+taught=") for word in more)
+    """A fine-tuning of demonstrations that are collected first if they are not there; of several tasks as a+b.
+
+    Unless it is to be exact, there may be more of them, of which `taught` takes the first `count` of each task.
+    """
     roots = [demonstrations(each, policy, count, exact=exact) for each in task.split("+")]
     words = [f"data=[{','.join(map(str, roots))}]", f"seed={seed}", f"steps={options['steps']}", "validation=0", *more]
     folder = _folder(task, policy, options) / f"{name}-s{seed}"
     told = [word for word in words if name.startswith("rl-") or not word.startswith(("rl.", "ranked."))]
     chooses = f"choose_episodes={options['choose']}"
+    told += [] if exact else [f"taught={count}"]
     begun_with(folder, [*told, f"execute={options['execute']}" if options["execute"] else chooses])
     words += [f"eval_episodes={options['episodes']}", "videos=0", chooses]
     execute = options["execute"] or chosen(task, options)
     if execute and not any(word.startswith("execute=") for word in more):  # else chosen on validation starts
         words.append(f"execute={execute}")
-    config = compose("finetune", [word for word in words if not word.startswith("+taught=")])
+    config = compose("finetune", words)
     planned = inputs.plan(config)
     OmegaConf.set_struct(config, False)
     config.env, config.taught = worlds.worlds_of_data(planned), count
     return kind(config, folder, build(config.encoder), planned)
 
 
-def of_suite(
-    world: str, data: Path, folder: Path, seed: int, options: Mapping[str, Any], *more: str,
-    cameras: Sequence[str], size: int, longest: int,
-) -> FinetuningRun:  # fmt: skip
-    """A fine-tuning of a suite's world, whose expert's demonstrations are collected first if they are not there."""
-    count = int(options["demonstrations"])
-    gathered(
-        data, count, "env=gym", f"env.id={world}", f"env.max_episode_steps={longest}", "policy=expert",
-        f"cameras=[{','.join(cameras)}]", f"image_size={size}",
-    )  # fmt: skip
-    words = [
-        f"data={data}", f"seed={seed}", f"steps={options['steps']}", "validation=0", "labels.source=recorded",
-        f"execute={options['execute']}", *more,
-    ]  # fmt: skip
-    begun_with(folder, [*words, f"demonstrations={count}"])
-    config = compose("finetune", [*words, f"eval_episodes={options['episodes']}", "videos=1", "num_worlds=2"])
-    planned = inputs.plan(config)
-    OmegaConf.set_struct(config, False)
-    config.env = config.get("env") or worlds.worlds_of_data(planned)
-    return FinetuningRun(config, folder, build(config.encoder), planned)
-
-
 def demonstrations(task: str, policy: str, count: int, *, exact: bool) -> Path:
     """A task's dataset of so many episodes, or of at least so many."""
     words = [f"env=desk-{task}", f"policy={policy}", "cameras=[front,wrist]"]
     return gathered(COLLECTED / f"{task}-{policy}", count, *words, exact=exact)
-
-
-def gathered(data: Path, count: int, *words: str, exact: bool = True) -> Path:
-    """A dataset of so many episodes, collected or finished now unless it is whole; `exact=False`: of more, too.
-
-    Raises:
-        SystemExit: it holds more.
-    """
-    found = len(Dataset(data)) if (data / "meta").is_dir() else 0
-    if found < count:
-        found = len(collect(compose("collect", [*words, f"episodes={count}", f"out={data}"])))
-    if exact and found > count:
-        sys.exit(f"{data} holds {found} episodes, and {count} are asked for. Move it away to collect anew.")
-    return data
 
 
 def chosen(task: str, options: Mapping[str, Any]) -> int:
@@ -220,24 +182,6 @@ def chunked(task: str, seed: int, options: Mapping[str, Any]) -> dict[str, dict[
     return found
 
 
-def ratios(before: Sequence[Sequence[Mapping[str, Any]]], after: Sequence[Sequence[Mapping[str, Any]]]) -> list[float]:
-    """Success after over success before, of each seed by itself; none before counts as one episode."""
-    rates = ([float(np.mean([bool(row["success"]) for row in rows])) for rows in each] for each in (before, after))
-    return [b / max(a, 1 / len(rows)) for a, b, rows in zip(*rates, before, strict=True)]
-
-
-def by_start(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> float:
-    """McNemar's exact p over starts, each counted once, for more or for less success over the seeds that played it.
-
-    Neighbouring training seeds are judged on nearly the same starts, whose episodes are no independent pairs.
-    """
-    gained: dict[Any, int] = {}
-    for one, other in zip(before, after, strict=True):
-        start = one["seed"], one.get("world")
-        gained[start] = gained.get(start, 0) + bool(other["success"]) - bool(one["success"])
-    return mcnemar(sum(each > 0 for each in gained.values()), sum(each < 0 for each in gained.values()))
-
-
 def paired(
     claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], *, least: float, over: str = "imitation's"
 ) -> dict[str, Any]:
@@ -258,20 +202,6 @@ def paired(
         "n": compared["starts"], "seeds": list(seeds), **{k: compared[k] for k in ("better", "worse", "p")},
         "by_seed": ratios([one["before"] for one in done], [one["rows"] for one in done]),
         "steps_saved": compared["steps_saved"], "steps_saved_interval": compared["steps_saved_interval"],
-    }  # fmt: skip
-
-
-def ranking_row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any] | None:
-    """The critics' AUROC within moments, over all moments of all seeds that tell chunks apart."""
-    tables = [each for one in done for each in one["ranking"]["table"]]
-    found = ranked(np.array([each["scores"] for each in tables]), np.array([each["success"] for each in tables], bool))
-    if found["auroc"] is None:
-        return None
-    return {
-        "claim": f"{claim}: the critic ranks chunks at one moment", "value": found["auroc"], "unit": "AUROC",
-        "bar": ">= 0.8" if "control" not in claim else None,
-        "met": found["auroc"] >= 0.8 if "control" not in claim else None, "n": found["mixed"], "seeds": list(seeds),
-        "moments": found["moments"], **{f"success_of_{k}": found[k] for k in ("own", "random", "best")},
     }  # fmt: skip
 
 
@@ -323,16 +253,16 @@ def told_another(made: FinetuningRun, execute: int) -> list[dict[str, Any]]:
 def language(options: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """One policy of several tasks beside one of each, and told another task's sentence: rows, after every seed."""
     tasks, count = options["language"], options["taught"]
-    words = ["labels.source=all", "labels.weights=uniform", f"+taught={count}"]
+    words = ["labels.source=all", "labels.weights=uniform"]
     found: dict[str, list[dict[str, Any]]] = {"one": [], "each": [], "another": []}
     for seed in options["seeds"]:
-        both = session("+".join(tasks), "expert", count, seed, options, LANGUAGE, *words)
+        both = session("+".join(tasks), "expert", count, seed, options, LANGUAGE, *words, exact=False)
         one = played(both, taught)
         found["one"].append(one)
         found["another"].append({"rows": told_another(both, one["execute"]), "execute": one["execute"], "tried": {}})
         each = []
         for task in tasks:
-            alone = session(task, "expert", count, seed, options, f"first-{count}", *words)
+            alone = session(task, "expert", count, seed, options, f"first-{count}", *words, exact=False)
             done = played(alone, taught)
             each += [row | {"world": f"desk-{task}"} for row in done["rows"]]
         found["each"].append({"rows": each, "execute": one["execute"], "tried": {}})
@@ -374,46 +304,6 @@ def over_whole(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[in
         "by_seed": ratios([one["whole"] for one in done], [one["rows"] for one in done]),
         "executed": done[0]["execute"], **{k: compared[k] for k in ("better", "worse", "p")},
     }  # fmt: skip
-
-
-def row(claim: str, done: Sequence[Mapping[str, Any]], seeds: Sequence[int], bar: str | None = None) -> dict[str, Any]:
-    """Success over seeds, with the interval over all episodes."""
-    solved = [[bool(each["success"]) for each in one["rows"]] for one in done]
-    flat = [each for one in solved for each in one]
-    value = float(np.mean(flat))
-    steps = [each["steps"] for one in done for each in one["rows"] if each["steps"] is not None]
-    met = None
-    if bar is not None:
-        limit = float(bar.split()[1])
-        met = value >= limit if bar.startswith(">=") else value <= limit
-    return {
-        "claim": claim, "value": value, "unit": "share", "bar": bar, "met": met, "n": len(flat), "seeds": list(seeds),
-        "interval": list(wilson_interval(sum(flat), len(flat))), "by_seed": [float(np.mean(one)) for one in solved],
-        "at_any_step": float(np.mean([bool(each["ever"]) for one in done for each in one["rows"]])),
-        "steps_to_success": float(np.median(steps)) if steps else None,
-        "executed": [one["execute"] for one in done], "tried": [one["tried"] for one in done if one["tried"]],
-    }  # fmt: skip
-
-
-def voided(claim: Mapping[str, Any], controls: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A claim beside its controls: one that does what it must not do leaves the claim unproven; without them none is.
-
-    Nor is one that too few training seeds meet.
-
-    Args:
-        claim: a row, as it is by itself.
-        controls: their claims.
-        rows: what was measured, now or before, the newest of a claim last.
-    """
-    known = {row["claim"]: row["met"] for row in rows if row["claim"] in controls}
-    passed = [each for each in controls if known.get(each) is False]
-    if passed:
-        return {**claim, "bar": f"{claim['bar']}; void, as a control passes", "met": False, "passed": passed}
-    if claim["met"] and set(controls) - set(known):
-        return {**claim, "bar": f"{claim['bar']}; undecided without its controls", "met": None}
-    if claim["met"] and len(claim["seeds"]) < SEEDS:
-        return {**claim, "bar": f"{claim['bar']}; undecided below {SEEDS} seeds", "met": None}
-    return dict(claim)
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import others, read_options, record
-from benchmarks.finetune import of_suite, row
+from benchmarks.tuned import of_suite, row
 from embodied.envs.bridge import make
 from embodied.envs.experts import expert, has_expert
 from embodied.envs.spaces import JUDGED

@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from benchmarks.common import others, read_options, record
-from benchmarks.finetune import of_suite, row, voided
+from benchmarks.tuned import of_suite, row, voided
 from embodied.files import write_text
 from embodied.finetuning.stages import FinetuningRun
 

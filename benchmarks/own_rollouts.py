@@ -30,7 +30,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from benchmarks.common import begun_with, load, read_options, record
-from benchmarks.finetune import by_start, gathered, ranking_row, ratios, row
+from benchmarks.tuned import by_start, gathered, ranking_row, ratios, row
 from embodied.building.build import build
 from embodied.config import compose
 from embodied.finetuning import inputs, judging

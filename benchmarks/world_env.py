@@ -25,7 +25,7 @@ import torch
 from omegaconf import OmegaConf
 
 from benchmarks.common import begun_with, others, read_options, record
-from benchmarks.finetune import gathered
+from benchmarks.tuned import gathered
 from embodied.building.build import build
 from embodied.config import compose
 from embodied.files import write_text

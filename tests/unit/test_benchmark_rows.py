@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from benchmarks import distractors, finetune, interventions, libero, metaworld, outcome, practise, safety
+from benchmarks import distractors, finetune, interventions, libero, metaworld, outcome, practise, safety, tuned
 from benchmarks.common import begun_with, train
 
 
@@ -115,7 +115,7 @@ def begun(monkeypatch, tmp_path):
     """Sessions of `finetune` that begin and train nothing; the datasets that were collected."""
     asked = []
     monkeypatch.setattr(finetune, "ROOT", tmp_path)
-    monkeypatch.setattr(finetune, "collect", lambda config: asked.append(config) or range(config.episodes))
+    monkeypatch.setattr(tuned, "collect", lambda config: asked.append(config) or range(config.episodes))
     plan = object.__new__(finetune.inputs.PolicyPlan)
     monkeypatch.setattr(finetune.inputs, "plan", lambda config: plan)
     monkeypatch.setattr(finetune.worlds, "worlds_of_data", lambda planned: None)
@@ -136,10 +136,10 @@ def test_episodes_of_other_steps_executed_are_not_told_for_those_asked_for(begun
 
 
 def test_more_demonstrations_than_the_claim_says_are_refused(begun, monkeypatch):
-    monkeypatch.setattr(finetune, "collect", lambda config: range(80))
+    monkeypatch.setattr(tuned, "collect", lambda config: range(80))
     with pytest.raises(SystemExit, match="holds 80 episodes, and 60 are asked for"):
         finetune.session("press", "mixed", 60, 0, finetune.OPTIONS, "all")
-    taught = finetune.session("press", "mixed", 60, 0, finetune.OPTIONS, "first-60", "+taught=60")
+    taught = finetune.session("press", "mixed", 60, 0, finetune.OPTIONS, "first-60", exact=False)
     assert taught.config.taught == 60
 
 
@@ -220,7 +220,7 @@ def test_a_ratio_is_told_of_each_seed():
 
 def test_seeds_that_play_the_same_starts_are_no_more_pairs():
     before, after = episodes(0)["rows"], episodes(5)["rows"]
-    once, thrice = finetune.by_start(before, after), finetune.by_start(3 * before, 3 * after)
+    once, thrice = tuned.by_start(before, after), tuned.by_start(3 * before, 3 * after)
     assert once == thrice == 0.0625  # five starts of one kind
     told = finetune.paired("place, pixels", 3 * [{"before": before, "rows": after}], [0, 1, 2], least=1.25)
     assert (told["p"], told["better"], told["met"]) == (0.0625, 15, False)
