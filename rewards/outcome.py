@@ -232,7 +232,9 @@ def held_to_outcome(
         elif goal or task:
             untold.append(str(goal or task))
     said = [head.score(demo.features)[0] for demo in (good if own is None else by_task.get(own, ()))]
-    low, high = (float(torch.stack([each[row] for each in said]).mean()) for row in (0, -1)) if said else kept[2:4]
+    low, high = kept.low, kept.high
+    if said:
+        low, high = (float(torch.stack([each[row] for each in said]).mean()) for row in (0, -1))
     if not degrees and not untold:
         return head
     task = own if own is not None else next(iter(by_task), kept.goal)
