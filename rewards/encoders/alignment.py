@@ -88,6 +88,8 @@ def align(
 ) -> None:
     """Train `model` (open_clip's `CLIP` or `CustomTextCLIP`) in place; it ends in eval mode.
 
+    An image tower of which nothing is trained sees every frame once, as it is, and stays to the last bit.
+
     Args:
         preprocess: raw frames to what `model.encode_image` takes, at the model's size.
         tokenize: M texts to (M, L) int64.
@@ -135,6 +137,9 @@ def align(
         first = resume["epoch"]
     model.to(device, memory_format=torch.channels_last)
     model.train()
+    seen = (
+        None if any(p.requires_grad for p in model.visual.parameters()) else _seen(model, preprocess, examples, device)
+    )
     for epoch in range(first, recipe.epochs):
         rng = np.random.default_rng((recipe.seed, epoch))
         order = rng.permutation(len(examples.frames))
@@ -142,7 +147,7 @@ def align(
         mean = 0.0
         for i in bar:
             picked = np.sort(order[i * recipe.batch_size : (i + 1) * recipe.batch_size])
-            loss = _loss(model, anchors, preprocess, tokenize, examples, picked, draw, recipe, rng, device)
+            loss = _loss(model, anchors, preprocess, tokenize, examples, picked, draw, recipe, rng, device, seen)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -169,13 +174,13 @@ def _loss(
     recipe: AlignmentRecipe,
     rng: np.random.Generator,
     device: torch.device,
+    seen: Tensor | None,
 ) -> Tensor:
-    """The loss on the frames `picked` against fresh sentences of every fact."""
+    """The loss on the frames `picked` against fresh sentences of every fact; `seen`, (N, D), where images are known."""
     facts = np.repeat(np.arange(examples.degrees.shape[1]), recipe.wordings)
     sentences = [draw(int(fact), rng) for fact in facts]
     texts = tokenize([text for text, _ in sentences]).to(device)
     negated = torch.tensor([flag for _, flag in sentences], device=device)
-    frames = _augment(torch.from_numpy(examples.frames[picked]).to(device), recipe.max_shift_px, rng)
     truth = torch.from_numpy(examples.degrees[np.ix_(picked, facts)].astype(np.float32)).to(device)
     same = torch.from_numpy(examples.worlds[picked, None] == examples.fact_worlds[facts]).to(device)
     known = ~truth.isnan()
@@ -183,7 +188,11 @@ def _loss(
     degrees, truth = truth, torch.where(negated & same, 1 - truth, truth)
     # where bf16 is emulated, autocast takes ten times as long as float32
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast_precision(device) == "bf16"):
-        images = model.encode_image(preprocess(frames).contiguous(memory_format=torch.channels_last))
+        if seen is None:
+            frames = _augment(torch.from_numpy(examples.frames[picked]).to(device), recipe.max_shift_px, rng)
+            images = model.encode_image(preprocess(frames).contiguous(memory_format=torch.channels_last))
+        else:
+            images = seen[torch.from_numpy(picked)].to(device)
         words = model.encode_text(texts)
     scale, bias = model.logit_scale.exp(), model.logit_bias
     images, words, anchored = (normalize(vectors.float(), dim=-1) for vectors in (images, words, anchors))
@@ -195,6 +204,20 @@ def _loss(
         return binary_cross_entropy_with_logits(logits, truth, weight, reduction="sum") / weight.sum().clamp(min=1e-6)
 
     return loss(words, truth, weight) + recipe.anchor_weight * loss(anchored, degrees[:, of_fact], weight[:, of_fact])
+
+
+@torch.no_grad()
+def _seen(
+    model: Any, preprocess: Callable[[Tensor], Tensor], examples: Examples, device: torch.device, batch_size: int = 64
+) -> Float[Tensor, "N D"]:
+    """What an image tower that is not trained says of every frame; it stays in eval mode."""
+    model.visual.eval()
+    starts = tqdm(range(0, len(examples.frames), batch_size), desc="encoding", mininterval=1.0)
+    parts = [
+        model.encode_image(preprocess(torch.from_numpy(examples.frames[i : i + batch_size]).to(device))).float().cpu()
+        for i in starts
+    ]
+    return torch.cat(parts)
 
 
 def _augment(frames: UInt8[Tensor, "B H W 3"], max_shift: int, rng: np.random.Generator) -> UInt8[Tensor, "B H W 3"]:

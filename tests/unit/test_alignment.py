@@ -170,3 +170,17 @@ def test_frozen_weights_stay_as_they_are(tiny_clip):
     }
     assert "token_embedding.weight" in same
     assert "positional_embedding" not in same
+
+
+def test_texts_are_taught_to_an_image_tower_that_stays(tiny_clip):
+    frames, degrees = squares(320, seed=0)
+    towers = Towers(tiny_clip, device="cpu", frozen=["visual."])
+    before = {name: value.clone() for name, value in towers.model.state_dict().items()}
+    draw = lambda fact, rng: (SENTENCES[fact], False)  # noqa: E731
+    align(
+        towers.model, towers.preprocess, towers.tokenize, examples(degrees, frames), draw, RECIPE, device=towers.device
+    )
+    state = towers.model.state_dict()
+    assert all(torch.equal(value, before[name]) for name, value in state.items() if name.startswith("visual."))
+    held, truth = squares(64, seed=1)
+    assert spearman(similarity(towers, held)[:, 0], truth[:, 0]) > 0.8
