@@ -52,6 +52,7 @@ RECORDED = ("data", "labels", "frames", "captions", "camera")  # and one of reco
 LOOKS = (("own_look", 1.0), ("varied_look", 0.0))  # and the share of frames with the scene's own
 HERE = ("workers", "device")  # of the machine at hand, not of the run
 FREE = ("run", "resume", "trust", *HERE)  # what may be given to go on with a run
+DENIED = 0.3  # share of the sentences of a fact that deny it, where there are wordings for that
 TRAIN_SEED, JUDGE_SEED = 2, 900_001  # streams of renders that never meet
 
 
@@ -133,6 +134,9 @@ def _pretrain(
 
     def draw(fact: int, rng: np.random.Generator) -> tuple[str, bool]:
         scene, name = facts[fact]
+        denials = captions[scene].denials.get(name)
+        if denials is not None and rng.random() < DENIED:
+            return vary(denials["train"].draw(rng), rng, negate=False)[0], True
         return vary(captions[scene].facts[name]["train"].draw(rng), rng)
 
     def on_epoch(epoch: int, state: dict[str, Any]) -> None:
@@ -212,16 +216,18 @@ def judge(
 
 
 def summary(judgement: dict[str, Any]) -> str:
-    """A table: goal AUROC, mean and worst AUROC of unseen wordings, rank correlation with the graded truth."""
-    lines = [f"{'scene':9} {'look':12} {'fact':15} {'goal':>6} {'seen':>6} {'unseen':>6} {'worst':>6} {'degree':>6}"]
+    """A table: AUROC of the goal, of wordings, the worst unseen one and denials; rank correlation with graded truth."""
+    names = "".join(f" {name:>6}" for name in ("goal", "seen", "unseen", "worst", "denied", "degree"))
+    lines = [f"{'scene':9} {'look':12} {'fact':15}{names}"]
     for scene, looks in judgement["scenes"].items():
         for look, rows in looks.items():
             for fact, row in rows["facts"].items():
-                unseen = list(row["unseen"].values())
+                unseen, denied = list(row["unseen"].values()), list(row.get("denied", {}).values())
                 goal = f"{row['goal']:6.3f}" if row["goal"] is not None else "     -"
+                against = f"{np.mean(denied):6.3f}" if denied else "     -"
                 lines.append(
                     f"{scene:9} {look:12} {fact:15} {goal} {row['seen']:6.3f} {np.mean(unseen):6.3f} "
-                    f"{min(unseen):6.3f} {row['degree']:6.3f}"
+                    f"{min(unseen):6.3f} {against} {row['degree']:6.3f}"
                 )
             lines.append(f"{scene:9} {look:12} retrieval at 1: {rows['retrieval']:.3f}")
     for env, row in judgement.get("order", {}).items():
@@ -230,7 +236,7 @@ def summary(judgement: dict[str, Any]) -> str:
 
 
 def means(judgement: dict[str, Any]) -> list[str]:
-    """A line a scene and look: mean AUROC of offered goals, mean and worst of unseen wordings."""
+    """A line a scene and look: mean AUROC of offered goals, mean and worst of unseen wordings and of denials."""
     lines = []
     for scene, looks in judgement["scenes"].items():
         for look, rows in looks.items():
@@ -238,7 +244,10 @@ def means(judgement: dict[str, Any]) -> list[str]:
             unseen = [area for row in rows["facts"].values() for area in row["unseen"].values()]
             told = f"{np.mean(goals):.3f}" if goals else "-"
             rest = f"{np.mean(unseen):.3f}, worst {min(unseen):.3f}" if unseen else "-"
-            lines.append(f"{scene}, {look}: AUROC of goals {told}, of unseen wordings {rest}")
+            line = f"{scene}, {look}: AUROC of goals {told}, of unseen wordings {rest}"
+            denied = [area for row in rows["facts"].values() for area in row.get("denied", {}).values()]
+            line += f", of denials {np.mean(denied):.3f}, worst {max(denied):.3f} (right is 0)" if denied else ""
+            lines.append(line)
     return lines
 
 

@@ -1,8 +1,8 @@
 """What can be said of a world: wordings of its facts, for training an encoder and for judging it.
 
-A captions file is YAML: `macros` (name -> pattern), `facts` (fact -> {train, val, test} -> patterns) and `goals`
-(fact -> the sentence we offer for it). In a pattern `[a|b|]` is a choice and `{name}` a macro. A fact named "scene"
-holds in every frame of its world.
+A captions file is YAML: `macros` (name -> pattern), `facts` (fact -> {train, val, test} -> patterns), `goals` (fact ->
+the sentence we offer for it) and `denials` (as `facts`: sentences that say that a fact does not hold). In a pattern
+`[a|b|]` is a choice and `{name}` a macro. A fact named "scene" holds in every frame of its world.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -118,10 +118,12 @@ class Captions:
     Args:
         facts: fact -> split -> wordings.
         goals: fact -> the sentence we offer for it.
+        denials: fact -> split -> wordings that say that it does not hold, of some facts or none.
     """
 
     facts: dict[str, dict[str, Wordings]]
     goals: dict[str, str]
+    denials: dict[str, dict[str, Wordings]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path, macros: Mapping[str, str] | None = None) -> Captions:
@@ -141,13 +143,16 @@ class Captions:
                 raise ValueError(f"{path}: macro must be one of {', '.join(known)}; got {missing}.") from None
             return Wordings(tuple(_parse(text) for text in filled))
 
-        facts = {}
-        for fact, splits in content["facts"].items():
-            missing = [split for split in SPLITS if not splits.get(split)]
-            if missing:
-                raise ValueError(f"{path}: fact {fact!r} must have train, val and test wordings; got no {missing[0]}.")
-            facts[fact] = {split: wordings(splits[split]) for split in SPLITS}
-        captions = cls(facts, content["goals"])
+        told: dict[str, dict[str, dict[str, Wordings]]] = {"facts": {}, "denials": {}}
+        for part, found in told.items():
+            for fact, splits in content[part].items():
+                missing = [split for split in SPLITS if not splits.get(split)]
+                if missing:
+                    raise ValueError(
+                        f"{path}: {part[:-1]} {fact!r} must have train, val and test wordings; got no {missing[0]}."
+                    )
+                found[fact] = {split: wordings(splits[split]) for split in SPLITS}
+        captions = cls(told["facts"], content["goals"], told["denials"])
         captions._check_held_out(path)
         return captions
 
@@ -161,8 +166,9 @@ class Captions:
         return [self.facts[fact]["train"].draw(rng) for fact in true]
 
     def _check_held_out(self, path: Path) -> None:
-        train = {text for splits in self.facts.values() for text in splits["train"].all()}
-        for fact, splits in self.facts.items():
+        told = [*self.facts.items(), *self.denials.items()]
+        train = {text for _, splits in told for text in splits["train"].all()}
+        for fact, splits in told:
             leaked = [text for split in ("val", "test") for text in splits[split].all() if text in train]
             if leaked:
                 raise ValueError(f"{path}: held-out wordings of {fact!r} must not be in train; got {leaked[0]!r}.")
@@ -180,28 +186,33 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         raise ValueError(f"{path}: must be YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict) or "facts" not in content:
         got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path}: must hold `facts`, and may hold `macros` and `goals`; got {got or 'nothing'}.")
-    parts = {name: content.get(name) or {} for name in ("facts", "macros", "goals")}
+        may = "`macros`, `goals` and `denials`"
+        raise ValueError(f"{path}: must hold `facts`, and may hold {may}; got {got or 'nothing'}.")
+    parts = {name: content.get(name) or {} for name in ("facts", "macros", "goals", "denials")}
     for name, part in parts.items():
         if not isinstance(part, dict) or not all(isinstance(key, str) for key in part):
             raise ValueError(f"{path}: {name} must be names, each with what belongs to it; got {part!r}.")
     for name, text in (parts["macros"] | parts["goals"]).items():
         if not isinstance(text, str):
             raise ValueError(f"{path}: {name!r} must be a text; got {text!r}. Put it in quotes.")
-    for fact, splits in parts["facts"].items():
+    for fact, splits in [*parts["facts"].items(), *parts["denials"].items()]:
         if not isinstance(splits, dict):
             raise ValueError(f"{path}: fact {fact!r} must have train, val and test wordings; got {splits!r}.")
         for split in SPLITS:
             patterns = splits.get(split) or []
             if not isinstance(patterns, list) or not all(isinstance(text, str) for text in patterns):
                 raise ValueError(f"{path}: {split} of {fact!r} must be a list of texts; got {patterns!r}.")
+    if unknown := [fact for fact in parts["denials"] if fact not in parts["facts"]]:
+        raise ValueError(
+            f"{path}: denials must be of facts; got {unknown[0]!r}. {nearest(unknown[0], list(parts['facts']))}"
+        )
     for goal in parts["goals"]:  # a file may serve several worlds, and offer goals of facts that one lacks
         if goal not in parts["facts"] and get_close_matches(goal, parts["facts"], cutoff=0.6):
             raise ValueError(f"{path}: goals must be of facts; got {goal!r}. {nearest(goal, list(parts['facts']))}")
     return parts
 
 
-def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
+def vary(text: str, rng: np.random.Generator, *, negate: bool = True) -> tuple[str, bool]:
     """A training variant of a caption: now and then a prefix, a negation, a lost article, a made-up word.
 
     Made-up words stand for all that training does not say; an encoder learns to read past them.
@@ -209,12 +220,13 @@ def vary(text: str, rng: np.random.Generator) -> tuple[str, bool]:
     Args:
         text: a caption.
         rng: of the draws.
+        negate: whether it may come out as the opposite.
 
     Returns:
         The text, and whether it now says the opposite.
     """
     negated = False
-    if rng.random() < 0.1 and (verb := _NOT.search(text)):
+    if negate and rng.random() < 0.1 and (verb := _NOT.search(text)):
         said = NEGATIONS[int(rng.integers(len(NEGATIONS)))] if verb[1].startswith("is") else f"{verb[1]} not"
         text, negated = text[: verb.start()] + said + text[verb.end() :], True
     if rng.random() < 0.15:

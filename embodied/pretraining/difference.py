@@ -31,7 +31,8 @@ def taught_tokens(config: DictConfig, towers: Towers) -> torch.Tensor:
     texts = {*OPENINGS, *NEGATIONS}
     for name in config.use:
         file = config.scenes[name].captions or asset(name) / "captions.yaml"
-        for splits in Captions.load(Path(file)).facts.values():
+        captions = Captions.load(Path(file))
+        for splits in (*captions.facts.values(), *captions.denials.values()):
             texts |= set(splits["train"].all())
     return torch.unique(towers.tokenize(sorted(texts)))
 

@@ -26,9 +26,9 @@ def judge_scene(
 
     Returns:
         fact -> `goal` AUROC of the offered sentence (if any), `seen` mean AUROC of drawn train wordings, `unseen`
-        sentence -> AUROC of the wordings of `split`, `degree` rank correlation of the goal's (else the first
-        unseen wording's) similarity with the graded truth, `holds` share of frames. Facts that nearly always or
-        never hold are left out.
+        sentence -> AUROC of the wordings of `split`, `denied` the same of the fact's denials (right is 0), `degree`
+        rank correlation of the goal's (else the first unseen wording's) similarity with the graded truth, `holds`
+        share of frames. Facts that nearly always or never hold are left out.
     """
     features = encoder.encode_images(torch.from_numpy(renders.frames))
     results = {}
@@ -42,13 +42,15 @@ def judge_scene(
         seen = list(dict.fromkeys(wordings["train"].draw(rng) for _ in range(TRAIN_WORDINGS)))
         unseen = wordings[split].all()
         goal = captions.goals.get(fact)
-        sentences = [goal or unseen[0], *seen, *unseen]
+        denied = captions.denials[fact][split].all() if fact in captions.denials else []
+        sentences = [goal or unseen[0], *seen, *unseen, *denied]
         scores = (features[torch.from_numpy(known)] @ encoder.encode_texts(sentences).T).numpy()
         areas = [auroc(scores[:, i], holds) for i in range(len(sentences))]
         results[fact] = {
             "goal": areas[0] if goal else None,
             "seen": float(np.mean(areas[1 : 1 + len(seen)])),
-            "unseen": dict(zip(unseen, areas[1 + len(seen) :], strict=True)),
+            "unseen": dict(zip(unseen, areas[1 + len(seen) :], strict=False)),
+            "denied": dict(zip(denied, areas[1 + len(seen) + len(unseen) :], strict=True)),
             "degree": spearman(scores[:, 0], degrees),
             "holds": float(holds.mean()),
         }

@@ -7,6 +7,7 @@ from embodied.envs.captions import SPLITS, Captions, vary
 from embodied.paths import asset
 
 SCENES = ("desk", "reacher", "cartpole", "humanoid", "drive")
+FACT = "{train: [a], val: [b], test: [c]}"
 
 
 def write(path, facts, macros=""):
@@ -55,19 +56,29 @@ def test_every_fact_needs_all_splits(tmp_path):
         Captions.load(file)
 
 
+def test_denials_are_wordings_of_facts_and_held_out_alike(tmp_path):
+    file = write(tmp_path / "captions.yaml", f"  lit: {FACT}\ndenials:\n  lit: {{train: [d], val: [e], test: [f]}}\n")
+    assert Captions.load(file).denials["lit"]["test"].all() == ["f"]
+    for denials, told in (
+        ("lti: {train: [d], val: [e], test: [f]}", "denials must be of facts; got 'lti'. .*lit"),
+        ("lit: {train: [d], val: [e]}", "denial 'lit' must have train, val and test wordings; got no test"),
+        ("lit: {train: [d], val: [e], test: [a]}", "held-out wordings of 'lit' must not be in train; got 'a'"),
+    ):
+        write(file, f"  lit: {FACT}\ndenials:\n  {denials}\n")
+        with pytest.raises(ValueError, match=told):
+            Captions.load(file)
+
+
 def test_an_unknown_macro_names_the_known(tmp_path):
     file = write(tmp_path / "captions.yaml", '  lit: {train: ["{lmap} on"], val: [b], test: [c]}\n', 'lamp: "[lamp]"')
     with pytest.raises(ValueError, match="macro must be one of lamp; got 'lmap'"):
         Captions.load(file)
 
 
-FACT = "{train: [a], val: [b], test: [c]}"
-
-
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (f"lit: {FACT}", "must hold `facts`, and may hold `macros` and `goals`; got lit"),
+        (f"lit: {FACT}", "must hold `facts`, and may hold `macros`, `goals` and `denials`; got lit"),
         ("", "must hold `facts`"),
         ("- a", "must hold `facts`.*got list"),
         ("facts: [lit]", "facts must be names"),
