@@ -61,6 +61,18 @@ _ASIDE = re.compile(
 )
 
 
+DENYING = _words(
+    """cannot fail failed fails false hardly lack lacking lacks neither never no nobody none nor not nothing unable
+    unopened unpressed untouched untrue without wrong yet"""
+)
+
+
+def denies(text: str) -> bool:
+    """Whether a word of a text may deny what the rest says: no, not, never, nobody, without, doesn't and their like."""
+    plain = text.lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    return any(word in DENYING or word.endswith("n't") for word in re.findall(r"[a-z']+", plain))
+
+
 def noun_phrases(text: str) -> list[str]:
     """The things that a text names, each once, in its order, with "the": "the red cube", "the tray".
 

@@ -5,6 +5,7 @@ Shape letters: B batch, D feature width, M texts; H, W image.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from rewards.encoders.loading import (
 )  # fmt: skip
 from rewards.encoders.maps import open_clip_maps, open_clip_rest, transformers_maps
 from rewards.encoders.preprocess import open_clip_preprocess, transformers_preprocess
+from rewards.phrases import denies
 
 
 class OpenCLIPEncoder(FrozenEncoder):
@@ -42,6 +44,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         resize: how a frame that is not square is brought to the model's size, in place of the model's own way: "squash"
             (the ratio is lost; VLM-RM's), "shortest" (the ends are cut off) or "longest" (the rest is filled).
         difference: what to add to the weights; see `rewards.encoders.difference`.
+        denials: the same, of a second text tower, which reads texts that may deny something (`rewards.phrases.denies`).
 
     Raises:
         ValueError: an unknown architecture or weights tag, names the nearest; weights that int8 would change; a folder
@@ -60,6 +63,7 @@ class OpenCLIPEncoder(FrozenEncoder):
         compile: bool = False,
         resize: str | None = None,
         difference: Path | None = None,
+        denials: Path | None = None,
     ) -> None:
         super().__init__(model, precision, device, batch_size)
         where = type(self).__name__
@@ -76,6 +80,15 @@ class OpenCLIPEncoder(FrozenEncoder):
         self._use_image_tower(towers.visual, [towers.visual], compile)
         towers.visual = None  # what is left embeds texts, in float32
         self._text_model = towers.eval().requires_grad_(False).to(self.device)
+        self._denial_model = None
+        if denials is not None:
+            self._denial_model = copy.deepcopy(self._text_model)
+            add_difference(self._denial_model, denials)
+
+    @property
+    def reads_denials(self) -> bool:
+        """Whether a text tower of its own reads texts that may deny something."""
+        return self._denial_model is not None
 
     def _count_tokens(self, text: str) -> int:
         if hasattr(self._tokenizer, "tokenizer"):  # a transformers tokenizer
@@ -85,7 +98,12 @@ class OpenCLIPEncoder(FrozenEncoder):
         return len(self._tokenizer.encode(text)) + 2
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
-        return self._text_model.encode_text(self._tokenizer(texts).to(self.device))
+        tokens = self._tokenizer(texts).to(self.device)
+        vectors = self._text_model.encode_text(tokens)
+        denying = [i for i, text in enumerate(texts) if denies(text)]
+        if self._denial_model is not None and denying:
+            vectors[denying] = self._denial_model.encode_text(tokens[denying])
+        return vectors
 
 
 class TransformersEncoder(FrozenEncoder):
@@ -180,10 +198,10 @@ def _pooled(output: Any) -> Tensor:
     return output.last_hidden_state[:, 0] if pooled is None else pooled
 
 
-# What the embedded encoder knows -> its name, and what is added to the weights.
-EMBEDDED: dict[str, tuple[str, str | None]] = {
-    "desk": ("embedded", None),
-    "town": ("embedded-town", "town.safetensors"),
+# What the embedded encoder knows -> its name, what is added to the weights, and to those that read denials.
+EMBEDDED: dict[str, tuple[str, str | None, str | None]] = {
+    "desk": ("embedded", None, "denials.safetensors"),
+    "town": ("embedded-town", "town.safetensors", None),
 }
 
 
@@ -201,17 +219,17 @@ def embedded_encoder(*, knows: str = "desk", **options: Any) -> OpenCLIPEncoder:
     """
     if knows not in EMBEDDED:
         raise ValueError(f"embedded_encoder: knows must be one of {', '.join(EMBEDDED)}; got {knows!r}.")
-    name, beside = EMBEDDED[knows]
+    name, difference, denials = EMBEDDED[knows]
     root = Path(__file__).resolve().parents[2]
     folders = [root / "sim_assets" / "encoder", root / "embodied" / "sim_assets" / "encoder"]  # checkout, wheel
-    wanted = "open_clip_config.json" if beside is None else beside
+    wanted = [each for each in ("open_clip_config.json", difference, denials) if each is not None]
     for folder in folders:
-        if (folder / wanted).is_file():
-            difference = None if beside is None else folder / beside
-            encoder = OpenCLIPEncoder(f"local-dir:{folder}", difference=difference, **options)
+        if all((folder / each).is_file() for each in wanted):
+            added = [None if file is None else folder / file for file in (difference, denials)]
+            encoder = OpenCLIPEncoder(f"local-dir:{folder}", difference=added[0], denials=added[1], **options)
             encoder.name = encoder.name.replace(f"local-dir:{folder}", name)
             return encoder
     raise FileNotFoundError(
-        f"embedded_encoder: {folders[0]} must hold {wanted} and weights; it does not. "
+        f"embedded_encoder: {folders[0]} must hold {', '.join(wanted)} and weights; it does not. "
         "Reinstall the package, or train one: embodied pretrain"
     )
