@@ -20,7 +20,7 @@ from benchmarks.common import load, read_options, record
 from embodied.commands.pretrain import judge, summary
 from embodied.envs.captions import Captions
 from embodied.paths import asset, configs
-from rewards.encoders import embedded_encoder
+from rewards.encoders import OpenCLIPEncoder, embedded_encoder
 
 FOLDER = Path("runs", "benchmarks", "encoder")
 SCENES = {"desk": ("desk", "reacher", "cartpole"), "town": ("drive", "humanoid")}  # what it knows -> judged on
@@ -43,11 +43,17 @@ def main() -> None:
         encoder = embedded_encoder(knows=knows)
         captions = {name: Captions.load(asset(name) / "captions.yaml") for name in config.use}
         judgement = judge(encoder, config, captions, FOLDER, encoder.image_size[0])
+        before = None
+        if encoder.reads_denials:
+            plain = OpenCLIPEncoder(f"local-dir:{asset('encoder')}")
+            before = judge(plain, config, captions, FOLDER, plain.image_size[0])
         scores = summary(judgement)
         (asset("encoder") / SCORES[knows]).write_text(scores + "\n")
         print(scores)
         table = [row for row in table if not row["claim"].startswith(TOLD[knows])]
         table += rows(judgement, config.test_frames, TOLD[knows])
+        if before is not None:
+            table += denials(judgement, before, config.test_frames, TOLD[knows])
         record("encoder", table)
 
 
@@ -121,6 +127,43 @@ def rows(judgement: dict[str, Any], frames: int, encoder: str) -> list[dict[str,
                 "by_task": order,
             }
         )
+    return found
+
+
+def denials(judgement: dict[str, Any], before: dict[str, Any], frames: int, encoder: str) -> list[dict[str, Any]]:
+    """The claims about sentences that deny a fact: their AUROC for it, beside that of the tower that reads the rest.
+
+    Args:
+        judgement: of the encoder.
+        before: of the one without a text tower for denials.
+        frames: of each scene and look.
+        encoder: how claims begin.
+    """
+    found = []
+    for look in ("own_look", "varied_look"):
+        told, control = (
+            {text: area for looks in each["scenes"].values() for row in looks[look]["facts"].values()
+             for text, area in row["denied"].items()}
+            for each in (judgement, before)
+        )  # fmt: skip
+        view, high = look.replace("_", " "), {text: round(area, 3) for text, area in told.items() if area > 0.5}
+        areas, plain = (np.array(list(each.values())) for each in (told, control))
+        for what, value, other, unit, bar in (
+            ("AUROC of unseen denials for what they deny, mean", areas.mean(), plain.mean(), "AUROC", 0.2),
+            ("unseen denials that read as what they deny", (areas > 0.5).mean(), (plain > 0.5).mean(), "share", 0.1),
+        ):
+            found.append(
+                {
+                    "claim": f"{encoder}, {view}: {what}; control, without its tower for denials: {other:.2f}",
+                    "value": float(value),
+                    "unit": unit,
+                    "bar": f"<= {bar} < control",
+                    "met": bool(value <= bar < other),
+                    "n": frames,
+                    "sentences": len(told),
+                    "above_half": high,
+                }
+            )
     return found
 
 
