@@ -63,7 +63,7 @@ def compose(verb: str, overrides: Sequence[str]) -> DictConfig:
                 _check_key(inner, base)
         elif word[0] == "+" and "." not in key:  # nothing would read it
             _check_key(key.lstrip("+"), base)
-    config, _ = _compose(verb, groups + knowing + [_filling(word, base) for word in values])
+    config = copy.deepcopy(_compose(verb, groups + knowing + [_filling(word, base) for word in values])[0])
     config.merge_with(plain)
     node: Any
     for key in plain:
@@ -106,8 +106,9 @@ def composed(verb: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str,
     """
     groups = _choose(verb, overrides).groups
     config, chosen = _compose(verb, groups)
-    knowing = _knowing(groups, chosen)
-    return _compose(verb, groups + knowing) if knowing else (config, chosen)
+    if knowing := _knowing(groups, chosen):
+        config, chosen = _compose(verb, groups + knowing)
+    return copy.deepcopy(config), dict(chosen)
 
 
 def given(config: DictConfig, key: str) -> bool:
@@ -264,9 +265,8 @@ def _split(words: list[str], chosen: Callable[[str], bool]) -> tuple[list[str], 
 
 
 def _compose(verb: str, overrides: list[str]) -> tuple[DictConfig, dict[str, str]]:
-    """The config, and the choice made in each of our groups."""
-    config, chosen = _compose_once(verb, tuple(overrides), paths.configs())
-    return copy.deepcopy(config), dict(chosen)
+    """The config, and the choice made in each of our groups: to read, for the next call gets the same."""
+    return _compose_once(verb, tuple(overrides), paths.configs())
 
 
 @lru_cache(maxsize=128)  # Hydra takes a tenth of a second, and the same is asked for several times a command
@@ -342,7 +342,9 @@ def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
     if isinstance(default, DictConfig) and not isinstance(value, DictConfig) and (value is not None or "." not in key):
         example = f"{key}={{{next(iter(default), 'name')}: …}}"
         raise UserError(f"{key} must be a mapping, as {example}; got {value!r}.")
-    place, missing = key.rpartition(".")[2] in PLACES, key in OmegaConf.missing_keys(base)
+    group, _, name = key.rpartition(".")
+    holder = OmegaConf.select(base, group) if group else base
+    place, missing = name in PLACES, isinstance(holder, DictConfig) and OmegaConf.is_missing(holder, name)
     if missing and value is None:
         raise UserError(f"{key} must be given; got null.")
     one = isinstance(default, str) or (place and (missing or key != "data"))  # finetune takes several data
@@ -350,7 +352,7 @@ def _check_kind(key: str, base: DictConfig, config: DictConfig) -> None:
         raise UserError(f"{key} must be one text; got {value}.")
     if isinstance(default, ListConfig) and value is not None and not isinstance(value, ListConfig):
         raise UserError(f"{key} must be a list; got {value}. Write {key}=[{value}].")
-    if key.rpartition(".")[2] in COUNT_OR_NAME and not isinstance(value, float):
+    if name in COUNT_OR_NAME and not isinstance(value, float):
         return  # the reward says what it takes
     if isinstance(default, bool):
         if not isinstance(value, bool):

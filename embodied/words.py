@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,11 +67,12 @@ def _reads(word: str) -> bool:
     return True
 
 
+@lru_cache(maxsize=1024)  # reading takes milliseconds, and a word is read several times a command
 def check_grammar(word: str) -> Any:
     """Refuse what Hydra's grammar cannot read.
 
     Returns:
-        The value of the setting, plain.
+        The value of the setting, plain; to read, for the next call gets the same.
 
     Raises:
         UserError: shows the word.

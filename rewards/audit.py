@@ -109,15 +109,14 @@ def choose_threshold(scores: ArrayLike, labels: ArrayLike, *, beta: float = 0.5)
     if not beta > 0:
         raise ValueError(f"choose_threshold: beta must be > 0; got {beta}.")
     values = np.unique(scores)
-    if len(np.unique(labels.astype(bool))) < 2 or len(values) < 2:
+    positive = labels.astype(bool)
+    if len(np.unique(positive)) < 2 or len(values) < 2:
         return math.nan
-
-    def quality(threshold: float) -> float:
-        found = detect(scores, labels, threshold)
-        weighed = (1 + beta**2) * found.hits
-        return weighed / (weighed + beta**2 * found.misses + found.false_alarms)
-
-    return float(max((values[:-1] + values[1:]) / 2, key=lambda threshold: (quality(threshold), threshold)))
+    thresholds = (values[:-1] + values[1:]) / 2
+    misses, silent = (np.searchsorted(np.sort(part), thresholds) for part in (scores[positive], scores[~positive]))
+    weighed = (1 + beta**2) * (positive.sum() - misses)
+    quality = weighed / (weighed + beta**2 * misses + (~positive).sum() - silent)
+    return float(thresholds[np.flatnonzero(quality == quality.max())[-1]])
 
 
 def roc_curve(scores: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -220,9 +220,9 @@ def held_to_outcome(
         )
     degrees, untold = dict(kept.degrees), []
     good = [demo for demo in demos if demo.success is not False]
-    by_task = {
-        task: [demo for demo in good if demo.instruction == task] for task in (each.instruction for each in good)
-    }
+    by_task: dict[str, list[Episode]] = {}
+    for demo in good:
+        by_task.setdefault(demo.instruction, []).append(demo)
     if own is not None and len(by_task) == 1:  # the same task in other words
         by_task = {own: good}
     for task, shown in by_task.items():

@@ -33,7 +33,7 @@ class _Owner(Protocol):
     root: Path
     fps: float
     features: dict[str, dict[str, Any]]
-    spans: list[Span]
+    spans: Sequence[Span]
     tolerance: float
     surplus: str
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -57,6 +58,69 @@ class Span:
     videos: Mapping[str, Clip] = field(default_factory=dict)
 
 
+class Spans(Sequence[Span]):
+    """Spans, kept as columns: as Python's objects, those of many episodes take ten times the room.
+
+    Args:
+        spans: in any order; they are kept by their numbers.
+        films: image keys of their films.
+    """
+
+    def __init__(self, spans: Iterable[Span], films: Sequence[str]) -> None:
+        self._films = films
+        self._tasks: dict[tuple[str, ...], int] = {}  # episodes share texts and files
+        self._files: dict[Path, int] = {}
+        kind = [("index", "i8"), ("length", "i8"), ("tasks", "i4"), ("data", "i4")]
+        kind += [(f"{part}{k}", code) for k in range(len(films)) for part, code in (("file", "i4"), ("s", "2f8"))]
+        rows = np.fromiter(map(self._row, spans), np.dtype(kind))
+        self._rows = rows[np.argsort(rows["index"], kind="stable")]
+        self._named = list(self._tasks), list(self._files)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, i: int) -> Span: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Span]: ...
+
+    def __getitem__(self, i: int | slice) -> Span | list[Span]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        index, length, task, data, *clips = self._rows[i].item()
+        tasks, files = self._named
+        videos = {
+            key: Clip(files[file], float(start), None if math.isnan(end) else float(end))
+            for key, file, (start, end) in zip(self._films, clips[::2], clips[1::2], strict=True)
+            if file >= 0
+        }
+        return Span(index, length, tasks[task], files[data], videos)
+
+    @property
+    def indices(self) -> np.ndarray:
+        """(N,) their numbers, ascending."""
+        return self._rows["index"]
+
+    def with_rows(self) -> Spans:
+        """Those of at least one row."""
+        found = copy(self)
+        found._rows = self._rows[self._rows["length"] > 0]
+        return found
+
+    def _row(self, span: Span) -> tuple[Any, ...]:
+        clips = []
+        for key in self._films:
+            clip = span.videos.get(key)
+            end = math.nan if clip is None or clip.end_s is None else clip.end_s
+            clips += [-1 if clip is None else self._number(clip.file), (0.0 if clip is None else clip.start_s, end)]
+        task = self._tasks.setdefault(span.tasks, len(self._tasks))
+        return (span.index, span.length, task, self._number(span.data), *clips)
+
+    def _number(self, file: Path) -> int:
+        return self._files.setdefault(file, len(self._files))
+
+
 # info.json ----------------------------------------------------------------------------------------------
 
 
@@ -101,7 +165,7 @@ def _check_feature(where: str, feature: Any) -> None:
             raise UserError(f"{where}.{about} must be an object or null; got {_shown(feature[about])}.")
 
 
-def check_own(file: Path, own: Any, lengths: Mapping[int, int]) -> tuple[dict[str, Any], dict[str, Any]]:
+def check_own(file: Path, own: Any, spans: Iterable[Span]) -> tuple[dict[str, Any], dict[str, Any]]:
     """`embodied.json`: the world's config, and what is noted of each episode, by its number as text."""
     env, episodes = (own.get("env") or {}, own.get("episodes") or {}) if isinstance(own, dict) else (None, None)
     if not isinstance(env, dict) or not isinstance(episodes, dict) or not isinstance(env.get("id"), str | None):
@@ -109,11 +173,13 @@ def check_own(file: Path, own: Any, lengths: Mapping[int, int]) -> tuple[dict[st
     made = own.get(layout.MADE) or {}
     if not isinstance(made, dict) or not all(_is_number(value) for value in made.values()):
         raise UserError(f"{file}: {layout.MADE} must be an object of numbers; got {_shown(made)}. The file is damaged.")
-    for index, length in lengths.items():
-        note = episodes.get(str(index), {})
+    for span in spans if episodes else ():
+        note = episodes.get(str(span.index), {})
         steps = note.get("steps", []) if isinstance(note, dict) else None
-        if not isinstance(steps, list) or not all(_is_whole(row) and 0 <= row < length for row in steps):
-            raise UserError(f"{file}: episodes.{index} must be an object whose steps are rows; got {_shown(note)}.")
+        if not isinstance(steps, list) or not all(_is_whole(row) and 0 <= row < span.length for row in steps):
+            raise UserError(
+                f"{file}: episodes.{span.index} must be an object whose steps are rows; got {_shown(note)}."
+            )
     return env, episodes
 
 
@@ -133,7 +199,7 @@ class EpisodePlaces:
         self._paths: dict[str, Path] = {}  # episodes share files
         self._films = [key for key, feature in info["features"].items() if feature["dtype"] == "video"]
 
-    def spans(self) -> list[Span]:
+    def spans(self) -> Spans:
         """Every episode. Some may be missing where someone took them out; none is there twice.
 
         Raises:
@@ -141,16 +207,14 @@ class EpisodePlaces:
         """
         new = self._info["codebase_version"].startswith("v3")
         file = self.root / "meta" / (layout.EPISODES if new else "episodes.jsonl")
-        spans: dict[int, Span] = {}
-        for where, row in self._rows_v3(file) if new else self._rows_v2(file):
-            span = (self._span_v3 if new else self._span_v2)(where, row)
-            if span.index in spans:
-                raise UserError(f"{where}: episode_index must be another for each episode; got {span.index} twice.")
-            spans[span.index] = span
-        told = self._info.get("total_episodes")
-        if new and sorted(spans) != list(range(len(spans))) and (not _is_whole(told) or told != len(spans)):
-            raise UserError(f"{file}: must hold episodes 0 to {max(spans)}; some are missing.")
-        return [spans[index] for index in sorted(spans)]
+        rows, read = (self._rows_v3(file), self._span_v3) if new else (self._rows_v2(file), self._span_v2)
+        spans = Spans((read(where, row) for where, row in rows), self._films)
+        numbers, told = spans.indices, self._info.get("total_episodes")
+        if len(twice := numbers[1:][np.diff(numbers) == 0]):
+            raise UserError(f"{file}: episode_index must be another for each episode; got {twice[0]} twice.")
+        if new and len(spans) and numbers[-1] >= len(spans) and (not _is_whole(told) or told != len(spans)):
+            raise UserError(f"{file}: must hold episodes 0 to {numbers[-1]}; some are missing.")
+        return spans
 
     def below(self, path: str) -> Path:
         """A path of the dataset's own; it must not lead out of the folder."""

@@ -119,14 +119,14 @@ class Dataset:
         self.tolerance, self.surplus = float(tolerance), surplus
         places = EpisodePlaces(self.root, info)
         everything = places.spans()
-        self.spans = [span for span in everything if span.length]
+        self.spans: Sequence[Span] = everything.with_rows()
         if not self.spans:
             raise UserError(f"{self.root}: must hold an episode with frames; it holds {len(everything)} without.")
         self._rows = Rows(self.root, self.features)
         self._pictures = Pictures(self, places, self._rows)
         self.cameras = tuple(self._pictures.keys)
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
-        self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
+        self.env, self._own = check_own(meta / layout.OWN, own, everything)
         self.env_id: str | None = self.env.get("id")
         self.made: dict[str, int | float] = own.get(layout.MADE) or {}
         if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone

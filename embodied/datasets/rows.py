@@ -5,7 +5,7 @@ T: frames of an episode.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,13 +31,19 @@ class _Contents:
 
     Attributes:
         counters: its small columns, whole.
-        places: episode -> its first row and their number, where they lie together.
+        places: (3, N), of episodes whose rows lie together: its number, ascending, its first row and how many.
         groups: (G + 1,) first row of each row group, and the number of all rows.
     """
 
     counters: pa.Table
-    places: Mapping[int, tuple[int, int]]
+    places: np.ndarray
     groups: np.ndarray
+
+    def place(self, index: int) -> tuple[int, int] | None:
+        """An episode's first row and their number; None where they do not lie together."""
+        k = int(np.searchsorted(self.places[0], index))
+        there = k < self.places.shape[1] and self.places[0, k] == index
+        return (int(self.places[1, k]), int(self.places[2, k])) if there else None
 
 
 class Rows:
@@ -65,7 +71,7 @@ class Rows:
         wanted = list(dict.fromkeys([*names, "frame_index"]))
         about = f"episode {span.index}"
         contents = self._contents(span, about)
-        place = contents.places.get(span.index)
+        place = contents.place(span.index)
         if set(wanted) <= {*COUNTED, "frame_index"}:
             counters = contents.counters
             table = (
@@ -215,15 +221,15 @@ def _mark(file: Path) -> tuple[Path, int, int]:
     return file, state.st_size, state.st_mtime_ns
 
 
-def _places(column: pa.ChunkedArray) -> dict[int, tuple[int, int]]:
-    """Episode -> its first row and their number; without those whose rows are not together, or where none is told."""
+def _places(column: pa.ChunkedArray) -> np.ndarray:
+    """What `_Contents` keeps; without episodes whose rows are not together, or where none is told."""
     if not pa.types.is_integer(column.type) or column.null_count or not len(column):
-        return {}
+        return np.zeros((3, 0), np.int64)
     episodes = column.to_numpy()
     starts = np.concatenate([[0], np.flatnonzero(np.diff(episodes)) + 1, [len(episodes)]])
-    runs = list(zip(episodes[starts[:-1]].tolist(), starts[:-1].tolist(), np.diff(starts).tolist(), strict=True))
-    times = Counter(index for index, _, _ in runs)
-    return {index: (first, count) for index, first, count in runs if times[index] == 1}
+    numbers, which, times = np.unique(episodes[starts[:-1]], return_index=True, return_counts=True)
+    once = which[times == 1]
+    return np.stack([numbers[times == 1], starts[once], np.diff(starts)[once]])
 
 
 def _cast(numbers: np.ndarray, kind: np.dtype) -> np.ndarray:

@@ -43,7 +43,7 @@ def mjcf() -> str:
   <visual>
     <headlight ambient="0.4 0.4 0.4" diffuse="0.2 0.2 0.2" specular="0 0 0"/>
     <map znear="0.005" zfar="5"/>
-    <quality shadowsize="4096"/>
+    <quality shadowsize="2048"/>
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".8 .88 .95" rgb2=".45 .62 .85" width="64" height="64"/>

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import threading
 import weakref
 from collections.abc import Sequence
 
@@ -68,6 +69,96 @@ def averaged(frame: np.ndarray, times: int) -> np.ndarray:
     return np.round(squares.mean((1, 3))).astype(np.uint8)
 
 
+class _OpenGL:
+    """A thread's OpenGL, which all its canvases share: the first picture of another takes a fifth of a second."""
+
+    def __init__(self) -> None:
+        self._context = mujoco.gl_context.GLContext(PICTURE_SIZE, PICTURE_SIZE)
+        self._unused: list[mujoco.MjrContext] = []
+        _open.add(self)
+        # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+
+    def take(self) -> None:
+        """Draw with it from now on, and free what is no longer used; its own thread calls it."""
+        self._context.make_current()
+        while self._unused:
+            self._unused.pop().free()
+
+    def leave(self, context: mujoco.MjrContext) -> None:
+        """Have what a canvas used freed when the thread draws again: any thread may say so, and at any time.
+
+        Args:
+            context: its names mean others' things to another thread's OpenGL.
+        """
+        self._unused.append(context)
+
+    def close(self) -> None:
+        """Free it, and all that was drawn with it; safe to call twice."""
+        self._context.free()
+        self._unused.clear()  # after it: with no context there is nothing to free by mistake
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _Canvas:
+    """What one model is drawn on in one size."""
+
+    def __init__(self, opengl: _OpenGL, model: mujoco.MjModel, height: int, width: int, *, fast: bool) -> None:
+        self._opengl, self._model, self._size = opengl, model, (height, width)
+        quality, offscreen = model.vis.quality, model.vis.global_
+        quality.offsamples = 0 if fast else 4
+        quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
+        offscreen.offheight, offscreen.offwidth = height, width
+        shadows = quality.shadowsize
+        quality.shadowsize = 0 if fast else shadows
+        opengl.take()
+        try:
+            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        finally:
+            quality.shadowsize = shadows
+        self._context.readDepthMap = mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
+        self._option = mujoco.MjvOption()
+        self.scene = mujoco.MjvScene(model, maxgeom=10_000)
+        self.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
+        self.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
+
+    def draw(
+        self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, *, numbers: bool = False, depth: bool = False
+    ) -> np.ndarray:
+        """(H, W, 3) uint8 RGB, contiguous.
+
+        Args:
+            data: the state.
+            camera: one of the model's, or a free one.
+            numbers: of the segments, as colours, in the place of what is seen.
+            depth: (H, W) float32 instead, as OpenGL has it: 1 near, 0 far.
+        """
+        view = camera
+        if isinstance(view, str):
+            view = mujoco.MjvCamera()
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
+        mujoco.mjv_updateScene(
+            self._model, data, self._option, None, view, mujoco.mjtCatBit.mjCAT_ALL.value, self.scene
+        )
+        for flag in (mujoco.mjtRndFlag.mjRND_SEGMENT, mujoco.mjtRndFlag.mjRND_IDCOLOR):
+            self.scene.flags[flag] = numbers
+        height, width = self._size
+        image = np.empty((height, width), np.float32) if depth else np.empty((height, width, 3), np.uint8)
+        everything = mujoco.MjrRect(0, 0, width, height)
+        self._opengl.take()
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        mujoco.mjr_render(everything, self.scene, self._context)
+        mujoco.mjr_readPixels(None if depth else image, image if depth else None, everything, self._context)
+        return np.ascontiguousarray(image[::-1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_context"):
+            self._opengl.leave(self._context)
+
+
 class FrameRenderer:
     """Renders one model at any size.
 
@@ -77,82 +168,58 @@ class FrameRenderer:
 
     def __init__(self, model: mujoco.MjModel) -> None:
         self.model = model
-        self._renderers: dict[tuple[int, int, bool], mujoco.Renderer] = {}
-        _open.add(self)
+        self._canvases: dict[tuple[_OpenGL, int, int, bool], _Canvas] = {}
 
     def frame(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB, contiguous."""
         times = times_finer(height, width)
-        return averaged(self._render(data, camera, times * height, times * width, fast=True), times)
+        return averaged(self._canvas(times * height, times * width, fast=True).draw(data, camera), times)
 
     def depth(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W) float32, metres along the optical axis, contiguous."""
-        renderer = self._renderer(height, width, fast=True)
-        renderer.enable_depth_rendering()
-        try:
-            renderer.update_scene(data, camera)
-            return np.ascontiguousarray(renderer.render())
-        finally:
-            renderer.disable_depth_rendering()
+        depth = self._canvas(height, width, fast=True).draw(data, camera, numbers=True, depth=True)  # finer far away
+        near, far = (plane * self.model.stat.extent for plane in (self.model.vis.map.znear, self.model.vis.map.zfar))
+        return (near * far / (near + depth.astype(np.float64) * (far - near))).astype(np.float32)
 
     def geoms(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int) -> np.ndarray:
         """(H, W) int32: which geom each pixel of `frame` shows, -1 where it shows none."""
-        renderer = self._renderer(height, width, fast=True)
-        renderer.enable_segmentation_rendering()
-        try:
-            renderer.update_scene(data, camera)
-            index, kind = np.moveaxis(renderer.render(), -1, 0)
-            return np.where(kind == mujoco.mjtObj.mjOBJ_GEOM, index, -1)
-        finally:
-            renderer.disable_segmentation_rendering()
+        canvas = self._canvas(height, width, fast=True)
+        colours = canvas.draw(data, camera, numbers=True)
+        shown = np.full(canvas.scene.ngeom + 1, -1, np.int32)  # 0 is the background
+        for geom in canvas.scene.geoms[: canvas.scene.ngeom]:
+            if geom.segid >= 0 and geom.objtype == mujoco.mjtObj.mjOBJ_GEOM:
+                shown[geom.segid + 1] = geom.objid
+        return shown[colours.astype(np.int32) @ [1, 1 << 8, 1 << 16]]
 
     def picture(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, size: int = PICTURE_SIZE) -> np.ndarray:
         """(size, size, 3) uint8 RGB, contiguous."""
-        return self._render(data, camera, size, size, fast=False)
+        return self._canvas(size, size, fast=False).draw(data, camera)
 
-    def _render(
-        self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, height: int, width: int, *, fast: bool
-    ) -> np.ndarray:
-        renderer = self._renderer(height, width, fast=fast)
-        renderer.update_scene(data, camera)
-        return np.ascontiguousarray(renderer.render())
-
-    def _renderer(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
-        key = (height, width, fast)
-        if key not in self._renderers:
-            self._renderers[key] = self._make(height, width, fast=fast)
-        return self._renderers[key]
-
-    def _make(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
+    def _canvas(self, height: int, width: int, *, fast: bool) -> _Canvas:
         screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if gl.asked() in gl.OFF or (gl.asked() == "glfw" and not screen):
             raise UserError(gl.advice())
-        quality, offscreen = self.model.vis.quality, self.model.vis.global_
-        quality.offsamples = 0 if fast else 4
-        quality.numslices, quality.numstacks = (12, 8) if fast else (28, 16)
-        offscreen.offheight, offscreen.offwidth = height, width
         try:
-            renderer = mujoco.Renderer(self.model, height, width)
+            if not hasattr(_of_thread, "opengl"):
+                _of_thread.opengl = _OpenGL()
+            key = (_of_thread.opengl, height, width, fast)
+            if key not in self._canvases:
+                self._canvases[key] = _Canvas(_of_thread.opengl, self.model, height, width, fast=fast)
         except (mujoco.FatalError, RuntimeError, ImportError) as error:
             raise UserError(gl.advice(error)) from error
-        # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
-        atexit.unregister(_close_all)
-        atexit.register(_close_all)
-        flags = renderer.scene.flags
-        flags[mujoco.mjtRndFlag.mjRND_SHADOW] = not fast
-        flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = not fast
-        return renderer
+        return self._canvases[key]
 
     def close(self) -> None:
-        """Free the OpenGL contexts; safe to call twice."""
-        for renderer in self._renderers.values():
-            renderer.close()
-        self._renderers.clear()
+        """Free what it draws on; safe to call twice."""
+        self._canvases.clear()
+        if opengl := getattr(_of_thread, "opengl", None):
+            opengl.take()
 
 
-_open: weakref.WeakSet[FrameRenderer] = weakref.WeakSet()
+_of_thread = threading.local()  # .opengl
+_open: weakref.WeakSet[_OpenGL] = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    for renderer in list(_open):
-        renderer.close()
+    for opengl in list(_open):
+        opengl.close()

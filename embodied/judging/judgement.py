@@ -239,7 +239,8 @@ def films(division: Division, *, wrong: int = 0, canary_films: int = 20) -> int:
 @torch.inference_mode()
 def potential(scorer: Scorer, features: Features) -> np.ndarray:
     """(T,) float64: the potential that would be shaped, of one episode (B = 1)."""
-    return scorer.combined(scorer.potentials(features), features)[0].double().cpu().numpy()
+    said = scorer.combined(scorer.potentials(features), features)[0].double().cpu().numpy()
+    return said.copy()  # many are kept, and the tensor behind each takes several times its room
 
 
 # Canaries -----------------------------------------------------------------------------------------------------

@@ -272,27 +272,26 @@ def _grid(title: str, note: str, above: str, panels: Sequence[tuple[str, str]]) 
 def _progress(judged: Judged, cases: Mapping[int, Case]) -> str:
     curves = []
     for group in GROUPS:
-        said = [
-            np.interp(GRID, np.linspace(0, 1, cases[i].clip), each[: cases[i].clip])
-            for i, each in judged.potentials.items()
-            if cases[i].group == group
-        ]
-        if said:
-            low, high = np.quantile(said, [0.1, 0.9], axis=0)
-            curves.append(Curve(f"{group} ({len(said)})", GRID, np.mean(said, axis=0), COLOURS[group], low, high))
+        members = [i for i in judged.potentials if cases[i].group == group]
+        said = np.empty((len(members), len(GRID)))
+        for k, i in enumerate(members):
+            clip = cases[i].clip
+            said[k] = np.interp(GRID, np.linspace(0, 1, clip), judged.potentials[i][:clip])
+        if members:
+            mean = said.mean(0)
+            low, high = np.quantile(said, [0.1, 0.9], axis=0, overwrite_input=True)
+            curves.append(Curve(f"{group} ({len(said)})", GRID, mean, COLOURS[group], low, high))
     return panel(curves, x_label="share of the episode", level=_level(judged))
 
 
 def _ends(judged: Judged, cases: Mapping[int, Case]) -> str:
     rows = []
     for group in GROUPS:
-        dots = [
-            (float(each[cases[i].end]), f"episode {i}: {each[cases[i].end]:.3f}")
-            for i, each in judged.potentials.items()
-            if cases[i].group == group
-        ]
-        if dots:
-            rows.append((group, COLOURS[group], dots[:: -(-len(dots) // DOTS)]))
+        members = [i for i in judged.potentials if cases[i].group == group]
+        drawn = members[:: max(-(-len(members) // DOTS), 1)]
+        ends = {i: judged.potentials[i][cases[i].end] for i in drawn}
+        if ends:
+            rows.append((group, COLOURS[group], [(float(end), f"episode {i}: {end:.3f}") for i, end in ends.items()]))
     return dot_rows(rows, _level(judged))
 
 

@@ -169,7 +169,8 @@ class KeptLabels:
 
     def __init__(self, dataset: Dataset, root: Path) -> None:
         self.dataset, self.root = dataset, root
-        self._folders: dict[int, Path] = {}  # of each episode
+        self._folders: list[Path] = []
+        self._folder_of = np.zeros(len(dataset), np.int32)  # which of them each episode's is
         self._contents: str | None = None
         self._batches = 0  # so far, of all goals
 
@@ -186,7 +187,8 @@ class KeptLabels:
             self._contents = dataset_identity(self.dataset, cameras)
         made_of = f"{scorer_identity(scorer)} {self._contents} {json.dumps(list(cameras))} {batch}"
         folder = self.root / hashlib.sha256(made_of.encode()).hexdigest()[:24]
-        self._folders |= dict.fromkeys(indices, folder)
+        self._folder_of[np.asarray(indices)] = len(self._folders)
+        self._folders.append(folder)
 
     def make(
         self,
@@ -246,7 +248,7 @@ class KeptLabels:
         return low, high
 
     def _file(self, i: int) -> Path:
-        return self._folders[i] / f"{i:06d}.safetensors"
+        return self._folders[self._folder_of[i]] / f"{i:06d}.safetensors"
 
 
 def progress_range(low: float, high: float) -> tuple[float, float]:

@@ -334,14 +334,15 @@ def test_demonstrations_of_an_expert_are_filmed_by_the_cameras_that_the_policy_s
 def test_places_are_learned_from_the_demonstrations_and_kept_in_the_run(capsys):
     short = "env.max_episode_steps=12"
     words = ["train", "env=desk-reach", "env.obs=places", "env.places=2", "reward=true", "policy=rlpd", "demos=2"]
-    words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=1"]
+    words += ["policy.pretraining=2", "policy.batch_size=8", "num_worlds=1", "eval_every=0", "videos=0"]
     words += ["final_episodes=1", "policy.learning_starts=10", short]
     assert main(["collect", "env=desk-reach", short, "policy=expert", "episodes=3", "image_size=96", "out=data"]) == 0
-    assert main([*words, "demos=data", "steps=16", "run=straight"]) == 0
+    assert main([*words, "demos=data", "steps=16", "run=straight", "videos=1"]) == 0
     assert json.loads(Path("straight/run.json").read_text())["observation"] == "places"
     assert main([*words, "demos=data", "steps=8", "run=halves"]) == 0
     kept = Path("halves/places/policy.safetensors").read_bytes()
     assert main(["train", "run=halves", "resume=true", "steps=16"]) == 0
+    assert list(Path("straight/videos").glob("final_0_*.mp4"))
     assert Path("halves/places/policy.safetensors").read_bytes() == kept
     assert all(
         np.array_equal(*pair) for pair in zip(parameters(Path("straight")), parameters(Path("halves")), strict=True)

@@ -1,5 +1,6 @@
 """A dataset goes on with what LeRobot, a kill, or other settings left in its folder, and loses nothing of it."""
 
+import gc
 import json
 import os
 import pickle
@@ -194,3 +195,37 @@ def test_new_columns_keep_their_statistics_as_numbers(tmp_path, monkeypatch):
     assert (stats["min"][0], stats["max"][0], stats["mean"][0], stats["count"]) == (0, 39, pytest.approx(19.5), [80])
     (file,) = (tmp_path / "b/meta/episodes").glob("*/*.parquet")
     assert [row["stats/x/q50"][7] for row in pq.read_table(file).to_pylist()] == list(range(40))
+
+
+def test_many_episodes_are_no_objects_each(tmp_path):
+    """As Python's objects, where 50,000 episodes lie took 34 MB."""
+    with Writer(tmp_path / "a", **SETTINGS) as to:
+        add(to, 3, length=1)
+    few, many = (held(repeated(tmp_path / "a", tmp_path / str(count), count)) for count in (20, 220))
+    assert many - few < 100
+
+
+def repeated(one, root, count):
+    """A dataset that has its one episode, of one row, so many times."""
+    shutil.copytree(one, root)
+    index = np.arange(count)
+    counters = {"dataset_from_index": index, "dataset_to_index": index + 1}
+    for part, changed in (("meta/episodes", counters), ("data", {"index": index})):
+        (file,) = (root / part).rglob("*.parquet")
+        table = pq.read_table(file).take(pa.array(0 * index))
+        pq.write_table(put(table, {"episode_index": index} | changed), file)
+    info = json.loads((root / "meta/info.json").read_text())
+    (root / "meta/info.json").write_text(json.dumps(info | {"total_episodes": count, "total_frames": count}))
+    return root
+
+
+def held(root):
+    """How many objects a dataset that has been read from keeps."""
+    gc.collect()
+    before = len(gc.get_objects())
+    dataset = Dataset(root)
+    at = len(dataset) - 1
+    assert dataset.columns(at, ["action"])["action"].tolist() == [[3, 3]]
+    assert (dataset.span(at).index, dataset.length(at), dataset.instruction(at)) == (at, 1, "a")
+    gc.collect()
+    return len(gc.get_objects()) - before

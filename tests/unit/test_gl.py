@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mujoco
@@ -111,6 +112,46 @@ def test_frames_are_right_side_up_contiguous_and_follow_the_asked_size():
     finally:
         renderer.close()
         renderer.close()
+
+
+def ball(colour):
+    """A model, its state, and what renders it."""
+    model = mujoco.MjModel.from_xml_string(
+        f"<mujoco><worldbody><geom size='.3' rgba='{colour} 1'/></worldbody></mujoco>"
+    )
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    view = rendering.free_camera(model)
+    return rendering.FrameRenderer(model), data, view
+
+
+def test_worlds_share_the_opengl_of_their_thread_and_are_drawn_apart(monkeypatch):
+    """A context for each took a fifth of a second a world, and a world that another thread had drawn raised."""
+    made, context = [], mujoco.gl_context.GLContext
+    monkeypatch.setattr(mujoco.gl_context, "GLContext", lambda *size: made.append(size) or context(*size))
+
+    def frames(*balls):
+        return [renderer.frame(data, view, 32, 32) for renderer, data, view in balls]
+
+    def draw():
+        red, blue = ball("1 0 0"), ball("0 0 1")
+        alone = frames(red) + frames(blue)
+        assert alone[0][..., 0].max() > 100 > alone[0][..., 2].max()
+        assert alone[1][..., 2].max() > 100 > alone[1][..., 0].max()
+        red[0].picture(*red[1:], 48)
+        np.testing.assert_array_equal(frames(red, blue), alone)
+        with ThreadPoolExecutor(1) as elsewhere:
+            np.testing.assert_array_equal(elsewhere.submit(frames, red, blue).result(), alone)
+            elsewhere.submit(red[0].close).result()  # what it drew here must go, and nothing of blue's
+            del red
+            green = ball("0 1 0")
+            assert frames(green)[0][..., 1].max() > 100
+            np.testing.assert_array_equal(elsewhere.submit(frames, blue).result(), alone[1:])
+        np.testing.assert_array_equal(frames(blue), alone[1:])
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(draw).result()
+    assert len(made) == 2  # one a thread
 
 
 def test_leaving_without_closing_prints_nothing():

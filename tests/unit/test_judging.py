@@ -434,6 +434,10 @@ def test_a_reward_that_gives_nan_is_named():
         judge("r", scorer(lambda truth, noise: truth / 0), divide(cases(each=2)), resamples=5)
 
 
+def test_what_is_kept_of_an_episode_is_its_numbers_alone(judged):
+    assert all(each.base is None for each in judged["perfect"].potentials.values())  # no tensor stays behind them
+
+
 def test_json_is_plain(judged):
     plain = to_json(judged["perfect"])
     assert plain["figures"]["auroc"]["value"] == 1
