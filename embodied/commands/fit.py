@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -32,10 +31,11 @@ from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import check_place
 from embodied.literal import resolved
+from embodied.locks import alone
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
-from rewards.storage import CONFIG
+from rewards.storage import CONFIG, former_of, replace_folder
 
 ABOUT = "fitted_to"  # in a head's JSON file: its goal, and the task texts of its demonstrations
 SEVERAL = ("rewards.process.process_scorer",)  # one head for many tasks, whichever of them is asked for later
@@ -57,29 +57,32 @@ def run(config: DictConfig) -> None:
     texts = list(dict.fromkeys(own)) or [str(given)]
     reward = _with_goal(reward, texts)
     about = {"goal": reward.get("goal") if takes_goal(reward) else None, "tasks": texts}
-    _check_same(folder, str(reward["_target_"]), about)
-    encoder = build(config.encoder)
-    demos = _episodes(config, encoder, sources)
-    start = time.perf_counter()
-    head = _fitted(reward, encoder, demos)
-    _save(head, folder, encoder, about)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    tasks = len({demo.instruction for demo in demos})
-    print(
-        f"{head.name}: fitted to {len(demos)} episodes of {tasks} task{'s'[: tasks > 1]} in "
-        f"{time.perf_counter() - start:.0f} s, {size / 1e3:.0f} kB. Use it: reward.model={folder}"
-    )
-    if config.push:
-        facts = {"reward": reward_name(reward), "encoder": hub.encoder(config), "fitted_to": about}
-        facts |= {"demos": [dataset.root.name for dataset, _ in sources], "episodes": len(demos)}
-        told = [
-            "A reward's head, fitted to demonstrations by `embodied fit`. Take it with "
-            f"`reward={reward_name(reward)} reward.model=hub:{config.push}`, with the encoder that is named below.",
-            "How good it is was not measured by pushing it: `embodied judge` tells, on labelled episodes of yours.",
-        ]
-        readme = hub.card(f"A {head.name} reward", told, facts, ("robotics", "reward-model", "embodied"))
-        files = hub.folder_files(folder) | {"README.md": readme}
-        print(f"Pushed: {hub.push(files, config.push, hub.MODEL, private=config.private)}")
+    with alone(folder, "out"):
+        if former_of(folder).is_dir() and not folder.exists():  # of a run that was killed
+            former_of(folder).rename(folder)
+        _check_same(folder, str(reward["_target_"]), about)
+        encoder = build(config.encoder)
+        demos = _episodes(config, encoder, sources)
+        start = time.perf_counter()
+        head = _fitted(reward, encoder, demos)
+        _save(head, folder, encoder, about)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        tasks = len({demo.instruction for demo in demos})
+        print(
+            f"{head.name}: fitted to {len(demos)} episodes of {tasks} task{'s'[: tasks > 1]} in "
+            f"{time.perf_counter() - start:.0f} s, {size / 1e3:.0f} kB. Use it: reward.model={folder}"
+        )
+        if config.push:
+            facts = {"reward": reward_name(reward), "encoder": hub.encoder(config), "fitted_to": about}
+            facts |= {"demos": [dataset.root.name for dataset, _ in sources], "episodes": len(demos)}
+            told = [
+                "A reward's head, fitted to demonstrations by `embodied fit`. Take it with "
+                f"`reward={reward_name(reward)} reward.model=hub:{config.push}`, with the encoder that is named below.",
+                "How good it is was not measured by pushing it: `embodied judge` tells, on labelled episodes of yours.",
+            ]
+            readme = hub.card(f"A {head.name} reward", told, facts, ("robotics", "reward-model", "embodied"))
+            files = hub.folder_files(folder) | {"README.md": readme}
+            print(f"Pushed: {hub.push(files, config.push, hub.MODEL, private=config.private)}")
 
 
 def _check(reward: dict[str, Any], folder: Path) -> None:
@@ -128,15 +131,14 @@ def _told(about: dict[str, Any]) -> str:
 
 def _save(head: Any, folder: Path, encoder: Encoder, about: dict[str, Any]) -> None:
     """Write the head with what it was fitted to, whole or not at all."""
-    made = folder.with_name(f".{folder.name}.made{os.getpid()}")
+    made = folder.with_name(f".{folder.name}.made")
+    shutil.rmtree(made, ignore_errors=True)  # of a run that was killed
     try:
         head.save(made, encoder)
         kept = json.loads((made / CONFIG).read_text("utf-8"))
         text = json.dumps({**kept, ABOUT: about}, indent=2, ensure_ascii=False)
         (made / CONFIG).write_text(text + "\n", "utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+        replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 
