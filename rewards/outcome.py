@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.core import Encoder, Episode, Features, Head
+from rewards.phrases import as_worded
 from rewards.storage import CONFIG, load_fitted, save_fitted
 from rewards.views import mean_over_views
 
@@ -220,9 +221,10 @@ def held_to_outcome(
         )
     degrees, untold = dict(kept.degrees), []
     good = [demo for demo in demos if demo.success is not False]
-    by_task = {
-        task: [demo for demo in good if demo.instruction == task] for task in (each.instruction for each in good)
-    }
+    by_task: dict[str, list[Episode]] = {}
+    for demo in good:
+        task = as_worded(demo.instruction, [*([] if own is None else [own]), *by_task])
+        by_task.setdefault(task, []).append(demo)
     if own is not None and len(by_task) == 1:  # the same task in other words
         by_task = {own: good}
     for task, shown in by_task.items():

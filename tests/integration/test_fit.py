@@ -179,3 +179,38 @@ def test_demonstrations_of_several_tasks_are_not_taken_for_the_first(
     told = capsys.readouterr().err
     assert f"demos must be of one task for {reward}; they are of 2: 'move it right', 'move it down'" in told
     assert advice in told
+
+
+@pytest.fixture(scope="module")
+def tried(tmp_path_factory):
+    """Four tries of one task in two ways of writing, half of them solved, and two of another."""
+    root = tmp_path_factory.mktemp("tried") / "data"
+    features = {"action": STATE | {"names": None}, "next.success": {"dtype": "bool", "shape": [1], "names": None}}
+    with Writer(root, fps=20, features=features, cameras={"front": (32, 32)}, env={"id": "w"}) as writer:
+        texts = ["open it", "Open it.", "open it", "Open it.", "close it", "close it"]
+        for i, text in enumerate(texts):
+            frames = np.full((8, 32, 32, 3), 30, np.uint8)
+            if i % 2:
+                frames[4:, 8:20, 8:20] = 220 - 100 * (text == "close it")
+            columns = {"action": np.zeros((8, 1), np.float32), "next.success": np.arange(8) >= (5 if i % 2 else 8)}
+            writer.add(columns, {"front": frames}, instruction=text)
+    return root
+
+
+@pytest.mark.parametrize("goal", ["open it", " OPEN  it."])
+def test_a_task_is_one_however_it_is_written(goal, tried, tiny_clip, tmp_path, capsys):
+    words = ["fit", "reward=success", f"demos={tried}", f"out={tmp_path / 'head'}", "encoder=open_clip"]
+    assert cli.main([*words, f"encoder.model={tiny_clip}", f"goal={goal}"]) == 0
+    told = capsys.readouterr()
+    assert "success: fitted to 4 of the 6 episodes of 1 task in" in told.out
+    assert "no demonstration is of" not in told.err
+    assert cli.main([*words, f"encoder.model={tiny_clip}", "goal=open it!"]) == 0  # the same head again
+
+
+def test_a_goal_without_demonstrations_of_its_own_is_told(tried, tiny_clip, tmp_path, capsys):
+    words = ["fit", "reward=success", f"demos={tried}", f"out={tmp_path / 'head'}", "encoder=open_clip"]
+    assert cli.main([*words, f"encoder.model={tiny_clip}", "goal=open them"]) == 0
+    told = capsys.readouterr()
+    assert "success: fitted to 6 episodes of 2 tasks in" in told.out
+    assert "no demonstration is of 'open them': all 6 of 2 tasks count as its own." in told.err
+    assert "did you mean open it?" in told.err
