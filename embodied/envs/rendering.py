@@ -118,6 +118,11 @@ class FrameRenderer:
         return np.ascontiguousarray(renderer.render())
 
     def _renderer(self, height: int, width: int, *, fast: bool) -> mujoco.Renderer:
+        if _is_fork():
+            raise UserError(
+                f"a process that renders must not be a fork of one that has rendered; got process {os.getpid()}, of "
+                f"{_rendered_in}. Start it by spawn: multiprocessing.get_context('spawn')."
+            )
         key = (height, width, fast)
         if key not in self._renderers:
             self._renderers[key] = self._make(height, width, fast=fast)
@@ -135,6 +140,8 @@ class FrameRenderer:
             renderer = mujoco.Renderer(self.model, height, width)
         except (mujoco.FatalError, RuntimeError, ImportError) as error:
             raise UserError(gl.advice(error)) from error
+        global _rendered_in
+        _rendered_in = os.getpid()
         # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
         atexit.unregister(_close_all)
         atexit.register(_close_all)
@@ -144,10 +151,19 @@ class FrameRenderer:
         return renderer
 
     def close(self) -> None:
-        """Free the OpenGL contexts; safe to call twice."""
+        """Free the OpenGL contexts; safe to call twice. In a fork they are left, for they are the first process's."""
+        if _is_fork():
+            return
         for renderer in self._renderers.values():
             renderer.close()
         self._renderers.clear()
+
+
+_rendered_in: int | None = None  # the process that has rendered: in a fork of it OpenGL waits for threads that are gone
+
+
+def _is_fork() -> bool:
+    return _rendered_in not in (None, os.getpid())
 
 
 _open: weakref.WeakSet[FrameRenderer] = weakref.WeakSet()
