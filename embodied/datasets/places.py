@@ -107,8 +107,12 @@ def check_own(file: Path, own: Any, lengths: Mapping[int, int]) -> tuple[dict[st
     if not isinstance(env, dict) or not isinstance(episodes, dict) or not isinstance(env.get("id"), str | None):
         raise UserError(f"{file}: must be an object with env and episodes; got {_shown(own)}. The file is damaged.")
     made = own.get(layout.MADE) or {}
-    if not isinstance(made, dict) or not all(_is_number(value) for value in made.values()):
-        raise UserError(f"{file}: {layout.MADE} must be an object of numbers; got {_shown(made)}. The file is damaged.")
+    if not isinstance(made, dict) or not all(
+        isinstance(value, str) if key == "policy" else _is_number(value) for key, value in made.items()
+    ):
+        raise UserError(
+            f"{file}: {layout.MADE} must be an object of numbers and a policy; got {_shown(made)}. The file is damaged."
+        )
     for index, length in lengths.items():
         note = episodes.get(str(index), {})
         steps = note.get("steps", []) if isinstance(note, dict) else None

@@ -129,7 +129,7 @@ class Dataset:
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
         self.env, self._own = check_own(meta / layout.OWN, own, {span.index: span.length for span in everything})
         self.env_id: str | None = self.env.get("id")
-        self.made: dict[str, int | float] = own.get(layout.MADE) or {}
+        self.made: dict[str, int | float | str] = own.get(layout.MADE) or {}
         if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone
             self.surplus = "after"
         self._tasks: dict[int, str] | None = None

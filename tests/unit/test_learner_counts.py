@@ -8,6 +8,7 @@ from gymnasium import spaces
 from policies import sb3
 from policies.imitation import ImitationSettings
 from policies.networks import Linear
+from policies.vla.chunked import ChunkedRLSettings
 
 READINGS, MOVES = spaces.Box(-1, 1, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
 
@@ -35,6 +36,12 @@ def test_counts_are_refused(name, setting, match):
 def test_counts_of_imitation_are_refused(name):
     with pytest.raises(ValueError, match=f"imitation: {name} must be at least 1; got 0"):
         ImitationSettings(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["heads", "width", "layers"])
+def test_counts_of_chunked_rl_are_refused(name):
+    with pytest.raises(ValueError, match=f"ChunkedRLSettings: {name} must be at least 1; got 0"):
+        ChunkedRLSettings(**{name: 0})
 
 
 def test_a_layer_of_no_width_is_refused():
