@@ -10,7 +10,7 @@ import ast
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from embodied import console, gl, paths
@@ -130,6 +130,23 @@ def verb_help(verb: str, overrides: Sequence[str] = ()) -> str:
     settings = "\n  ".join(commented(OmegaConf.to_yaml(config).splitlines(), comments(verb, chosen)))
     parts.append(f"Settings and their defaults (key=value; a.b=value inside a group):\n  {settings}")
     return "\n\n".join(parts)
+
+
+def run_module(main: Callable[[list[str]], None], name: str) -> int:
+    """Run a module's own command (`python -m …`): a person's mistake ends in one line and status 2, as in a verb.
+
+    Args:
+        main: takes the words after the module's name.
+        name: of the command, for errors.
+    """
+    try:
+        main(sys.argv[1:])
+    except Exception as error:
+        if (message := explain(error)) is None:
+            raise
+        print(printable(f"{name}: {message.removeprefix(f'{name}: ')}"), file=sys.stderr)
+        return EXIT_USER_ERROR
+    return 0
 
 
 def explain(error: BaseException, verb: str = "") -> str | None:

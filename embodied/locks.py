@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
+
+from embodied.errors import BusyError
 
 try:
     _fcntl: Any = importlib.import_module("fcntl")
@@ -29,3 +36,47 @@ def hold(file: Any) -> None:
         msvcrt.locking(number, msvcrt.LK_NBLCK, 1)
     except OSError as error:
         raise BlockingIOError(error.errno, "another holds the lock") from error
+
+
+@contextmanager
+def alone(place: Path, setting: str) -> Iterator[None]:
+    """Be the one process that writes a file or folder: a lock lies beside it as long as the block lasts.
+
+    Args:
+        place: need not be there, nor its folder, which is made.
+        setting: what errors call it.
+
+    Raises:
+        BusyError: another process is at work on it.
+    """
+    file = place.with_name(f".{place.name}.lock")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with only(file, f"{setting}: another process is at work on {place}. Wait for it, or choose another."):
+        yield
+
+
+@contextmanager
+def only(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock of a file that is made for it and gone afterwards.
+
+    Args:
+        file: in a folder that is there.
+        busy: the error where another process holds it.
+
+    Raises:
+        BusyError: so.
+    """
+    with file.open("a") as lock:
+        try:
+            hold(lock)
+            if not file.exists() or not os.path.samestat(file.stat(), os.fstat(lock.fileno())):
+                raise BlockingIOError  # its last holder has just removed it
+        except BlockingIOError as error:
+            raise BusyError(busy) from error
+        except OSError:  # a file system without locks: as if there were no other
+            print(f"{file.parent} lies where files cannot be locked: let no other process work there.", file=sys.stderr)
+        try:
+            yield
+        finally:
+            with suppress(PermissionError):  # Windows removes no open file
+                file.unlink(missing_ok=True)

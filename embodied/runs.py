@@ -25,10 +25,10 @@ import torch
 from omegaconf import DictConfig
 
 from embodied.config import GIVEN, compose, given
-from embodied.errors import BusyError, UserError
+from embodied.errors import UserError
 from embodied.files import check_place, latest_checkpoint, write_text
 from embodied.literal import load_literal, resolved, saved_text
-from embodied.locks import hold
+from embodied.locks import only
 from embodied.trust import check_trusted, remember
 
 STEPS = "time/total_timesteps"  # the column of progress.csv that counts
@@ -253,13 +253,7 @@ def working(folder: Path) -> Iterator[None]:
     Raises:
         BusyError: another process holds it.
     """
-    with (folder / ".lock").open("a") as file:
-        try:
-            hold(file)
-        except BlockingIOError as error:
-            raise BusyError(f"run: another process is at work in {folder}. Wait for it, or begin a new run.") from error
-        except OSError:  # a file system without locks: as if there were no other
-            print(f"{folder} lies where files cannot be locked: let no other process go on with it.", file=sys.stderr)
+    with only(folder / ".lock", f"run: another process is at work in {folder}. Wait for it, or begin a new run."):
         yield
 
 

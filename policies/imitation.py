@@ -30,7 +30,7 @@ from policies.networks import (
     flat_size,
 )  # fmt: skip
 from policies.saving import State, pack, unpack
-from policies.settings import maker
+from policies.settings import check, maker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,12 @@ class ImitationSettings:
     updates_per_step: float = 0.1
 
     def __post_init__(self) -> None:
+        check(
+            self,
+            counts=("batch_size", "rollout_steps"),
+            positive=["learning_rate"],
+            least_zero=("noise", "pretraining", "updates_per_step"),
+        )
         if not 1 <= self.execute <= self.chunk:
             raise ValueError(f"imitation: execute must be from 1 to chunk ({self.chunk}); got {self.execute}.")
 

@@ -33,10 +33,15 @@ class Linear(nn.Module):
         inputs, outputs: widths.
         generator: of the weights.
         count: K.
+
+    Raises:
+        ValueError: a width below 1.
     """
 
     def __init__(self, inputs: int, outputs: int, *, generator: torch.Generator, count: int = 1) -> None:
         super().__init__()
+        if min(inputs, outputs) < 1:
+            raise ValueError(f"Linear: widths must be at least 1; got {inputs} and {outputs}.")
         bound = 1 / math.sqrt(inputs)
         self.weight = nn.Parameter(torch.empty(count, inputs, outputs).uniform_(-bound, bound, generator=generator))
         self.bias = nn.Parameter(torch.empty(count, 1, outputs).uniform_(-bound, bound, generator=generator))

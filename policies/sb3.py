@@ -81,6 +81,7 @@ def td3(
     Raises:
         ValueError: discrete actions, or a setting out of range.
     """
+    _check_counts("td3", policy_delay=policy_delay)
     venv = _stage("td3", observation_space, action_space, num_worlds, spaces.Box)
     pace, sampling, n_steps, settings = _off_policy("td3", venv, seed, device, **common)
     shape = action_space.shape or ()
@@ -107,6 +108,7 @@ def dqn(
     Raises:
         ValueError: continuous actions, or a setting out of range.
     """
+    _check_counts("dqn", target_update_interval=target_update_interval)
     venv = _stage("dqn", observation_space, action_space, num_worlds, spaces.Discrete)
     pace, sampling, n_steps, settings = _off_policy("dqn", venv, seed, device, **common)
     model = DQN(
@@ -153,9 +155,8 @@ def _off_policy(
         n_steps: rewards summed before bootstrapping.
         network: widths of the hidden layers.
     """
-    for key, value in {"rollout_steps": rollout_steps, "n_steps": n_steps, "batch_size": batch_size}.items():
-        if value < 1:
-            raise ValueError(f"{name}: {key} must be at least 1; got {value}.")
+    _check_counts(name, rollout_steps=rollout_steps, n_steps=n_steps, batch_size=batch_size)
+    _check_counts(name, network=min(network, default=1))
     if not updates_per_step > 0:
         raise ValueError(f"{name}: updates_per_step must be > 0; got {updates_per_step}.")
     pace = Pace(rollout_steps=rollout_steps, updates_per_step=updates_per_step, learning_starts=learning_starts)
@@ -194,8 +195,10 @@ def ppo(
         rest: gae_lambda, clip_range, ent_coef, vf_coef, max_grad_norm, target_kl, normalize_advantage: SB3's.
 
     Raises:
-        ValueError: batch_size does not divide the rollout.
+        ValueError: a setting out of range, or a batch_size that does not divide the rollout.
     """
+    _check_counts("ppo", rollout_steps=rollout_steps, n_epochs=n_epochs, network=min(network, default=1))
+    _check_counts("ppo", least=2 if rest.get("normalize_advantage", True) else 1, batch_size=batch_size)
     venv = _stage("ppo", observation_space, action_space, num_worlds, spaces.Space)
     if rollout_steps * num_worlds % batch_size:
         raise ValueError(
@@ -232,6 +235,12 @@ def _stage(
         fitting = "rlpd or " if isinstance(actions, spaces.Box) else "dqn or " * isinstance(actions, spaces.Discrete)
         raise ValueError(f"{name}: actions must be {kind.__name__}; got {actions}. Use policy={fitting}ppo.")
     return DummyVecEnv([lambda: _Shape(observations, actions)] * num_worlds)
+
+
+def _check_counts(name: str, *, least: int = 1, **counts: int) -> None:
+    for key, value in counts.items():
+        if value < least:
+            raise ValueError(f"{name}: {key} must be at least {least}; got {value}.")
 
 
 def policy_name(space: spaces.Space) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rewards.core import Episode, Features
 from rewards.hops import balanced_pairs, hop, segment_progress
+from rewards.phrases import as_worded
 from rewards.progress import tqdm
 
 CAP = 0.8  # no moment of a failed episode has made more progress
@@ -120,7 +121,7 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[La
     Raises:
         ValueError: one without an instruction, without any of the views, or of a single row.
     """
-    demos = []
+    demos: list[LabelledDemo] = []
     for i, episode in enumerate(episodes):
         where = f"ProcessReward: demo {i}"
         if not episode.instruction.strip() or len(episode) < 2:
@@ -133,7 +134,8 @@ def demonstrations(episodes: Sequence[Episode], views: Sequence[str]) -> list[La
         rows = stack_views(episode.features, views)[0]
         labels = torch.full((len(rows),), math.nan) if episode.success is False else _labels(rows, episode.steps)
         end = len(rows) if episode.success is False else int((labels < 1).sum()) + RESTING
-        demos.append(LabelledDemo(rows[:end], labels[:end], episode.instruction))
+        text = as_worded(episode.instruction, (demo.instruction for demo in demos))
+        demos.append(LabelledDemo(rows[:end], labels[:end], text))
     return demos
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rewards.core import Episode, Features
+from rewards.phrases import plain
 
 
 class Members(nn.Module):
@@ -191,11 +192,12 @@ def check_episodes(episodes: Any, kind: str) -> None:
 
 def of_goal(episodes: Any, goal: str | None) -> Any:
     """Those whose instruction the goal is, for episodes of other tasks end well with something else done; all of them
-    where none says so.
+    where none says so. See `rewards.phrases.plain`.
 
     Args:
         episodes: what came; what is no episode is left for `check_episodes` to tell.
         goal: in words.
     """
     listed = episodes if isinstance(episodes, Sequence) and goal else ()
-    return [each for each in listed if isinstance(each, Episode) and each.instruction == goal] or episodes
+    wanted = plain(goal or "")
+    return [each for each in listed if isinstance(each, Episode) and plain(each.instruction) == wanted] or episodes

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.core import Encoder, Episode, Features, Head
+from rewards.phrases import plain
 from rewards.storage import CONFIG, load_fitted, save_fitted
 from rewards.views import mean_over_views
 
@@ -221,8 +222,10 @@ def held_to_outcome(
     degrees, untold = dict(kept.degrees), []
     good = [demo for demo in demos if demo.success is not False]
     by_task: dict[str, list[Episode]] = {}
+    worded = {} if own is None else {plain(own): own}
     for demo in good:
-        by_task.setdefault(demo.instruction, []).append(demo)
+        task = worded.setdefault(plain(demo.instruction), demo.instruction)
+        by_task.setdefault(task, []).append(demo)
     if own is not None and len(by_task) == 1:  # the same task in other words
         by_task = {own: good}
     for task, shown in by_task.items():

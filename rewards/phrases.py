@@ -1,4 +1,5 @@
-"""The things that a sentence names: the noun phrases of goals and instructions, by closed lists of English words.
+"""The things that a sentence names: the noun phrases of goals and instructions, by closed lists of English words;
+and whether two texts are the same but for how they are written.
 
 Not a parser: whatever is no article, no verb of the list, no adverb and none of the other words below is taken for part
 of a name, so that names nobody thought of are kept.
@@ -7,6 +8,7 @@ of a name, so that names nobody thought of are kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 
 def _words(text: str) -> frozenset[str]:
@@ -132,3 +134,24 @@ def _is_verb(word: str) -> bool:
     if word.endswith(("ied", "ies")):
         stems.add(word[:-3] + "y")
     return word in BE or word in IRREGULAR or not VERBS.isdisjoint(stems)
+
+
+def plain(text: str) -> str:
+    """A task's text without case, space around and between words, and punctuation at its end: what tasks are told
+    apart by. Another wording is another task.
+    """
+    return " ".join(text.casefold().split()).rstrip(" .!?\u2026")
+
+
+def as_worded(text: str, known: Iterable[str]) -> str:
+    """A text as those that are known have it, where one is the same (see `plain`); else as it is."""
+    wanted = plain(text)
+    return next((each for each in known if plain(each) == wanted), text)
+
+
+def distinct(texts: Iterable[str]) -> list[str]:
+    """Each task once (see `plain`), as it is worded first."""
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(plain(text), text)
+    return list(first.values())

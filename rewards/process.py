@@ -12,6 +12,7 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.hop_model import OTHER_TASKS, HopModel, LabelledDemo, Recipe, demonstrations, stack_views, train
 from rewards.hops import EPSILON, STRENGTH, Fused, fuse_next
 from rewards.outcome import held_to_outcome
+from rewards.phrases import as_worded
 from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
@@ -106,7 +108,7 @@ class ProcessReward:
                 f"ProcessReward: goal must say which task is meant; got none. Known: {'; '.join(known)}. "
                 "Another text works too, if less well."
             )
-        self.goal = goal if goal is not None else known[0]
+        self.goal = as_worded(goal, known) if goal is not None else known[0]
         self.model, self.demos, self.views = model.eval().requires_grad_(False), list(demos), tuple(views)
         self.encoder = encoder
         self._fusion: dict[str, Any] = {"fusion": fusion, "strength": strength, "epsilon": epsilon}
@@ -230,7 +232,11 @@ class ProcessReward:
             ValueError: no successful demonstration, several instructions, or other cameras.
         Source: arXiv 2512.23703 §3.2, one-shot adaptation. Departs: rehearses the remembered demonstrations.
         """
-        new = demonstrations(episodes, self.views)
+        worded = _instructions(self.demos)
+        new = [
+            replace(demo, instruction=as_worded(demo.instruction, worded))
+            for demo in demonstrations(episodes, self.views)
+        ]
         goals = {demo.instruction for demo in new}
         if len(goals) != 1 or all(demo.failed for demo in new):
             raise ValueError(

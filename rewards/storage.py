@@ -5,6 +5,7 @@ And small networks beside the weights of the one encoder that they were trained 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -49,9 +50,43 @@ def save_fitted(
     (part / CONFIG).write_text(json.dumps(about, indent=2) + "\n", "utf-8")
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     save_file(kept | {PROBE: picture_probe(encoder)}, part / WEIGHTS)
-    if folder.exists():
-        shutil.rmtree(folder)
-    part.rename(folder)
+    replace_folder(part, folder)
+
+
+def replace_folder(part: Path, folder: Path) -> None:
+    """Put a folder in another's place in one step: whoever reads, and whatever a kill leaves, is the old or the new.
+
+    Args:
+        part: the new one, beside its place.
+        folder: its place; what is there goes.
+    """
+    if not folder.exists():
+        part.rename(folder)
+        return
+    former = former_of(folder)
+    if former.exists():
+        shutil.rmtree(former)
+    if _exchanged(part, folder):
+        part.rename(former)
+    else:
+        folder.rename(former)
+        part.rename(folder)
+    shutil.rmtree(former)
+
+
+def former_of(folder: Path) -> Path:
+    """Where what a folder held lies until it is removed; there alone, after a kill where the change takes two steps."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Whether two folders changed places; False where the system or the disk cannot."""
+    try:
+        exchange = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # no Linux, or an old one
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return exchange(here, os.fsencode(one), here, os.fsencode(other), swap) == 0
 
 
 def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -69,8 +104,8 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise FileNotFoundError(f"{kind}: model must be a folder with {CONFIG} and {WEIGHTS}; got {folder}.")
     try:
-        about = json.loads((folder / CONFIG).read_text("utf-8"))
-        tensors = load_file(folder / WEIGHTS)
+        text, tensors = _read(folder)
+        about = json.loads(text)
         found = (about["kind"], about["encoder"], about["dim"])
         tensors[PROBE]
         config = dict(about["config"])
@@ -87,6 +122,20 @@ def load_fitted(folder: str | Path, *, kind: str, encoder: Encoder) -> tuple[dic
             "with other weights. Fit it again."
         )
     return config, tensors
+
+
+def _read(folder: Path) -> tuple[str, dict[str, Tensor]]:
+    """The files of one head, whatever takes its place while they are read."""
+    while True:
+        place = folder.stat()
+        try:
+            found = (folder / CONFIG).read_text("utf-8"), load_file(folder / WEIGHTS)
+        except FileNotFoundError:
+            if os.path.samestat(folder.stat(), place):
+                raise
+            continue
+        if os.path.samestat(folder.stat(), place):
+            return found
 
 
 def picture_probe(encoder: Encoder) -> Tensor:

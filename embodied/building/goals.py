@@ -8,11 +8,13 @@ config is resolved.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from embodied.building.build import locate
-from embodied.errors import UserError
+from embodied.errors import UserError, nearest
+from rewards.core import Episode
+from rewards.phrases import as_worded, distinct
 
 # Their demonstrations say what the task is; older configs of theirs still have an empty goal.
 GOALLESS = (
@@ -20,6 +22,10 @@ GOALLESS = (
     "rewards.rapl.rapl_scorer",
     "rewards.demonstration.demonstration_scorer",
 )
+
+
+# Which are fitted to the demonstrations of their own goal, where a dataset has several tasks.
+OF_GOAL = ("rewards.success.success_scorer", "rewards.keypoint.keypoint_scorer")
 
 
 # Whose `model` is a published model's name, not a folder of something fitted.
@@ -118,3 +124,19 @@ def check_goal_given(part: Mapping[str, Any], name: str = "") -> None:
     needed = needed or any(each.kind is each.VAR_KEYWORD for each in parameters.values()) or "goals" in parameters
     if needed and is_open(part):
         raise UserError(f'{key} must be a text: nothing here says what the task is. Add {key}="the drawer is open".')
+
+
+def without_own(part: Mapping[str, Any], demos: Sequence[Episode]) -> str | None:
+    """What a person should know whose goal none of several tasks' demonstrations are of; None where all is well.
+
+    Args:
+        part: a reward's plain config, filled.
+        demos: what it is fitted to.
+    """
+    goal, texts = part.get("goal"), distinct(each.instruction for each in demos)
+    if part.get("_target_") not in OF_GOAL or not goal or len(texts) < 2 or as_worded(str(goal), texts) in texts:
+        return None
+    return (
+        f"no demonstration is of {str(goal)!r}: all {len(demos)} of {len(texts)} tasks count as its own. Another "
+        f"wording is another task: give goal=… as the data word it. {nearest(str(goal), texts)}"
+    )

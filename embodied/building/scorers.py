@@ -18,7 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import ASKED, GOALLESS, NAMED, check_goal_given, fitted_model, is_open, parts_of, with_goal
+from embodied.building.goals import (
+    ASKED,
+    GOALLESS,
+    NAMED,
+    check_goal_given,
+    fitted_model,
+    is_open,
+    parts_of,
+    with_goal,
+    without_own,
+)
 from embodied.building.worlds import env_maker, reward_cameras
 from embodied.envs import SCRIPTED, is_world
 from embodied.envs.worker import own_view
@@ -26,6 +36,7 @@ from embodied.errors import UserError
 from embodied.literal import literal_config, resolved
 from rewards.compose import Part
 from rewards.core import Encoder, Episode, Scorer
+from rewards.phrases import distinct
 from rewards.storage import load_fitted
 
 if TYPE_CHECKING:
@@ -295,13 +306,15 @@ class _Filler:
                 call_time[each] = self._episodes(each, wanted, episode_frames(reward | call_time), goal)
         if reward["_target_"] in GOALLESS:
             self._tell_mixed(name or reward_name(reward), call_time.get("demos", ()))
+        if told := without_own(reward, call_time.get("demos", ())):
+            self._shared.tell(f"{name or reward_name(reward)}: {told}")
         if "fits" in parameters:
             call_time["fits"] = self._shared.fits.setdefault(name, {})
         return build(reward, encoder=self.encoder, **call_time)
 
     def _tell_mixed(self, name: str, demos: Sequence[Episode]) -> None:
         """Say that a reward that follows no goal takes demonstrations of several texts for one task."""
-        texts = [repr(text) for text in dict.fromkeys(each.instruction for each in demos)]
+        texts = [repr(text) for text in distinct(each.instruction for each in demos)]
         if len(texts) > 1:
             told = ", ".join(texts[:3]) + (" …" if len(texts) > 3 else "")
             self._shared.tell(

@@ -135,9 +135,9 @@ def _kinds(config: DictConfig) -> Iterator[str]:
         yield kind
 
 
-def _heeded(config: DictConfig) -> dict[str, int | float]:
-    """The settings, by their names, that decide what episodes of this policy are, beside the world's."""
-    names = ["seed"]
+def _heeded(config: DictConfig) -> dict[str, int | float | str]:
+    """The settings, by their names, that decide what episodes are, beside the world's: the policy and its own."""
+    names = ["policy", "seed"]
     if config.policy in ("random", "mixed"):
         names.append("hold")
     if config.policy == "mixed":

@@ -160,7 +160,7 @@ def _collected(name: str, setting: str, episodes: int | None, cameras: Sequence[
         if episodes is None or len(found) >= episodes:
             return found
         cameras, grows = found.cameras, True  # as it began
-        began = [f"{key}={value}" for key, value in found.made.items()]
+        began = [f"{key}={value}" for key, value in found.made.items() if key != "policy"]
     world, policy = _check(name, setting)
     from embodied.collecting.collect import collect  # MuJoCo, which whoever has a dataset does without
     from embodied.config import compose

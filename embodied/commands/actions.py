@@ -37,6 +37,7 @@ from embodied.datasets.seen import Common, in_common, read_all
 from embodied.datasets.windows import ACTION
 from embodied.errors import UserError
 from embodied.files import check_place
+from embodied.locks import alone
 from embodied.settings import check_least
 
 ROOT = Path("runs", "actions")
@@ -57,6 +58,12 @@ def run(config: DictConfig) -> None:
         raise UserError(f"play must be another dataset than data; got {play.root} for both.")
     cameras = None if config.cameras is None else [str(name) for name in config.cameras]
     common = in_common(films, play, read=config.read, cameras=cameras)
+    with alone(out, "out"):
+        _infer(config, films, play, common, out)
+
+
+def _infer(config: DictConfig, films: Dataset, play: Dataset, common: Common, out: Path) -> None:
+    """Learn, tell, write."""
     print(f"data      {_size(films)}", flush=True)
     print(f"play      {_size(play)}; reads {common.told()}", flush=True)
     model = infer(

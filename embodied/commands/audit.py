@@ -31,10 +31,11 @@ from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
 from embodied.files import check_place, write_text
 from embodied.literal import saved_text
+from embodied.locks import alone
 from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
 from rewards.calibration import NO, YES
-from rewards.core import Scorer
+from rewards.core import Encoder, Scorer
 from rewards.trace import Trace, trace
 
 ROOT = Path("runs", "audit")
@@ -57,12 +58,20 @@ def run(config: DictConfig) -> None:
             raise UserError(f"out must be a new folder; got {out}.")
     check_place(out, "out")
     labels = KeptLabels(dataset, ROOT / f".{dataset.root.name}-{name}.labels")
+    with alone(labels.root, "data"):
+        _audit(config, labels, cameras, encoder, out)
+        shutil.rmtree(labels.root, ignore_errors=True)
+    del loaded  # until then nothing is loaded twice
+
+
+def _audit(config: DictConfig, labels: KeptLabels, cameras: Sequence[str], encoder: Encoder | None, out: Path) -> None:
+    """Label, audit, tell, leave out."""
+    dataset, name = labels.dataset, scorers.reward_name(config.reward)
     verdicts: dict[int, int] = {}
     label_all(
         config, labels, cameras, by_goal(config, dataset),
         told=lambda scorer, members: verdicts.update(_verdicts(dataset, scorer, members, cameras)), encoder=encoder,
     )  # fmt: skip
-    del loaded  # until then nothing is loaded twice
     low, high = progress_range(*labels.extremes())
     episodes = []
     for i in range(len(dataset)):
@@ -85,7 +94,6 @@ def run(config: DictConfig) -> None:
         print(f"Without them: {out} ({len(made)} episodes)")
     elif config.drop:
         print("No episode is bad: nothing is written.")
-    shutil.rmtree(labels.root, ignore_errors=True)
 
 
 def _check(config: DictConfig) -> None:

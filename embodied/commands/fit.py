@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import is_open, takes_goal, with_goal
+from embodied.building.goals import OF_GOAL, is_open, takes_goal, with_goal, without_own
 from embodied.building.scorers import reward_name
 from embodied.collecting.opening import open_dataset, reading
 from embodied.config import given_in
@@ -32,10 +32,13 @@ from embodied.datasets.encoding import encode
 from embodied.errors import UserError
 from embodied.files import check_place
 from embodied.literal import resolved
+from embodied.locks import alone
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
-from rewards.storage import CONFIG
+from rewards.members import of_goal
+from rewards.phrases import distinct, plain
+from rewards.storage import CONFIG, former_of, replace_folder
 
 ABOUT = "fitted_to"  # in a head's JSON file: its goal, and the task texts of its demonstrations
 SEVERAL = ("rewards.process.process_scorer",)  # one head for many tasks, whichever of them is asked for later
@@ -54,32 +57,39 @@ def run(config: DictConfig) -> None:
     sources = _sources(config)
     given = reward.get("goal")  # then nobody asks what the frames' own tasks are
     own = (dataset.instruction(i) for dataset, count in sources if given is None for i in range(count))
-    texts = list(dict.fromkeys(own)) or [str(given)]
+    texts = distinct(own) or [str(given)]
     reward = _with_goal(reward, texts)
     about = {"goal": reward.get("goal") if takes_goal(reward) else None, "tasks": texts}
-    _check_same(folder, str(reward["_target_"]), about)
-    encoder = build(config.encoder)
-    demos = _episodes(config, encoder, sources)
-    start = time.perf_counter()
-    head = _fitted(reward, encoder, demos)
-    _save(head, folder, encoder, about)
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    tasks = len({demo.instruction for demo in demos})
-    print(
-        f"{head.name}: fitted to {len(demos)} episodes of {tasks} task{'s'[: tasks > 1]} in "
-        f"{time.perf_counter() - start:.0f} s, {size / 1e3:.0f} kB. Use it: reward.model={folder}"
-    )
-    if config.push:
-        facts = {"reward": reward_name(reward), "encoder": hub.encoder(config), "fitted_to": about}
-        facts |= {"demos": [dataset.root.name for dataset, _ in sources], "episodes": len(demos)}
-        told = [
-            "A reward's head, fitted to demonstrations by `embodied fit`. Take it with "
-            f"`reward={reward_name(reward)} reward.model=hub:{config.push}`, with the encoder that is named below.",
-            "How good it is was not measured by pushing it: `embodied judge` tells, on labelled episodes of yours.",
-        ]
-        readme = hub.card(f"A {head.name} reward", told, facts, ("robotics", "reward-model", "embodied"))
-        files = hub.folder_files(folder) | {"README.md": readme}
-        print(f"Pushed: {hub.push(files, config.push, hub.MODEL, private=config.private)}")
+    with alone(folder, "out"):
+        if former_of(folder).is_dir() and not folder.exists():  # of a run that was killed
+            former_of(folder).rename(folder)
+        _check_same(folder, str(reward["_target_"]), about)
+        encoder = build(config.encoder)
+        demos = _episodes(config, encoder, sources)
+        if told := without_own(reward, demos):
+            print(f"{reward_name(reward)}: {told}", file=sys.stderr)
+        used = of_goal(demos, reward.get("goal")) if reward["_target_"] in OF_GOAL else demos
+        start = time.perf_counter()
+        head = _fitted(reward, encoder, used)
+        _save(head, folder, encoder, about)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        tasks = len(distinct(demo.instruction for demo in used))
+        some = f" of the {len(demos)}" if len(used) < len(demos) else ""
+        print(
+            f"{head.name}: fitted to {len(used)}{some} episodes of {tasks} task{'s'[: tasks > 1]} in "
+            f"{time.perf_counter() - start:.0f} s, {size / 1e3:.0f} kB. Use it: reward.model={folder}"
+        )
+        if config.push:
+            facts = {"reward": reward_name(reward), "encoder": hub.encoder(config), "fitted_to": about}
+            facts |= {"demos": [dataset.root.name for dataset, _ in sources], "episodes": len(used)}
+            told = [
+                "A reward's head, fitted to demonstrations by `embodied fit`. Take it with "
+                f"`reward={reward_name(reward)} reward.model=hub:{config.push}`, with the encoder that is named below.",
+                "How good it is was not measured by pushing it: `embodied judge` tells, on labelled episodes of yours.",
+            ]
+            readme = hub.card(f"A {head.name} reward", told, facts, ("robotics", "reward-model", "embodied"))
+            files = hub.folder_files(folder) | {"README.md": readme}
+            print(f"Pushed: {hub.push(files, config.push, hub.MODEL, private=config.private)}")
 
 
 def _check(reward: dict[str, Any], folder: Path) -> None:
@@ -109,16 +119,23 @@ def _check_same(folder: Path, target: str, about: dict[str, Any]) -> None:
     """
     if not (folder / CONFIG).is_file():
         return
+    same, kind = False, target.rpartition(".")[2].removesuffix("_scorer")
     try:
         kept = json.loads((folder / CONFIG).read_text("utf-8"))
         held = {key: kept[ABOUT][key] for key in about} | {"kind": str(kept["kind"])}
-    except (ValueError, KeyError, TypeError, RecursionError):
+        same = held["kind"] == kind and _plainly(held) == _plainly(about)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         held = None
-    if held != about | {"kind": target.rpartition(".")[2].removesuffix("_scorer")}:
+    if not same:
         what = "a head that does not say its tasks" if held is None else f"a {held['kind']} head for {_told(held)}"
         raise UserError(
             f"out must be a new folder, or hold a head for {_told(about)}; {folder} holds {what}. Give another folder."
         )
+
+
+def _plainly(about: dict[str, Any]) -> list[str | None]:
+    goal, tasks = about["goal"], about["tasks"]
+    return [None if goal is None else plain(goal), *map(plain, tasks)]
 
 
 def _told(about: dict[str, Any]) -> str:
@@ -128,15 +145,14 @@ def _told(about: dict[str, Any]) -> str:
 
 def _save(head: Any, folder: Path, encoder: Encoder, about: dict[str, Any]) -> None:
     """Write the head with what it was fitted to, whole or not at all."""
-    made = folder.with_name(f".{folder.name}.made{os.getpid()}")
+    made = folder.with_name(f".{folder.name}.made")
+    shutil.rmtree(made, ignore_errors=True)  # of a run that was killed
     try:
         head.save(made, encoder)
         kept = json.loads((made / CONFIG).read_text("utf-8"))
         text = json.dumps({**kept, ABOUT: about}, indent=2, ensure_ascii=False)
         (made / CONFIG).write_text(text + "\n", "utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
-        made.rename(folder)
+        replace_folder(made, folder)
     finally:
         shutil.rmtree(made, ignore_errors=True)
 

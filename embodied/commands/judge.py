@@ -55,6 +55,7 @@ from embodied.literal import resolved, saved_text
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder
+from rewards.phrases import plain
 
 ROOT = Path("runs", "judge")
 TIMED, REPEATS = 64, 3  # frames of one timing of the encoder, and timings
@@ -103,7 +104,8 @@ def run(config: DictConfig) -> None:
     asking_of: dict[str, TaskRewards] = {}
     shared = Shared()
     for instruction, members in tasks.items():
-        more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
+        task = plain(members[0].episode.instruction)
+        more = [case for case in asked if plain(case.episode.instruction) == task]
         one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
         found.append({each.name: each for each in one.judged()})
         if len(asking_of) >= MOST:  # no later task is asked about others: its rewards need not stay

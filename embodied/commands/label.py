@@ -22,6 +22,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,14 @@ from embodied.collecting import COLLECTED
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset, layout
 from embodied.datasets.columns import with_columns
-from embodied.errors import UserError
+from embodied.errors import BusyError, UserError
 from embodied.files import check_place, whole
 from embodied.literal import resolved
+from embodied.locks import alone
 from embodied.scoring.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
+from rewards.core import Encoder
+from rewards.storage import former_of, replace_folder
 
 ROOT = Path("runs", "label")
 GOALS = "goals"  # what labels were made for: a JSON list, in a sidecar's metadata
@@ -74,13 +78,29 @@ def run(config: DictConfig) -> None:
     cameras = chosen_cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
     check_place(out, "out")
+    with nullcontext() if config.shard is not None else alone(out, "out"):  # shards write files of their own alone
+        if config.in_place:
+            dataset = open_dataset(config.data, **reading(config))  # the last holder may have changed it
+        _label(config, dataset, _out(config, dataset, name), name, cameras, encoder, shard)
+    del loaded  # until then nothing is loaded twice
+
+
+def _label(
+    config: DictConfig,
+    dataset: Dataset,
+    out: Path,
+    name: str,
+    cameras: Sequence[str],
+    encoder: Encoder | None,
+    shard: Shard,
+) -> None:
+    """Score, and write what no other process writes meanwhile."""
     groups = by_goal(config, dataset)
     goals = [goal for goal in groups if goal is not None] or told_goals(resolved(config)["reward"])
     if config.columns == "sidecar":
         _check_same(out, dataset, goals)
     labels = KeptLabels(dataset, _parts(out))
     label_all(config, labels, cameras, groups, shard=shard, only_see=config.merge, encoder=encoder)
-    del loaded  # until then nothing is loaded twice
     if config.shard is not None:
         print(f"Shard {config.shard}: kept in {labels.root}. When all are done: the same with merge=true for shard=…")
         return
@@ -207,10 +227,7 @@ def _write_copy(out: Path, labels: KeptLabels, name: str, goals: Sequence[str], 
 
     with_columns(dataset, part, features, values, notes)
     if in_place:
-        old = _former(out)
-        out.rename(old)
-        part.rename(out)
-        shutil.rmtree(old)
+        replace_folder(part, out)
     else:
         part.rename(out)
 
@@ -220,22 +237,18 @@ def _features(name: str) -> dict[str, str]:
     return {f"progress.{name}": "potential", f"reward.{name}": "reward"}
 
 
-def _former(out: Path) -> Path:
-    """Where a dataset lies while its labelled copy takes its place."""
-    return out.with_name(f".{out.name}.old")
-
-
 def _recover(data: str, *, in_place: bool) -> None:
-    """Undo a kill between the two renames of `_write_copy`; after the second, clear up."""
+    """Undo a kill between the two steps in which a labelled copy takes a dataset's place; after them, clear up."""
     for root in (Path(data).resolve(), (COLLECTED / data).resolve()):
-        old = _former(root)
-        if not (old / "meta" / layout.INFO).is_file():
-            continue
-        if not root.exists():
-            old.rename(root)
-        elif in_place:
-            shutil.rmtree(old)
-            shutil.rmtree(_parts(root), ignore_errors=True)
+        old = former_of(root)
+        with suppress(BusyError):  # then a copy is taking its place just now
+            if (old / "meta" / layout.INFO).is_file() and (in_place or not root.exists()):
+                with alone(root, "data"):
+                    if not root.exists():
+                        old.rename(root)
+                    else:
+                        shutil.rmtree(old, ignore_errors=True)
+                        shutil.rmtree(_parts(root), ignore_errors=True)
 
 
 def _out(config: DictConfig, dataset: Dataset, name: str) -> Path:

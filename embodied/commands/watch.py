@@ -32,15 +32,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from embodied import paths
 from embodied.building import far_worlds, scorers
-from embodied.building.goals import any_open, parts_of, told_goals, with_goal
+from embodied.building.goals import any_open, told_goals, with_goal
 from embodied.cameras import CameraError, open_source
 from embodied.collecting.opening import open_dataset
 from embodied.envs import WORLDS, is_world, world_cameras
 from embodied.errors import UserError, nearest
 from embodied.sinks import FORMATS, make_sinks
 from embodied.watching.control import HOST, ControlServer, Keys
-from embodied.watching.live_scoring import LiveScoring, LocalScoring, RemoteScoring, check_goal
-from embodied.watching.pipeline import MAX_AGE_S, MomentSource, Pipeline
+from embodied.watching.live_scoring import LocalScoring, RemoteScoring, check_goal
+from embodied.watching.pipeline import MAX_AGE_S, SUCCESS, MomentSource, Pipeline
 from embodied.watching.smoothing import PotentialRanges, SuccessSmoothing
 from embodied.watching.terminal_view import TerminalView
 
@@ -49,6 +49,7 @@ SHOWN = ("terminal", "rerun")  # sinks that keep nothing
 TRANSFORM = ("crop", "flip", "rotate", "resize", "fps", "max_age_s")
 LIVE_ROWS = 1000  # of an episode that is scored whole each time: the model must not fall behind the camera
 LIVE_PIXELS = 128_000_000  # of such an episode's images, as a server keeps: hours of large ones do not fit in memory
+RECORDED_PIXELS = 256_000_000  # of a recorded episode's images: 5,000 of 224 pixels a side, 123 of Full HD, 0.8 GB
 LOOKED_AT = 5  # first moments, by which a source is told to look unlike all that the encoder was taught
 SUCCESS_THRESHOLD = 0.5  # of a success head, which gives 0 and 1 or a probability
 
@@ -66,10 +67,12 @@ def run(config: DictConfig) -> None:
         _watch(config, source, scoring, opened)
 
 
-def _watch(config: DictConfig, source: MomentSource, scoring: LiveScoring, opened: ExitStack) -> None:
+def _watch(config: DictConfig, source: MomentSource, scoring: LocalScoring | RemoteScoring, opened: ExitStack) -> None:
     """The run itself, with its sinks, its view and what steers it."""
     smoothing = SuccessSmoothing(
-        _threshold(config), hysteresis=float(config.hysteresis), time_constant_s=float(config.smoothing_s)
+        _threshold(config, scoring.heads),
+        hysteresis=float(config.hysteresis),
+        time_constant_s=float(config.smoothing_s),
     )
     ranges = (config.ranges or {}).items()
     normaliser = PotentialRanges({str(name): (float(low), float(high)) for name, (low, high) in ranges})
@@ -219,7 +222,7 @@ def _source(config: DictConfig) -> MomentSource:
         raise UserError(str(error)) from error
 
 
-def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
+def _scoring(config: DictConfig, source: MomentSource) -> LocalScoring | RemoteScoring:
     """The reward model, here or at the server."""
     if config.server is not None:
         goals = [goal for goal in told_goals(_plain(config.reward)) if goal]
@@ -241,25 +244,24 @@ def _scoring(config: DictConfig, source: MomentSource) -> LiveScoring:
     reward = with_goal(_plain(config.reward), origin.goal)
     scorer = scorers.make_scorer(config, env=origin.env, goal=origin.goal, views=names)
     assert scorer is not None
-    bound = source.live and config.max_rows is None  # what a person asks for is kept
+    bound = config.max_rows is None  # what a person asks for is kept
     scoring = LocalScoring(
         scorer,
         source.names,
         called=names,
         reward=reward,
-        max_rows=LIVE_ROWS if bound and not scorer.advances else config.max_rows,
-        max_pixels=LIVE_PIXELS if bound else None,
+        max_rows=LIVE_ROWS if bound and source.live and not scorer.advances else config.max_rows,
+        max_pixels=(LIVE_PIXELS if source.live else RECORDED_PIXELS) if bound else None,
     )
     scoring.warm_up()
     return scoring
 
 
-def _threshold(config: DictConfig) -> float | None:
-    targets = [str(part.get("_target_")) for part in parts_of(config.reward).values()]
-    has_success = any(target.endswith("success_scorer") for target in targets)
+def _threshold(config: DictConfig, heads: Sequence[str]) -> float | None:
+    """A person's, or that of a success head, wherever it scores."""
     if config.threshold is not None:
         return float(config.threshold)
-    return SUCCESS_THRESHOLD if has_success else None
+    return SUCCESS_THRESHOLD if SUCCESS in heads else None
 
 
 class _Origin(NamedTuple):

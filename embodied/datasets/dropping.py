@@ -22,6 +22,7 @@ from embodied.datasets import layout
 from embodied.datasets.copying import files, is_data
 from embodied.datasets.reader import Dataset
 from embodied.errors import UserError
+from embodied.locks import alone
 
 _NUMBERED = {"index", "episode_index", "frame_index"}  # columns by which a row says whose it is
 
@@ -59,6 +60,13 @@ def drop(dataset: Dataset, dropped: Sequence[int], out: Path) -> Dataset:
     kept = [i for i in range(len(dataset)) if i not in gone]
     if not kept:
         raise UserError(f"{dataset.root}: all {len(dataset)} episodes would be left out; nothing is written.")
+    with alone(out, "out"):
+        _whole(dataset, kept, out, info)
+    return Dataset(out)
+
+
+def _whole(dataset: Dataset, kept: Sequence[int], out: Path, info: dict[str, Any]) -> None:
+    """The copy, made beside its place and moved there."""
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -74,7 +82,6 @@ def drop(dataset: Dataset, dropped: Sequence[int], out: Path) -> Dataset:
         ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return Dataset(out)
 
 
 def _write(dataset: Dataset, kept: Sequence[int], part: Path, info: dict[str, Any]) -> None:

@@ -171,8 +171,12 @@ def check_own(file: Path, own: Any, spans: Iterable[Span]) -> tuple[dict[str, An
     if not isinstance(env, dict) or not isinstance(episodes, dict) or not isinstance(env.get("id"), str | None):
         raise UserError(f"{file}: must be an object with env and episodes; got {_shown(own)}. The file is damaged.")
     made = own.get(layout.MADE) or {}
-    if not isinstance(made, dict) or not all(_is_number(value) for value in made.values()):
-        raise UserError(f"{file}: {layout.MADE} must be an object of numbers; got {_shown(made)}. The file is damaged.")
+    if not isinstance(made, dict) or not all(
+        isinstance(value, str) if key == "policy" else _is_number(value) for key, value in made.items()
+    ):
+        raise UserError(
+            f"{file}: {layout.MADE} must be an object of numbers and a policy; got {_shown(made)}. The file is damaged."
+        )
     for span in spans if episodes else ():
         note = episodes.get(str(span.index), {})
         steps = note.get("steps", []) if isinstance(note, dict) else None

@@ -19,6 +19,7 @@ from embodied.datasets.places import EpisodePlaces, Span, check_info, check_own
 from embodied.datasets.rows import Rows
 from embodied.datasets.video import SHARE
 from embodied.errors import UserError, nearest
+from rewards.phrases import plain
 
 SUCCESS = "next.success"  # the column that tells success, unless another is named
 YES = 0.5  # from which a number in it counts as success
@@ -128,7 +129,7 @@ class Dataset:
         own = layout.read_json(meta / layout.OWN) if (meta / layout.OWN).is_file() else {}
         self.env, self._own = check_own(meta / layout.OWN, own, everything)
         self.env_id: str | None = self.env.get("id")
-        self.made: dict[str, int | float] = own.get(layout.MADE) or {}
+        self.made: dict[str, int | float | str] = own.get(layout.MADE) or {}
         if own.get(layout.LEFT_OUT) and surplus == SURPLUS[0]:  # its films hold pictures of episodes that are gone
             self.surplus = "after"
         self._tasks: dict[int, str] | None = None
@@ -290,13 +291,16 @@ class Dataset:
         return list(span.tasks) if no_index and len(span.tasks) > 1 else self.instructions(i)
 
     def _task_texts(self) -> dict[int, str] | None:
-        """task_index -> text; None where the dataset has no such file."""
+        """task_index -> text, the same ones worded as the first of them; None where the dataset has no such file."""
         if self._tasks is None:
             new, old = self.root / "meta" / layout.TASKS, self.root / "meta" / "tasks.jsonl"
             if new.is_file():
                 self._tasks = layout.read_tasks(new)
             elif old.is_file():
                 self._tasks = layout.read_old_tasks(old)
+            if self._tasks is not None:
+                first: dict[str, str] = {}
+                self._tasks = {index: first.setdefault(plain(text), text) for index, text in self._tasks.items()}
         return self._tasks
 
     def _scalars(self, span: Span, name: str, values: np.ndarray) -> np.ndarray:

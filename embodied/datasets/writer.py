@@ -55,7 +55,7 @@ class Writer:
         features: Mapping[str, Mapping[str, Any]],
         cameras: Mapping[str, tuple[int, int]],
         env: Mapping[str, Any] | None = None,
-        made: Mapping[str, int | float] | None = None,
+        made: Mapping[str, int | float | str] | None = None,
         data_mb: int | float = layout.DATA_MB,
         video_mb: int | float = layout.VIDEO_MB,
     ) -> None:
@@ -244,8 +244,15 @@ class Writer:
     def _check_same(self, mine: Mapping[str, Any], theirs: Mapping[str, Any], notes: Mapping[str, Any]) -> None:
         """Refuse to add episodes of another kind to those there, or made in another way; all as JSON tells it."""
         mine = json.loads(json.dumps(mine))
-        if changed := [key for key in mine if mine[key] != theirs.get(key)]:
-            raise UserError(f"{self.root}: new episodes must have the {changed[0]} of those there. Write elsewhere.")
+        for key in (key for key in mine if mine[key] != theirs.get(key)):
+            new, old = mine[key], theirs.get(key)
+            if isinstance(new, dict) and isinstance(old, dict):
+                within = next(name for name in {**old, **new} if old.get(name) != new.get(name))
+                key, new, old = f"{key}.{within}", new.get(within), old.get(within)
+            raise UserError(
+                f"{self.root}: new episodes must have the {key} of those there, {str(old)[:80]}; got {str(new)[:80]}. "
+                "Write elsewhere."
+            )
         for key, value in (notes.get(layout.MADE) or {}).items():
             if key in self._made and self._made[key] != value:
                 raise UserError(

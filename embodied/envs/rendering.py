@@ -73,7 +73,9 @@ class _OpenGL:
     """A thread's OpenGL, which all its canvases share: the first picture of another takes a fifth of a second."""
 
     def __init__(self) -> None:
+        global _rendered_in
         self._context = mujoco.gl_context.GLContext(PICTURE_SIZE, PICTURE_SIZE)
+        _rendered_in = os.getpid()
         self._unused: list[mujoco.MjrContext] = []
         _open.add(self)
         # MuJoCo ends EGL at exit, and a context freed after that prints errors: be registered later, run earlier.
@@ -95,7 +97,9 @@ class _OpenGL:
         self._unused.append(context)
 
     def close(self) -> None:
-        """Free it, and all that was drawn with it; safe to call twice."""
+        """Free it, and all that was drawn with it; safe to call twice. In a fork it is left."""
+        if _is_fork():
+            return
         self._context.free()
         self._unused.clear()  # after it: with no context there is nothing to free by mistake
 
@@ -196,6 +200,11 @@ class FrameRenderer:
         return self._canvas(size, size, fast=False).draw(data, camera)
 
     def _canvas(self, height: int, width: int, *, fast: bool) -> _Canvas:
+        if _is_fork():
+            raise UserError(
+                f"a process that renders must not be a fork of one that has rendered; got process {os.getpid()}, of "
+                f"{_rendered_in}. Start it by spawn: multiprocessing.get_context('spawn')."
+            )
         screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
         if gl.asked() in gl.OFF or (gl.asked() == "glfw" and not screen):
             raise UserError(gl.advice())
@@ -210,14 +219,20 @@ class FrameRenderer:
         return self._canvases[key]
 
     def close(self) -> None:
-        """Free what it draws on; safe to call twice."""
+        """Free what it draws on; safe to call twice. In a fork it is left, for it is the first process's."""
         self._canvases.clear()
-        if opengl := getattr(_of_thread, "opengl", None):
+        opengl = getattr(_of_thread, "opengl", None)
+        if opengl is not None and not _is_fork():
             opengl.take()
 
 
 _of_thread = threading.local()  # .opengl
 _open: weakref.WeakSet[_OpenGL] = weakref.WeakSet()
+_rendered_in: int | None = None  # the process that has rendered: in a fork of it OpenGL waits for threads that are gone
+
+
+def _is_fork() -> bool:
+    return _rendered_in not in (None, os.getpid())
 
 
 def _close_all() -> None:

@@ -24,6 +24,7 @@ from embodied.finetuning.inputs import DataSource, PolicyPlan, open_source
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
 from rewards.core import Episode, Features
+from rewards.phrases import as_worded
 from rewards.process import process_scorer
 from rewards.success import SuccessClassifier, fit_success
 
@@ -110,6 +111,7 @@ class Teacher:
         """
         if len(self.heads) == 1:
             return self.head
+        sentence = as_worded(sentence, self.heads)
         if sentence not in self.heads:
             raise UserError(
                 f"labels: the success models are of {_quoted(self.heads)}; none can judge “{sentence}”. Label some "
@@ -179,7 +181,7 @@ def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: S
         shown = encoded(source, encoder, planned.cameras)
     tasks: dict[str, list[Episode]] = {}
     for each in shown:
-        tasks.setdefault(each.instruction, []).append(each)
+        tasks.setdefault(as_worded(each.instruction, tasks), []).append(each)
     heads = {}
     for goal, of_it in tasks.items() or {"": shown}.items():
         try:
@@ -223,8 +225,9 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
     own = labels.model is None and labels.labelled is None
     known, seen = list[int](), dict[str, int]()
     for k, each in enumerate(episodes if own else []):
-        seen[each.instruction] = seen.get(each.instruction, 0) + 1
-        if seen[each.instruction] <= labels.known and each.success is not None:
+        task = as_worded(each.instruction, seen)
+        seen[task] = seen.get(task, 0) + 1
+        if seen[task] <= labels.known and each.success is not None:
             known.append(k)
     if own and not known:
         raise UserError(

@@ -18,6 +18,7 @@ from embodied.judging.figures import Case, Division
 from embodied.judging.judgement import Judged, controls, divide, films, judge
 from embodied.literal import literal_config, resolved
 from rewards.core import Encoder, Episode, Scorer
+from rewards.phrases import plain
 from rewards.progress import tqdm
 
 
@@ -64,7 +65,7 @@ class TaskRewards:
         config, encoder = self._config, self._encoder
         demos = self._demonstrations()
         scorers = make_scorers(self._parts, encoder, self._env, demos, self._cameras, self._shared)
-        others = [str(goal) for goal in config.wrong or [] if goal != self._instruction]
+        others = [str(goal) for goal in config.wrong or [] if plain(str(goal)) != plain(self._instruction)]
         wrong = [
             make_scorers(with_other_goal(self._parts, goal), encoder, self._env, (), self._cameras) for goal in others
         ]

@@ -14,7 +14,9 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
+from embodied.cli import run_module
 from embodied.envs.captions import NEGATIONS, OPENINGS, Captions
+from embodied.errors import UserError
 from embodied.literal import load_literal
 from embodied.paths import asset
 from rewards.encoders.difference import save_difference
@@ -37,11 +39,12 @@ def taught_tokens(config: DictConfig, towers: Towers) -> torch.Tensor:
     return torch.unique(towers.tokenize(sorted(texts)))
 
 
-def main() -> None:
+def main(arguments: list[str]) -> None:
     """Write the file."""
-    if len(sys.argv) != 3:
-        sys.exit("Give a run folder of embodied pretrain model=shipped, and the file to write.")
-    run, file = Path(sys.argv[1]), Path(sys.argv[2])
+    if len(arguments) != 2:
+        raise UserError("arguments must be a run folder of embodied pretrain model=shipped, and the file to write; "
+                        f"got {' '.join(arguments) or 'none'}.")  # fmt: skip
+    run, file = map(Path, arguments)
     base = load_file(asset("encoder") / WEIGHTS)
     words = taught_tokens(load_literal(run / "config.yaml"), Towers(f"local-dir:{asset('encoder')}", device="cpu"))
     save_difference(file, base, load_file(run / "encoder" / WEIGHTS), words)
@@ -49,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_module(main, "difference"))

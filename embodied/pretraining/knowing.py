@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from embodied.building.far_texts import TAUGHT
+from embodied.cli import run_module
 from embodied.envs import world_cameras, world_id
 from embodied.errors import UserError
 from embodied.paths import asset, configs
@@ -89,4 +90,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_module(main, "knowing"))

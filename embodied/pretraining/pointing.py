@@ -25,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from embodied.cli import run_module
 from embodied.envs.captions import Captions
 from embodied.envs.world import World
 from embodied.errors import UserError
@@ -47,6 +48,7 @@ WORLDS = {  # scene -> worlds that start differently, and its share of the frame
 TRAIN_SEED, JUDGE_SEED = 31, 930_001  # streams of renders that never meet
 SECOND_CAMERA = 0.3  # share of frames from a scene's second camera
 OWN_LOOK = 0.25
+LEAST_FRAMES, LEAST_POINTER = 100, 256  # of which each scene has some, and that make a batch
 VISIBLE_PX = 6  # fewer visible pixels of a part, at 96 px, are not judged
 STRANGERS = 2  # texts of other scenes a frame is told not to show
 POSITIVE = 6.0  # weight of a part's cells against all the others
@@ -339,6 +341,10 @@ def main(arguments: Sequence[str]) -> None:
             raise UserError(
                 f"pointing: arguments must be encoder=FOLDER, frames=N, epochs=N, pointer=N or seed=N; got {argument}."
             )
+    for key, least, none in (("frames", LEAST_FRAMES, True), ("pointer", LEAST_POINTER, True), ("epochs", 1, False)):
+        if given[key] < least and not (none and given[key] == 0):
+            expected = f"0 or at least {least}" if none else f"at least {least}"
+            raise UserError(f"pointing: {key} must be {expected}; got {given[key]}.")
     shipped = folder.resolve() == asset("encoder").resolve()
     encoder = embedded_encoder() if shipped else OpenCLIPEncoder(f"local-dir:{folder}")
     if (folder / POINTER).is_file():
@@ -362,4 +368,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_module(main, "pointing"))

@@ -122,6 +122,11 @@ class LocalScoring:
         self._first: tuple[int, Callable[[Mapping[str, list[np.ndarray]]], object]] | None = None
         self._images: dict[str, list[np.ndarray]] = {}
 
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads that score."""
+        return list(self.stream.scorer.heads)
+
     def show_first(self, count: int, see: Callable[[Mapping[str, list[np.ndarray]]], object]) -> None:
         """Show somebody the images of the first moments, once they are there, or of those there were in the end.
 
@@ -210,6 +215,11 @@ class RemoteScoring:
 
     def __init__(self, stream: RemoteStream, goal: str | None = None) -> None:
         self.stream, self.goal = stream, goal
+
+    @property
+    def heads(self) -> list[str]:
+        """Names of the heads that score there."""
+        return [str(name) for name in self.stream.about["heads"]]
 
     def score(self, frames: Mapping[str, Frame]) -> Scored:
         start = time.monotonic()

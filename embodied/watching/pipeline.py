@@ -29,6 +29,7 @@ from embodied.watching.watched import Sink, Watched
 
 WAIT_S = 0.25  # for a frame, before looking whether there is something else to do
 MAX_AGE_S = 0.5  # of frames, until the lack of newer ones is said; the sources' own default
+SUCCESS = "success"  # the head whose potential tells success, where there is one
 RATE_OVER = 64  # readings, and
 RATE_OVER_S = 5.0  # seconds, over which the model's rate is measured
 
@@ -256,7 +257,7 @@ class Pipeline:
         self._at_s = max(self._at_s, at_s)
         success, smoothed = None, None
         if reading is not None:
-            value = reading.potentials.get("success", reading.combined)
+            value = reading.potentials.get(SUCCESS, reading.combined)
             success, smoothed = self._smoothing.update(value, min(captured))
         self._summary.stale += stale
         watched = Watched(

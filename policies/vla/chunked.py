@@ -102,7 +102,18 @@ class ChunkedRLSettings:
         for name, known in (("actor", ACTORS), ("held", HELD)):
             if getattr(self, name) not in known:
                 wrong.append(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
-        for name in ("steps", "batch_size", "drawn", "candidates", "renewed", "delay", "layers", "heads", "critics"):
+        for name in (
+            "steps",
+            "batch_size",
+            "drawn",
+            "candidates",
+            "renewed",
+            "delay",
+            "width",
+            "layers",
+            "heads",
+            "critics",
+        ):
             if getattr(self, name) < 1:
                 wrong.append(f"{name} must be at least 1; got {getattr(self, name)}")
         for name in ("deviation", "learning_rate", "actor_rate", "temperature"):
@@ -114,7 +125,7 @@ class ChunkedRLSettings:
         for name in ("discount", "tau", "solved_share"):
             if not 0 <= getattr(self, name) <= 1:
                 wrong.append(f"{name} must be from 0 to 1; got {getattr(self, name)}")
-        if self.width % self.heads:
+        if self.heads >= 1 and self.width % self.heads:
             wrong.append(f"width must be a multiple of heads ({self.heads}); got {self.width}")
         if wrong:
             raise ValueError(f"ChunkedRLSettings: {'; '.join(wrong)}.")

@@ -100,8 +100,14 @@ def align(
         device: where it trains.
 
     Raises:
+        ValueError: fewer frames than a batch holds.
         FloatingPointError: the loss is NaN or infinite; says the epoch.
     """
+    if len(examples.frames) < recipe.batch_size:
+        raise ValueError(
+            f"align: recipe.batch_size must be at most {len(examples.frames)}, the frames there are; got "
+            f"{recipe.batch_size}, of which there would be no batch."
+        )
     if getattr(model, "logit_bias", None) is None:
         model.logit_bias = nn.Parameter(torch.tensor(-4.0, device=device))
     with torch.random.fork_rng(devices=[]):

@@ -315,7 +315,7 @@ def test_a_dataset_grows_by_the_settings_that_it_began_with(tmp_path, monkeypatc
         assert re.search(told, capsys.readouterr().err)
     monkeypatch.setattr(config, "compose", lambda verb, words: compose(verb, [*words, *SMALL]))
     grown = open_dataset("reacher-red-random", episodes=2)
-    assert (len(grown), grown.made) == (2, {"seed": 3, "hold": 4})
+    assert (len(grown), grown.made) == (2, {"policy": "random", "seed": 3, "hold": 4})
     assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "out=other"]) == 0
     assert seeds(tmp_path / "other") == seeds(grown.root)
     assert cli.main([*words, "episodes=2", "seed=3", "hold=4", "noise=0.1", "out=other"]) == 2  # which is not heeded
@@ -325,3 +325,18 @@ def test_a_held_action_is_a_frame_of_its_own_length(tmp_path):
     words = ["env=humanoid-stand", "env.action_repeat=3", "env.max_episode_steps=4", "policy=random", "episodes=1"]
     assert cli.main(["collect", *words, "image_size=32", "cameras=[front]", f"out={tmp_path / 'data'}"]) == 0
     assert Dataset(tmp_path / "data").fps == pytest.approx(1 / 0.045)
+
+
+def test_a_dataset_is_of_one_policy_and_world(tmp_path, capsys):
+    words = ["collect", "env=desk-press", "policy=random", *SMALL, f"out={tmp_path}", "env.max_episode_steps=3"]
+    assert cli.main([*words, "episodes=1", "cameras=[front]"]) == 0
+    for changed, told in (
+        ("policy=expert", f"policy must be random, by which the episodes in {tmp_path} were made; got expert."),
+        ("env=desk-drawer", "the env.id of those there, embodied/desk-press-v0; got embodied/desk-drawer-v0."),
+        ("env.max_episode_steps=7", "the env.max_episode_steps of those there, 3; got 7."),
+        ("cameras=[side]", "the features.observation.images.front of those there, {"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*words, "cameras=[front]", "episodes=2", changed]) == 2
+        assert told in capsys.readouterr().err
+    assert len(Dataset(tmp_path)) == 1

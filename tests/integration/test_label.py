@@ -21,6 +21,7 @@ from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.scoring import labelling
 from embodied.scoring.identity import dataset_identity
+from rewards import storage
 from rewards.encoders import OpenCLIPEncoder
 from rewards.xirl import XIRL
 from tests.fakes import FakeEncoder
@@ -149,6 +150,7 @@ def test_a_kill_while_the_copy_takes_the_datasets_place_loses_nothing(killed, da
     command = words("mine", tiny_clip, "columns=columns", "in_place=true", "goal=a red ball")
     with monkeypatch.context() as patch:
         if killed == "between the renames":
+            patch.setattr(storage, "_exchanged", lambda one, other: False)  # as where it takes two
             patch.setattr(Path, "rename", killed_at(Path.rename, lambda path, _: path.name == ".mine.part"))
         else:
             patch.setattr(shutil, "rmtree", killed_at(shutil.rmtree, lambda path, **_: path.name == ".mine.old"))
@@ -162,6 +164,28 @@ def test_a_kill_while_the_copy_takes_the_datasets_place_loses_nothing(killed, da
         atol=1e-5,
     )
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "runs"}
+
+
+@pytest.mark.parametrize("where", [["out=runs/one.parquet"], ["columns=columns", "in_place=true"]])
+def test_two_at_once_into_one_place(where, data, tiny_clip, tmp_path, monkeypatch, capsys):
+    """The second is told so, whatever it would write there, and the first's labels are whole."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(data, "mine")
+    score, ended = labelling.score, []
+
+    def meanwhile(*given):
+        if not ended:
+            ended.append(None)
+            ended[0] = cli.main(words("mine", tiny_clip, *where, "goal=a red ball", "name=other"))
+        return score(*given)
+
+    monkeypatch.setattr(labelling, "score", meanwhile)
+    assert cli.main(words("mine", tiny_clip, *where, "goal=a red ball")) == 0
+    assert ended == [2]
+    assert "out: another process is at work on" in capsys.readouterr().err
+    if "in_place=true" in where:
+        assert {"reward.clip", "reward.other"} & set(Dataset("mine").features) == {"reward.clip"}
+    assert not [path for path in tmp_path.rglob(".*") if path.name != ".last"]
 
 
 def killed_at(function, here):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from embodied import cli
 from embodied.errors import UserError
 from embodied.pretraining import pointing
 from embodied.pretraining.pointing import Parts, Segmented, coverage, judge, segmented, train
@@ -91,6 +92,18 @@ def test_wrong_arguments_are_told():
         pointing.main(["frames=many"])
     with pytest.raises(ValueError, match="must be an open_clip ResNet"):
         train(_vit(), [])
+
+
+@pytest.mark.parametrize("word", ["frames=20", "frames=1", "epochs=0", "pointer=1"])
+def test_counts_that_teach_nothing_are_told_before_anything_is_rendered(word, monkeypatch, capsys):
+    name, _, value = word.partition("=")
+    monkeypatch.setattr(pointing, "segmented", None)
+    monkeypatch.setattr("sys.argv", ["pointing", word])
+    assert cli.run_module(pointing.main, "pointing") == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"pointing: {name} must be ")
+    least = {"frames": 100, "epochs": 1, "pointer": 256}[name]
+    assert told.endswith(f"at least {least}; got {value}.\n")
 
 
 def _vit():

@@ -106,3 +106,10 @@ def test_renders_depend_on_the_seed_alone():
     assert not np.array_equal(one.frames, other.frames)
     assert one.degrees.shape == (12, len(one.facts))
     assert ((one.degrees == 1) | (one.degrees < 0.9)).all()
+
+
+def test_a_batch_of_more_frames_than_there_are_is_told_before_anything_is_rendered(tiny_clip, tmp_path, capsys):
+    words = ["pretrain", f"model={tiny_clip}", f"run={tmp_path / 'run'}", *SMALL, "recipe.batch_size=5000"]
+    assert cli.main(words) == 2
+    assert "recipe.batch_size must be at most" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

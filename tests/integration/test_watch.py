@@ -20,12 +20,17 @@ import pytest
 import torch
 
 from embodied import cli
+from embodied.building import scorers
+from embodied.commands import watch as verb
 from embodied.commands.watch import stopping
 from embodied.datasets import Dataset, Writer
 from embodied.serving import tokens
 from rewards import process
-from rewards.clip_goal import clip_scorer
+from rewards.clip_goal import CalibratedThreshold, clip_scorer
+from rewards.combine import WeightedSum
+from rewards.core import Scorer
 from rewards.encoders import OpenCLIPEncoder
+from rewards.shaping import PotentialShaping
 from tests.mjpeg_server import MjpegServer
 from tests.reward_server import Running, serving
 
@@ -327,6 +332,26 @@ def test_a_terminal_that_goes_away_ends_the_run_once_unless_that_is_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
+def test_images_of_a_recording_that_are_read_again_do_not_fill_the_memory(data, watch, monkeypatch):
+    class Looks:
+        name, frames_read = "looks", "all"
+
+        def score(self, features):
+            return features.frames["front"].float().mean((2, 3, 4))
+
+    scorer = Scorer(_encoder(watch), {"looks": Looks()}, WeightedSum(), PotentialShaping())
+    monkeypatch.setattr(scorers, "make_scorer", lambda *given, **how: scorer)
+    source = [f"source=dataset:{data}#0/front", "goal=a square"]
+    _, lines, _ = watch(*source)
+    assert {line["episode"] for line in lines} == {0}
+    height, width = Dataset(data).frames(0, "front").shape[1:3]
+    monkeypatch.setattr(verb, "RECORDED_PIXELS", 3 * height * width)
+    _, lines, _ = watch(*source)
+    assert [line["episode"] for line in lines[:7]] == [0, 0, 0, 1, 1, 1, 2]
+    _, lines, _ = watch(*source, "max_rows=3000")  # what a person asks for is kept
+    assert {line["episode"] for line in lines} == {0}
+
+
 # Through a server ---------------------------------------------------------------------------------------
 
 
@@ -340,6 +365,22 @@ def test_a_server_gives_the_numbers_of_this_machine(data, watch):
     for key in ("combined", "reward"):
         np.testing.assert_allclose([line[key] for line in there[1:]], [line[key] for line in here[1:]], atol=1e-5)
     assert {"server", "network"} <= set(there[0]["latencies_s"])
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_success_head_tells_success_wherever_it_scores(here, data, watch, monkeypatch):
+    head = CalibratedThreshold("a square", encoder=_encoder(watch), threshold=-0.99, penalty=0.0)  # always 1
+    scorer = Scorer(_encoder(watch), {"success": head}, WeightedSum(), PotentialShaping())
+    source = f"source=dataset:{data}#0/front"
+    if here:
+        monkeypatch.setattr(scorers, "make_scorer", lambda *given, **how: scorer)
+        _, lines, _ = watch(source, "goal=a square")
+    else:
+        with serving(scorer) as server:
+            _, lines, _ = watch(source, f"server={server.url}")
+            _, above, _ = watch(source, f"server={server.url}", "threshold=2")
+        assert {line["success"] for line in above} == {False}
+    assert {line["success"] for line in lines} == {True}
 
 
 def test_a_server_that_goes_away_is_marked_and_comes_back(watch):

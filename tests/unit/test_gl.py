@@ -1,11 +1,15 @@
 import ctypes
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
@@ -185,3 +189,29 @@ def test_a_module_in_the_place_of_triton_is_left_alone():
     code = "import sys, types; sys.modules['triton'] = types.ModuleType('triton'); import embodied"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_fork_of_a_process_that_has_rendered_is_refused_and_does_not_hang():
+    env = gymnasium.make("embodied/reacher-red-v0", image_size=32)
+    env.reset(seed=0)
+    env.unwrapped.frame()
+    reads, writes = os.pipe()
+    with warnings.catch_warnings(action="ignore"):  # Python 3.12 warns of the fork itself
+        child = os.fork()
+    if child == 0:
+        try:
+            env.unwrapped.frame()
+        except UserError as error:
+            os.write(writes, str(error).encode())
+        os._exit(0)
+    os.close(writes)
+    try:
+        there, _, _ = select.select([reads], [], [], 10)
+        assert there
+        assert b"must not be a fork of one that has rendered" in os.read(reads, 1000)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reads)
+    assert env.unwrapped.frame().shape == (32, 32, 3)
+    env.close()

@@ -217,7 +217,7 @@ def test_a_saved_state_goes_on_exactly(make, name):
         ("cartpole", {"obs": "image"}, "obs must be one of state, pixels, mixed; got 'image'"),
         ("reacher-red", {"task": "pink"}, "task must be one of red, green, blue, yellow; got 'pink'"),
         ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel, arms, sit, lie, leg; got 'fly'"),
-        ("humanoid-stand", {"hold": 0}, "hold must be a whole number, at least 1; got 0"),
+        ("humanoid-stand", {"action_repeat": 0}, "action_repeat must be a whole number, at least 1; got 0"),
     ],
 )
 def test_bad_arguments_are_named(make, name, kwargs, words):
@@ -423,7 +423,7 @@ def test_humanoid_tasks_are_solved_by_their_posture_and_say_how_long_it_was_held
 
 
 def test_a_held_action_is_one_that_is_given_again(make):
-    held, again = make("humanoid-kneel", hold=3), make("humanoid-kneel")
+    held, again = make("humanoid-kneel", action_repeat=3), make("humanoid-kneel")
     for world in (held, again):
         world.reset(seed=0)
     assert (held.action_s, again.action_s) == pytest.approx((0.045, 0.015))
