@@ -4,7 +4,7 @@ The episodes are encoded, the reward's head is fitted to all of them, whatever t
 written as safetensors and JSON. `reward.model=FOLDER` then takes it in any other verb, without fitting again.
 
     embodied fit reward=process demos=[desk-drawer-expert,desk-lift-expert] out=models/process
-    embodied fit reward=process demos=path/to/lerobot episodes=0 cameras=[front,wrist] out=models/mine
+    embodied fit reward=process demos=path/to/lerobot cameras=[front,wrist] out=models/mine
     embodied train env=desk-drawer reward=process reward.model=models/process
 """
 
@@ -35,6 +35,7 @@ from embodied.literal import resolved
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder, Episode
+from rewards.members import of_goal
 from rewards.storage import CONFIG
 
 ABOUT = "fitted_to"  # in a head's JSON file: its goal, and the task texts of its demonstrations
@@ -60,6 +61,8 @@ def run(config: DictConfig) -> None:
     _check_same(folder, str(reward["_target_"]), about)
     encoder = build(config.encoder)
     demos = _episodes(config, encoder, sources)
+    if reward["_target_"] not in SEVERAL:
+        demos = of_goal(demos, reward.get("goal"))
     start = time.perf_counter()
     head = _fitted(reward, encoder, demos)
     _save(head, folder, encoder, about)
