@@ -119,6 +119,7 @@ def test_all_episodes_of_the_goal_are_fitted_to_and_counted(tiny_clip, tmp_path,
             columns["next.success"][-1] = k % 2
             writer.add(columns, {"front": frames}, instruction="move it" if k < 12 else "leave it", steps=[3])
     words = [f"demos={tmp_path / 'data'}", "reward.goal=move it", "encoder=open_clip", f"encoder.model={tiny_clip}"]
-    assert cli.main(["fit", "reward=success", "reward.thresholds.precision=0.5", *words, f"out={tmp_path / 'head'}"]) == 0
+    words += ["reward.thresholds.precision=0.5", f"out={tmp_path / 'head'}"]
+    assert cli.main(["fit", "reward=success", *words]) == 0
     assert "success: fitted to 12 episodes of 1 task in" in capsys.readouterr().out
     assert json.loads((tmp_path / "head" / "head.json").read_text())["config"]["quality"]["episodes"] == 12
