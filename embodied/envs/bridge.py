@@ -263,6 +263,10 @@ class Bridged(gymnasium.Env):
     def _usual_camera(self) -> str:
         if self._found.camera in self.cameras:
             return str(self._found.camera)
+        theirs = getattr(getattr(self.inner.unwrapped, "mujoco_renderer", None), "camera_id", None)  # None: not said
+        physics = physics_of(self.inner)
+        if theirs is not None and theirs >= 0 and physics is not None and physics[0].camera(theirs).name:
+            return physics[0].camera(theirs).name
         return "track" if "track" in self.cameras else self.cameras[-1]
 
     def close(self) -> None:
