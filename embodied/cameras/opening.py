@@ -245,7 +245,8 @@ def _path(path: Path, fps: float | None) -> Record:
         if not recorded.folder_images(path):
             raise CameraError(f"{path}: holds no images ({', '.join(recorded.IMAGES)}).")
     if path.is_dir() or path.suffix.lower() in recorded.IMAGES:
-        return partial(recorded.images, path, fps or recorded.FOLDER_FPS), str(path), None
+        rate = fps or recorded.FOLDER_FPS
+        return partial(recorded.images, path, rate), str(path), rate
     return partial(recorded.video, str(path)), str(path), recorded.video_fps(str(path))
 
 

@@ -13,6 +13,7 @@ from embodied.cameras.live import LiveCamera
 from embodied.cameras.recorded import RecordedCamera
 from embodied.errors import UserError
 
+SAME_RATE = 0.03  # share by which rates of records may differ: a short film tells 10 as 10.15, but 24 are not 25
 KEPT = 4  # newest frames of each camera of a rig, to match them in time
 
 
@@ -34,7 +35,7 @@ class Source:
         dropped: frames that nobody got because newer ones came, of all views together; 0 for a record.
 
     Raises:
-        UserError: no camera, or live and recorded ones together.
+        UserError: no camera, live and recorded ones together, or records of different rates.
         CameraError: one cannot be opened; the others are closed again.
     """
 
@@ -51,6 +52,13 @@ class Source:
         self.live, self.names, self.dropped = kinds.pop(), tuple(cameras), 0
         self._live = {name: camera for name, camera in cameras.items() if isinstance(camera, LiveCamera)}
         self._recorded = {name: camera for name, camera in cameras.items() if isinstance(camera, RecordedCamera)}
+        rates = {name: camera.fps for name, camera in self._recorded.items() if camera.fps}
+        if rates and max(rates.values()) > (1 + SAME_RATE) * min(rates.values()):  # image i of each is of another time
+            told = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+            raise UserError(
+                f"source: records that are read together must have one rate; got {told} images a second. Give "
+                "fps=, at which all are read; images in a folder have that rate, 30 unless it is given."
+            )
         self._changed, self._clock = changed or threading.Condition(), clock
         self._handed = dict.fromkeys(self.names, -1)  # view -> index of the frame that was handed out last
         try:

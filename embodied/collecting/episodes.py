@@ -283,7 +283,7 @@ def readings(env: gymnasium.Env, obs: Any) -> tuple[np.ndarray, np.ndarray]:
         return np.asarray(own, np.float32), state
     if isinstance(world, Bridged):
         own = np.asarray(world.own, np.float32)
-        return (own if isinstance(obs, dict) or len(own) < len(world.flat) else nothing), world.flat.copy()
+        return (own if isinstance(obs, dict) or world.tells_own else nothing), world.flat.copy()
     return nothing, obs if obs.ndim == 1 else nothing
 
 

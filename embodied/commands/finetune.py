@@ -64,6 +64,8 @@ def run(config: DictConfig) -> None:
     planned = inputs.plan(config)
     if folder is None and config.env is None:
         config.env = worlds.worlds_of_data(planned)
+    if config.evaluate:
+        worlds.check(config, planned)
     if WORLD in config.stages:
         if len(several := worlds.names(config)) > 1:
             raise UserError(f"stages=[world] needs data of one world; they come from {', '.join(several)}.")

@@ -4,7 +4,7 @@ The episodes are encoded, the reward's head is fitted to all of them, whatever t
 written as safetensors and JSON. `reward.model=FOLDER` then takes it in any other verb, without fitting again.
 
     embodied fit reward=process demos=[desk-drawer-expert,desk-lift-expert] out=models/process
-    embodied fit reward=process demos=path/to/lerobot episodes=0 cameras=[front,wrist] out=models/mine
+    embodied fit reward=process demos=path/to/lerobot cameras=[front,wrist] out=models/mine
     embodied train env=desk-drawer reward=process reward.model=models/process
 """
 

@@ -60,6 +60,12 @@ def run(config: DictConfig) -> None:
             seen = zip(collector.layout.views, collector.worlds.reset_frames.swapaxes(0, 1), strict=False)
             starts = {view: list(frames) for view, frames in seen}
             far_worlds.warn(config, scorer.encoder, starts, str(config.env.id))
+        if stage.perception is not None and stage.perception.makes_observations and not collector.layout.signals:
+            print(
+                f"env.obs={stage.form}: {config.env.id} tells no own readings, so the policy sees pictures alone. "
+                "Give the world a method signals(), name -> number.",
+                file=sys.stderr,
+            )
         learner = make_learner(config, collector)
         if config.demos and not (learner.sampling and learner.sampling.demo_share):
             name = str(config.policy._target_).rpartition(".")[2]

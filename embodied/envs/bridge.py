@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -68,13 +68,16 @@ def make(
     | `libero/libero_object/0` | LIBERO: a suite's task by number or name, see `embodied.envs.libero` | theirs |
     | `mine:Mine-v0` | your own: module `mine` is imported and registers it | its `is_success` or `success` |
 
+    A robot's own readings are `signals()`, name -> number: the environment's method of that name, or what is known of
+    Fetch, Meta-World and LIBERO. Where neither tells, no reading is told from the rest of the state.
+
     A suite's own early end (a fallen pendulum) stays `terminated`, save where Gymnasium lets it be switched off.
 
     Args:
         id: a name from the table.
         obs: "state" (S,) float32, dictionaries flattened in the order of their keys; "pixels" (H, W, 3) uint8; or
-            "mixed", a dict of `pixels` and `agent_pos`, which is the arm's own part of the state for Fetch and
-            Meta-World and all of the state elsewhere.
+            "mixed", a dict of `pixels` and `agent_pos`, which is the own readings, and all of the state where
+            there are none.
         camera: a camera of the model; or the keys of a free one: distance (m), lookat (3 numbers, m), elevation and
             azimuth (degrees). None: the world's or suite's usual one.
         image_size: height and width of `frame()`, pixels.
@@ -118,6 +121,9 @@ class Bridged(gymnasium.Env):
         name: its id, for errors.
         obs, camera, image_size, action_repeat: as of `make`.
 
+    Attributes:
+        signals: () -> name -> number, the own readings; not there where the world does not tell them.
+
     Raises:
         UserError: `obs` needs pictures that the environment does not render.
     """
@@ -149,6 +155,12 @@ class Bridged(gymnasium.Env):
         self.action_space = self._actions.space
         self._readings = FlatObservations(self.inner.observation_space, self.world_id)
         state = self._readings.space
+        self._signals: Callable[[], Mapping[str, Any]] | None = None  # the environment's own
+        if self.inner.has_wrapper_attr("signals"):
+            self._signals = self.inner.get_wrapper_attr("signals")
+        self.tells_own = self._signals is not None or len(found.proprio(state.low)) < len(state.low)
+        if self.tells_own:
+            self.signals = self._told_signals
         pixels = spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
         if obs != "state" and physics is None and not renders(self.inner):
             raise UserError(f"make: obs={obs} needs pictures, which {self.world_id} does not render.")
@@ -157,7 +169,12 @@ class Bridged(gymnasium.Env):
         elif obs == "pixels":
             self.observation_space = pixels
         else:
-            own = spaces.Box(found.proprio(state.low), found.proprio(state.high), dtype=np.float32)
+            low, high = found.proprio(state.low), found.proprio(state.high)
+            if self._signals is not None:
+                self.inner.reset(seed=0)  # only now are there readings to count
+                high = np.full(len(self.signals()), np.inf, np.float32)
+                low = -high
+            own = spaces.Box(low, high, dtype=np.float32)
             self.observation_space = spaces.Dict({"pixels": pixels, "agent_pos": own})
         fps = self.inner.metadata.get("render_fps") or 20
         self.metadata = {**type(self).metadata, "render_fps": fps / action_repeat}
@@ -196,8 +213,18 @@ class Bridged(gymnasium.Env):
 
     @property
     def own(self) -> np.ndarray:
-        """The robot's own part of the state, as it is now; all of it where the suite is not known."""
+        """The robot's own readings, as they are now; all of the state where it does not tell them."""
+        if self._signals is not None:
+            return np.array(list(self.signals().values()), np.float32)
         return self._found.proprio(self.flat)
+
+    def _told_signals(self) -> dict[str, float]:
+        if self._signals is None:
+            return {f"state_{k}": float(value) for k, value in enumerate(self.own)}
+        told = self._signals()
+        if not isinstance(told, Mapping) or not told:
+            raise UserError(f"{self.world_id}: signals() must give own readings, name -> number; got {told!r}.")
+        return {str(name): number(value, f"{self.world_id}: signals() {name!r}") for name, value in told.items()}
 
     # Frames ---------------------------------------------------------------------------------------------
 
@@ -255,6 +282,10 @@ class Bridged(gymnasium.Env):
     def _usual_camera(self) -> str:
         if self._found.camera in self.cameras:
             return str(self._found.camera)
+        theirs = getattr(getattr(self.inner.unwrapped, "mujoco_renderer", None), "camera_id", None)  # None: not said
+        physics = physics_of(self.inner)
+        if theirs is not None and theirs >= 0 and physics is not None and physics[0].camera(theirs).name:
+            return physics[0].camera(theirs).name
         return "track" if "track" in self.cameras else self.cameras[-1]
 
     def close(self) -> None:

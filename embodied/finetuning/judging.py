@@ -64,8 +64,9 @@ class Arena:
         spec = policy.spec
         cameras = {name: spec.frames[name] for name in spec.cameras}
         return RolloutWorlds(
-            self.make, min(self.worlds, count), cameras=cameras, states=spec.states, instruction=self.instruction
-        )
+            self.make, min(self.worlds, count), cameras=cameras, states=spec.states, actions=len(spec.actions),
+            instruction=self.instruction,
+        )  # fmt: skip
 
     def actor(
         self,

@@ -69,10 +69,11 @@ class RolloutWorlds:
         count: how many play at once.
         cameras: the policy's name -> [H, W] of the pictures it wants.
         states: own readings it wants, in order.
+        actions: how many numbers its actions have.
         instruction: the sentence; None: the world's own.
 
     Raises:
-        UserError: a camera or a reading that the world lacks, or actions that are not numbers in a box.
+        UserError: a camera or a reading that the world lacks, or actions that are not as many numbers in a box.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class RolloutWorlds:
         *,
         cameras: Mapping[str, tuple[int, int]],
         states: Sequence[str],
+        actions: int,
         instruction: str | None = None,
     ) -> None:
         self.cameras, self.states = dict(cameras), tuple(states)
@@ -97,6 +99,8 @@ class RolloutWorlds:
                     )
             if not isinstance(first.action_space, spaces.Box) or len(first.action_space.shape) != 1:
                 raise UserError(f"env must take actions that are vectors in a box; got {first.action_space}.")
+            if first.action_space.shape[0] != actions:
+                raise UserError(f"env must take the policy's {actions} numbers as actions; got {first.action_space}.")
             self.low, self.high = first.action_space.low, first.action_space.high
             if not np.isfinite([self.low, self.high]).all():
                 raise UserError(f"env must take actions within limits; got {first.action_space}.")

@@ -20,6 +20,7 @@ from embodied.envs.world import control_rate
 from embodied.finetuning import orientation
 from embodied.finetuning.inputs import PolicyPlan
 from embodied.finetuning.judging import Arena
+from embodied.finetuning.rollouts import RolloutWorlds
 from embodied.literal import literal_config
 
 _LOOKS = 3  # first frames that are compared
@@ -87,6 +88,22 @@ def arenas(
     return [
         Arena(env_maker(one), eyes, say, num_worlds, instruction, name if len(found) > 1 else "") for name, one in found
     ]
+
+
+def check(config: DictConfig, planned: PolicyPlan) -> None:
+    """Refuse a world in which the policy to come could not be tried, before it is trained.
+
+    Args:
+        config: of a run.
+        planned: its data.
+
+    Raises:
+        UserError: a world without a camera or a reading of the data's, or with other actions.
+    """
+    for _, one in worlds(config):
+        RolloutWorlds(
+            env_maker(one), 1, cameras=planned.frames, states=planned.states, actions=len(planned.actions)
+        ).close()
 
 
 def misplaced(config: DictConfig, planned: PolicyPlan) -> list[str]:

@@ -47,13 +47,17 @@ class Stage:
     @property
     def observation(self) -> str:
         """What the policy sees, as every report says it."""
-        if self.form != "state":
+        if self.form not in ("state", "mixed"):
             return self.form
         env = self.env()
         try:
-            own = bool(getattr(env.unwrapped, "state_is_own", False))
+            world = env.unwrapped
+            own = bool(getattr(world, "state_is_own", False))
+            told = bool(getattr(world, "tells_own", True))
         finally:
             env.close()
+        if self.form == "mixed":
+            return "mixed" if told else "pixels and simulator state"
         return "own readings" if own else "simulator state"
 
     def maker(self) -> Callable[[], gymnasium.Env]:

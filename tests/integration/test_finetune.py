@@ -359,6 +359,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(demos, tmp_path, m
     assert "policy.keep" in refused(capsys, data, "policy.keep=[gripper]", "labels.source=recorded", "run=x")
     assert "steps must be at least 1" in refused(capsys, data, "steps=0")
     assert "rl: actor must be one of td3_bc" in refused(capsys, data, "rl.actor=ppo")
+    world = ["labels.source=recorded", "run=w", *SMALL]  # it was trained first, and refused then
+    assert "camera 'front', which the policy reads" in refused(capsys, data, "env=reacher-red", *world)
+    front = ["env=drive-town", "policy.cameras=[front]"]
+    assert "env must take the policy's 4 numbers as actions; got Box" in refused(capsys, data, *front, *world)
+    assert not (tmp_path / "w").exists()
     everything = ("labels.source=all", "labels.weights=uniform", "stages=[imitate,chunked_rl]", "run=z", *SMALL)
     assert "must know which episodes succeeded" in refused(capsys, data, *everything)
     assert "policy.layer must be one of" in refused(capsys, data, "policy.layer=top", "labels.source=recorded", "run=y")

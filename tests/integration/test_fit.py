@@ -214,3 +214,20 @@ def test_a_goal_without_demonstrations_of_its_own_is_told(tried, tiny_clip, tmp_
     assert "success: fitted to 6 episodes of 2 tasks in" in told.out
     assert "no demonstration is of 'open them': all 6 of 2 tasks count as its own." in told.err
     assert "did you mean open it?" in told.err
+
+
+def test_all_episodes_of_the_goal_are_fitted_to_and_counted(tiny_clip, tmp_path, capsys):
+    """The first ten were, of however many, and those of the other task were counted among them."""
+    features = {"action": STATE | {"names": None}, "next.success": {"dtype": "bool", "shape": [1], "names": None}}
+    with Writer(tmp_path / "data", fps=20, features=features, cameras={"front": (32, 32)}, env={"id": "w"}) as writer:
+        for k in range(18):
+            frames = np.full((4, 32, 32, 3), 30, np.uint8)
+            frames[-2:] += np.uint8(200 * (k % 2))  # it ends bright where it succeeds
+            columns = {"action": np.zeros((4, 1), np.float32), "next.success": np.zeros((4, 1), bool)}
+            columns["next.success"][-1] = k % 2
+            writer.add(columns, {"front": frames}, instruction="move it" if k < 12 else "leave it", steps=[3])
+    words = [f"demos={tmp_path / 'data'}", "reward.goal=move it", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    words += ["reward.thresholds.precision=0.5", f"out={tmp_path / 'head'}"]
+    assert cli.main(["fit", "reward=success", *words]) == 0
+    assert "success: fitted to 12 of the 18 episodes of 1 task in" in capsys.readouterr().out
+    assert json.loads((tmp_path / "head" / "head.json").read_text())["config"]["quality"]["episodes"] == 12

@@ -7,13 +7,19 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from embodied import cli
+from embodied.datasets import Dataset
 from embodied.envs.bridge import make
 from embodied.errors import UserError
 
 MINE = """
+from pathlib import Path
+
 import gymnasium
+import numpy as np
+from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.classic_control import PendulumEnv
 from embodied.envs.cartpole import CartPole
 
@@ -25,6 +31,46 @@ class Blind(PendulumEnv):
         super().__init__()
 
 
+class Ball(gymnasium.Env):
+    metadata = {"render_modes": ["rgb_array"]}
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)  # where the ball is, which no robot reads
+    action_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    render_mode = "rgb_array"
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.angle = self.np_random.uniform(-1, 1)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.angle += float(action[0])
+        return np.zeros(2, np.float32), 0.0, False, False, {}
+
+    def render(self):
+        return np.full((32, 32, 3), 90, np.uint8)
+
+
+class Robot(Ball):
+    def signals(self):
+        return {"angle": self.angle, "load": np.float32(0.5)}
+
+
+class Rail(MujocoEnv):
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 50}
+
+    def __init__(self, **kwargs):
+        space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+        super().__init__(str(Path(__file__).with_name("rail.xml")), 10, space, **{"camera_name": "above"} | kwargs)
+
+    def step(self, action):
+        self.do_simulation(action, self.frame_skip)
+        return np.concatenate([self.data.qpos, self.data.qvel]), 0.0, False, False, {}
+
+    def reset_model(self):
+        self.set_state(np.zeros(1), np.zeros(1))
+        return np.concatenate([self.data.qpos, self.data.qvel])
+
+
 class Face(CartPole):
     instruction = "stand still"
 
@@ -32,7 +78,16 @@ class Face(CartPole):
 gymnasium.register("Mine-v0", entry_point=PendulumEnv, max_episode_steps=20)
 gymnasium.register("Handover-v0", entry_point="my_worlds:Blind", max_episode_steps=20)
 gymnasium.register("Face-v0", entry_point=Face)
+gymnasium.register("Ball-v0", entry_point=Ball, max_episode_steps=8)
+gymnasium.register("Rail-v0", entry_point=Rail, max_episode_steps=8)
+gymnasium.register("Robot-v0", entry_point=Robot, max_episode_steps=8)
 gymnasium.register("Lost-v0", entry_point="my_worlds:Lost")
+"""
+RAIL = """
+<mujoco><worldbody>
+  <camera name="above" pos="0 0 2"/><camera name="front" pos="0 -2 0.5" xyaxes="1 0 0 0 0 1"/>
+  <body><joint name="x" type="slide" axis="1 0 0"/><geom size="0.1" mass="1"/></body>
+</worldbody><actuator><motor joint="x" ctrlrange="-1 1"/></actuator></mujoco>
 """
 TRAIN = ["steps=32", "num_worlds=2", "eval_every=0", "eval_episodes=1", "final_episodes=4", "videos=0", "run=run"]
 
@@ -41,11 +96,12 @@ TRAIN = ["steps=32", "num_worlds=2", "eval_every=0", "eval_episodes=1", "final_e
 def mine(tmp_path, monkeypatch):
     """A module of own worlds, importable and forgotten again."""
     (tmp_path / "my_worlds.py").write_text(MINE)
+    (tmp_path / "rail.xml").write_text(RAIL)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     yield "my_worlds"
     sys.modules.pop("my_worlds", None)
-    for name in ("Mine-v0", "Handover-v0", "Face-v0", "Lost-v0"):
+    for name in ("Mine-v0", "Handover-v0", "Face-v0", "Ball-v0", "Robot-v0", "Rail-v0", "Lost-v0"):
         gymnasium.registry.pop(name, None)
 
 
@@ -94,6 +150,44 @@ def test_without_pictures_it_is_played_but_not_looked_at(mine):
         env.get_wrapper_attr("frame")()
     with pytest.raises(UserError, match=r"obs=pixels needs pictures, which Handover-v0 does not render"):
         make(f"{mine}:Handover-v0", obs="pixels")
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "seen"), [({}, "above"), ({"camera_name": "front"}, "front"), ({"camera_name": None}, "free")]
+)
+def test_its_usual_camera_is_the_one_that_it_renders_by(mine, kwargs, seen):
+    """A free camera's pictures were scored, whatever camera the world was made with."""
+    env = make(f"{mine}:Rail-v0", **kwargs)
+    env.reset(seed=0)
+    assert np.array_equal(env.get_wrapper_attr("frame")(), env.get_wrapper_attr("frame")(camera=seen))
+    shown = {name: env.get_wrapper_attr("frame")(camera=name).tobytes() for name in ("above", "front", "free")}
+    assert len(set(shown.values())) == 3
+    env.close()
+
+
+def test_its_robots_own_readings_are_what_the_policy_reads(mine, capsys):
+    """Points and features were without them, and `mixed` was all of the state by another name."""
+    env = make(f"{mine}:Robot-v0", obs="mixed")
+    obs, _ = env.reset(seed=3)
+    angle = env.unwrapped.inner.unwrapped.angle
+    assert obs["agent_pos"].tolist() == pytest.approx([angle, 0.5])
+    assert env.observation_space.contains(obs)
+    env.close()
+    assert train(f"env.id={mine}:Robot-v0", "env.obs=features") == 0
+    assert "own readings" not in capsys.readouterr().err
+    weights = load_file(next(Path("run/checkpoints").glob("*/learner.safetensors")))
+    assert 256 + 2 in {tensor.shape[-1] for tensor in weights.values() if tensor.ndim > 1}  # what the actor reads
+    words = ["env=gym", f"env.id={mine}:Robot-v0", "policy=random", "episodes=1", "out=data"]
+    assert cli.main(["collect", *words]) == 0
+    assert list(Dataset("data").recording(0).signals) == ["angle", "load"]
+
+
+def test_one_without_own_readings_is_told_and_its_state_is_called_so(mine, capsys):
+    for obs, called in (("features", "features"), ("mixed", "pixels and simulator state")):
+        assert train(f"env.id={mine}:Ball-v0", f"env.obs={obs}", "policy=sac", f"run={obs}") == 0
+        told = f"env.obs=features: {mine}:Ball-v0 tells no own readings, so the policy sees pictures alone."
+        assert (told in capsys.readouterr().err) == (obs == "features")
+        assert json.loads(Path(f"{obs}/run.json").read_text())["observation"] == called
 
 
 def test_one_that_is_a_world_of_ours_keeps_its_face(mine):

@@ -181,12 +181,31 @@ def test_an_empty_folder_and_a_dataset_s_folder_say_what_to_do(tmp_path):
         open_source(tmp_path)
 
 
+def test_records_of_different_rates_are_not_joined_by_number(tmp_path):
+    """Picture 30 of a film of 10 a second stood beside picture 30 of one of 30, two seconds of the scene before it."""
+    front = write_film(tmp_path / "front.mp4", count=6)
+    side = write_film(tmp_path / "side.mp4", count=18, fps=30)
+    with pytest.raises(UserError, match="one rate; got front 10, side 30 images a second"):
+        open_source({"front": front, "side": side})
+    with open_source({"front": front, "side": side}, fps=10) as source:
+        moments = [[number_of(frame.image) for frame in source.next().values()] for _ in range(6)]
+    assert moments == [[i, 3 * i] for i in range(6)]
+
+
+def test_a_folder_of_images_tells_its_rate(tmp_path):
+    """A dataset recorded of one had 10 rows a second, whatever rate it was read at."""
+    (tmp_path / "0.jpg").write_bytes(jpeg(image(1)))
+    for given, rate in ((None, 30), (15, 15)):
+        with open_source(tmp_path, fps=given) as source:
+            assert source.fps == rate
+
+
 def test_a_recorded_rig_joins_by_number_and_ends_with_the_shortest(tmp_path):
     film = write_film(tmp_path / "film.mp4", count=6)
     (tmp_path / "side").mkdir()
     for i in range(4):
         (tmp_path / "side" / f"{i}.jpg").write_bytes(b"" if i == 1 else jpeg(image(i)))
-    with open_source([f"front={film}", {"spec": str(tmp_path / "side"), "flip": "h"}]) as source:
+    with open_source([f"front={film}", {"spec": str(tmp_path / "side"), "flip": "h", "fps": 10}]) as source:
         assert source.names == ("front", "camera1")
         moments = [source.next() for _ in range(3)]
         with pytest.raises(EOFError):

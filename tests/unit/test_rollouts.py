@@ -29,8 +29,9 @@ class Still:
 @pytest.fixture
 def stage():
     made = RolloutWorlds(
-        partial(make, "embodied/desk-reach-v0", max_episode_steps=STEPS), 2, cameras={"front": (32, 32)}, states=()
-    )
+        partial(make, "embodied/desk-reach-v0", max_episode_steps=STEPS), 2, cameras={"front": (32, 32)}, states=(),
+        actions=4,
+    )  # fmt: skip
     yield made
     made.close()
 
@@ -89,7 +90,7 @@ def test_the_expert_takes_over_where_the_task_is_not_solved_by_then(world):
     """Once it took the cube out of the tray to put it there again, and that was imitated."""
     if world.startswith("metaworld"):
         pytest.importorskip("metaworld")
-    stage = RolloutWorlds(partial(make, world, max_episode_steps=200), 2, cameras={}, states=())
+    stage = RolloutWorlds(partial(make, world, max_episode_steps=200), 2, cameras={}, states=(), actions=4)
     try:
         after = 60
         actor = Handover(Scripted(stage, still={1}), stage, [after, after])
