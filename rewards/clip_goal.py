@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.combine import Synthesis, WeightedSum
+from rewards.combine import Synthesis
+from rewards.compose import as_scorer
 from rewards.core import Combine, Encoder, Features, Head, Scorer
-from rewards.shaping import PotentialShaping
 from rewards.views import VIEWS, MeanOfViews
 
 Texts = str | Sequence[str]
@@ -407,7 +407,7 @@ def _scorer(
         raise ValueError(f"{'/'.join(heads)}: views must be {' or '.join(VIEWS)}; got {views!r}.")
     if views == "mean":
         heads = {name: MeanOfViews(head) for name, head in heads.items()}
-    return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, heads, shaping, combine)
 
 
 def _embeddings(encoder: Encoder, texts: Texts | None, where: str) -> Float[Tensor, "M D"]:

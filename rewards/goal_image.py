@@ -17,11 +17,10 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.pictures import rgb
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KIND = "goal_image"
@@ -307,7 +306,7 @@ def goal_image_scorer(
             for camera, each in pictures.items()
         }
         head = GoalDiscriminators(positives, start_rows(demos), **how)
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)
 
 
 def start_rows(episodes: Sequence[Episode]) -> dict[str, Float[Tensor, "N D"]]:

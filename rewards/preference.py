@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.chat.asking import ChatModel, chat_model
-from rewards.combine import WeightedSum
 from rewards.comparisons import (
     Comparisons,
     compare,
@@ -23,9 +22,9 @@ from rewards.comparisons import (
     labels_by_vlm,
     read_labels,
 )
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KIND = "preference"
@@ -235,4 +234,4 @@ def preference_scorer(
         head = PreferenceReward(comparisons, fixed_set(demos), **dict(ensemble or {}))
         if labels is not None and fits is not None:
             fits[labels] = head
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)

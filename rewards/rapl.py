@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
@@ -337,7 +336,7 @@ def rapl_scorer(
         head = RAPL.fit(demos, readout=readout, updates=updates, seed=seed)
     if head.readout == "causal":  # the other is no potential
         head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: head}, shaping)
 
 
 def resample(rows: Float[Tensor, "T D"], count: int) -> Float[Tensor, "N D"]:

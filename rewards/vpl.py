@@ -19,12 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rewards.chat.asking import ChatModel
-from rewards.combine import WeightedSum
 from rewards.comparisons import Comparisons
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.preference import fixed_set, judged
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KIND = "vpl"
@@ -359,7 +358,7 @@ def vpl_scorer(
         head = VPLReward(fit_vpl(told, reference, **dict(latent_user or {})), reference, context, resample=resample)
         if labels is not None and fits is not None:
             fits[labels] = head
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)
 
 
 def _batched(context: Comparisons) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

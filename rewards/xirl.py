@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
@@ -287,7 +286,7 @@ def xirl_scorer(
     else:
         head = XIRL.fit(demos, loss=loss, readout=readout, updates=updates, seed=seed)
     head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: head}, shaping)
 
 
 def _train(demos: Sequence[Tensor], loss: str, updates: int, seed: int, title: str) -> Embedder:
