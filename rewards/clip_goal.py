@@ -92,19 +92,6 @@ def goal_baseline_reward(
     return 1 - ((1 - alpha) ** 2 * (square - along**2) + along**2) / 2
 
 
-def goal_baseline_reward_by_projection(
-    state: Float[Tensor, "*S D"], goal: Float[Tensor, " D"], baseline: Float[Tensor, " D"], alpha: float
-) -> Float[Tensor, "*S"]:
-    """The same R(s) as VLM-RM's code computes it, through a (D, D) matrix P = α·DᵀD/‖D‖² + (1−α)·I.
-
-    Args:
-        state, goal, baseline, alpha: as of `goal_baseline_reward`; golden tests hold the two to each other.
-    """
-    line = (goal - baseline).to(state)
-    matrix = alpha * torch.outer(line, line) / (line @ line) + (1 - alpha) * torch.eye(len(line)).to(state)
-    return 1 - torch.linalg.vector_norm((state - goal.to(state)) @ matrix, dim=-1) ** 2 / 2
-
-
 class ContrastingGoals:
     """VLM-RL: towards one text and away from another.
 

@@ -71,7 +71,7 @@ class PreferenceReward:
         self.refit(comparisons)
 
     def refit(self, comparisons: Comparisons) -> None:
-        """Fit anew to these pairs, as labels come in; then `relabel` what is stored. Deterministic."""
+        """Fit anew to these pairs, as labels come in; then score anew what is stored. Deterministic."""
         how = self._how
         self.members = Members(self.reference, count=how["members"], seed=how["seed"])
 
@@ -111,10 +111,6 @@ class PreferenceReward:
         views = flat(fitted_views(features, list(self.reference), KIND), self.members)
         raw = self.members(views).tanh().mean(0)
         return ((raw - self.offset) / self.scale).unflatten(0, features.main.shape[:2]).to(features.main)
-
-    def relabel(self, stored: Sequence[Features]) -> list[Float[Tensor, "_ _"]]:
-        """The present reward of stored features, after a `refit`; nothing is encoded again."""
-        return [self.score(features) for features in stored]
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write a folder that `load` reads."""
