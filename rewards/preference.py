@@ -25,7 +25,7 @@ from rewards.comparisons import (
 from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 
 KIND = "preference"
 
@@ -115,8 +115,7 @@ class PreferenceReward:
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write a folder that `load` reads."""
         config = self._how | {"offset": self.offset, "scale": self.scale, "accuracy": self.accuracy}
-        tensors = {f"members/{name}": value for name, value in self.members.state_dict().items()}
-        tensors |= {f"reference/{camera}": rows for camera, rows in self.reference.items()}
+        tensors = joined({"members": self.members.state_dict(), "reference": self.reference})
         save_fitted(
             folder, kind=KIND, encoder=encoder, config=config | {"cameras": list(self.reference)}, tensors=tensors
         )
@@ -129,8 +128,7 @@ class PreferenceReward:
         head._how = {key: config[key] for key in ("members", "epochs", "seed")}
         head.offset, head.scale, head.accuracy = config["offset"], config["scale"], config["accuracy"]
         head.reference = {camera: tensors[f"reference/{camera}"] for camera in config["cameras"]}
-        weights = {name.removeprefix("members/"): v for name, v in tensors.items() if name.startswith("members/")}
-        head.members = Members.restore(config["cameras"], weights)
+        head.members = Members.restore(config["cameras"], group_of(tensors, "members"))
         return head
 
 

@@ -19,7 +19,7 @@ from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
 READOUTS = ("causal", "episode")
@@ -285,14 +285,12 @@ class RAPL:
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
-        tensors = {
-            f"{view}/{key}": value for view, each in self.models.items() for key, value in each.state_dict().items()
-        }
         config = {
             "views": list(self.models),
             "num_demos": len(next(iter(self.models.values())).demos),
             "readout": self.readout,
         }
+        tensors = joined({view: each.state_dict() for view, each in self.models.items()})
         save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
@@ -302,8 +300,7 @@ class RAPL:
         models = {}
         for view in config["views"]:
             models[view] = Aligned(encoder.dim, config["num_demos"])
-            state = {key.removeprefix(f"{view}/"): each for key, each in tensors.items() if key.startswith(f"{view}/")}
-            models[view].load_state_dict(state)
+            models[view].load_state_dict(group_of(tensors, view))
         return cls(models, readout=config["readout"])
 
 
