@@ -31,7 +31,7 @@ from embodied.finetuning import backbones, growing, imagining, inputs, judging, 
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.rollouts import Played
 from embodied.finetuning.training import POLICY, advance, train
-from embodied.reports.video import write_video
+from embodied.reports.video import OUTCOME, write_video
 from embodied.runs import write_run
 from embodied.training import evaluation
 from policies.vla.choosing import BestOfN, load_acting, load_critic, save_critic
@@ -349,7 +349,7 @@ class FinetuningRun:
         for old in self._films(name):
             old.unlink()
         for i, each in enumerate(each for each in played if each.pictures):
-            word = {True: "success", False: "failure", None: "episode"}[each.success]
+            word = OUTCOME[each.success]
             write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
                         title=" · ".join(filter(None, (name, each.world, f"start {each.seed}", word))))  # fmt: skip
 
