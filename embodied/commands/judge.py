@@ -93,38 +93,18 @@ def run(config: DictConfig) -> None:
     films: dict[str, np.ndarray] = {}
     if asking is None and config.counterfactual is not False and not any(c.kind in COUNTERFACTUAL for c in cases):
         asked, films = pasted(dataset, encoder, cameras, cases, list(config.arm or []))
-    ours = is_world(dataset.env_id)
-    env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     tasks = _tasks(config, cases)
     for instruction in tasks:
         _check_apart(reward_parts(config, instruction), dataset)
-    parts = reward_parts(config, next(iter(tasks)))
-    found: list[dict[str, Judged]] = []
-    asking_of: dict[str, TaskRewards] = {}
-    shared = Shared()
-    for instruction, members in tasks.items():
-        more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
-        one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
-        found.append({each.name: each for each in one.judged()})
-        if len(asking_of) >= MOST:  # no later task is asked about others: its rewards need not stay
-            one.scorers, one.probes = {}, []
-        asking_of[instruction] = one
-    judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
-    judged = confused(
-        judged,
-        {task: each.scorers for task, each in asking_of.items()},
-        {task: each.probes for task, each in asking_of.items()},
-        resamples=config.resamples,
-        seed=config.seed,
-    )
-    division = together([each.division for each in asking_of.values()])
+    judged, division = _judged(config, encoder, dataset, cameras, tasks, asked)
     approximate = bool(films) and bool(division.counterfactual)
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
+    parts = reward_parts(config, next(iter(tasks)))
     folder = _folder(config, "-".join(parts))
     (folder / "config.yaml").write_text(saved_text(config), "utf-8")
     about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
-    about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
+    about |= {"encoder": encoder.name, **_split(division, cases, is_world(dataset.env_id), parts)}
     if approximate:
         about["counterfactual"] += ", approximate: pasted from pictures of successes"
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
@@ -146,6 +126,43 @@ def run(config: DictConfig) -> None:
     )
     print(f"{table(judged, verdicts)}\n\n{f'{APPROXIMATE}{chr(10)}' if approximate else ''}Report: {page}")
     del loaded  # until then nothing is loaded twice
+
+
+def _judged(
+    config: DictConfig,
+    encoder: Encoder,
+    dataset: Dataset,
+    cameras: Sequence[str],
+    tasks: Mapping[str, Sequence[Case]],
+    asked: Sequence[Case],
+) -> tuple[list[Judged], Division]:
+    """Every reward over all tasks, and how the episodes were divided.
+
+    Args:
+        tasks: instruction -> its episodes.
+        asked: counterfactual ones of all tasks.
+    """
+    env = None
+    if is_world(dataset.env_id):
+        env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]})
+    found: list[dict[str, Judged]] = []
+    rewards: dict[str, TaskRewards] = {}
+    shared = Shared()
+    for instruction, members in tasks.items():
+        more = [case for case in asked if case.episode.instruction == members[0].episode.instruction]
+        one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
+        found.append({each.name: each for each in one.judged()})
+        if len(rewards) >= MOST:  # no later task is asked about others: its rewards need not stay
+            one.scorers, one.probes = {}, []
+        rewards[instruction] = one
+    judged = confused(
+        [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]],
+        {task: each.scorers for task, each in rewards.items()},
+        {task: each.probes for task, each in rewards.items()},
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    return judged, together([each.division for each in rewards.values()])
 
 
 def _benchmark(config: DictConfig) -> None:
