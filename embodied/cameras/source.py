@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from types import TracebackType
 
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.cameras.live import LiveCamera
@@ -123,7 +122,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # Inside ---------------------------------------------------------------------------------------------
