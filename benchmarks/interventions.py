@@ -26,7 +26,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from benchmarks.common import others, read_options, record
+from benchmarks.common import read_options, record_part
 from embodied.building.scorers import make_scorer
 from embodied.commands.train import filmed, judged
 from embodied.config import compose
@@ -178,8 +178,7 @@ def main() -> None:
             results[futures[future]] = future.result()
             print(json.dumps(asdict(futures[future]) | future.result()), flush=True)
             if options["record"]:
-                told = rows(results)
-                record("interventions", [*told, *others("interventions", told)])
+                record_part("interventions", rows(results))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import others, read_options, record, success_row, train, trained
+from benchmarks.common import read_options, record_part, success_row, train, trained
 
 ROOT = Path("runs", "benchmarks", "learners")
 SEEDS = (0, 1, 2)
@@ -149,8 +149,7 @@ def main() -> None:
             results[job] = future.result()
             print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
             if options["record"]:
-                measured = rows(results)
-                record("learners", [*measured, *others("learners", measured)])
+                record_part("learners", rows(results))
 
 
 if __name__ == "__main__":
