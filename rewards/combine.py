@@ -149,9 +149,7 @@ class _Centred:
     logit: bool = False
 
     @classmethod
-    def fit(
-        cls: type[C], scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False
-    ) -> C:
+    def fit(cls: type[C], scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False) -> C:
         """With a high quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
         return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
 

@@ -291,14 +291,11 @@ def _may_change(begun: Path, key: str, was: Any, wanted: Any) -> None:
 
 def _begun(config: DictConfig) -> Path:
     """The run's folder, made."""
-    if config.run:
-        folder = Path(config.run)
-        folder.mkdir(parents=True)
-    else:
-        first = config.data if isinstance(config.data, str) else str(config.data[0])
-        known = worlds.names(config)
-        name = Path(first).name if not known else "+".join(known) if len(known) < 3 else f"{known[0]}+{len(known) - 1}"
-        folder = runs.new_folder(runs.ROOT / "finetune", name, str(config.labels.weights), config.seed)
+    first = config.data if isinstance(config.data, str) else str(config.data[0])
+    known = worlds.names(config)
+    name = Path(first).name if not known else "+".join(known) if len(known) < 3 else f"{known[0]}+{len(known) - 1}"
+    weights = str(config.labels.weights)
+    folder = runs.new_folder(runs.ROOT / "finetune", name, weights, config.seed, run=config.run)
     runs.save_config(folder, config)
     remember(resolved(config))
     runs.write_run(folder, verb="finetune", seed=config.seed, command=sys.argv, **runs.facts())

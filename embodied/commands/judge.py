@@ -51,7 +51,7 @@ from embodied.judging.report import table, write_judgement
 from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
-from embodied.literal import resolved, saved_text
+from embodied.literal import resolved
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder
@@ -101,8 +101,8 @@ def run(config: DictConfig) -> None:
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
     parts = reward_parts(config, next(iter(tasks)))
-    folder = _folder(config, "-".join(parts))
-    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    folder = runs.new_folder(ROOT, Path(config.data).name, "-".join(parts), config.seed, run=config.run)
+    runs.save_config(folder, config)
     about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
     about |= {"encoder": encoder.name, **_split(division, cases, is_world(dataset.env_id), parts)}
     if approximate:
@@ -168,8 +168,9 @@ def _judged(
 def _benchmark(config: DictConfig) -> None:
     """Score a public benchmark, and tell its own figures."""
     results, judged = run_benchmark(config, build(config.encoder))
-    folder = _folder(config, "-".join(reward_parts(config, "")))
-    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    rewards = "-".join(reward_parts(config, ""))
+    folder = runs.new_folder(ROOT, Path(config.data).name, rewards, config.seed, run=config.run)
+    runs.save_config(folder, config)
     about = {"verb": "judge", "benchmark": config.benchmark, "data": config.data, "judged on": judged}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     published = benchmark_of(config.benchmark).published
@@ -294,13 +295,6 @@ def _check(config: DictConfig) -> None:
     if config.unlabelled not in ("skip", "success"):
         raise UserError(f"unlabelled must be skip or success; got {config.unlabelled!r}.")
     runs.check_new(config.run)
-
-
-def _folder(config: DictConfig, rewards: str) -> Path:
-    if not config.run:
-        return runs.new_folder(ROOT, Path(config.data).name, rewards, config.seed)
-    Path(config.run).mkdir(parents=True)
-    return Path(config.run)
 
 
 def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:
