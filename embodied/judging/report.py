@@ -59,10 +59,10 @@ def write_judgement(
     heading: str,
     about: Mapping[str, Any],
     config: Mapping[str, Any],
-    notes: Sequence[str] = (),
-    encode_ms: float = math.nan,
-    worst: int = 2,
-    kinds: Mapping[str, np.ndarray] | None = None,
+    notes: Sequence[str],
+    encode_ms: float,
+    worst: int,
+    kinds: Mapping[str, np.ndarray],
 ) -> Path:
     """Write `report.html`, whole or not at all.
 
@@ -87,7 +87,7 @@ def write_judgement(
         _figures(judged),
         published.section(judged),
         _tasks(rewards),
-        _outcome(judged, kinds or {}),
+        _outcome(judged, kinds),
         _canaries(judged),
         _grid("Progress", _PROGRESS, GROUP_LEGEND, [(each.name, _progress(each, cases)) for each in rewards]),
         _grid("Ends", _ENDS, GROUP_LEGEND, [(each.name, _ends(each, cases)) for each in rewards]),
