@@ -137,12 +137,10 @@ def save_videos(
     seed: int,
     count: int,
     scorer: Scorer | None,
-) -> list[Path]:
-    """Film the first episodes of an evaluation into `videos/`, with their reward curves; returns the files."""
-    files = []
+) -> None:
+    """Film the first episodes of an evaluation into `videos/`, with their reward curves."""
     for i in range(count):
         episode, pictures = film(actor, env, perception, seed=seed + i, scorer=scorer)
         word = OUTCOME[episode.success]
-        files.append(folder / "videos" / f"{name}_{i}_{word}.mp4")
-        write_video(files[-1], pictures, episode.rewards, title=f"{name} · {word}")
-    return files
+        file = folder / "videos" / f"{name}_{i}_{word}.mp4"
+        write_video(file, pictures, episode.rewards, title=f"{name} · {word}")
