@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from embodied.cameras.camera import CameraEvent, Frame
@@ -25,7 +25,6 @@ class Source:
     Args:
         cameras: view name -> camera, all live or all recorded.
         changed: what the live cameras notify.
-        clock: of age, seconds; the cameras' own.
 
     Attributes:
         live: whether this is now; otherwise a record.
@@ -42,7 +41,6 @@ class Source:
         cameras: Mapping[str, LiveCamera] | Mapping[str, RecordedCamera],
         *,
         changed: threading.Condition | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         kinds = {camera.live for camera in cameras.values()}
         if len(kinds) != 1:
@@ -50,7 +48,7 @@ class Source:
         self.live, self.names, self.dropped = kinds.pop(), tuple(cameras), 0
         self._live = {name: camera for name, camera in cameras.items() if isinstance(camera, LiveCamera)}
         self._recorded = {name: camera for name, camera in cameras.items() if isinstance(camera, RecordedCamera)}
-        self._changed, self._clock = changed or threading.Condition(), clock
+        self._changed = changed or threading.Condition()
         self._handed = dict.fromkeys(self.names, -1)  # view -> index of the frame that was handed out last
         try:
             for camera in cameras.values():
@@ -101,10 +99,10 @@ class Source:
             return self._following()
         if timeout_s is None:
             timeout_s = self.max_age_s or 0.0
-        deadline = self._clock() + timeout_s
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                now = self._clock()
+                now = time.monotonic()
                 for camera in self._live.values():
                     camera.watch(now)
                 moment = self._moment(now)

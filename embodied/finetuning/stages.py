@@ -360,10 +360,8 @@ class FinetuningRun:
             return int(config.execute)
         first = config.seed + judging.CHOOSING
         seeds = range(first, first + config.choose_episodes)
-        chosen, _ = judging.choose_execute(
-            self.arenas, policy, seeds, self.folder / name / "execute.json", desc=f"{name}: choosing"
-        )
-        return chosen
+        file = self.folder / name / "execute.json"
+        return judging.choose_execute(self.arenas, policy, seeds, file, desc=f"{name}: choosing")
 
     def conclude(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Write evaluation.json: every policy's summary, the last one against the one before it, and which is kept.
