@@ -173,18 +173,17 @@ class Aligned(nn.Module):
     Args:
         dim: D.
         num_demos: K.
-        width: E.
     """
 
     mean: Tensor
     demos: Tensor
     spread: Tensor
 
-    def __init__(self, dim: int, num_demos: int, width: int = WIDTH) -> None:
+    def __init__(self, dim: int, num_demos: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(dim, width, bias=False)
+        self.layer = nn.Linear(dim, WIDTH, bias=False)
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("demos", torch.zeros(num_demos, ROWS, width))
+        self.register_buffer("demos", torch.zeros(num_demos, ROWS, WIDTH))
         self.register_buffer("spread", torch.ones(()))  # mean distance of the demonstrations to each other
 
     def forward(self, state: Tensor) -> Tensor:
