@@ -56,6 +56,7 @@ class Humanoid(World):
 
     scene = "humanoid"
     cameras = ("front", "side")
+    state_is_own = True
     facts = ("standing", "kneeling", "sitting", "lying", "arms_raised", "upside_down", "one_leg_up")
     ctrl_dt = 0.015
     sim_dt = 0.003
@@ -111,10 +112,6 @@ class Humanoid(World):
 
     def _proprio(self) -> np.ndarray:
         return self._state()
-
-    @property
-    def state_is_own(self) -> bool:
-        return True
 
     # Truth ----------------------------------------------------------------------------------------------
 
