@@ -209,7 +209,7 @@ class Job:
     def settings(self) -> list[str]:
         """Of `embodied train`."""
         words = [f"env=humanoid-{self.goal}", f"seed={self.seed}", f"steps={self.steps}", "videos=3", "eval_every=0"]
-        words += [f"final_episodes={EPISODES}", f"env.hold={HOLD}", f"env.max_episode_steps={100 // HOLD}"]
+        words += [f"final_episodes={EPISODES}", f"env.action_repeat={HOLD}", f"env.max_episode_steps={100 // HOLD}"]
         words += LEARNER
         if self.way == "true":
             return [*words, "reward=true"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
@@ -47,6 +48,7 @@ def make(
     camera: str | Mapping[str, Any] | None = None,
     image_size: int = 96,
     max_episode_steps: int | None = None,
+    action_repeat: int = 1,
     **kwargs: Any,
 ) -> gymnasium.Env:
     """Make one environment of ours or of a suite, ready for a reward model.
@@ -76,7 +78,9 @@ def make(
         camera: a camera of the model; or the keys of a free one: distance (m), lookat (3 numbers, m), elevation and
             azimuth (degrees). None: the world's or suite's usual one.
         image_size: height and width of `frame()`, pixels.
-        max_episode_steps: the time limit; None: the world's or suite's own.
+        max_episode_steps: the time limit, in actions; None: the world's or suite's own.
+        action_repeat: how many of the environment's own steps an action lasts; their rewards are summed. Of our own
+            worlds the humanoid alone has it.
         **kwargs: for the environment's constructor.
 
     Raises:
@@ -85,9 +89,10 @@ def make(
     """
     if obs not in OBS_FORMS:
         raise UserError(f"make: obs must be one of {', '.join(OBS_FORMS)}; got {obs!r}.")
-    whole = isinstance(max_episode_steps, int) and not isinstance(max_episode_steps, bool)
-    if max_episode_steps is not None and (not whole or max_episode_steps < 1):
-        raise UserError(f"make: max_episode_steps must be a whole number, at least 1; got {max_episode_steps!r}.")
+    for key, value in (("max_episode_steps", max_episode_steps), ("action_repeat", action_repeat)):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not (whole and value >= 1) and (key, value) != ("max_episode_steps", None):
+            raise UserError(f"make: {key} must be a whole number, at least 1; got {value!r}.")
     if ":" in id:
         id = _imported(id)
     name = id.removeprefix("embodied/").removesuffix("-v0")
@@ -96,10 +101,11 @@ def make(
         known = world_id(name) if ours else id
         steps = max_episode_steps or gymnasium.spec(known).max_episode_steps or DEFAULT_STEPS
         face = {"obs": obs, "camera": camera, "image_size": image_size}
+        face |= {"action_repeat": action_repeat} if action_repeat > 1 else {}
         return gymnasium.make(known, max_episode_steps=steps, disable_env_checker=True, **face, **kwargs)
     found = find(id, kwargs)
-    bridged = Bridged(found, name=id, obs=obs, camera=camera, image_size=image_size)
-    return gymnasium.wrappers.TimeLimit(bridged, max_episode_steps or found.steps)
+    bridged = Bridged(found, name=id, obs=obs, camera=camera, image_size=image_size, action_repeat=action_repeat)
+    return gymnasium.wrappers.TimeLimit(bridged, max_episode_steps or math.ceil(found.steps / action_repeat))
 
 
 class Bridged(gymnasium.Env):
@@ -110,7 +116,7 @@ class Bridged(gymnasium.Env):
     Args:
         found: the environment, made.
         name: its id, for errors.
-        obs, camera, image_size: as of `make`.
+        obs, camera, image_size, action_repeat: as of `make`.
 
     Raises:
         UserError: `obs` needs pictures that the environment does not render.
@@ -119,9 +125,17 @@ class Bridged(gymnasium.Env):
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
     def __init__(
-        self, found: SuiteWorld, *, name: str, obs: str, camera: str | Mapping[str, Any] | None, image_size: int
+        self,
+        found: SuiteWorld,
+        *,
+        name: str,
+        obs: str,
+        camera: str | Mapping[str, Any] | None,
+        image_size: int,
+        action_repeat: int = 1,
     ) -> None:
         self._found, self.inner, self.world_id = found, found.env, name
+        self._action_repeat = action_repeat
         self.instruction, self.script = found.instruction, found.script
         self.solved = False  # by the suite's word, which may be none, after the last step
         self.flat = np.zeros(0, np.float32)  # the state as `obs="state"` tells it, whatever form was asked for
@@ -145,7 +159,8 @@ class Bridged(gymnasium.Env):
         else:
             own = spaces.Box(found.proprio(state.low), found.proprio(state.high), dtype=np.float32)
             self.observation_space = spaces.Dict({"pixels": pixels, "agent_pos": own})
-        self.metadata = {**type(self).metadata, "render_fps": self.inner.metadata.get("render_fps", 20)}
+        fps = self.inner.metadata.get("render_fps") or 20
+        self.metadata = {**type(self).metadata, "render_fps": fps / action_repeat}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -156,9 +171,13 @@ class Bridged(gymnasium.Env):
         return self._obs(obs), self._told(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.inner.step(self._actions(action))
-        reward = number(reward, f"{self.world_id}: a reward")
-        return self._obs(obs), reward, bool(terminated), bool(truncated), self._told(info)
+        played, total = self._actions(action), 0.0
+        for _ in range(self._action_repeat):
+            obs, reward, terminated, truncated, info = self.inner.step(played)
+            total += number(reward, f"{self.world_id}: a reward")
+            if terminated or truncated:
+                break
+        return self._obs(obs), total, bool(terminated), bool(truncated), self._told(info)
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:
         """An info whose `is_success` is yes, no, or not there (unknown is not no), and actions as we take them."""

@@ -46,7 +46,7 @@ class Humanoid(World):
 
     Args:
         task: stand, kneel, arms, sit, lie or leg.
-        hold: how many of Gymnasium's steps of 0.015 s an action lasts. Two or three make an episode of as many
+        action_repeat: how many of Gymnasium's steps of 0.015 s an action lasts. Two or three make an episode of as many
             seconds fewer steps, so fewer frames and updates; cut it with `max_episode_steps`.
         **kwargs: those of `World`.
 
@@ -61,16 +61,16 @@ class Humanoid(World):
     ctrl_dt = 0.015
     sim_dt = 0.003
 
-    def __init__(self, *, task: str = "stand", hold: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *, task: str = "stand", action_repeat: int = 1, **kwargs: Any) -> None:
         if task not in HUMANOID:
             raise ValueError(f"Humanoid: task must be one of {', '.join(HUMANOID)}; got {task!r}.")
-        if isinstance(hold, bool) or not isinstance(hold, int) or hold < 1:
-            raise ValueError(f"Humanoid: hold must be a whole number, at least 1; got {hold!r}.")
+        if isinstance(action_repeat, bool) or not isinstance(action_repeat, int) or action_repeat < 1:
+            raise ValueError(f"Humanoid: action_repeat must be a whole number, at least 1; got {action_repeat!r}.")
         self.task, self.instruction = task, HUMANOID[task].instruction
-        self._last = round(LAST / (self.ctrl_dt * hold))  # actions
+        self._last = round(LAST / (self.ctrl_dt * action_repeat))  # actions
         self._held: list[bool] = []  # whether the posture was right, after each action of the last second
         super().__init__(**kwargs)
-        self._steps_per_action *= hold
+        self._steps_per_action *= action_repeat
 
     def _load(self, path: Path) -> mujoco.MjModel:
         found = importlib.util.find_spec("gymnasium")

@@ -328,3 +328,38 @@ def test_a_missing_suite_says_what_to_install(monkeypatch, id):
     monkeypatch.setattr(suites.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'embodied-rewards\[suites\]'"):
         bridge.make(id)
+
+
+class Counting(gymnasium.Env):
+    """Each step pays how many there were; the fifth ends the episode."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    observation_space = spaces.Box(-1, 99, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.count = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        return np.full(1, self.count, np.float32), float(self.count), self.count == 5, False, {}
+
+
+gymnasium.register("Counting-v0", entry_point=Counting, max_episode_steps=9)
+
+
+def test_an_action_is_repeated_and_its_rewards_are_summed(make):
+    env = make("Counting-v0", action_repeat=2)
+    env.reset(seed=0)
+    told = [env.step(np.zeros(1, np.float32))[:3] for _ in range(3)]
+    assert [(float(obs[0]), reward, ended) for obs, reward, ended in told] == [
+        (2.0, 3.0, False),
+        (4.0, 7.0, False),
+        (5.0, 5.0, True),
+    ]
+    assert env.metadata["render_fps"] == 5
+    assert env.get_wrapper_attr("_max_episode_steps") == 5
+    with pytest.raises(UserError, match="action_repeat must be a whole number, at least 1; got 0"):
+        make("Counting-v0", action_repeat=0)

@@ -322,6 +322,6 @@ def test_a_dataset_grows_by_the_settings_that_it_began_with(tmp_path, monkeypatc
 
 
 def test_a_held_action_is_a_frame_of_its_own_length(tmp_path):
-    words = ["env=humanoid-stand", "env.hold=3", "env.max_episode_steps=4", "policy=random", "episodes=1"]
+    words = ["env=humanoid-stand", "env.action_repeat=3", "env.max_episode_steps=4", "policy=random", "episodes=1"]
     assert cli.main(["collect", *words, "image_size=32", "cameras=[front]", f"out={tmp_path / 'data'}"]) == 0
     assert Dataset(tmp_path / "data").fps == pytest.approx(1 / 0.045)
