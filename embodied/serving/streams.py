@@ -58,12 +58,15 @@ def push_all(rows: Sequence[tuple[SessionStream, Sequence[np.ndarray]]]) -> list
     return outcomes
 
 
-def _push(stream: EpisodeStream, row: np.ndarray) -> Outcome:
-    """The reading of a stream's next moment, or why there is none."""
-    try:
-        return stream.push(row)
-    except UNSCORABLE as error:
-        return error
+def push_each(stream: EpisodeStream, rows: Sequence[np.ndarray], frames: Sequence[np.ndarray] | None) -> list[Outcome]:
+    """The readings of one stream's next moments, one by one; `frames` (V, H, W, 3) each, where heads read images."""
+    outcomes: list[Outcome] = []
+    for k, row in enumerate(rows):
+        try:
+            outcomes.append(stream.push(row, None if frames is None else frames[k]))
+        except UNSCORABLE as error:
+            outcomes.append(error)
+    return outcomes
 
 
 def reason(error: Exception) -> str:
@@ -77,7 +80,7 @@ def _rows(stream: SessionStream, features: Sequence[np.ndarray]) -> list[np.ndar
 
 def _push_group(members: Sequence[tuple[int, SessionStream, np.ndarray]]) -> list[Outcome]:
     if len(members) == 1:
-        return [_push(members[0][1], members[0][2])]
+        return push_each(members[0][1], [members[0][2]], None)
     stream = members[0][1]
     scorer = stream.scorer
     features = scoring.batch(scorer, [Track([row]) for _, _, row in members], stream.layout)
@@ -85,7 +88,7 @@ def _push_group(members: Sequence[tuple[int, SessionStream, np.ndarray]]) -> lis
         potentials = scorer.potentials(features)
         combined = scorer.combined(potentials, features)
     except UNSCORABLE:  # one row's fault is not the others'
-        return [_push(each, row) for _, each, row in members]
+        return [outcome for _, each, row in members for outcome in push_each(each, [row], None)]
     before: list[Tensor | None] = []
     latest: dict[int, Tensor] = {}
     for k, (i, each, _) in enumerate(members):
