@@ -94,6 +94,11 @@ def others(name: str, rows: Sequence[Mapping[str, Any]], folder: Path = RESULTS)
     return [row for row in kept if row["claim"].partition(":")[0] not in about]
 
 
+def record_part(name: str, rows: Sequence[Mapping[str, Any]], *, folder: Path = RESULTS) -> None:
+    """`record` these rows of a benchmark, and let those on record stay that speak of something else."""
+    record(name, [*rows, *others(name, rows, folder)], folder=folder)
+
+
 def success_row(claim: str, done: Mapping[int, Mapping[str, Any]], episodes: int) -> dict[str, Any]:
     """A row of the success of one way by training seed, with the interval over all episodes.
 
@@ -140,26 +145,25 @@ def train(folder: Path, settings: Sequence[str], *, verb: str = "train", free: C
     return result
 
 
-def begun_with(folder: Path, words: Sequence[str], free: Collection[str] = ()) -> None:
+def begun_with(folder: Path, words: Sequence[str]) -> None:
     """Keep the settings that a folder is begun with, and refuse to take what lies in it for that of others.
 
     Args:
         folder: where a benchmark goes on; made if it is not there.
         words: `key=value`.
-        free: keys that say nothing of what lies there.
 
     Raises:
         SystemExit: it was begun with others.
     """
     file = folder / "settings.json"
     if file.is_file():
-        same_words(folder, json.loads(file.read_text("utf-8")), words, free)
+        same_words(folder, json.loads(file.read_text("utf-8")), words)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps([word for word in words if word.partition("=")[0] not in free]) + "\n")
+    write_text(file, json.dumps(list(words)) + "\n")
 
 
-def same_words(folder: Path, before: Iterable[str], now: Iterable[str], free: Collection[str]) -> None:
+def same_words(folder: Path, before: Iterable[str], now: Iterable[str], free: Collection[str] = ()) -> None:
     """Raises: SystemExit: the settings are others, but for the free ones."""
     old, new = ({word for word in words if word.partition("=")[0] not in free} for words in (before, now))
     if old != new:

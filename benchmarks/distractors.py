@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from omegaconf import OmegaConf
 
-from benchmarks.common import others, read_options, record, train, trained
+from benchmarks.common import read_options, record_part, train, trained
 from embodied.literal import load_literal
 from embodied.training.aligning import RandomActor
 from embodied.training.evaluation import FINAL, evaluate
@@ -198,8 +198,7 @@ def main() -> None:
                 if job.seen == PIXELS and results[job]["mean_env_reward"] > LEARNED * chance[seed]:
                     shifts[job] = job.shifted()
             if options["record"]:
-                told = rows(results, shifts, chance)
-                record("distractors", [*told, *others("distractors", told)])
+                record_part("distractors", rows(results, shifts, chance))
 
 
 if __name__ == "__main__":

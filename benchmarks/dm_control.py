@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import others, read_options, record, train
+from benchmarks.common import read_options, record_part, train
 
 ROOT = Path("runs", "benchmarks", "dm_control")
 REPEAT, FRAMES, EPISODES = 2, 100_000, 16
@@ -67,7 +67,7 @@ def main() -> None:
                 print(f"{task} {way} seed {seed}: {result['mean_env_reward']:.0f}", flush=True)
                 if options["record"]:
                     rows = [row(*key, done) for key, done in results.items()]
-                    record("dm_control", [*rows, *others("dm_control", rows)])
+                    record_part("dm_control", rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import learners
-from benchmarks.common import load, others, read_options, record, train, trained
+from benchmarks.common import load, read_options, record_part, train, trained
 from benchmarks.learners import EPISODES, SEEDS, SENTENCES, STEPS
 from rewards.metrics import wilson_interval
 
@@ -129,8 +129,7 @@ def main() -> None:
             job = futures[future]
             results[job] = future.result()
             print(f"{job}: success {results[job]['success_rate']:.2f}", flush=True)
-            name, told = f"families_{job.env.removeprefix('desk-')}", rows(job.env, results)
-            record(name, [*told, *others(name, told)])
+            record_part(f"families_{job.env.removeprefix('desk-')}", rows(job.env, results))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The observation is what a robot has: its own readings and where the named things
 sentence's. `obs=state` is simulator state and the task's own reward, for a machine without time.
 
 `person`: where the task's own reward has not risen for `PATIENCE` steps the world's expert takes over for `TURN` steps,
-at most so many an episode (`embodied.envs.rescue.Rescued`). `alone` is the same without it, `imitation` the
+at most so many an episode (`benchmarks.rescue.Rescued`). `alone` is the same without it, `imitation` the
 demonstrations imitated alone: the floor. Nothing is handed over (`policy.handover=false`), as that counts only episodes
 without help. All are judged without an operator, on the same held-out starts. What is finished is not run again.
 
@@ -26,11 +26,11 @@ import gymnasium
 import numpy as np
 import torch
 
-from benchmarks.common import others, read_options, record
+from benchmarks.common import read_options, record_part
+from benchmarks.rescue import Rescued
 from embodied.building.scorers import make_scorer
 from embodied.commands.train import filmed, judged
 from embodied.config import compose
-from embodied.envs.rescue import Rescued
 from embodied.files import write_text
 from embodied.training import evaluation
 from embodied.training.acting import make_learner
@@ -178,8 +178,7 @@ def main() -> None:
             results[futures[future]] = future.result()
             print(json.dumps(asdict(futures[future]) | future.result()), flush=True)
             if options["record"]:
-                told = rows(results)
-                record("interventions", [*told, *others("interventions", told)])
+                record_part("interventions", rows(results))
 
 
 if __name__ == "__main__":

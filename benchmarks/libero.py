@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import others, read_options, record
+from benchmarks.common import read_options, record_part
 from benchmarks.tuned import of_suite, row
 from embodied.envs.bridge import make
 from embodied.envs.experts import expert, has_expert
@@ -144,11 +144,11 @@ def main() -> None:
                 *(row(f"{claim}: {name}", each, options["seeds"][: len(each)]) for name, each in done.items()),
             ]
             if options["record"]:
-                record("libero", [*rows, *others("libero", rows)])
+                record_part("libero", rows)
     for each in rows:
         print(f"{each['claim']}: {each['value']:.3f} {each['unit']}", flush=True)
     if options["record"]:
-        record("libero", [*rows, *others("libero", rows)])
+        record_part("libero", rows)
 
 
 if __name__ == "__main__":

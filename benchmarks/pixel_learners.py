@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import others, read_options, record, train, trained
+from benchmarks.common import read_options, record_part, train, trained
 
 ROOT = Path("runs", "benchmarks", "pixel_learners")
 SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 8000
@@ -122,8 +122,7 @@ def main() -> None:
         results[job] = job.run()
         print(f"{job}: return {results[job]['return']:.1f}", flush=True)
         if options["record"]:
-            told = rows(results)
-            record("pixel_learners", [*told, *others("pixel_learners", told)])
+            record_part("pixel_learners", rows(results))
 
 
 if __name__ == "__main__":

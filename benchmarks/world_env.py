@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from benchmarks.common import begun_with, others, read_options, record
+from benchmarks.common import begun_with, read_options, record_part
 from benchmarks.tuned import gathered
 from embodied.building.build import build
 from embodied.config import compose
@@ -215,7 +215,7 @@ def main() -> None:
             table[:] = [*before, *truth_rows(about(task, options), told, seeds[: len(told)])]
             table.extend(practice_rows(about(task, options), done, seeds[: len(done)]))
             if options["record"]:
-                record("world_env", [*table, *others("world_env", table)])
+                record_part("world_env", table)
 
         for seed in options["seeds"]:
             made = foretold(task, seed, options)[0]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import others, read_options, record, success_row, train
+from benchmarks.common import read_options, record_part, success_row, train
 
 ROOT = Path("runs", "benchmarks", "world_models")
 SEEDS = (0, 1, 2)
@@ -109,8 +109,7 @@ def main() -> None:
             for row in rows(results):
                 print(f"{row['claim']}: {row['value']:.3g} {row['unit']}", flush=True)
             if options["record"]:
-                told = rows(results)
-                record("world_models", [*told, *others("world_models", told)])
+                record_part("world_models", rows(results))
 
 
 if __name__ == "__main__":

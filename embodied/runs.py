@@ -107,12 +107,8 @@ class Run:
         """
         if self.folder is None:
             config = self.config
-            if config.run:
-                folder = Path(config.run)
-                folder.mkdir(parents=True)
-            else:
-                name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
-                folder = new_folder(ROOT / self.verb, name, reward, config.seed)
+            name = str(config.env.id).removeprefix("embodied/").removesuffix("-v0")
+            folder = new_folder(ROOT / self.verb, name, reward, config.seed, run=config.run)
             self._working.enter_context(working(folder))
             self.folder = folder
             save_config(folder, config)
@@ -208,8 +204,12 @@ def save_config(folder: Path, config: DictConfig) -> None:
 # Names and facts ------------------------------------------------------------------------------------------
 
 
-def new_folder(root: Path, env: str, reward: str, seed: int) -> Path:
-    """A fresh folder below root, made; named by time, env, reward and seed."""
+def new_folder(root: Path, env: str, reward: str, seed: int, *, run: str | None = None) -> Path:
+    """A folder that was not there, made: the one that a person asks for as `run`, or below root, named by time, env,
+    reward and seed."""
+    if run:
+        Path(run).mkdir(parents=True)
+        return Path(run)
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     return fresh_folder(root / f"{stamp}-{re.sub('[/:]', '-', env)}-{reward}-s{seed}")
 

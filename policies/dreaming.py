@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -160,7 +160,7 @@ class Dreaming(ABC):
     ) -> None:  # fmt: skip
         s, build = settings, torch.Generator().manual_seed(seed)
         self.num_actions, self.device = action_size(action_space, self.name), torch.device(device)
-        self._settings = s
+        self.settings = s
         self.pace = Pace(
             rollout_steps=s.rollout_steps, updates_per_step=s.updates_per_step, learning_starts=s.learning_starts
         )
@@ -170,15 +170,15 @@ class Dreaming(ABC):
             self.world.features, self.num_actions, [SIZES[s.size].hidden] * 2, generator=build, device=self.device,
             rate=s.behaviour_rate, gamma=s.gamma, lambda_=s.lambda_, entropy=s.entropy, tau=s.tau,
         )  # fmt: skip
-        self._build = build
+        self._modules = (self.world, *self._make_beside(build))
+        self._model_adam = adam(self._modules, s.learning_rate)
         self._updating = torch.Generator(self.device).manual_seed(seed + 2)
         self._acting = torch.Generator().manual_seed(seed + 1)  # apart: acting may go on while updates run
         self.steps, self.updates = 0, 0
 
-    def _finish(self, *beside: nn.Module) -> None:
-        """Make the model's optimiser, once all that it moves is made."""
-        self._modules = (self.world, *beside)
-        self._model_adam = adam(self._modules, self._settings.learning_rate)
+    def _make_beside(self, generator: torch.Generator) -> Sequence[nn.Module]:
+        """Make what else the learner has; returns those networks that the model's optimiser moves."""
+        return ()
 
     # What a learner gives -------------------------------------------------------------------------------
 
@@ -211,12 +211,12 @@ class Dreaming(ABC):
         state = State(inside.states.h[0], inside.states.s[0])
         if not explore:
             action = self.behaviour.actor.best(state.features).cpu()
-        elif self.steps < self._settings.learning_starts:
+        elif self.steps < self.settings.learning_starts:
             action = torch.rand(len(s), self.num_actions, generator=self._acting).mul(2).sub(1)
         else:
             drawn, beside = torch.randn(2, len(s), self.num_actions, generator=self._acting)
             action = self.behaviour.actor.sample(state.features, drawn.to(self.device)).action.cpu()
-            action = (action + self._settings.noise * beside).clamp(-1, 1)
+            action = (action + self.settings.noise * beside).clamp(-1, 1)
         kept = {"h": state.h.cpu().numpy(), "s": state.s.cpu().numpy(), "action": action.numpy()}
         return action.numpy(), kept
 
@@ -262,7 +262,7 @@ class Dreaming(ABC):
         there = torch.cat([torch.ones_like(batch.valid[:1]), batch.valid])
         first = torch.zeros_like(there)
         first[0] = True  # a window never goes beyond its episode
-        shape = (*there.shape, SIZES[self._settings.size].stochastic)
+        shape = (*there.shape, SIZES[self.settings.size].stochastic)
         noise = torch.randn(shape, generator=self._updating, device=self.device)
         inside = self.world.rssm.observe(embedding, before, first, noise)
         arrived = inside.states.rows(there & ~first).features
@@ -284,13 +284,13 @@ class Dreaming(ABC):
         places = seen.there.flatten().nonzero()[:, 0]
         order = torch.randperm(len(places), generator=self._updating, device=self.device)
         states = State(seen.inside.states.h.detach(), seen.inside.states.s.detach())
-        return states.rows(places[order[: self._settings.imagined]]), told | {
+        return states.rows(places[order[: self.settings.imagined]]), told | {
             "head_error": (seen.error + seen.ends).detach()
         }
 
     def _learn_behaviour(self, state: State) -> dict[str, Tensor]:
         """One step of actor and critic, on what the model imagines from these states."""
-        s, world = self._settings, self.world
+        s, world = self.settings, self.world
         states, actions = [state], []
         for _ in range(s.horizon):
             drawn = self.behaviour.actor.sample(state.features.detach(), self._noise(len(state.h), self.num_actions))
@@ -329,7 +329,7 @@ class Dreaming(ABC):
         embedding = self.world.encoder(map_leaves(lambda leaf: torch.as_tensor(leaf, device=self.device), obs))
         before, none = torch.cat([torch.zeros_like(done[:1]), done]), torch.zeros(1, 1, device=self.device)
         first = torch.arange(len(before), device=self.device)[:, None] == 0
-        still = none.expand(len(before), 1, SIZES[self._settings.size].stochastic)
+        still = none.expand(len(before), 1, SIZES[self.settings.size].stochastic)
         inside = self.world.rssm.observe(embedding[:, None], before[:, None], first, still)
         count = len(done) - horizon + 1
         state = State(inside.states.h[:count, 0], inside.states.s[:count, 0])

@@ -140,22 +140,19 @@ class PixelActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """K action values that share a trunk.
+    """K = 2 action values that share a trunk.
 
     Args:
         trunk: reads encoded pictures.
         widths: of hidden layers.
         action: A.
         generator: of the weights.
-        count: K.
     """
 
-    def __init__(
-        self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator, count: int = 2
-    ) -> None:
+    def __init__(self, trunk: Trunk, widths: tuple[int, ...], action: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.trunk = trunk
-        self.mlp = MLP(trunk.width + action, widths, 1, generator=generator, norm=False, count=count)
+        self.mlp = MLP(trunk.width + action, widths, 1, generator=generator, norm=False, count=2)
 
     def forward(self, x: Float[Tensor, "B N"], action: Float[Tensor, "B A"]) -> Float[Tensor, "K B"]:
         return self.values(self.trunk(x), action)

@@ -26,6 +26,8 @@ from policies.core import Rollout
 
 IMITATION, LEARNED = 0, 1
 NOBODY = -1  # known to have played: someone else acted
+WINDOW = 16  # newest episodes of the learned policy that are compared with imitation's, of which four windows count
+FIRST, MOST, RISE = 0.5, 0.75, 0.05  # the learned policy's share once it may play, the most, and an episode's change
 
 
 def warn_of_failures_alone(learner: str) -> None:
@@ -44,21 +46,14 @@ def warn_of_failures_alone(learner: str) -> None:
 class HandOver:
     """Who plays, in training and when it counts.
 
-    Args:
-        window: newest episodes of the learned policy that are compared with imitation's (of which four windows count).
-        first: the learned policy's share of episodes once it may play.
-        most: at most; the rest goes on measuring imitation.
-        rise: how much the share changes after each of its episodes.
-
     Attributes:
         open: whether the learned policy may play at all.
-        share: of episodes that it plays.
+        share: of episodes that it plays; the rest goes on measuring imitation.
         best: who plays when it counts, `IMITATION` or `LEARNED`.
     """
 
-    def __init__(self, *, window: int = 16, first: float = 0.5, most: float = 0.75, rise: float = 0.05) -> None:
-        self.open, self.share, self.best = False, first, IMITATION
-        self._window, self._first, self._most, self._rise = window, first, most, rise
+    def __init__(self) -> None:
+        self.open, self.share, self.best = False, FIRST, IMITATION
         self._owed = 0.0
         self._played: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=4096)  # who, and which began; not yet seen
         self._running: list[tuple[int, float]] = []  # who plays in each world, what it has earned
@@ -67,14 +62,14 @@ class HandOver:
     def forget(self) -> None:
         """What was earned counts no more: rewards are others now."""
         self.best = IMITATION
-        self._returns = (deque(maxlen=4 * self._window), deque(maxlen=self._window))
+        self._returns = (deque(maxlen=4 * WINDOW), deque(maxlen=WINDOW))
         self._running = [(NOBODY, 0.0) for _ in self._running]
 
     @property
     def bar(self) -> float | None:
         """What imitation earns in an episode, on average; None: not measured enough."""
         shown = self._returns[IMITATION]
-        return float(np.mean(shown)) if len(shown) >= self._window // 2 else None
+        return float(np.mean(shown)) if len(shown) >= WINDOW // 2 else None
 
     def choose(self, count: int) -> np.ndarray:
         """(count,) int8, who plays the episodes that begin: the share, as evenly as it goes."""
@@ -130,12 +125,12 @@ class HandOver:
             return
         self._returns[player].append(earned)
         shown, learned = self._returns
-        if player != LEARNED or len(learned) < self._window // 2 or len(shown) < self._window // 2:
+        if player != LEARNED or len(learned) < WINDOW // 2 or len(shown) < WINDOW // 2:
             return
         ahead = float(np.mean(learned) - np.mean(shown))
-        change = self._rise if ahead >= 0 else -self._rise
-        self.share = min(max(self.share + change, self._first), self._most)
-        if len(learned) == self._window:
+        change = RISE if ahead >= 0 else -RISE
+        self.share = min(max(self.share + change, FIRST), MOST)
+        if len(learned) == WINDOW:
             error = float(np.sqrt(np.var(learned) / len(learned) + np.var(shown) / len(shown)))
             held = self.best == LEARNED and ahead >= 0
             self.best = LEARNED if held or ahead > error else IMITATION

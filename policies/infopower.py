@@ -20,11 +20,11 @@ Shape letters: T moments, B windows, N rows, A action, D embedding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -98,28 +98,16 @@ class Heads(nn.Module):
 
 
 class InfoPower(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s.
-
-    Args:
-        observation_space, action_space, seed, device, settings: as of `Dreaming`.
-    """
+    """The learner; see the module. Arguments are `Dreaming`'s."""
 
     name = "infopower"
+    settings: InfoPowerSettings
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        *,
-        seed: int,
-        device: str,
-        settings: InfoPowerSettings,
-    ) -> None:
-        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
-        self.settings, sizes, build = settings, SIZES[settings.size], self._build
-        self.heads = Heads(sizes, self.world.features, self.num_actions, build).to(self.device)
-        self.multiplier = Dual(1.0, settings.nce_rate, self.device)
-        self._finish(self.heads)
+    def _make_beside(self, generator: torch.Generator) -> Sequence[nn.Module]:
+        sizes = SIZES[self.settings.size]
+        self.heads = Heads(sizes, self.world.features, self.num_actions, generator).to(self.device)
+        self.multiplier = Dual(1.0, self.settings.nce_rate, self.device)
+        return [self.heads]
 
     def _objective(self, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
         s, (states, q, p) = self.settings, seen.inside

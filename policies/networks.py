@@ -19,7 +19,7 @@ from policies.core import leaves
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0
 CLIP = 10.0  # standard deviations; what lies further off is an accident
-DORMANT = 0.025  # DrM's threshold
+DORMANT = 0.025  # τ, DrM's threshold
 
 T = TypeVar("T")
 
@@ -316,18 +316,17 @@ def flat(obs: Any) -> Tensor:
     return (tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)).float()
 
 
-def dormant_ratio(layers: Iterable[Float[Tensor, "... B _"]], threshold: float = DORMANT) -> float:
-    """Share of units that hardly act: mean |h| of a unit below 0.025 of its layer's (DrM, arXiv 2310.19668, eq. 3).
+def dormant_ratio(layers: Iterable[Float[Tensor, "... B _"]]) -> float:
+    """Share of units that hardly act: mean |h| of a unit below τ of its layer's (DrM, arXiv 2310.19668, eq. 3).
 
     Args:
         layers: what comes out of each after its activation.
-        threshold: τ.
     """
     dormant = units = 0
     for layer in layers:
         size = layer.detach().abs().flatten(0, -2).mean(0) if layer.dim() == 2 else layer.detach().abs().mean(-2)
         score = size / size.mean(-1, keepdim=True).clamp(min=1e-9)
-        dormant += int((score < threshold).sum())
+        dormant += int((score < DORMANT).sum())
         units += score.numel()
     return dormant / max(units, 1)
 

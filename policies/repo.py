@@ -16,14 +16,13 @@ Shape letters: T moments, B windows, N rows, D embedding.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from gymnasium import spaces
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies.behaviour import step
 from policies.core import Batch
@@ -72,28 +71,16 @@ class RePoSettings(DreamingSettings):
 
 
 class RePo(Dreaming):
-    """The learner; see the module. Arguments are `Dreaming`'s.
-
-    Args:
-        observation_space, action_space, seed, device, settings: as of `Dreaming`.
-    """
+    """The learner; see the module. Arguments are `Dreaming`'s."""
 
     name = "repo"
+    settings: RePoSettings
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        *,
-        seed: int,
-        device: str,
-        settings: RePoSettings,
-    ) -> None:
-        super().__init__(observation_space, action_space, seed=seed, device=device, settings=settings)
-        self.settings = s = settings
+    def _make_beside(self, generator: torch.Generator) -> Sequence[nn.Module]:
+        s = self.settings
         rises = s.kl_cap is not None and not s.reconstruct
         self.beta = Dual(1.0 if s.reconstruct else s.beta, s.beta_rate if rises else 0.0, self.device)
-        self._finish()
+        return ()
 
     def _objective(self, seen: Seen) -> tuple[Tensor, dict[str, Tensor]]:
         """−log p(r | s) + max(b β, w) KL(sg q ‖ p) + (1 − b) β KL(q ‖ sg p), where b is the balance and w the dynamics'

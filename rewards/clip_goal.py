@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.combine import Synthesis, WeightedSum
+from rewards.combine import Synthesis
+from rewards.compose import as_scorer
 from rewards.core import Combine, Encoder, Features, Head, Scorer
-from rewards.shaping import PotentialShaping
 from rewards.views import VIEWS, MeanOfViews
 
 Texts = str | Sequence[str]
@@ -90,19 +90,6 @@ def goal_baseline_reward(
     line = line / torch.linalg.vector_norm(line)
     along = state @ line - goal @ line
     return 1 - ((1 - alpha) ** 2 * (square - along**2) + along**2) / 2
-
-
-def goal_baseline_reward_by_projection(
-    state: Float[Tensor, "*S D"], goal: Float[Tensor, " D"], baseline: Float[Tensor, " D"], alpha: float
-) -> Float[Tensor, "*S"]:
-    """The same R(s) as VLM-RM's code computes it, through a (D, D) matrix P = α·DᵀD/‖D‖² + (1−α)·I.
-
-    Args:
-        state, goal, baseline, alpha: as of `goal_baseline_reward`; golden tests hold the two to each other.
-    """
-    line = (goal - baseline).to(state)
-    matrix = alpha * torch.outer(line, line) / (line @ line) + (1 - alpha) * torch.eye(len(line)).to(state)
-    return 1 - torch.linalg.vector_norm((state - goal.to(state)) @ matrix, dim=-1) ** 2 / 2
 
 
 class ContrastingGoals:
@@ -407,7 +394,7 @@ def _scorer(
         raise ValueError(f"{'/'.join(heads)}: views must be {' or '.join(VIEWS)}; got {views!r}.")
     if views == "mean":
         heads = {name: MeanOfViews(head) for name, head in heads.items()}
-    return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, heads, shaping, combine)
 
 
 def _embeddings(encoder: Encoder, texts: Texts | None, where: str) -> Float[Tensor, "M D"]:

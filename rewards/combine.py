@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -138,8 +138,34 @@ def _signal(features: Features, name: str) -> Float[Tensor, "B T"]:
     return features.signals[name]
 
 
+C = TypeVar("C", bound="_Centred")
+
+
 @dataclass(frozen=True, kw_only=True)
-class LogSigmoidConjunction:
+class _Centred:
+    """Each head's potential, less a reference of its own."""
+
+    references: Mapping[str, float] | None = None
+    logit: bool = False
+
+    @classmethod
+    def fit(cls: type[C], scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False) -> C:
+        """With a high quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
+        return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
+
+    def _centred(self, potentials: Mapping[str, Float[Tensor, "B T"]]) -> Float[Tensor, "N B T"]:
+        """rᵢ − refᵢ of every head."""
+        references = dict.fromkeys(potentials, 0.0) if self.references is None else self.references
+        if set(references) != set(potentials):
+            raise ValueError(
+                f"{type(self).__name__}: references must name exactly the heads {', '.join(sorted(potentials))}; "
+                f"got {', '.join(sorted(references))}."
+            )
+        return torch.stack([_logit(score, self.logit) - references[name] for name, score in potentials.items()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSigmoidConjunction(_Centred):
     """Soft "all of them": the log-probability that every property holds.
 
         uᵢ = log σ(rᵢ − refᵢ),   R = Σ uᵢ ≤ 0
@@ -156,22 +182,12 @@ class LogSigmoidConjunction:
     Source: arXiv 2402.00742 (Wang et al.). Which quantile to refer to is unverified here.
     """
 
-    references: Mapping[str, float] | None = None
-    logit: bool = False
-
-    @classmethod
-    def fit(
-        cls, scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False
-    ) -> LogSigmoidConjunction:
-        """With a high quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
-        return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
-
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        return nn.functional.logsigmoid(_centred(self, potentials)).sum(0)
+        return nn.functional.logsigmoid(self._centred(potentials)).sum(0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreferenceAsReward:
+class PreferenceAsReward(_Centred):
     """Bounded, quick at first and saturating: R = mean of σ(rᵢ − refᵢ), in (0, 1).
 
     σ(r − ref) is the Bradley-Terry probability of being preferred to the reference.
@@ -185,18 +201,8 @@ class PreferenceAsReward:
         reference, and the mean over heads.
     """
 
-    references: Mapping[str, float] | None = None
-    logit: bool = False
-
-    @classmethod
-    def fit(
-        cls, scores: Mapping[str, Sequence[float]], *, quantile: float = 0.85, logit: bool = False
-    ) -> PreferenceAsReward:
-        """With a quantile of each head's scores under a base policy as its reference. Raises: see `quantiles`."""
-        return cls(references=quantiles(scores, quantile, logit=logit), logit=logit)
-
     def __call__(self, potentials: Mapping[str, Float[Tensor, "B T"]], features: Features) -> Float[Tensor, "B T"]:
-        return _centred(self, potentials).sigmoid().mean(0)
+        return self._centred(potentials).sigmoid().mean(0)
 
 
 def quantiles(scores: Mapping[str, Sequence[float]], quantile: float, *, logit: bool = False) -> dict[str, float]:
@@ -300,19 +306,6 @@ class LagrangianConstraints:
 
     def _clip(self, value: float) -> float:
         return min(max(value, self._low), self._high)
-
-
-def _centred(
-    combine: LogSigmoidConjunction | PreferenceAsReward, potentials: Mapping[str, Float[Tensor, "B T"]]
-) -> Float[Tensor, "N B T"]:
-    """rᵢ − refᵢ of every head."""
-    references = dict.fromkeys(potentials, 0.0) if combine.references is None else combine.references
-    if set(references) != set(potentials):
-        raise ValueError(
-            f"{type(combine).__name__}: references must name exactly the heads {', '.join(sorted(potentials))}; "
-            f"got {', '.join(sorted(references))}."
-        )
-    return torch.stack([_logit(score, combine.logit) - references[name] for name, score in potentials.items()])
 
 
 def _logit(values: Tensor, wanted: bool) -> Tensor:

@@ -1,4 +1,4 @@
-"""Several whole rewards as one: each becomes a head named after its part."""
+"""Heads as a reward, and several whole rewards as one: each becomes a head named after its part."""
 
 from __future__ import annotations
 
@@ -10,8 +10,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.combine import WeightedSum
-from rewards.core import Combine, Encoder, Features, Scorer
+from rewards.core import Combine, Encoder, Features, Head, Scorer
 from rewards.shaping import PotentialShaping
+
+
+def as_scorer(
+    encoder: Encoder,
+    heads: Mapping[str, Head],
+    shaping: Mapping[str, Any] | None = None,
+    combine: Combine | None = None,
+) -> Scorer:
+    """A scorer of some heads.
+
+    Args:
+        encoder: whose features they read.
+        heads: name -> head.
+        shaping: arguments of `PotentialShaping`.
+        combine: their potentials -> the potential that is shaped; None: their mean.
+    """
+    return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
 
 
 @dataclass
@@ -73,5 +90,4 @@ def composed_scorer(
                 f"composed_scorer: parts must read the features of {encoder.name}; {name} was made with "
                 f"{part.encoder.name}. Make every part with the same encoder."
             )
-    heads = {name: Part(name, part) for name, part in parts.items()}
-    return Scorer(encoder, heads, combine or WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {name: Part(name, part) for name, part in parts.items()}, shaping, combine)

@@ -16,11 +16,10 @@ from jaxtyping import Float
 from scipy.optimize import minimize
 from torch import Tensor
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.segmentation import FLOOR, choose_num_steps, row_steps, segment, segment_jointly, select_features
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
@@ -232,7 +231,7 @@ def demonstration_scorer(
     else:
         head = Demonstration.fit(demos, form=form, num_steps=num_steps, joint=joint, sequenced=sequenced)
     head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: head}, shaping)
 
 
 def _spread(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

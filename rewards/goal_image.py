@@ -17,12 +17,11 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.pictures import rgb
-from rewards.shaping import PotentialShaping
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 
 KIND = "goal_image"
 FORMS = ("mean", "log_ratio")
@@ -133,8 +132,7 @@ class GoalDiscriminators:
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write a folder that `load` reads."""
         config = self._how | {"form": self.form, "penalty": self.penalty, "cameras": list(self.positives)}
-        tensors = {f"members/{name}": value for name, value in self.members.state_dict().items()}
-        tensors |= {f"positives/{camera}": rows for camera, rows in self.positives.items()}
+        tensors = joined({"members": self.members.state_dict(), "positives": self.positives})
         save_fitted(folder, kind=KIND, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
@@ -145,8 +143,7 @@ class GoalDiscriminators:
         head.form, head.penalty = config["form"], config["penalty"]
         head._how = {key: config[key] for key in ("members", "noise", "steps", "seed")}
         head.positives = {camera: tensors[f"positives/{camera}"] for camera in config["cameras"]}
-        weights = {name.removeprefix("members/"): v for name, v in tensors.items() if name.startswith("members/")}
-        head.members = Members.restore(config["cameras"], weights)
+        head.members = Members.restore(config["cameras"], group_of(tensors, "members"))
         return head
 
 
@@ -307,7 +304,7 @@ def goal_image_scorer(
             for camera, each in pictures.items()
         }
         head = GoalDiscriminators(positives, start_rows(demos), **how)
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)
 
 
 def start_rows(episodes: Sequence[Episode]) -> dict[str, Float[Tensor, "N D"]]:

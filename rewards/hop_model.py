@@ -21,6 +21,7 @@ from rewards.progress import tqdm
 CAP = 0.8  # no moment of a failed episode has made more progress
 REST = 0.1  # of a large move (the 0.9 quantile): rows after the last one above it show a robot at rest
 RESTING = 5  # rows of that rest which are kept
+WIDTH, STATE = 96, 64  # of z, and of e: E
 # A model that has demonstrations of one task only would learn that the text says nothing; these are the others.
 OTHER_TASKS = (
     "wave the arm", "pick up the cup", "open the door", "close the box", "push the plate to the left",
@@ -40,8 +41,6 @@ class HopModel(nn.Module):
 
     Args:
         dim: D.
-        width: of z.
-        state: E.
     Source: arXiv 2512.23703 §3.1 and App. A, whose GRM is a fine-tuned generative VLM that reads eight images and
         writes a percentage. Departs: a small network on frozen features; any number of views; squared error on
         hops (the paper's statement; its released code trains on next tokens).
@@ -50,12 +49,12 @@ class HopModel(nn.Module):
     centre: Tensor
     text_centre: Tensor
 
-    def __init__(self, dim: int, *, width: int = 96, state: int = 64) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.now, self.start, self.goal = (nn.Linear(dim, width, bias=i == 0) for i in range(3))
-        self.gate, self.shift = nn.Linear(dim, width), nn.Linear(dim, width)
-        self.pool = nn.Linear(width, state)
-        self.pair = nn.Sequential(nn.Linear(2 * state, state), nn.ReLU(), nn.Linear(state, state))
+        self.now, self.start, self.goal = (nn.Linear(dim, WIDTH, bias=i == 0) for i in range(3))
+        self.gate, self.shift = nn.Linear(dim, WIDTH), nn.Linear(dim, WIDTH)
+        self.pool = nn.Linear(WIDTH, STATE)
+        self.pair = nn.Sequential(nn.Linear(2 * STATE, STATE), nn.ReLU(), nn.Linear(STATE, STATE))
         self.register_buffer("centre", torch.zeros(dim))  # of features
         self.register_buffer("text_centre", torch.zeros(dim))
         self.scale = math.sqrt(dim)  # entries of a unit vector are 1 / scale

@@ -80,11 +80,11 @@ class Members(nn.Module):
             getattr(self, f"floor{i}").copy_(self.view(i, views[camera]).amin(1))
 
     @classmethod
-    def restore(cls, cameras: Sequence[str], tensors: Mapping[str, Tensor], *, extra: int = 0) -> Members:
+    def restore(cls, cameras: Sequence[str], tensors: Mapping[str, Tensor]) -> Members:
         """The networks whose `state_dict` this is."""
         count, width, hidden = tensors["w1_0"].shape
-        blank = {camera: torch.zeros(2, width - extra) for camera in cameras}
-        members = cls(blank, count=count, extra=extra, hidden=hidden)
+        blank = {camera: torch.zeros(2, width) for camera in cameras}
+        members = cls(blank, count=count, hidden=hidden)
         members.load_state_dict(dict(tensors))
         return members
 
@@ -97,10 +97,9 @@ def descend(
     steps: int,
     batch: int = 256,
     learning_rate: float = 3e-3,
-    weight_decay: float = 1e-3,
     seed: int = 0,
     stop: Callable[[], bool] | None = None,
-) -> int:
+) -> None:
     """Fit by AdamW on random batches, whole passes in a fresh order each.
 
     Args:
@@ -109,15 +108,12 @@ def descend(
         count: how many rows there are.
         steps: at most.
         batch: rows a step, at most.
-        learning_rate, weight_decay: AdamW's.
+        learning_rate: AdamW's.
         seed: of the order.
         stop: asked after each pass.
-
-    Returns:
-        Steps taken.
     """
     rng = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, weight_decay=1e-3)
     taken = 0
     with torch.enable_grad():
         while taken < steps:
@@ -130,7 +126,6 @@ def descend(
                     break
             if stop is not None and stop():
                 break
-    return taken
 
 
 def flat(views: Mapping[str, Float[Tensor, "B T D"]], module: nn.Module) -> dict[str, Float[Tensor, "N D"]]:

@@ -293,33 +293,6 @@ def _rising(levels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarr
         yield scores[:below], np.sort(higher)
 
 
-def recall_at_k(similarity: ArrayLike, truth: ArrayLike, k: int = 1) -> float:
-    """The share of frames with a true caption among their k most similar ones; frames without one do not count.
-
-    Args:
-        similarity: (N, M) of N frames with M captions.
-        truth: (N, M) bool, which captions hold in which frame.
-        k: 1 to M.
-
-    Returns:
-        In [0, 1]; NaN where no frame has a true caption.
-
-    Raises:
-        ValueError: shapes that differ, or another k.
-    """
-    similarity, truth = np.asarray(similarity, np.float64), np.asarray(truth, bool)
-    if similarity.ndim != 2 or similarity.shape != truth.shape:
-        raise ValueError(
-            f"recall_at_k: similarity and truth must be of one shape (N, M); got {similarity.shape}, {truth.shape}."
-        )
-    if not 1 <= k <= similarity.shape[1]:
-        raise ValueError(f"recall_at_k: k must be in 1 to {similarity.shape[1]}, the number of captions; got {k}.")
-    best = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
-    answerable = np.any(truth, axis=1)
-    found = np.any(np.take_along_axis(truth, best, axis=1), axis=1)[answerable]
-    return float(found.mean()) if len(found) else math.nan
-
-
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a success rate, within [0, 1]; (0, 1) without trials.
 

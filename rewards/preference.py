@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rewards.chat.asking import ChatModel, chat_model
-from rewards.combine import WeightedSum
 from rewards.comparisons import (
     Comparisons,
     compare,
@@ -23,10 +22,10 @@ from rewards.comparisons import (
     labels_by_vlm,
     read_labels,
 )
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
-from rewards.shaping import PotentialShaping
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 
 KIND = "preference"
 
@@ -72,7 +71,7 @@ class PreferenceReward:
         self.refit(comparisons)
 
     def refit(self, comparisons: Comparisons) -> None:
-        """Fit anew to these pairs, as labels come in; then `relabel` what is stored. Deterministic."""
+        """Fit anew to these pairs, as labels come in; then score anew what is stored. Deterministic."""
         how = self._how
         self.members = Members(self.reference, count=how["members"], seed=how["seed"])
 
@@ -113,15 +112,10 @@ class PreferenceReward:
         raw = self.members(views).tanh().mean(0)
         return ((raw - self.offset) / self.scale).unflatten(0, features.main.shape[:2]).to(features.main)
 
-    def relabel(self, stored: Sequence[Features]) -> list[Float[Tensor, "_ _"]]:
-        """The present reward of stored features, after a `refit`; nothing is encoded again."""
-        return [self.score(features) for features in stored]
-
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write a folder that `load` reads."""
         config = self._how | {"offset": self.offset, "scale": self.scale, "accuracy": self.accuracy}
-        tensors = {f"members/{name}": value for name, value in self.members.state_dict().items()}
-        tensors |= {f"reference/{camera}": rows for camera, rows in self.reference.items()}
+        tensors = joined({"members": self.members.state_dict(), "reference": self.reference})
         save_fitted(
             folder, kind=KIND, encoder=encoder, config=config | {"cameras": list(self.reference)}, tensors=tensors
         )
@@ -134,8 +128,7 @@ class PreferenceReward:
         head._how = {key: config[key] for key in ("members", "epochs", "seed")}
         head.offset, head.scale, head.accuracy = config["offset"], config["scale"], config["accuracy"]
         head.reference = {camera: tensors[f"reference/{camera}"] for camera in config["cameras"]}
-        weights = {name.removeprefix("members/"): v for name, v in tensors.items() if name.startswith("members/")}
-        head.members = Members.restore(config["cameras"], weights)
+        head.members = Members.restore(config["cameras"], group_of(tensors, "members"))
         return head
 
 
@@ -235,4 +228,4 @@ def preference_scorer(
         head = PreferenceReward(comparisons, fixed_set(demos), **dict(ensemble or {}))
         if labels is not None and fits is not None:
             fits[labels] = head
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)

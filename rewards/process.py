@@ -20,13 +20,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.hop_model import OTHER_TASKS, HopModel, LabelledDemo, Recipe, demonstrations, stack_views, train
 from rewards.hops import EPSILON, STRENGTH, Fused, fuse_next
 from rewards.outcome import held_to_outcome
 from rewards.phrases import as_worded
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 
 KEPT_DEMOS, KEPT_ROWS = 4, 16  # of each task, of each demonstration: rehearsed when a new task is learned
@@ -349,7 +348,7 @@ def process_scorer(
     head = head if goal in (None, head.goal) else head.toward(goal)
     shown = [*(demos or () if model is None else ()), *(adapt or ())]
     bound = held_to_outcome(head, outcome, encoder=encoder, demos=shown, model=model)
-    return Scorer(encoder, {head.name: bound}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: bound}, shaping)
 
 
 def _instructions(demos: Sequence[LabelledDemo]) -> list[str]:

@@ -15,12 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
-from rewards.shaping import PotentialShaping
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
 READOUTS = ("causal", "episode")
@@ -174,18 +173,17 @@ class Aligned(nn.Module):
     Args:
         dim: D.
         num_demos: K.
-        width: E.
     """
 
     mean: Tensor
     demos: Tensor
     spread: Tensor
 
-    def __init__(self, dim: int, num_demos: int, width: int = WIDTH) -> None:
+    def __init__(self, dim: int, num_demos: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(dim, width, bias=False)
+        self.layer = nn.Linear(dim, WIDTH, bias=False)
         self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("demos", torch.zeros(num_demos, ROWS, width))
+        self.register_buffer("demos", torch.zeros(num_demos, ROWS, WIDTH))
         self.register_buffer("spread", torch.ones(()))  # mean distance of the demonstrations to each other
 
     def forward(self, state: Tensor) -> Tensor:
@@ -286,14 +284,12 @@ class RAPL:
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
-        tensors = {
-            f"{view}/{key}": value for view, each in self.models.items() for key, value in each.state_dict().items()
-        }
         config = {
             "views": list(self.models),
             "num_demos": len(next(iter(self.models.values())).demos),
             "readout": self.readout,
         }
+        tensors = joined({view: each.state_dict() for view, each in self.models.items()})
         save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
@@ -303,8 +299,7 @@ class RAPL:
         models = {}
         for view in config["views"]:
             models[view] = Aligned(encoder.dim, config["num_demos"])
-            state = {key.removeprefix(f"{view}/"): each for key, each in tensors.items() if key.startswith(f"{view}/")}
-            models[view].load_state_dict(state)
+            models[view].load_state_dict(group_of(tensors, view))
         return cls(models, readout=config["readout"])
 
 
@@ -337,7 +332,7 @@ def rapl_scorer(
         head = RAPL.fit(demos, readout=readout, updates=updates, seed=seed)
     if head.readout == "causal":  # the other is no potential
         head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: head}, shaping)
 
 
 def resample(rows: Float[Tensor, "T D"], count: int) -> Float[Tensor, "N D"]:

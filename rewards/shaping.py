@@ -11,7 +11,7 @@ What goes wrong in practice, and where it is answered (Ng, Harada, Russell 1999;
 - **Chunks** of n actions between two decisions: γⁿ·φ(t+n) − φ(t), the discounted sum of the steps between
   (`PotentialShaping`, `steps`; `chunked` for any reward).
 - **Potentials of the history** (fused progress, prefix models) telescope along each episode only if a transition's two
-  potentials come from one model: keep both with the transition (`both_sides`), score neither again with a newer one,
+  potentials come from one model: keep both with the transition, score neither again with a newer one,
   and give φ_t to the critic, to which it is otherwise noise.
 - Clipping or normalising the *reward* undoes all of it; scale, offset and clip here act on the potential. Methods that
   learn from whole returns (REINFORCE, GRPO) see of it only an end bonus γ^T·φ_T.
@@ -128,18 +128,6 @@ def chunked(rewards: Float[Tensor, "B T"], length: int, discount: float) -> Floa
     batch, steps = rewards.shape
     padded = torch.nn.functional.pad(rewards, (0, -steps % length)).view(batch, -1, length)
     return padded @ discount ** torch.arange(length, dtype=rewards.dtype, device=rewards.device)
-
-
-def both_sides(potential: Float[Tensor, "B T1"]) -> Float[Tensor, "B T 2"]:
-    """φ_t and φ_(t+1) of each transition, to be kept with it: T of them from T + 1 rows.
-
-    `shaping(*kept.unbind(-1), terminated)` is the reward, now or after any sampling; and a head that has learned since
-    must not score one side again, for γ·φ_new(t+1) − φ_old(t) no longer cancels along the episode.
-
-    Args:
-        potential: φ of T + 1 rows.
-    """
-    return torch.stack([potential[:, :-1], potential[:, 1:]], -1)
 
 
 def finite_horizon(

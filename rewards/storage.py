@@ -138,6 +138,25 @@ def _read(folder: Path) -> tuple[str, dict[str, Tensor]]:
             return found
 
 
+def joined(groups: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Several groups of tensors as one, by "group/name".
+
+    Args:
+        groups: name -> the tensors of a module, or others by name.
+    """
+    return {f"{group}/{name}": each for group, tensors in groups.items() for name, each in tensors.items()}
+
+
+def group_of(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    """One group of what `joined` gave.
+
+    Args:
+        tensors: of all groups.
+        group: its name.
+    """
+    return {name.removeprefix(f"{group}/"): each for name, each in tensors.items() if name.startswith(f"{group}/")}
+
+
 def picture_probe(encoder: Encoder) -> Tensor:
     """(D,) float32, unit length: how the encoder sees a picture of smooth colours."""
     height, width = encoder.image_size

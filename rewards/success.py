@@ -24,10 +24,9 @@ from rewards.calibration import Decision, Latch, Quality
 from rewards.chat.asking import ChatModel, Message, chat_model, token_logprob
 from rewards.chat.messages import filled
 from rewards.chat.tokens import check_mass
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Head, Scorer
 from rewards.members import check_episodes, fitted_views, of_goal
-from rewards.shaping import PotentialShaping
 from rewards.storage import load_fitted, save_fitted
 from rewards.success_fit import (
     KIND,
@@ -382,7 +381,7 @@ def success_scorer(
         head = fitted
     else:
         head = fit_success(demos, encoder=encoder, goal=goal, output=output, hold=hold, **wanted)
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)
 
 
 def _vlm_head(

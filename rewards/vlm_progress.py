@@ -21,10 +21,9 @@ from rewards.chat.grm import GenerativeGRM
 from rewards.chat.messages import IMAGE, ChatModel, Message, filled
 from rewards.chat.numbers import parse_percentages
 from rewards.chat.reading import Questions, asked_rows, check_reading, fill, images, questions, thinned, toward
-from rewards.combine import WeightedSum
-from rewards.core import Encoder, Features, Head, Scorer
+from rewards.compose import as_scorer
+from rewards.core import Encoder, Features, Scorer
 from rewards.pictures import rgb
-from rewards.shaping import PotentialShaping
 
 TOP_PROMPT = """These images, in order of time, show a robot that was told: {instruction}
 {frames}
@@ -249,7 +248,7 @@ def grm_vlm_scorer(
         goal_image = {views[0]: goal_image}
     pictures = {name: picture(path) for name, path in (goal_image or {}).items()}
     made = GenerativeGRM(goal, ask=questions(vlm, asking), goal=pictures, views=views, **head)
-    return _scorer(encoder, made, shaping)
+    return as_scorer(encoder, {made.name: made}, shaping)
 
 
 def topreward_scorer(
@@ -266,7 +265,8 @@ def topreward_scorer(
     Args:
         encoder, goal, vlm, asking, shaping: as of `grm_vlm_scorer`.
     """
-    return _scorer(encoder, TOPReward(goal, ask=questions(vlm, asking), **head), shaping)
+    made = TOPReward(goal, ask=questions(vlm, asking), **head)
+    return as_scorer(encoder, {made.name: made}, shaping)
 
 
 def gvl_scorer(
@@ -283,11 +283,8 @@ def gvl_scorer(
     Args:
         encoder, goal, vlm, asking, shaping: as of `grm_vlm_scorer`.
     """
-    return _scorer(encoder, GVL(goal, ask=questions(vlm, asking), **head), shaping)
-
-
-def _scorer(encoder: Encoder, head: Head, shaping: Mapping[str, Any] | None) -> Scorer:
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    made = GVL(goal, ask=questions(vlm, asking), **head)
+    return as_scorer(encoder, {made.name: made}, shaping)
 
 
 def _one_view(features: Features, head: str, view: str | None) -> list[list[np.ndarray]]:

@@ -19,13 +19,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from rewards.chat.asking import ChatModel
-from rewards.combine import WeightedSum
 from rewards.comparisons import Comparisons
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.members import Members, check_episodes, descend, fitted_views, flat
 from rewards.preference import fixed_set, judged
-from rewards.shaping import PotentialShaping
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 
 KIND = "vpl"
 Gaussian = tuple[Float[Tensor, "*B Z"], Float[Tensor, "*B Z"]]  # mean, log-variance
@@ -227,8 +226,7 @@ class VPLReward:
             "cameras": list(self.reference), "resample": self.resample, "latent": len(self.networks.prior_mean),
             "hidden": self.networks.all[0].in_features, "user": self.user,
         }  # fmt: skip
-        tensors = {f"networks/{name}": value for name, value in self.networks.state_dict().items()}
-        tensors |= {f"reference/{camera}": rows for camera, rows in self.reference.items()}
+        tensors = joined({"networks": self.networks.state_dict(), "reference": self.reference})
         tensors |= {"mean": self.q[0], "log_variance": self.q[1]}
         save_fitted(folder, kind=KIND, encoder=encoder, config=config, tensors=tensors)
 
@@ -238,8 +236,7 @@ class VPLReward:
         config, tensors = load_fitted(folder, kind=KIND, encoder=encoder)
         reference = {camera: tensors[f"reference/{camera}"] for camera in config["cameras"]}
         networks = LatentUser(reference, latent=config["latent"], hidden=config["hidden"], seed=0)
-        prefix = "networks/"
-        networks.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        networks.load_state_dict(group_of(tensors, "networks"))
         head = cls(networks, reference, resample=config["resample"])
         head.q, head.user = (tensors["mean"], tensors["log_variance"]), config.get("user")
         return head
@@ -359,7 +356,7 @@ def vpl_scorer(
         head = VPLReward(fit_vpl(told, reference, **dict(latent_user or {})), reference, context, resample=resample)
         if labels is not None and fits is not None:
             fits[labels] = head
-    return Scorer(encoder, {KIND: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {KIND: head}, shaping)
 
 
 def _batched(context: Comparisons) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:

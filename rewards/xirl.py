@@ -14,12 +14,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Episode, Features, Scorer
 from rewards.outcome import held_to_outcome
 from rewards.progress import tqdm
-from rewards.shaping import PotentialShaping
-from rewards.storage import load_fitted, save_fitted
+from rewards.storage import group_of, joined, load_fitted, save_fitted
 from rewards.views import mean_over_views, shared_views
 
 LOSSES = ("classification", "regression", "regression_mse", "regression_mse_var")
@@ -166,11 +165,9 @@ class XIRL:
 
     def save(self, folder: Path, encoder: Encoder) -> None:
         """Write it to a folder; see `rewards.storage`."""
-        tensors = {
-            f"{view}/{key}": value for view, each in self.embedders.items() for key, value in each.state_dict().items()
-        }
         lengths = next(iter(self.embedders.values())).rows
         config = {"views": list(self.embedders), "lengths": lengths, "readout": self.readout}
+        tensors = joined({view: each.state_dict() for view, each in self.embedders.items()})
         save_fitted(folder, kind=self.name, encoder=encoder, config=config, tensors=tensors)
 
     @classmethod
@@ -180,8 +177,7 @@ class XIRL:
         embedders = {}
         for view in config["views"]:
             embedders[view] = Embedder(encoder.dim, config["lengths"])
-            state = {key.removeprefix(f"{view}/"): each for key, each in tensors.items() if key.startswith(f"{view}/")}
-            embedders[view].load_state_dict(state)
+            embedders[view].load_state_dict(group_of(tensors, view))
         return cls(embedders, readout=config["readout"])
 
 
@@ -287,7 +283,7 @@ def xirl_scorer(
     else:
         head = XIRL.fit(demos, loss=loss, readout=readout, updates=updates, seed=seed)
     head = held_to_outcome(head, outcome, encoder=encoder, demos=demos, model=model)
-    return Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping(**(shaping or {})))
+    return as_scorer(encoder, {head.name: head}, shaping)
 
 
 def _train(demos: Sequence[Tensor], loss: str, updates: int, seed: int, title: str) -> Embedder:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from types import TracebackType
 
 from embodied.cameras.camera import CameraEvent, Frame
 from embodied.cameras.live import LiveCamera
@@ -27,7 +26,6 @@ class Source:
     Args:
         cameras: view name -> camera, all live or all recorded.
         changed: what the live cameras notify.
-        clock: of age, seconds; the cameras' own.
 
     Attributes:
         live: whether this is now; otherwise a record.
@@ -44,7 +42,6 @@ class Source:
         cameras: Mapping[str, LiveCamera] | Mapping[str, RecordedCamera],
         *,
         changed: threading.Condition | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         kinds = {camera.live for camera in cameras.values()}
         if len(kinds) != 1:
@@ -59,7 +56,7 @@ class Source:
                 f"source: records that are read together must have one rate; got {told} images a second. Give "
                 "fps=, at which all are read; images in a folder have that rate, 30 unless it is given."
             )
-        self._changed, self._clock = changed or threading.Condition(), clock
+        self._changed = changed or threading.Condition()
         self._handed = dict.fromkeys(self.names, -1)  # view -> index of the frame that was handed out last
         try:
             for camera in cameras.values():
@@ -110,10 +107,10 @@ class Source:
             return self._following()
         if timeout_s is None:
             timeout_s = self.max_age_s or 0.0
-        deadline = self._clock() + timeout_s
+        deadline = time.monotonic() + timeout_s
         with self._changed:
             while True:
-                now = self._clock()
+                now = time.monotonic()
                 for camera in self._live.values():
                     camera.watch(now)
                 moment = self._moment(now)
@@ -131,7 +128,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     # Inside ---------------------------------------------------------------------------------------------

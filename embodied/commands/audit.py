@@ -30,7 +30,6 @@ from embodied.datasets.dropping import check_droppable, drop
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
 from embodied.files import check_place, write_text
-from embodied.literal import saved_text
 from embodied.locks import alone
 from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
@@ -80,7 +79,7 @@ def _audit(config: DictConfig, labels: KeptLabels, cameras: Sequence[str], encod
     bad, unsure = ([e["episode"] for e in episodes if e["verdict"] == word] for word in ("bad", "unsure"))
     folder = runs.new_folder(ROOT, dataset.root.name, name, 0) if config.run is None else Path(config.run)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    runs.save_config(folder, config)
     about = {"verb": "audit", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     summary = _summary(episodes)

@@ -225,36 +225,36 @@ def _steps(session: FinetuningRun, name: str, policy: ChunkPolicy | BestOfN) -> 
 
 def _opened(config: DictConfig) -> tuple[DictConfig, Path | None]:
     """The config to go by, and the run's folder where it goes on."""
-    if config.data is None or config.resume:
-        if not (config.resume or config.run or list((runs.ROOT / "finetune").glob("*/run.json"))):
-            raise UserError("data must be a LeRobot folder, or a list of them; got none, and no run to go on with.")
-        folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
-        runs.verb_of(folder, "finetune")
-        defaults = compose("finetune", [])
-        OmegaConf.set_struct(defaults, False)
-        saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
-        assert isinstance(saved, DictConfig)
-        check_trusted(folder, resolved(saved), config.get("trust"))
-        if others := runs.changed(config, saved, "finetune", (*FREE, *OF_STAGES)):
-            raise UserError(
-                f"run: {folder} goes on with its own settings; got others for {', '.join(others)}. Leave them out, or "
-                f"begin a new run. What a later stage does is set by {', '.join(OF_STAGES)}."
-            )
-        for key in HERE:
-            if given(config, key):
-                saved[key] = config[key]
-        if given(config, "stages"):
-            one = isinstance(config.stages, str)
-            saved.stages = config.stages if one else _stages_of(folder, config.stages)
-        for group, stages in OF_STAGES.items():
-            for key in config[group]:
-                if given(config[group], key):
-                    for stage in stages:
-                        _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
-                    saved[group][key] = config[group][key]
-        return saved, folder
-    runs.check_new(config.run, "Leave data out, or add resume=true, to go on.")
-    return config, None
+    if config.data is not None and not config.resume:
+        runs.check_new(config.run, "Leave data out, or add resume=true, to go on.")
+        return config, None
+    if not (config.resume or config.run or list((runs.ROOT / "finetune").glob("*/run.json"))):
+        raise UserError("data must be a LeRobot folder, or a list of them; got none, and no run to go on with.")
+    folder = runs.find(config.run or "latest", runs.ROOT / "finetune")
+    runs.verb_of(folder, "finetune")
+    defaults = compose("finetune", [])
+    OmegaConf.set_struct(defaults, False)
+    saved = OmegaConf.merge(defaults, load_literal(folder / "config.yaml"))
+    assert isinstance(saved, DictConfig)
+    check_trusted(folder, resolved(saved), config.get("trust"))
+    if others := runs.changed(config, saved, "finetune", (*FREE, *OF_STAGES)):
+        raise UserError(
+            f"run: {folder} goes on with its own settings; got others for {', '.join(others)}. Leave them out, or "
+            f"begin a new run. What a later stage does is set by {', '.join(OF_STAGES)}."
+        )
+    for key in HERE:
+        if given(config, key):
+            saved[key] = config[key]
+    if given(config, "stages"):
+        one = isinstance(config.stages, str)
+        saved.stages = config.stages if one else _stages_of(folder, config.stages)
+    for group, stages in OF_STAGES.items():
+        for key in config[group]:
+            if given(config[group], key):
+                for stage in stages:
+                    _may_change(folder / stage, f"{group}.{key}", saved[group][key], config[group][key])
+                saved[group][key] = config[group][key]
+    return saved, folder
 
 
 def _stages_of(folder: Path, wanted: Sequence[str]) -> list[str]:
@@ -293,14 +293,11 @@ def _may_change(begun: Path, key: str, was: Any, wanted: Any) -> None:
 
 def _begun(config: DictConfig) -> Path:
     """The run's folder, made."""
-    if config.run:
-        folder = Path(config.run)
-        folder.mkdir(parents=True)
-    else:
-        first = config.data if isinstance(config.data, str) else str(config.data[0])
-        known = worlds.names(config)
-        name = Path(first).name if not known else "+".join(known) if len(known) < 3 else f"{known[0]}+{len(known) - 1}"
-        folder = runs.new_folder(runs.ROOT / "finetune", name, str(config.labels.weights), config.seed)
+    first = config.data if isinstance(config.data, str) else str(config.data[0])
+    known = worlds.names(config)
+    name = Path(first).name if not known else "+".join(known) if len(known) < 3 else f"{known[0]}+{len(known) - 1}"
+    weights = str(config.labels.weights)
+    folder = runs.new_folder(runs.ROOT / "finetune", name, weights, config.seed, run=config.run)
     runs.save_config(folder, config)
     remember(resolved(config))
     runs.write_run(folder, verb="finetune", seed=config.seed, command=sys.argv, **runs.facts())

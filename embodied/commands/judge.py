@@ -51,7 +51,7 @@ from embodied.judging.report import table, write_judgement
 from embodied.judging.rewards import TaskRewards, demos_wanted, reward_parts
 from embodied.judging.tasks import by_instruction, over_tasks, together
 from embodied.judging.verdicts import verdict
-from embodied.literal import resolved, saved_text
+from embodied.literal import resolved
 from embodied.scoring.labelling import chosen_cameras
 from embodied.settings import check_least
 from rewards.core import Encoder
@@ -94,39 +94,18 @@ def run(config: DictConfig) -> None:
     films: dict[str, np.ndarray] = {}
     if asking is None and config.counterfactual is not False and not any(c.kind in COUNTERFACTUAL for c in cases):
         asked, films = pasted(dataset, encoder, cameras, cases, list(config.arm or []))
-    ours = is_world(dataset.env_id)
-    env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]}) if ours else None
     tasks = _tasks(config, cases)
     for instruction in tasks:
         _check_apart(reward_parts(config, instruction), dataset)
-    parts = reward_parts(config, next(iter(tasks)))
-    found: list[dict[str, Judged]] = []
-    asking_of: dict[str, TaskRewards] = {}
-    shared = Shared()
-    for instruction, members in tasks.items():
-        task = plain(members[0].episode.instruction)
-        more = [case for case in asked if plain(case.episode.instruction) == task]
-        one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
-        found.append({each.name: each for each in one.judged()})
-        if len(asking_of) >= MOST:  # no later task is asked about others: its rewards need not stay
-            one.scorers, one.probes = {}, []
-        asking_of[instruction] = one
-    judged = [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]]
-    judged = confused(
-        judged,
-        {task: each.scorers for task, each in asking_of.items()},
-        {task: each.probes for task, each in asking_of.items()},
-        resamples=config.resamples,
-        seed=config.seed,
-    )
-    division = together([each.division for each in asking_of.values()])
+    judged, division = _judged(config, encoder, dataset, cameras, tasks, asked)
     approximate = bool(films) and bool(division.counterfactual)
     verdicts = {each.name: verdict(each) for each in judged}
     encode_ms = encoding_ms(encoder, dataset.frames(0, cameras[0]))
-    folder = _folder(config, "-".join(parts))
-    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    parts = reward_parts(config, next(iter(tasks)))
+    folder = runs.new_folder(ROOT, Path(config.data).name, "-".join(parts), config.seed, run=config.run)
+    runs.save_config(folder, config)
     about = {"verb": "judge", "data": f"{dataset.root}, {len(dataset)} episodes", "cameras": ", ".join(cameras)}
-    about |= {"encoder": encoder.name, **_split(division, cases, ours, parts)}
+    about |= {"encoder": encoder.name, **_split(division, cases, is_world(dataset.env_id), parts)}
     if approximate:
         about["counterfactual"] += ", approximate: pasted from pictures of successes"
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
@@ -150,11 +129,50 @@ def run(config: DictConfig) -> None:
     del loaded  # until then nothing is loaded twice
 
 
+def _judged(
+    config: DictConfig,
+    encoder: Encoder,
+    dataset: Dataset,
+    cameras: Sequence[str],
+    tasks: Mapping[str, Sequence[Case]],
+    asked: Sequence[Case],
+) -> tuple[list[Judged], Division]:
+    """Every reward over all tasks, and how the episodes were divided.
+
+    Args:
+        tasks: instruction -> its episodes.
+        asked: counterfactual ones of all tasks.
+    """
+    env = None
+    if is_world(dataset.env_id):
+        env = dataset.env | ({"cameras": cameras} if len(cameras) > 1 else {"camera": cameras[0]})
+    found: list[dict[str, Judged]] = []
+    rewards: dict[str, TaskRewards] = {}
+    shared = Shared()
+    for instruction, members in tasks.items():
+        task = plain(members[0].episode.instruction)
+        more = [case for case in asked if plain(case.episode.instruction) == task]
+        one = TaskRewards(config, encoder, cameras, instruction, members, env, more, shared)
+        found.append({each.name: each for each in one.judged()})
+        if len(rewards) >= MOST:  # no later task is asked about others: its rewards need not stay
+            one.scorers, one.probes = {}, []
+        rewards[instruction] = one
+    judged = confused(
+        [over_tasks({task: each[name] for task, each in zip(tasks, found, strict=True)}) for name in found[0]],
+        {task: each.scorers for task, each in rewards.items()},
+        {task: each.probes for task, each in rewards.items()},
+        resamples=config.resamples,
+        seed=config.seed,
+    )
+    return judged, together([each.division for each in rewards.values()])
+
+
 def _benchmark(config: DictConfig) -> None:
     """Score a public benchmark, and tell its own figures."""
     results, judged = run_benchmark(config, build(config.encoder))
-    folder = _folder(config, "-".join(reward_parts(config, "")))
-    (folder / "config.yaml").write_text(saved_text(config), "utf-8")
+    rewards = "-".join(reward_parts(config, ""))
+    folder = runs.new_folder(ROOT, Path(config.data).name, rewards, config.seed, run=config.run)
+    runs.save_config(folder, config)
     about = {"verb": "judge", "benchmark": config.benchmark, "data": config.data, "judged on": judged}
     runs.write_run(folder, **about, command=sys.argv, **runs.facts())
     published = benchmark_of(config.benchmark).published
@@ -279,13 +297,6 @@ def _check(config: DictConfig) -> None:
     if config.unlabelled not in ("skip", "success"):
         raise UserError(f"unlabelled must be skip or success; got {config.unlabelled!r}.")
     runs.check_new(config.run)
-
-
-def _folder(config: DictConfig, rewards: str) -> Path:
-    if not config.run:
-        return runs.new_folder(ROOT, Path(config.data).name, rewards, config.seed)
-    Path(config.run).mkdir(parents=True)
-    return Path(config.run)
 
 
 def _check_apart(parts: Mapping[str, Mapping[str, Any]], dataset: Dataset) -> None:

@@ -92,9 +92,11 @@ def make(
     """
     if obs not in OBS_FORMS:
         raise UserError(f"make: obs must be one of {', '.join(OBS_FORMS)}; got {obs!r}.")
-    for key, value in (("max_episode_steps", max_episode_steps), ("action_repeat", action_repeat)):
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not (whole and value >= 1) and (key, value) != ("max_episode_steps", None):
+    for key, value in {
+        "max_episode_steps": 1 if max_episode_steps is None else max_episode_steps,
+        "action_repeat": action_repeat,
+    }.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"make: {key} must be a whole number, at least 1; got {value!r}.")
     if ":" in id:
         id = _imported(id)
@@ -188,12 +190,14 @@ class Bridged(gymnasium.Env):
         return self._obs(obs), self._told(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        played, total = self._actions(action), 0.0
-        for _ in range(self._action_repeat):
-            obs, reward, terminated, truncated, info = self.inner.step(played)
-            total += number(reward, f"{self.world_id}: a reward")
+        played = self._actions(action)
+        obs, reward, terminated, truncated, info = self.inner.step(played)
+        total = number(reward, f"{self.world_id}: a reward")
+        for _ in range(self._action_repeat - 1):
             if terminated or truncated:
                 break
+            obs, reward, terminated, truncated, info = self.inner.step(played)
+            total += number(reward, f"{self.world_id}: a reward")
         return self._obs(obs), total, bool(terminated), bool(truncated), self._told(info)
 
     def _told(self, info: dict[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class CartPole(World):
 
     scene = "cartpole/scene.xml"
     cameras = ("front", "angle")
+    state_is_own = True
     facts = ("pole_up", "pole_down", "cart_left", "cart_right", "cart_centre")
     instruction = CARTPOLE.instruction
     start_angle: ClassVar[float] = 1.0  # radians
@@ -46,10 +47,6 @@ class CartPole(World):
 
     def _proprio(self) -> np.ndarray:
         return self._state()
-
-    @property
-    def state_is_own(self) -> bool:
-        return True
 
     def degrees(self) -> dict[str, float]:
         x, tilt = float(self.data.qpos[0]), abs(self._angle())

@@ -56,6 +56,7 @@ class Humanoid(World):
 
     scene = "humanoid"
     cameras = ("front", "side")
+    state_is_own = True
     facts = ("standing", "kneeling", "sitting", "lying", "arms_raised", "upside_down", "one_leg_up")
     ctrl_dt = 0.015
     sim_dt = 0.003
@@ -111,10 +112,6 @@ class Humanoid(World):
 
     def _proprio(self) -> np.ndarray:
         return self._state()
-
-    @property
-    def state_is_own(self) -> bool:
-        return True
 
     # Truth ----------------------------------------------------------------------------------------------
 
@@ -173,7 +170,25 @@ class Humanoid(World):
             self.data.qpos[:] = mixed
             self._rest()
             return
-        angles = {name: rng.normal(0, 5) for name in self._joint}  # degrees
+        angles, pitch, roll = self._angles(posture, rng)
+        for name, value in angles.items():
+            self.data.qpos[self._joint[name]] = np.clip(math.radians(value), *self._range[name])
+        yaw = rng.normal(0, 0.5) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi)
+        self.data.qpos[:2] = rng.normal(0, 0.08, 2)
+        turn = [np.empty(4) for _ in range(3)]
+        for quat, axis, angle in zip(turn, np.eye(3), (math.radians(roll), math.radians(pitch), yaw), strict=True):
+            mujoco.mju_axisAngle2Quat(quat, axis, angle)
+        pitched = np.empty(4)
+        mujoco.mju_mulQuat(pitched, turn[1], turn[0])
+        mujoco.mju_mulQuat(self.data.qpos[3:7], turn[2], pitched)
+        self._rest()
+        if posture == "lying":  # limbs fall where they fall
+            mujoco.mj_step(self.model, self.data, 240)
+            self.data.qvel[:], self.data.time = 0, 0.0
+
+    def _angles(self, posture: str, rng: np.random.Generator) -> tuple[dict[str, float], float, float]:
+        """Of each joint, and the body's pitch and roll, in degrees."""
+        angles = {name: rng.normal(0, 5) for name in self._joint}
         pitch, roll = rng.normal(0, 4), rng.normal(0, 3)
         if posture == "standing":
             angles["right_knee"], angles["left_knee"] = -abs(rng.normal(0, 10, 2)) - 2
@@ -208,20 +223,7 @@ class Humanoid(World):
             noise = 6 if kind is not _RAISED or posture == "upside_down" else 4
             angles[f"right_{joint}"] = value + rng.normal(0, noise)
             angles[f"left_{joint}"] = (value if joint == "elbow" else -value) + rng.normal(0, noise)
-        for name, value in angles.items():
-            self.data.qpos[self._joint[name]] = np.clip(math.radians(value), *self._range[name])
-        yaw = rng.normal(0, 0.5) if rng.random() < 0.7 else rng.uniform(-math.pi, math.pi)
-        self.data.qpos[:2] = rng.normal(0, 0.08, 2)
-        turn = [np.empty(4) for _ in range(3)]
-        for quat, axis, angle in zip(turn, np.eye(3), (math.radians(roll), math.radians(pitch), yaw), strict=True):
-            mujoco.mju_axisAngle2Quat(quat, axis, angle)
-        pitched = np.empty(4)
-        mujoco.mju_mulQuat(pitched, turn[1], turn[0])
-        mujoco.mju_mulQuat(self.data.qpos[3:7], turn[2], pitched)
-        self._rest()
-        if posture == "lying":  # limbs fall where they fall
-            mujoco.mj_step(self.model, self.data, 240)
-            self.data.qvel[:], self.data.time = 0, 0.0
+        return angles, pitch, roll
 
     def _rest(self) -> None:
         """Shift the body up or down until its lowest point touches the floor."""

@@ -55,26 +55,14 @@ def orbit(
     model.cam_quat[camera] = look_at(eye, centre)
 
 
-def nudge(
-    model: mujoco.MjModel,
-    data: mujoco.MjData,
-    camera: int,
-    rng: np.random.Generator,
-    *,
-    yaw: float = 0.15,
-    pitch: float = 0.08,
-    zoom: float = 0.1,
-) -> None:
+def nudge(model: mujoco.MjModel, data: mujoco.MjData, camera: int, rng: np.random.Generator) -> None:
     """Lead a camera of any model a little round what it sees, upright or not; one that hangs on a moving body stays.
 
     Args:
         model: changed in place.
         data: where everything is now; its camera's pose is read.
         camera: its id.
-        rng: source of the draws, uniform in plus or minus the ranges below.
-        yaw: around the vertical axis, radians.
-        pitch: up and down, radians.
-        zoom: distance, as a share.
+        rng: source of the draws: up to 0.15 radians to a side, 0.08 up or down, and a tenth nearer or farther.
     """
     body = int(model.cam_bodyid[camera])
     if model.body_weldid[body] != 0 or int(model.cam_mode[camera]) != int(mujoco.mjtCamLight.mjCAMLIGHT_FIXED):
@@ -82,8 +70,8 @@ def nudge(
     turn = data.cam_xmat[camera].reshape(3, 3)
     away = float((model.stat.center - data.cam_xpos[camera]) @ -turn[:, 2])
     target = data.cam_xpos[camera] - turn[:, 2] * max(away, 0.3 * model.stat.extent)
-    led = _about([0.0, 0.0, 1.0], rng.uniform(-yaw, yaw)) @ _about(turn[:, 0], rng.uniform(-pitch, pitch))
-    place = target + (1 + rng.uniform(-zoom, zoom)) * led @ (data.cam_xpos[camera] - target)
+    led = _about([0.0, 0.0, 1.0], rng.uniform(-0.15, 0.15)) @ _about(turn[:, 0], rng.uniform(-0.08, 0.08))
+    place = target + (1 + rng.uniform(-0.1, 0.1)) * led @ (data.cam_xpos[camera] - target)
     base, at = data.xmat[body].reshape(3, 3), data.xpos[body]
     model.cam_pos[camera] = base.T @ (place - at)
     mujoco.mju_mat2Quat(model.cam_quat[camera], (base.T @ led @ turn).flatten())
@@ -97,17 +85,16 @@ def _about(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
     return turn.reshape(3, 3)
 
 
-def relight(model: mujoco.MjModel, rng: np.random.Generator, strength: float = 0.3) -> None:
-    """Scale the brightness of every light by one draw each, warm or cold, and turn its direction a little.
+def relight(model: mujoco.MjModel, rng: np.random.Generator) -> None:
+    """Scale the brightness of every light by one draw each, up to 0.3, warm or cold, and turn its direction a little.
 
     Args:
         model: is changed in place.
         rng: of the draws.
-        strength: largest change of brightness, as a share.
     """
     for light in range(model.nlight):
         tint = 1 + rng.uniform(-0.06, 0.06, 3)
-        model.light_diffuse[light] *= rng.uniform(1 - strength, 1 + strength) * tint
+        model.light_diffuse[light] *= rng.uniform(0.7, 1.3) * tint
         turned = model.light_dir[light] + rng.normal(0, 0.15, 3)
         model.light_dir[light] = turned / np.linalg.norm(turned)
 

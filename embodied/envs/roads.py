@@ -209,9 +209,9 @@ class RoadWay:
         self.reach(float(at[-1]) + 1.0)
         return self._table[np.maximum(((at + self.begin) / STEP).astype(int), 0), 3]
 
-    def nearest(self, point: np.ndarray, around: float, back: float = 4.0, ahead: float = 6.0) -> float:
-        """Metres along it of the place nearest to a point (2,), not farther from `around` than told."""
-        tried = np.arange(around - back, around + ahead, 0.5)
+    def nearest(self, point: np.ndarray, around: float) -> float:
+        """Metres along it of the place nearest to a point (2,), from 4 behind `around` to 6 ahead of it."""
+        tried = np.arange(around - 4.0, around + 6.0, 0.5)
         places, headings = self.at(tried)
         best = int(((places - point) ** 2).sum(-1).argmin())
         off = point - places[best]

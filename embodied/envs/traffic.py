@@ -80,9 +80,7 @@ def discs(poses: np.ndarray) -> np.ndarray:
     return poses[:, None, :2] + turned(along, poses[:, None, 2])
 
 
-def free(
-    way: RoadWay, at: float, obstacles: np.ndarray, *, width: float = WIDTH, sight: float = SIGHT, aside: float = 0.0
-) -> float:
+def free(way: RoadWay, at: float, obstacles: np.ndarray, *, sight: float = SIGHT, aside: float = 0.0) -> float:
     """Metres from a car's front, at a place of its way, to the first of some discs (K, 2) that stand in the way, or so
     many metres to the left of it.
 
@@ -90,7 +88,6 @@ def free(
         way: that the car follows.
         at: metres along it.
         obstacles: metres.
-        width: of the strip that must be free, metres.
         sight: metres that are looked ahead.
         aside: metres to the left of the way.
     """
@@ -100,7 +97,7 @@ def free(
     places, headings = way.at(at + ahead)
     if aside:
         places = places + aside * np.stack([-np.sin(headings), np.cos(headings)], -1)
-    hit = (((places[:, None] - obstacles) ** 2).sum(-1) < width**2).any(-1)
+    hit = (((places[:, None] - obstacles) ** 2).sum(-1) < WIDTH**2).any(-1)
     return float(ahead[hit.argmax()] - 1.0) if hit.any() else sight
 
 

@@ -49,6 +49,7 @@ class World(gymnasium.Env, ABC):
     facts: ClassVar[tuple[str, ...]]  # what `degrees` tells
     instruction: str  # the task in words, for policies and for rewards that want one
     synthesis: ClassVar[Mapping[str, Any]] = {}  # arguments of `rewards.combine.Synthesis`, by the names of `signals`
+    state_is_own: ClassVar[bool] = False  # whether obs=state holds only what the robot measures, and is no privilege
     ctrl_dt: ClassVar[float] = 0.05  # seconds per action
     sim_dt: ClassVar[float] = 0.005  # seconds per physics step
 
@@ -117,11 +118,6 @@ class World(gymnasium.Env, ABC):
     @abstractmethod
     def _state(self) -> np.ndarray:
         """(S,) float32: everything the task needs, poses included."""
-
-    @property
-    def state_is_own(self) -> bool:
-        """Whether `obs=state` holds only what the robot itself measures: then it is no privilege."""
-        return False
 
     @abstractmethod
     def _proprio(self) -> np.ndarray:

@@ -125,13 +125,11 @@ def candidates(horizon: int) -> list[int]:
 
 def choose_execute(
     arenas: Sequence[Arena], policy: ChunkPolicy | BestOfN, seeds: Sequence[int], file: Path, *, desc: str
-) -> tuple[int, dict[int, float]]:
-    """The number of executed steps with the most success on validation starts; of equals, the larger (it looks less).
+) -> int:
+    """The number of executed steps with the most success on validation starts; of equals, the larger (it looks less);
+    where the world does not tell success, all of the chunk.
 
-    What was tried is kept in `file`, so that a run that was stopped does not try it again.
-
-    Returns:
-        The number, and the success of each; where the world does not tell success, all of the chunk.
+    What was tried is kept in `file`, with the success of each, so that a run that was stopped does not try it again.
     """
     tried: dict[int, float] = {}
     if file.is_file():
@@ -141,10 +139,10 @@ def choose_execute(
             played = play_all(arenas, policy, execute, seeds, desc=f"{desc}, {execute} steps")
             known = [each.success for each in played if each.success is not None]
             if not known:
-                return policy.spec.horizon, {}
+                return policy.spec.horizon
             tried[execute] = float(np.mean(known))
             write_text(file, json.dumps(tried) + "\n")
-    return max(tried, key=lambda execute: (tried[execute], execute)), tried
+    return max(tried, key=lambda execute: (tried[execute], execute))
 
 
 def as_rows(played: Sequence[Played]) -> list[dict[str, Any]]:

@@ -144,9 +144,7 @@ def _quoted(sentences: Iterable[str]) -> str:
     return ", ".join(f"“{sentence}”" for sentence in sentences)
 
 
-def encoded(
-    source: DataSource, encoder: Any, cameras: Sequence[str], indices: Sequence[int] | None = None
-) -> list[Episode]:
+def encoded(source: DataSource, encoder: Any, cameras: Sequence[str]) -> list[Episode]:
     """Episodes of a dataset by their vectors, views called as the policy calls them."""
     names = [source.names.cameras[name] for name in cameras if name in source.names.cameras]
     back = {source.names.cameras[name]: name for name in cameras if name in source.names.cameras}

@@ -31,7 +31,7 @@ from embodied.finetuning import backbones, growing, imagining, inputs, judging, 
 from embodied.finetuning.outcomes import outcomes
 from embodied.finetuning.rollouts import Played
 from embodied.finetuning.training import POLICY, advance, train
-from embodied.reports.video import write_video
+from embodied.reports.video import OUTCOME, write_video
 from embodied.runs import write_run
 from embodied.training import evaluation
 from policies.vla.choosing import BestOfN, load_acting, load_critic, save_critic
@@ -349,7 +349,7 @@ class FinetuningRun:
         for old in self._films(name):
             old.unlink()
         for i, each in enumerate(each for each in played if each.pictures):
-            word = {True: "success", False: "failure", None: "episode"}[each.success]
+            word = OUTCOME[each.success]
             write_video(self.folder / "videos" / f"{i}_{name}_{word}.mp4", each.pictures, each.rewards,
                         title=" · ".join(filter(None, (name, each.world, f"start {each.seed}", word))))  # fmt: skip
 
@@ -360,10 +360,8 @@ class FinetuningRun:
             return int(config.execute)
         first = config.seed + judging.CHOOSING
         seeds = range(first, first + config.choose_episodes)
-        chosen, _ = judging.choose_execute(
-            self.arenas, policy, seeds, self.folder / name / "execute.json", desc=f"{name}: choosing"
-        )
-        return chosen
+        file = self.folder / name / "execute.json"
+        return judging.choose_execute(self.arenas, policy, seeds, file, desc=f"{name}: choosing")
 
     def conclude(self, results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         """Write evaluation.json: every policy's summary, the last one against the one before it, and which is kept.

@@ -16,7 +16,7 @@ from embodied.files import write_text
 from embodied.finetuning import backbones, inputs, judging, worlds
 from embodied.finetuning.training import POLICY
 from embodied.literal import load_literal, resolved
-from embodied.reports.video import write_video
+from embodied.reports.video import OUTCOME, write_video
 from embodied.settings import check_execute
 from embodied.trust import check_trusted
 from policies.vla.choosing import BestOfN, load_acting
@@ -93,7 +93,7 @@ def evaluate(config: DictConfig, folder: Path) -> str:
         raise UserError(str(error).removeprefix("ChunkActor: ")) from error
     (folder / "videos").mkdir(exist_ok=True)
     for i, each in enumerate(each for each in played if each.pictures):
-        word = {True: "success", False: "failure", None: "episode"}[each.success]
+        word = OUTCOME[each.success]
         for old in (folder / "videos").glob(f"{i}_evaluate_*.mp4"):
             old.unlink()
         file = folder / "videos" / f"{i}_evaluate_{word}.mp4"

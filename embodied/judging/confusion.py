@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -24,7 +24,6 @@ def confused(
     *,
     resamples: int,
     seed: int,
-    tick: Callable[[], object] = lambda: None,
 ) -> list[Judged]:
     """The same results with their `confusion_margin`, where there are two tasks or more with episodes.
 
@@ -33,12 +32,11 @@ def confused(
         scorers: instruction -> the rewards of that task by name; those that are not there get no margin.
         probes: instruction -> some of its judged episodes. Of the first `MOST` tasks, those that have any are asked.
         resamples, seed: of the bootstrap, which draws each task's episodes with replacement.
-        tick: called after each episode.
     """
     tasks = list(islice((task for task in scorers if probes[task]), MOST))
     return [
         each if len(tasks) < 2 or each.name not in scorers[tasks[0]]
-        else _with_margin(each, tasks, scorers, probes, resamples, seed, tick)
+        else _with_margin(each, tasks, scorers, probes, resamples, seed)
         for each in judged
     ]  # fmt: skip
 
@@ -50,7 +48,6 @@ def _with_margin(
     probes: Mapping[str, Sequence[Case]],
     resamples: int,
     seed: int,
-    tick: Callable[[], object],
 ) -> Judged:
     owner, said = [], []  # of each episode: its task, and where it ends under every instruction
     for number, task in enumerate(tasks):
@@ -58,7 +55,6 @@ def _with_margin(
             features = case.episode.features
             said.append([potential(scorers[asked][judged.name], features)[case.end] for asked in tasks])
             owner.append(number)
-            tick()
     figure, matrix = margin_of(np.array(said), np.array(owner), resamples=resamples, seed=seed)
     confusion = {task: dict(zip(tasks, row, strict=True)) for task, row in zip(tasks, matrix, strict=True)}
     return replace(judged, figures={**judged.figures, "confusion_margin": figure}, confusion=confusion)

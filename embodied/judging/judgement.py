@@ -63,9 +63,8 @@ from embodied.datasets.kinds import COUNTERFACTUAL, STILL
 from embodied.judging.figures import GROUPS, Canary, Case, Division, Figure, Sheet
 from embodied.judging.outcome import SUCCESS, outcome
 from rewards.audit import Reliability
-from rewards.combine import WeightedSum
+from rewards.compose import as_scorer
 from rewards.core import Encoder, Features, Scorer
-from rewards.shaping import PotentialShaping
 
 OURS = (
     "voc", "voc_reversed", "margin", "tau_a", "somers_d", "auroc", "ap", "precision", "recall", "frame_auroc", "epic",
@@ -288,8 +287,7 @@ class _Clock:
 
 def controls(encoder: Encoder) -> dict[str, Scorer]:
     """A reward that says nothing and one that counts time: an instrument that trusts either is broken."""
-    heads = (_Constant(), _Clock())
-    return {head.name: Scorer(encoder, {head.name: head}, WeightedSum(), PotentialShaping()) for head in heads}
+    return {head.name: as_scorer(encoder, {head.name: head}) for head in (_Constant(), _Clock())}
 
 
 def json_parts(value: Any, level: int = 0) -> Iterator[str]:

@@ -17,7 +17,7 @@ from embodied.judging.charts import Curve, dot_rows, film, legend, panel, strip
 from embodied.judging.figures import CANARIES, GROUPS, Canary, Case, Division, Figure
 from embodied.judging.judgement import Judged
 from embodied.judging.outcome import SHOWN
-from embodied.judging.verdicts import Rules, Verdict, broken_canaries
+from embodied.judging.verdicts import RULES, Verdict, broken_canaries
 from embodied.reports.charts import number
 from embodied.reports.page import card, config_card, facts_table, write_page
 
@@ -59,10 +59,10 @@ def write_judgement(
     heading: str,
     about: Mapping[str, Any],
     config: Mapping[str, Any],
-    notes: Sequence[str] = (),
-    encode_ms: float = math.nan,
-    worst: int = 2,
-    kinds: Mapping[str, np.ndarray] | None = None,
+    notes: Sequence[str],
+    encode_ms: float,
+    worst: int,
+    kinds: Mapping[str, np.ndarray],
 ) -> Path:
     """Write `report.html`, whole or not at all.
 
@@ -87,7 +87,7 @@ def write_judgement(
         _figures(judged),
         published.section(judged),
         _tasks(rewards),
-        _outcome(judged, kinds or {}),
+        _outcome(judged, kinds),
         _canaries(judged),
         _grid("Progress", _PROGRESS, GROUP_LEGEND, [(each.name, _progress(each, cases)) for each in rewards]),
         _grid("Ends", _ENDS, GROUP_LEGEND, [(each.name, _ends(each, cases)) for each in rewards]),
@@ -211,15 +211,15 @@ def _outcome(judged: Sequence[Judged], kinds: Mapping[str, np.ndarray]) -> str:
     named = [kind for kind in (*WRONG, *RIGHT) if any(kind in each.credit for each in judged)]
     if not named:
         return ""
-    rules, body = Rules(), ""
+    body = ""
     heads = "".join(f'<th class="n">{escape(_spaced(kind))}</th>' for kind in named)
     for each in judged:
         cells = ""
         for kind in named:
             figure = each.credit.get(kind, Figure())
-            bad = figure.value >= rules.pose if kind in WRONG else figure.value < 1 - rules.pose
+            bad = figure.value >= RULES.pose if kind in WRONG else figure.value < 1 - RULES.pose
             cells += f'<td class="n{" bad" if bad else ""}">{cell(figure)}</td>'
-        cells += f'<td class="n{" bad" if each.figures["margin"].value < rules.margin else ""}">'
+        cells += f'<td class="n{" bad" if each.figures["margin"].value < RULES.margin else ""}">'
         body += f"<tr{row_class(each)}><th>{escape(each.name)}</th>{cells}{cell(each.figures['margin'])}</td></tr>"
     ideal = "".join(f'<td class="n"><i>{0 if kind in WRONG else 1}</i></td>' for kind in named)
     body += f'<tr class="control"><th>ideal</th>{ideal}<td class="n"><i>1</i></td></tr>'
@@ -238,11 +238,10 @@ def _outcome(judged: Sequence[Judged], kinds: Mapping[str, np.ndarray]) -> str:
 
 
 def _canaries(judged: Sequence[Judged]) -> str:
-    rules = Rules()
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in CANARIES)
     body = ""
     for each in judged:
-        cells, broken = "", broken_canaries(each, rules)
+        cells, broken = "", broken_canaries(each)
         for name in CANARIES:
             canary = each.canaries[name]
             cells += f'<td class="n{" bad" if name in broken else ""}">{_canary(canary)}</td>'
@@ -369,7 +368,7 @@ def _method() -> str:
     rows = "".join(
         f"<tr><th>{escape(title)}</th><td>{escape(text)}</td></tr>" for title, _, _, text in COLUMNS.values()
     )
-    rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(Rules()).items())
+    rules = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in vars(RULES).items())
     note = (
         "Potentials are judged, before shaping. The threshold of each reward maximises F₀.₅ on a split that is not "
         "judged, and so does the calibration; intervals draw whole episodes with replacement (Wilson's for precision, "

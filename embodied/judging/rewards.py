@@ -40,9 +40,9 @@ class TaskRewards:
         cases: Sequence[Case],
         env: Mapping[str, Any] | None,
         asked: Sequence[Case],
-        shared: Shared | None = None,
+        shared: Shared,
     ) -> None:
-        self._shared = shared or Shared()
+        self._shared = shared
         self._config, self._encoder, self._cameras = config, encoder, cameras
         self._instruction, self._env = instruction, env
         self.scorers: dict[str, Scorer] = {}

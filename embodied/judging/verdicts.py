@@ -51,6 +51,9 @@ class Rules:
     enough: int = 8
 
 
+RULES = Rules()
+
+
 @dataclass(frozen=True)
 class Verdict:
     """Attributes:
@@ -64,21 +67,20 @@ class Verdict:
     uses: tuple[str, ...] = ()
 
 
-def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
+def verdict(judged: Judged) -> Verdict:
     """One reward's verdict, by the rules above."""
-    rules = rules or Rules()
     if missing := _missing(judged):
         return Verdict("unknown", f"Cannot be judged: the data hold no {missing}.")
-    if faults := _faults(judged, rules):
+    if faults := _faults(judged):
         return Verdict("avoid", f"Do not train on it: {'; '.join(faults)}.")
-    uses, cautions = _uses(judged, rules), _cautions(judged, rules)
+    uses, cautions = _uses(judged), _cautions(judged)
     beware = f" Beware: it {' and '.join(cautions)}." if cautions else ""
-    if uses and min(judged.successes, judged.others) < rules.enough:
+    if uses and min(judged.successes, judged.others) < RULES.enough:
         passed = ", ".join(uses)
         return Verdict(
             "care",
             f"Too few episodes to trust it: {judged.successes} successes and {judged.others} others were judged, and "
-            f"{rules.enough} of each are wanted. So far it passes the bars for {passed}.{beware}",
+            f"{RULES.enough} of each are wanted. So far it passes the bars for {passed}.{beware}",
         )
     if uses:
         listed = " and ".join([", ".join(uses[:-1]), uses[-1]] if len(uses) > 1 else uses)
@@ -87,7 +89,7 @@ def verdict(judged: Judged, rules: Rules | None = None) -> Verdict:
     return Verdict(
         "care",
         f"With care: it passes no bar (order {f['voc'].value:.2f} and reversed {f['voc_reversed'].value:.2f} of "
-        f"{rules.order}, AUROC {f['auroc'].value:.2f} of {rules.separation}).{beware}",
+        f"{RULES.order}, AUROC {f['auroc'].value:.2f} of {RULES.separation}).{beware}",
     )
 
 
@@ -100,7 +102,7 @@ def _missing(judged: Judged) -> str:
     return lacks[0] if lacks else ""
 
 
-def _faults(judged: Judged, rules: Rules) -> list[str]:
+def _faults(judged: Judged) -> list[str]:
     """Worst first; the first three hide all others."""
     f, canaries = {key: figure.value for key, figure in judged.figures.items()}, judged.canaries
     if judged.spread == 0:
@@ -114,70 +116,70 @@ def _faults(judged: Judged, rules: Rules) -> list[str]:
     faults = []
     if judged.credit and math.isnan(f["margin"]):
         faults.append("a success ends no higher than an episode in which nothing happens")
-    if f["margin"] < rules.margin:
-        told = " and ".join(_poses(judged, rules))
+    if f["margin"] < RULES.margin:
+        told = " and ".join(_poses(judged))
         faults.append(f"it pays for poses, whatever comes of them (outcome margin {f['margin']:.2f}): it {told}")
-    if judged.gain < rules.faint:
+    if judged.gain < RULES.faint:
         faults.append(f"it is faint: a success gains {judged.gain:.1g}, too little to learn from at this scale")
-    if f["auroc"] < rules.chance:
+    if f["auroc"] < RULES.chance:
         faults.append(f"it cannot tell success from failure (AUROC {f['auroc']:.2f})")
-    if f["motionless"] >= rules.still:
+    if f["motionless"] >= RULES.still:
         faults.append(f"it pays a motionless policy {f['motionless']:.0%} of what success earns over random behaviour")
-    if canaries["frozen"].gain.value >= rules.still:
+    if canaries["frozen"].gain.value >= RULES.still:
         faults.append(f"waiting earns: a frozen picture gains {canaries['frozen'].gain.value:.0%} of a success")
-    if canaries["random"].fires.value >= rules.random:
+    if canaries["random"].fires.value >= RULES.random:
         faults.append(f"{canaries['random'].fires.value:.0%} of random episodes pass for success")
     return faults
 
 
-def _uses(judged: Judged, rules: Rules) -> list[str]:
+def _uses(judged: Judged) -> list[str]:
     f = {key: figure.value for key, figure in judged.figures.items()}
     fires = judged.canaries["near miss"].fires.value
     uses = []
-    if min(f["voc"], f["voc_reversed"]) >= rules.order:
+    if min(f["voc"], f["voc_reversed"]) >= RULES.order:
         uses.append("a dense reward")
-    if f["auroc"] >= rules.separation and f["precision"] >= rules.precision and not fires > rules.near_misses:
+    if f["auroc"] >= RULES.separation and f["precision"] >= RULES.precision and not fires > RULES.near_misses:
         uses.append("detecting success")
-    if f["somers_d"] >= rules.ranking:
+    if f["somers_d"] >= RULES.ranking:
         uses.append("ranking episodes")
     return uses
 
 
-def _cautions(judged: Judged, rules: Rules) -> list[str]:
-    return [*_poses(judged, rules), *broken_canaries(judged, rules).values()]
+def _cautions(judged: Judged) -> list[str]:
+    return [*_poses(judged), *broken_canaries(judged).values()]
 
 
-def _poses(judged: Judged, rules: Rules) -> list[str]:
+def _poses(judged: Judged) -> list[str]:
     """The worst of what it pays for a goal that is missed, and of what it does not pay for one that is reached."""
     credit = {kind: figure.value for kind, figure in judged.credit.items() if not math.isnan(figure.value)}
     missed = max((kind for kind in WRONG if kind in credit), key=credit.__getitem__, default=None)
     reached = min((kind for kind in RIGHT if kind in credit), key=credit.__getitem__, default=None)
     told = []
-    if missed is not None and credit[missed] >= rules.pose:
+    if missed is not None and credit[missed] >= RULES.pose:
         told.append(f"pays {credit[missed]:.0%} for {WORDS[missed]}")
-    if reached is not None and credit[reached] < 1 - rules.pose:
+    if reached is not None and credit[reached] < 1 - RULES.pose:
         told.append(f"pays only {credit[reached]:.0%} for {WORDS[reached]}")
     return told
 
 
-def broken_canaries(judged: Judged, rules: Rules) -> dict[str, str]:
+def broken_canaries(judged: Judged) -> dict[str, str]:
     """The films that must not pay and do: name -> what a person must beware of. A reward with any is not trusted."""
     gain = {name: canary.gain.value for name, canary in judged.canaries.items()}
     fires = {name: canary.fires.value for name, canary in judged.canaries.items()}
     broken: dict[str, str] = {}
-    if gain["frozen"] >= rules.still:
+    if gain["frozen"] >= RULES.still:
         broken["frozen"] = f"pays a frozen picture {gain['frozen']:.0%} of a success"
     if gain["reversed"] > 0:
         broken["reversed"] = f"gains {gain['reversed']:.0%} of a success as one runs backwards"
-    if gain["wrong instruction"] >= rules.instruction:
+    if gain["wrong instruction"] >= RULES.instruction:
         broken["wrong instruction"] = (
             f"hardly reads the instruction, and pays {gain['wrong instruction']:.0%} for another"
         )
-    if fires["near miss"] > rules.near_misses:
+    if fires["near miss"] > RULES.near_misses:
         broken["near miss"] = f"takes {fires['near miss']:.0%} of near misses for success at its threshold"
     elif gain["near miss"] >= 1:
         broken["near miss"] = f"pays near misses {gain['near miss']:.0%} of a success"
-    if fires["random"] >= rules.random:
+    if fires["random"] >= RULES.random:
         broken["random"] = f"takes {fires['random']:.0%} of random episodes for success at its threshold"
     elif gain["random"] >= 1:
         broken["random"] = f"pays random behaviour {gain['random']:.0%} of a success"

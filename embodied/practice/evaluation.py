@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from embodied.practice.loop import Attempt, Practice, Tally
-from embodied.reports.video import write_video
-from rewards.metrics import wilson_interval
+from embodied.reports.video import OUTCOME, write_video
+from embodied.training.evaluation import success_rate
 from rewards.progress import tqdm
 
 PLAYED = {"forward": 0, "backward": 1, "again": 0}  # what an evaluation plays in a row -> the task
@@ -54,12 +54,7 @@ def rates(attempts: Sequence[Attempt]) -> dict[str, Any]:
     """Success in truth with its 95 % interval, where it is known, none where a person acted; and how often the model
     said so, rightly or not."""
     known = [each.env_success and not each.person_steps for each in attempts if each.env_success is not None]
-    low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
-    return {
-        "success_rate": sum(known) / len(known) if known else None,
-        "ci_low": low,
-        "ci_high": high,
-        "known": len(known),
+    return success_rate(known) | {
         "episodes": len(attempts),
         "said_success": sum(attempt.success for attempt in attempts),
         "said_wrongly": sum(each.success and each.env_success is False for each in attempts) if known else None,
@@ -86,7 +81,7 @@ def told(summary: Mapping[str, Any], tally: Tally) -> str:
 
 
 def _film(folder: Path, i: int, name: str, attempt: Attempt) -> None:
-    word = {True: "success", False: "failure", None: "episode"}[attempt.env_success]
+    word = OUTCOME[attempt.env_success]
     rewards = np.zeros(attempt.steps, np.float32)
     rewards[-1:] = attempt.success
     title = f"{name} · {word} · the model says {'yes' if attempt.success else 'no'}"

@@ -14,6 +14,7 @@ from embodied.files import whole
 
 STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px
+OUTCOME = {True: "success", False: "failure", None: "episode"}  # of an episode, in the name of its film
 INK, SOFT, LINE, FAINT, GROUND = (232, 235, 240), (152, 162, 176), (94, 161, 255), (52, 60, 74), (14, 17, 22)
 
 

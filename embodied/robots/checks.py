@@ -24,20 +24,19 @@ def check_number(where: str, name: str, value: Any, *, above: float, most: float
         raise ValueError(f"{where}: {name} must be above {above:g} and at most {most:g}; got {value!r}.")
 
 
-def check_count(where: str, name: str, value: Any, *, least: int) -> None:
-    """Refuse what is not a whole number of at least `least`.
+def check_count(where: str, name: str, value: Any) -> None:
+    """Refuse what is not a whole number of at least 1.
 
     Args:
         where: begins the error's text.
         name: of the setting.
         value: what came.
-        least: smallest that is taken.
 
     Raises:
         ValueError: it is none, or below.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"{where}: {name} must be a whole number of at least {least}; got {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{where}: {name} must be a whole number of at least 1; got {value!r}.")
 
 
 def is_finite(value: Any) -> bool:

@@ -102,7 +102,7 @@ class RobotEnv(gymnasium.Env):
     ) -> None:
         check_number("RobotEnv", "ctrl_hz", ctrl_hz, above=0.0, most=FASTEST_HZ)
         if max_steps is not None:
-            check_count("RobotEnv", "max_steps", max_steps, least=1)
+            check_count("RobotEnv", "max_steps", max_steps)
         if obs not in OBS_FORMS:
             raise ValueError(f"RobotEnv: obs must be one of {', '.join(OBS_FORMS)}; got {obs!r}.")
         if unknown := [name for name in absolute if name not in driver.action_names]:
@@ -263,7 +263,7 @@ class RobotEnv(gymnasium.Env):
         Raises:
             ValueError: no step.
         """
-        check_count("RobotEnv.drive", "steps", steps, least=1)
+        check_count("RobotEnv.drive", "steps", steps)
         self._check_open("drive")
         self._ended = True
         with self._still_after_errors():

@@ -37,7 +37,7 @@ class Success:
     def __post_init__(self) -> None:
         if not is_finite(self.threshold):
             raise ValueError(f"Success: threshold must be a finite number; got {self.threshold!r}.")
-        check_count("Success", "hold", self.hold, least=1)
+        check_count("Success", "hold", self.hold)
 
 
 @dataclass(frozen=True, kw_only=True)

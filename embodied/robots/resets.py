@@ -46,7 +46,7 @@ def by_policy(policy: Callable[[Any], np.ndarray], steps: int) -> Callable[[Robo
         ValueError: no step.
         UserError: by the reset, where the operator stopped the robot during it.
     """
-    check_count("by_policy", "steps", steps, least=1)
+    check_count("by_policy", "steps", steps)
 
     def reset(env: RobotEnv) -> None:
         why = env.drive(policy, steps)

@@ -256,7 +256,6 @@ class Server(uvicorn.Server):
         host, port: to listen on; port 0 takes a free one.
         proxies: addresses of proxies before it, whose X-Forwarded-For tells one client from another; nobody else's
             is believed.
-        log_level: uvicorn's.
     """
 
     def __init__(
@@ -266,7 +265,6 @@ class Server(uvicorn.Server):
         host: str = "127.0.0.1",
         port: int = 8765,
         proxies: Sequence[str] = (),
-        log_level: str = "warning",
     ) -> None:
         self._service = app.state.service
         limits, guard = self._service.limits, self._service.guard
@@ -286,7 +284,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=math.ceil(limits.drain_s),
             access_log=False,
             log_config=None,  # uvicorn's own closes every handler of the process it runs in
-            log_level=log_level,
+            log_level="warning",
             proxy_headers=bool(proxies),
             forwarded_allow_ips=list(proxies),
             server_header=False,

@@ -223,9 +223,9 @@ def encode_image(frame: np.ndarray, form: str = "raw", quality: int = 90) -> dic
     return {form: buffer.getvalue()}
 
 
-def encode_images(frames: np.ndarray, form: str = "raw", quality: int = 90) -> Any:
+def encode_images(frames: np.ndarray, form: str = "raw") -> Any:
     """Images of (N, H, W, 3) uint8, for a message."""
-    return encode_image(frames, form) if form == "raw" else [encode_image(each, form, quality) for each in frames]
+    return encode_image(frames, form) if form == "raw" else [encode_image(each, form) for each in frames]
 
 
 # Arrays and values --------------------------------------------------------------------------------------

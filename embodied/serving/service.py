@@ -45,10 +45,10 @@ class Service(Gate):
         *,
         model_id: str,
         limits: RequestLimits,
-        token: str | None = None,
-        goal_scorer: Callable[[str], Scorer] | None = None,
-        max_batch: int = 64,
-        max_wait_ms: float = 2.0,
+        token: str | None,
+        goal_scorer: Callable[[str], Scorer] | None,
+        max_batch: int,
+        max_wait_ms: float,
     ) -> None:
         super().__init__(model_id=model_id, limits=limits, token=token)
         self.scorer = scorer

@@ -5,7 +5,7 @@ Shape letters: E worlds; V views; T actions of an episode; H, W image.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 
 from embodied import scoring
 from embodied.envs.spaces import JUDGED, told_success
-from embodied.reports.video import write_video
+from embodied.reports.video import OUTCOME, write_video
 from embodied.scoring import Track
 from embodied.training.collector import Collector
 from embodied.training.perception import Perception
@@ -41,16 +41,22 @@ class Evaluation:
         where the world counts them, the mean actions of an episode that passed a limit of the robot, or what else it
         tells for judging, by name."""
         known = [episode.own_success for episode in self.episodes if episode.own_success is not None]
-        low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
-        return {
-            "success_rate": sum(known) / len(known) if known else None,
-            "ci_low": low,
-            "ci_high": high,
-            "known": len(known),
-            "episodes": len(self.episodes),
-            "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
-            "mean_env_reward": float(np.mean([episode.env_return for episode in self.episodes])),
-        } | {name: float(np.mean([each.limits[name] for each in self.episodes])) for name in self.episodes[0].limits}
+        return (
+            success_rate(known)
+            | {
+                "episodes": len(self.episodes),
+                "mean_reward": float(np.mean([episode.rewards.sum() for episode in self.episodes])),
+                "mean_env_reward": float(np.mean([episode.env_return for episode in self.episodes])),
+            }
+            | {name: float(np.mean([each.limits[name] for each in self.episodes])) for name in self.episodes[0].limits}
+        )
+
+
+def success_rate(known: Sequence[bool]) -> dict[str, Any]:
+    """`success_rate`, `ci_low` and `ci_high` of the episodes whose success is `known`; None where there is none."""
+    low, high = wilson_interval(sum(known), len(known)) if known else (None, None)
+    rate = sum(known) / len(known) if known else None
+    return {"success_rate": rate, "ci_low": low, "ci_high": high, "known": len(known)}
 
 
 def evaluate(
@@ -131,12 +137,10 @@ def save_videos(
     seed: int,
     count: int,
     scorer: Scorer | None,
-) -> list[Path]:
-    """Film the first episodes of an evaluation into `videos/`, with their reward curves; returns the files."""
-    files = []
+) -> None:
+    """Film the first episodes of an evaluation into `videos/`, with their reward curves."""
     for i in range(count):
         episode, pictures = film(actor, env, perception, seed=seed + i, scorer=scorer)
-        word = {True: "success", False: "failure", None: "episode"}[episode.success]
-        files.append(folder / "videos" / f"{name}_{i}_{word}.mp4")
-        write_video(files[-1], pictures, episode.rewards, title=f"{name} · {word}")
-    return files
+        word = OUTCOME[episode.success]
+        file = folder / "videos" / f"{name}_{i}_{word}.mp4"
+        write_video(file, pictures, episode.rewards, title=f"{name} · {word}")

@@ -100,7 +100,6 @@ def guided(
     time: float,
     before: Float[Tensor, "B H A"],
     weights: Float[Tensor, " H"],
-    most: float = GUIDANCE,
 ) -> Float[Tensor, "B H A"]:
     """The velocity of a flow from noise (time 1) to a chunk (time 0), bent so that it ends at what is known.
 
@@ -115,13 +114,12 @@ def guided(
         time: t in (0, 1].
         before: y.
         weights: W.
-        most: β.
 
     Source: real-time chunking (arXiv 2506.07339, eq. 2 to 4), its sign turned for our direction of time. Departs from
         LeRobot's, which takes the identity for J.
     """
     tau = 1 - time
-    push = most if tau <= 0 else min(most, (1 - tau) / tau * ((1 - tau) ** 2 + tau**2) / (1 - tau) ** 2)
+    push = GUIDANCE if tau <= 0 else min(GUIDANCE, (1 - tau) / tau * ((1 - tau) ** 2 + tau**2) / (1 - tau) ** 2)
     with torch.enable_grad():
         x = noisy.detach().requires_grad_()
         v = velocity(x)

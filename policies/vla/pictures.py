@@ -30,17 +30,14 @@ def resized(frames: UInt8[np.ndarray, "N H W 3"], size: int) -> UInt8[Tensor, "N
     return scaled.round().clamp(0, 255).to(torch.uint8)
 
 
-def cropped(
-    images: Float[Tensor, "N 3 s s"], random: torch.Generator | None = None, share: float = CROP
-) -> Float[Tensor, "N 3 s s"]:
-    """A square of a share of the area, enlarged again: of the middle, or with a generator from anywhere.
+def cropped(images: Float[Tensor, "N 3 s s"], random: torch.Generator | None = None) -> Float[Tensor, "N 3 s s"]:
+    """A square of `CROP` of the area, enlarged again: of the middle, or with a generator from anywhere.
 
     Args:
         images: in [0, 1].
         random: of the draws; None: the middle.
-        share: of the area that is kept.
     """
-    side = math.sqrt(share)
+    side = math.sqrt(CROP)
     theta = torch.zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side
     if random is not None:

@@ -306,13 +306,12 @@ class Reflector(nn.Module):
         count: L.
         tokens: D.
         text: width of the sentence's vector.
-        width: of its one hidden layer.
     """
 
-    def __init__(self, count: int, tokens: int, text: int, width: int = 64) -> None:
+    def __init__(self, count: int, tokens: int, text: int) -> None:
         super().__init__()
         self.read = nn.Linear(tokens, 8)
-        self.net = nn.Sequential(nn.Linear(8 * count + text, width), nn.ReLU(), nn.Linear(width, 2))
+        self.net = nn.Sequential(nn.Linear(8 * count + text, 64), nn.ReLU(), nn.Linear(64, 2))
 
     def forward(self, tokens: Float[Tensor, "B L D"], text: Float[Tensor, "B T"]) -> Float[Tensor, "B 2"]:
         """Log-odds of both."""

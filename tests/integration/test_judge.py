@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,7 @@ import pytest
 
 from embodied import cli
 from embodied.datasets import Writer
+from tests.pages import Page
 
 T, SIZE = 10, 32
 FEATURES = {
@@ -73,24 +73,6 @@ def judge(tiny_clip, tmp_path, monkeypatch):
         return cli.main(["judge", f"data={data}", "resamples=20", "run=out", *encoder, *words])
 
     return run
-
-
-class Page(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href")]
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
 
 
 def test_a_folder_becomes_a_page_a_table_and_figures(judge, tmp_path, capsys):

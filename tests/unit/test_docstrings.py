@@ -26,10 +26,6 @@ def public(name: str) -> bool:
     return not name.startswith("_")
 
 
-def decorated(node: Function, *names: str) -> bool:
-    return any(ast.unparse(each).rpartition(".")[2].partition("(")[0] in names for each in node.decorator_list)
-
-
 def arguments(node: Function) -> list[str]:
     a = node.args
     given = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, [a.vararg, a.kwarg])]

@@ -16,7 +16,6 @@ from embodied.envs.town import ROUTE
 from embodied.envs.traffic import gaps, walker_gap
 from tests.town import fixtures, put
 
-NOBODY = np.zeros(0, int), np.zeros(0), np.zeros((0, 1), int), np.zeros(0)
 GAS, BRAKE, ROLL = np.array([0.0, 1.0]), np.array([0.0, -1.0]), np.array([0.0, 0.0])
 
 

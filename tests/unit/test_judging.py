@@ -32,7 +32,7 @@ from embodied.judging.judgement import (
 from embodied.judging.quality import Grade
 from embodied.judging.report import COLUMNS
 from embodied.judging.tasks import over_tasks
-from embodied.judging.verdicts import Rules, broken_canaries, verdict
+from embodied.judging.verdicts import broken_canaries, verdict
 from rewards.combine import WeightedSum
 from rewards.core import Scorer
 from rewards.metrics import policy_ranking_tau
@@ -169,7 +169,7 @@ def test_a_reward_whose_canary_is_red_is_never_green(judged):
     assert verdict(replace(judged["perfect"], canaries=films)).level == "trust"
     for name, canary in red.items():
         one = replace(judged["perfect"], canaries={**films, name: canary})
-        assert list(broken_canaries(one, Rules())) == [name]
+        assert list(broken_canaries(one)) == [name]
         assert verdict(one).level in ("care", "avoid"), name
 
 

@@ -9,7 +9,6 @@ from rewards.metrics import (
     bootstrap_interval,
     epic_distance,
     kendall_tau,
-    recall_at_k,
     spearman,
     value_order_correlation,
     value_order_pearson,
@@ -73,15 +72,6 @@ def test_kendall_tau_b_by_its_definition():
     expected = (agree - differ) / math.sqrt((pairs - tied_first) * (pairs - tied_second))
     assert_allclose(kendall_tau(first, second), expected, atol=1e-15)
     assert kendall_tau([1, 2, 3], [1, 2, 3]) == 1
-
-
-def test_recall_counts_only_frames_with_a_true_caption():
-    similarity = np.array([[0.9, 0.5, 0.1], [0.2, 0.8, 0.7], [0.3, 0.2, 0.1]])
-    truth = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0]], bool)
-    assert recall_at_k(similarity, truth, 1) == 0.5
-    assert recall_at_k(similarity, truth, 2) == 1
-    with pytest.raises(ValueError, match="k must be in 1 to 3"):
-        recall_at_k(similarity, truth, 4)
 
 
 @pytest.mark.parametrize(

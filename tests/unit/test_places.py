@@ -47,10 +47,6 @@ def observed(reader, frames, readings):
     return np.concatenate([readings, reader.read(frames)[1]], 1)
 
 
-def in_unit(action):
-    return np.clip(2 * (action - SPACE.low) / (SPACE.high - SPACE.low) - 1, -1, 1)
-
-
 def test_the_vectors_are_the_encoders_and_every_place_has_a_name(encoder):
     reader, (frames, _) = PlaceReader(policy_of(encoder), encoder, SENTENCE, VIEWS), moments()
     vectors, places = reader.read(frames)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import av
@@ -17,6 +16,7 @@ from embodied.reports import video
 from embodied.reports.charts import Series, line_chart, number, sparkline, ticks
 from embodied.reports.page import read_progress, write_report
 from embodied.reports.video import write_video
+from tests.pages import Page
 
 COLUMNS = (
     "time/total_timesteps",
@@ -114,27 +114,9 @@ def test_a_video_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[str] = []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "poster", "srcset")]
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
 def test_a_report_shows_the_run_and_needs_no_network(tmp_path):
     page = write_report(run_folder(tmp_path / "run")).read_text("utf-8")
-    tags = Tags()
+    tags = Page()
     tags.feed(page)
     assert tags.open == []
     assert all(link.startswith("data:") for link in tags.links)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks.common import load, others, record
+from benchmarks.common import load, record, record_part
 from benchmarks.public_protocol import mean_of
 from benchmarks.table import BEGIN, END, HEADLINES, Headline, files, headlines, pages, stale, updated
 
@@ -40,8 +40,7 @@ def test_a_row_recorded_before_keeps_where_it_comes_from(tmp_path):
 def test_a_part_that_is_measured_again_leaves_the_rest_on_record(tmp_path):
     record("goals", [ROW | {"claim": "drawer: 0.5"}, ROW | {"claim": "place: 0.1"}], folder=tmp_path)
     record("poses", [ROW], folder=tmp_path)
-    new = [ROW | {"claim": "place: 0.2"}]
-    record("goals", [*new, *others("goals", new, tmp_path)], folder=tmp_path)
+    record_part("goals", [ROW | {"claim": "place: 0.2"}], folder=tmp_path)
     assert [row["claim"] for row in load(tmp_path) if row["benchmark"] == "goals"] == ["place: 0.2", "drawer: 0.5"]
 
 

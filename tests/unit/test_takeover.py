@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from benchmarks.rescue import Rescued
 from embodied.envs.interventions import Intervened
-from embodied.envs.rescue import Rescued
 from embodied.envs.vector import WorldVecEnv
 from embodied.envs.worker import WorldError
 from embodied.errors import UserError

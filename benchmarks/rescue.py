@@ -11,6 +11,8 @@ import numpy as np
 from embodied.envs.experts import expert
 from embodied.envs.interventions import Intervened
 
+RISE = 0.01  # of the task's own reward that counts
+
 
 class Rescued(Intervened):
     """A world whose scripted expert stands for a person: for tests and benchmarks, as it reads privileged state.
@@ -23,22 +25,18 @@ class Rescued(Intervened):
         patience: steps without a rise of the task's own reward after which it takes over, ≥ 1.
         turn: steps until it hands back, ≥ 1.
         most: steps of an episode that it may act in.
-        rise: of the task's own reward that counts, > 0.
 
     Raises:
         ValueError: a number out of range.
     """
 
-    def __init__(
-        self, env: gymnasium.Env, *, patience: int = 10, turn: int = 20, most: int = 20, rise: float = 0.01
-    ) -> None:
-        if min(patience, turn) < 1 or most < 0 or not rise > 0:
+    def __init__(self, env: gymnasium.Env, *, patience: int, turn: int, most: int) -> None:
+        if min(patience, turn) < 1 or most < 0:
             raise ValueError(
-                f"Rescued: patience and turn must be at least 1, most at least 0 and rise above 0; "
-                f"got {patience}, {turn}, {most}, {rise}."
+                f"Rescued: patience and turn must be at least 1 and most at least 0; got {patience}, {turn}, {most}."
             )
         super().__init__(env, self._rescue)
-        self._patience, self._turn, self._most, self._rise = patience, turn, most, rise
+        self._patience, self._turn, self._most = patience, turn, most
         self._expert: Callable[[Any], np.ndarray] | None = None
         self._best, self._waited, self._left, self._acted = -np.inf, 0, 0, 0
 
@@ -51,7 +49,7 @@ class Rescued(Intervened):
         """One step, by whoever acts."""
         out = super().step(action)
         reward, info = float(out[1]), out[4]
-        if reward >= self._best + self._rise:
+        if reward >= self._best + RISE:
             self._best, self._waited = reward, 0
         else:
             self._waited += 1
