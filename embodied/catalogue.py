@@ -87,7 +87,8 @@ def entries(kind: str) -> list[Entry]:
         from rewards.pretrained import MODELS
 
         return [
-            Entry(name, _sentence(each.about), f"the weights {each.weights}") for name, each in sorted(MODELS.items())
+            Entry(name, _sentence(each.about), f"the weights {each.weights}" if each.weights else "weights of your own")
+            for name, each in sorted(MODELS.items())
         ]
     group = _GROUPS[kind]
     files = sorted((paths.configs() / group).glob("*.yaml"))

@@ -108,6 +108,8 @@ class Head(Protocol):
 
     the potentials of the T rows that follow, and what those after them need of all before: None at the reset. `score`
     is `advance` from None. It does not change the memory it is given.
+
+    One that reads later steps too, of recorded episodes alone, says `reads_ahead = True`.
     """
 
     name: str
@@ -170,6 +172,21 @@ class Scorer:
         return all(
             getattr(head, "pointwise", False) or getattr(head, "advances", False) for head in self.heads.values()
         )
+
+    def check_causal(self, where: str) -> None:
+        """Refuse heads that read later steps, where there are none yet.
+
+        Args:
+            where: begins the error's text.
+
+        Raises:
+            ValueError: names such a head, and what can score with it.
+        """
+        if ahead := [name for name, head in self.heads.items() if getattr(head, "reads_ahead", False)]:
+            raise ValueError(
+                f"{where}: rewards must read nothing after the frame they judge; {', '.join(ahead)} reads later "
+                "frames, which are not there yet. Score recorded episodes with it: embodied label, judge or audit."
+            )
 
     def advance(
         self, features: Features, memories: Mapping[str, Any] | None = None

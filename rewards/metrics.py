@@ -195,14 +195,13 @@ def ranking_accuracy(scores: ArrayLike, quality: ArrayLike) -> float:
     return right / total if total else math.nan
 
 
-def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike) -> float:
+def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike, *, tie: float = 0.0) -> float:
     """The share of pairs of states whose difference in score has the sign of the truth; in [0, 1].
-
-    A pair of equal scores is wrong.
 
     Args:
         before, after: (N,) scores of the two states.
         truth: (N,) above 0 where the second is further, below 0 where the first is.
+        tie: what a pair of equal scores counts; 0: it is wrong.
 
     Raises:
         ValueError: arrays of different shapes, numbers that are not finite, or a truth of 0.
@@ -213,7 +212,8 @@ def pairwise_accuracy(before: ArrayLike, after: ArrayLike, truth: ArrayLike) -> 
     after, truth = paired(after, truth, "pairwise_accuracy", "after", "truth")
     if not truth.all():
         raise ValueError("pairwise_accuracy: truth must be above or below 0 for every pair; got 0.")
-    return float(np.mean(np.sign(after - before) == np.sign(truth)))
+    change = np.sign(after - before)
+    return float(np.mean(np.where(change == 0, tie, change == np.sign(truth))))
 
 
 def ordinal(progress: ArrayLike, levels: int = 5) -> np.ndarray:

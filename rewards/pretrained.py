@@ -24,11 +24,12 @@ from rewards.chat.value_server import ValueServer
 from rewards.combine import WeightedSum
 from rewards.core import Encoder, Head, Scorer
 from rewards.rewind import Rewind
-from rewards.robometer import VLMWithHeads, WindowHead, WindowModel
+from rewards.robometer import VLMWithHeads, WindowHead
+from rewards.sarm import Sarm, SarmHead
 from rewards.shaping import PotentialShaping
 from rewards.vlm_progress import picture
 
-_here: WeakValueDictionary[str, VLMWithHeads | Rewind] = WeakValueDictionary()
+_here: WeakValueDictionary[str, VLMWithHeads | Rewind | Sarm] = WeakValueDictionary()
 SAMPLED = {"temperature": 0.1, "top_p": 0.9, "top_k": 50}  # GRM: FlagOpen/Robo-Dopamine, examples/inference.py
 SOLE_SAMPLED = {"temperature": 1.0, "top_p": 0.9, "top_k": 50}  # SOLE-R1: reward_server/config/default.yaml
 
@@ -38,9 +39,9 @@ class Published:
     """A model that somebody published.
 
     Attributes:
-        weights: hub id.
+        weights: hub id; "" where everybody trains their own.
         about: what it is, in a few words.
-        kind: how it is asked: "robometer", "rewind", "rynnvalue", "roboreward", "topreward", "grm" or
+        kind: how it is asked: "robometer", "rewind", "sarm", "rynnvalue", "roboreward", "topreward", "grm" or
             "sole_r1".
         max_tokens: of an answer.
         sampling: with which its answers were published to be drawn; none: greedy.
@@ -72,6 +73,7 @@ MODELS: Mapping[str, Published] = {
     "rewind": Published(
         "rewardfm/rewind-scale-rfm1M-32layers-8frame-20260118-180522", "a transformer over DINOv2 and MiniLM", "rewind"
     ),
+    "sarm": Published("", "stages and progress from pictures around a moment and own readings, by LeRobot", "sarm"),
     "rynnvalue": Published(
         "Alibaba-DAMO-Academy/RynnValue-8B", "minus the seconds that remain, from its own server", "rynnvalue"
     ),
@@ -84,6 +86,7 @@ MODELS: Mapping[str, Published] = {
 SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head that a person may set
     "robometer": ("stride", "output", "max_frames", "windows"),
     "rewind": ("stride", "output", "max_frames"),
+    "sarm": ("stride", "output"),
     "rynnvalue": ("stride", "max_frames"),
     "roboreward": ("stride", "max_frames", "fps"),
     "topreward": ("stride", "max_frames", "fps", "calibration", "normalize", "between"),
@@ -95,12 +98,8 @@ SETTINGS: Mapping[str, tuple[str, ...]] = {  # kind -> arguments of its head tha
 LOADED: Mapping[str, tuple[str, ...]] = {  # kind -> what `vlm` may hold, of those that are read by their heads
     "robometer": ("device", "precision", "processor"),
     "rewind": ("device", "images", "texts"),
+    "sarm": ("device",),
     "rynnvalue": (),
-}
-ELSEWHERE: Mapping[str, str] = {  # models by name that others run, and why
-    "sarm": "it judges a frame by later ones, and by the robot's state as its training data scaled it. LeRobot's own "
-    "command writes its progress in the columns that embodied label writes: python -m "
-    "lerobot.rewards.sarm.compute_rabc_weights --dataset-repo-id=… --reward-model-path=…",
 }
 SERVED = ("robometer", "rynnvalue")  # kinds that have a server of their own
 
@@ -124,12 +123,12 @@ def pretrained_scorer(
         encoder: for the other heads of a composition; these read images.
         goal: the instruction.
         model: its name, one of `MODELS`.
-        weights: a folder or hub id in place of the published one.
+        weights: a folder or hub id in place of the published one; sarm has none that was published.
         vlm: further arguments of who is asked: with a `url`, of `rewards.chat.asking.ChatEndpoint`, or
             `rewards.chat.value_server.ValueServer` for robometer and rynnvalue; without, of
-            `rewards.chat.asking.LocalChat`, `rewards.robometer.VLMWithHeads` or `rewards.rewind.Rewind` (device,
-            precision, …). Those that were published for the model (sampling, bounds on pixels, length of answers) are
-            filled in.
+            `rewards.chat.asking.LocalChat`, `rewards.robometer.VLMWithHeads`, `rewards.rewind.Rewind` or
+            `rewards.sarm.Sarm` (device, precision, …). Those that were published for the model (sampling, bounds on
+            pixels, length of answers) are filled in.
         asking: arguments of `rewards.chat.reading.Questions`, for models that are asked in words.
         views: cameras in the model's order: outside first, then wrists.
         goal_image: GRM's: a picture of the finished task, of another episode; None: a grey one, as published.
@@ -139,8 +138,6 @@ def pretrained_scorer(
         ValueError: an unknown name, or a setting that this model does not have.
         FileNotFoundError: weights or a picture that are not here; says what to put where.
     """
-    if model in ELSEWHERE:
-        raise ValueError(f"pretrained_scorer: {model} is not run here: {ELSEWHERE[model]}")
     if model not in MODELS:
         raise ValueError(f"pretrained_scorer: model must be one of {', '.join(MODELS)}; got {model!r}.")
     about, views = MODELS[model], [views] if isinstance(views, str) else views
@@ -150,6 +147,8 @@ def pretrained_scorer(
     if unknown := set(given) - set(SETTINGS[about.kind]):
         known = ", ".join(SETTINGS[about.kind])
         raise ValueError(f"pretrained_scorer: {', '.join(sorted(unknown))} must be null for {model}; it has {known}.")
+    if not (weights or about.weights):
+        raise ValueError(f"pretrained_scorer: weights must be a folder of your own training for {model}; got none.")
     made = _head(about, goal, weights or about.weights, vlm, asking, views, goal_image, given)
     return Scorer(encoder, {made.name: made}, WeightedSum(), PotentialShaping(**(shaping or {})))
 
@@ -164,6 +163,8 @@ def _head(
     goal_image: str | None,
     given: Mapping[str, Any],
 ) -> Head:
+    if about.kind == "sarm":
+        return SarmHead(goal, model=_loaded(about.kind, weights, vlm), views=views, **given)
     if about.kind in LOADED:
         return WindowHead(goal, model=_loaded(about.kind, weights, vlm), views=views, **given)
     try:
@@ -177,7 +178,7 @@ def _head(
     return {"roboreward": RoboReward, "sole_r1": SoleR1}[about.kind](goal, ask=ask, views=views, **given)
 
 
-def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> WindowModel:
+def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) -> Any:
     """A network that is read by its heads: on this machine, loaded once while anyone has it, or on its own server."""
     given = {} if isinstance(vlm, ChatModel) else {name: each for name, each in (vlm or {}).items() if each is not None}
     if kind in SERVED and "url" in given and set(given) <= {"url", "timeout_s"}:
@@ -192,7 +193,7 @@ def _loaded(kind: str, weights: str, vlm: Mapping[str, Any] | ChatModel | None) 
     key = json.dumps([kind, weights, given], sort_keys=True)
     model = _here.get(key)
     if model is None:
-        model = _here[key] = VLMWithHeads(weights, **given) if kind == "robometer" else Rewind(weights, **given)
+        model = _here[key] = {"robometer": VLMWithHeads, "rewind": Rewind, "sarm": Sarm}[kind](weights, **given)
     return model
 
 

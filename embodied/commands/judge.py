@@ -287,6 +287,8 @@ def _check(config: DictConfig) -> None:
     Raises:
         UserError: a value out of its range, or a run folder that exists.
     """
+    if given_in(config, "fields") and not (config.benchmark and benchmark_of(config.benchmark).pairs):
+        raise UserError("fields must be left out but with benchmark=robopulse: they name the fields of its file.")
     if config.benchmark and (other := next((key for key in OURS if given_in(config, key)), None)):
         raise UserError(f"{other} must be left out with benchmark=…, which says itself what is judged and how.")
     check_least(config, canaries=1, confusion=0, resamples=10, worst=0, threads=1)

@@ -94,6 +94,7 @@ def served(config: DictConfig, **options: Any) -> Any:
     torch.set_num_threads(config.threads)
     scorer = scorers.make_scorer(config)
     assert scorer is not None  # _check
+    scorer.check_causal("serve")
     scoring.encode(scorer, np.zeros((1, *scorer.encoder.image_size, 3), np.uint8))
     reward: Any = OmegaConf.to_container(config.reward, resolve=True)
     goal_scorer = partial(_with_goal, scorer, reward) if _has_goal(reward) else None

@@ -52,6 +52,8 @@ def run(config: DictConfig) -> None:
         torch.set_num_threads(config.threads)
         unknown = far_texts.warn(config)
         scorer = make_scorer(config)
+        if scorer is not None:
+            scorer.check_causal("train")
         stage = Stage(config, scorer)
         encoding = {"batch_size": config.encode_batch, "encode_threads": config.encode_threads}
         collector = stage.collector(config.num_worlds, seed=config.seed, workers=config.workers, **encoding)

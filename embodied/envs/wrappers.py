@@ -33,11 +33,13 @@ class ScoredEnv(gymnasium.Wrapper):
     Raises:
         UserError: a world without pictures.
         WorldError: a camera that the world lacks, or one twice.
+        ValueError: a reward that reads later frames.
     """
 
     def __init__(self, env: gymnasium.Env, scorer: Scorer, cameras: Sequence[str] = ()) -> None:
         if not renders(env):
             raise UserError(f"ScoredEnv: {world_name(env)} must have pictures to score; it renders none. {RENDER}")
+        scorer.check_causal("ScoredEnv")
         super().__init__(env)
         self.scorer = scorer
         self._layout = Layout(view_names(env, cameras))

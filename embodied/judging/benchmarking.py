@@ -5,6 +5,10 @@ episode's own instruction. Figures are told as the benchmarks' authors tell them
 sources; errors of levels over all episodes. Intervals draw with replacement what a figure is a mean of, tasks with all
 their episodes or single episodes, those of one source among themselves. Of a source's only task its episodes are drawn,
 those of a quality among themselves. There is no interval where there is but one of everything.
+
+Of a pair of moments a reward judges two films, start and BEFORE, start and AFTER: each moment by itself from the task's
+start on. In one film of three AFTER would come later whichever is further, and what counts time would have an opinion.
+A reward that compares by itself (`compare`, Robo-Dopamine's) is asked that instead, with every picture.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +27,22 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from embodied.building.scorers import Shared
+from embodied.config import given_in
 from embodied.errors import UserError, nearest
-from embodied.judging.benchmarks import BENCHMARKS, Benchmark, BenchmarkFilm
+from embodied.judging.benchmark_films import AFTER, BEFORE, BenchmarkFilm, Pair
+from embodied.judging.benchmarks import BENCHMARKS, Benchmark
 from embodied.judging.cells import lines, shown
 from embodied.judging.confusion import MOST, margin_of
 from embodied.judging.figures import Figure, later_higher
-from embodied.judging.judgement import controls, potential, reversed_film
+from embodied.judging.judgement import chosen_rows, controls, potential, reversed_film
 from embodied.judging.rewards import demos_wanted, make_scorers, reward_parts
+from embodied.literal import resolved
 from rewards.core import FRAMES_READ, Encoder, Features, Scorer
 from rewards.metrics import (
     average_precision,
     bootstrap_interval,
     ordinal_error,
+    pairwise_accuracy,
     policy_ranking_tau,
     ranking_accuracy,
     value_order_correlation,
@@ -42,6 +51,7 @@ from rewards.metrics import (
 from rewards.progress import tqdm
 
 MAIN = "main"  # what the one view is called
+VIEWS = (MAIN, "left", "right")  # of a pair, for a reward that compares
 Rows = np.ndarray  # indices of episodes
 
 
@@ -53,6 +63,7 @@ class Said:
         ends: its potential in the last frame.
         values: its potential in every frame.
         voc_spearman, voc_pearson, voc_reversed, pairwise_acc: of each success.
+        further: of each pair, above 0 where AFTER is further; 0 for a tie or no answer.
         elsewhere: (episode, its task, its end under each task's instruction), of the first tasks.
     """
 
@@ -62,6 +73,7 @@ class Said:
     voc_pearson: list[float] = field(default_factory=list)
     voc_reversed: list[float] = field(default_factory=list)
     pairwise_acc: list[float] = field(default_factory=list)
+    further: list[float] = field(default_factory=list)
     elsewhere: list[tuple[int, list[float]]] = field(default_factory=list)
 
 
@@ -72,10 +84,12 @@ class Result:
     Attributes:
         figures: name -> over the whole benchmark.
         sources: source -> name -> of its episodes alone.
+        parts: of pairs, "bin" and "source" -> name of one -> share of its pairs alone that are told right.
     """
 
     figures: Mapping[str, Figure]
     sources: Mapping[str, Mapping[str, float]]
+    parts: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
 
 
 def benchmark_of(name: str) -> Benchmark:
@@ -102,8 +116,10 @@ def run_benchmark(config: DictConfig, encoder: Encoder) -> tuple[dict[str, Resul
     benchmark = benchmark_of(config.benchmark)
     parts = reward_parts(config, "")
     for name, part in parts.items():
+        key = f"reward.{name}" if len(parts) > 1 else "reward"
+        if benchmark.pairs and part.get("stride", 1) != 1 and _stride_given(config, name):
+            raise UserError(f"{key}.stride must be left out with {config.benchmark}: each moment is asked about.")
         if demos_wanted(part):
-            key = f"reward.{name}" if len(parts) > 1 else "reward"
             raise UserError(
                 f"{key}.demos must be a dataset, or {key}.model a fitted head: nothing is fitted to a benchmark's "
                 f"episodes, and it has no world whose expert shows {demos_wanted(part)}. Add {key}.demos=FOLDER."
@@ -111,14 +127,15 @@ def run_benchmark(config: DictConfig, encoder: Encoder) -> tuple[dict[str, Resul
     root = Path(config.data)
     if not root.is_dir():
         raise UserError(f"data must be the folder of {config.benchmark}; {root} is not there.")
-    films = list(benchmark.films(root))
+    films = list(benchmark.films(root, resolved(config.fields)) if benchmark.pairs else benchmark.films(root))
     if not films:
         raise UserError(f"{root}: must hold episodes of {config.benchmark}; it holds none.")
     tasks: dict[tuple[str, str], list[int]] = {}
     for i, film in enumerate(films):
         tasks.setdefault((film.source, film.task), []).append(i)
     said = _score(config, encoder, benchmark, films, tasks)
-    results = {name: _figures(benchmark, films, each, config.resamples, config.seed) for name, each in said.items()}
+    told = partial(_of_pairs if benchmark.pairs else _figures, benchmark, films)
+    results = {name: told(each, config.resamples, config.seed) for name, each in said.items()}
     sources = list(dict.fromkeys(film.source for film in films))
     return results, {"episodes": len(films), "tasks": len(tasks), "sources": sources}
 
@@ -138,7 +155,10 @@ def _score(
     shared = Shared()
     with tqdm(total=len(films), desc=str(config.benchmark), unit="episode") as bar:
         for (_, task), members in tasks.items():
-            scorers = make_scorers(reward_parts(config, task), encoder, None, (), [MAIN], shared)
+            parts = reward_parts(config, task)
+            if benchmark.pairs:
+                parts = {name: part | {"stride": 1} if "stride" in part else part for name, part in parts.items()}
+            scorers = make_scorers(parts, encoder, None, (), [MAIN], shared)
             scorers |= controls(encoder)
             if wanted and task not in kept and len(kept) < MOST:
                 kept[task], probes[task] = scorers, []
@@ -153,7 +173,7 @@ def _score(
     place = np.argsort(order)
     for each in said.values():
         for name, values in vars(each).items():
-            if name != "elsewhere":
+            if values and name != "elsewhere":
                 setattr(each, name, [values[k] for k in place])
     for number, task in enumerate(kept if len(kept) > 1 else ()):
         for i, features in probes[task]:
@@ -183,8 +203,28 @@ def _shown(frames: UInt8[Tensor, "T H W 3"], scorers: Mapping[str, Scorer]) -> d
     return {} if read == "none" else {MAIN: frames[None] if read == "all" else frames[None, :1]}
 
 
+def _stride_given(config: DictConfig, name: str) -> bool:
+    return given_in(config, "reward.stride") or given_in(config, f"reward.parts.{name}.stride")
+
+
+def _further(scorer: Scorer, pair: Pair, features: Features) -> float:
+    """How much further AFTER is than BEFORE: one comparison, or the difference of two films from the start."""
+    head = next(iter(scorer.heads.values())) if len(scorer.heads) == 1 else None
+    compare = getattr(head, "compare", None)
+    if compare is None:
+        before, after = (float(potential(scorer, chosen_rows(features, [0, row]))[-1]) for row in (1, 2))
+        return after - before
+    shown = pair.pictures()
+    before, after = (dict(zip(VIEWS, map(shown.__getitem__, places), strict=True)) for places in (BEFORE, AFTER))
+    said = compare(shown["start"], shown["end"], before, after)
+    return 0.0 if math.isnan(said) else said
+
+
 def _note(said: Said, name: str, scorer: Scorer, film: BenchmarkFilm, features: Features) -> None:
     try:
+        if film.pair is not None:
+            said.further.append(_further(scorer, film.pair, features))
+            return
         values = potential(scorer, features)
         good = bool(film.success) and len(values) > 1
         backward = potential(scorer, reversed_film(features, len(values))) if good else None
@@ -280,6 +320,29 @@ def _figures(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, r
     return Result(figures, per_source)
 
 
+def _of_pairs(benchmark: Benchmark, films: Sequence[BenchmarkFilm], said: Said, resamples: int, seed: int) -> Result:
+    """The share of pairs that are told right, ties counted half: of all, over sources, and of each bin and source."""
+    pairs = [film.pair for film in films if film.pair is not None]
+    truth, further = np.array([pair.truth for pair in pairs]), np.array(said.further)
+    sources = np.array([film.source for film in films])
+
+    def right(rows: Rows) -> float:
+        return pairwise_accuracy(np.zeros(len(rows)), further[rows], truth[rows], tie=0.5)
+
+    def figure(rows: Rows, statistic: Callable[[Rows], float] = right) -> Figure:
+        interval = bootstrap_interval(rows, statistic, resamples=resamples, seed=seed, strata=sources[rows])
+        return Figure(statistic(rows), *interval)
+
+    everything = np.arange(len(films))
+    found = (figure(everything), figure(everything, _over_sources(right, sources)))
+    parts = {}
+    for name, labels in (("bin", np.array([pair.bin for pair in pairs])), ("source", sources)):
+        known = [str(label) for label in dict.fromkeys(labels) if label]
+        parts[name] = {label: figure(np.flatnonzero(labels == label)) for label in known}
+    per_source = {name: {"pairwise_acc": each.value} for name, each in parts["source"].items()}
+    return Result(dict(zip(benchmark.figures, found, strict=True)), per_source, parts)
+
+
 def _over_sources(statistic: Callable[[Rows], float], sources: np.ndarray) -> Callable[[Rows], float]:
     names = np.unique(sources)
     return lambda rows: _mean([statistic(rows[sources[rows] == name]) for name in names])
@@ -296,13 +359,18 @@ def table(name: str, results: Mapping[str, Result]) -> str:
     benchmark = benchmark_of(name)
     rows = [["reward", *benchmark.figures]]
     for reward, result in results.items():
-        cells = []
-        for figure in benchmark.figures:
-            told = result.figures.get(figure, Figure())
-            interval = "" if math.isnan(told.low) else f" ({shown(told.low)} … {shown(told.high)})"
-            cells.append(f"{shown(told.value)}{interval}")
-        rows.append([reward, *cells])
+        rows.append([reward, *(_with_interval(result.figures.get(figure, Figure())) for figure in benchmark.figures)])
     for model in dict.fromkeys(model for each in benchmark.published.values() for model in each):
         said = [shown(benchmark.published.get(figure, {}).get(model, math.nan)) for figure in benchmark.figures]
         rows.append([f"{model}, published", *said])
-    return "\n".join(lines(rows))
+    told = lines(rows)
+    for part, labels in next(iter(results.values())).parts.items():
+        if labels:
+            cells = [[reward, *map(_with_interval, each.parts[part].values())] for reward, each in results.items()]
+            told += ["", *lines([[f"by {part}", *labels], *cells])]
+    return "\n".join(told)
+
+
+def _with_interval(figure: Figure) -> str:
+    interval = "" if math.isnan(figure.low) else f" ({shown(figure.low)} … {shown(figure.high)})"
+    return f"{shown(figure.value)}{interval}"

@@ -5,6 +5,8 @@
                       `frames` names a film (`jesbu1/…_rfm`, `aliangdw/…_policy_ranking`)
     roboreward        RoboRewardBench, the test part of `teetone/RoboReward` (arXiv 2601.00675): `test/metadata.jsonl`
     robo-dopamine     `tanhuajie2001/Robo-Dopamine-Bench` (arXiv 2512.23703): `jsons/*.json`, `images/<name>/cam_high`
+    robopulse         `yuheng2000/RoboPulse` (arXiv 2603.21669): `RoboPulse.json` beside `images/`, pairs of
+                      moments (`embodied.judging.robopulse`)
     oxe               datasets of Open X-Embodiment as LeRobot has them: order along demonstrations, as GVL and
                       TOPReward tell it (arXiv 2411.04549): 15 frames of up to 50 episodes of each
 
@@ -16,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ from PIL import Image, UnidentifiedImageError
 from embodied.datasets import Dataset, layout
 from embodied.datasets.video import VideoError, sampled
 from embodied.errors import UserError
+from embodied.judging.benchmark_films import BenchmarkFilm, inside, text
 from embodied.judging.quality import LEVELS
+from embodied.judging.robopulse import robopulse
 
 PICTURES = (".png", ".jpg", ".jpeg")
 QUALITY = {"failure": 0.0, "suboptimal": 1.0, "success": 2.0, "successful": 2.0}  # as RBM-EVAL's files call them
@@ -37,40 +41,21 @@ DOPAMINE_STEP = 30  # pictures from one that is shown to the next
 MAIN = "cam_high"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkFilm:
-    """One episode of a benchmark.
-
-    Attributes:
-        task: its instruction.
-        source: which of the benchmark's datasets it is of.
-        frames: reads its (T, H, W, 3) uint8 frames.
-        success: whether it ended well; None where nobody says.
-        quality: higher is better; None where nobody says.
-        level: 1 to 5, where a person gave one.
-    """
-
-    task: str
-    source: str
-    frames: Callable[[], np.ndarray]
-    success: bool | None = None
-    quality: float | None = None
-    level: int | None = None
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """What is read, and what is told of it.
 
     Attributes:
-        films: root -> its episodes.
+        films: root -> its episodes; of pairs, root and the setting `fields`.
         figures: names, as the benchmark's own authors tell them (`embodied.judging.published.NAMES`).
         published: figure -> model -> what was published of it.
+        pairs: whether it holds pairs of moments instead of episodes.
     """
 
-    films: Callable[[Path], Iterator[BenchmarkFilm]]
+    films: Callable[..., Iterator[BenchmarkFilm]]
     figures: tuple[str, ...]
     published: Mapping[str, Mapping[str, float]]
+    pairs: bool = False
 
 
 def _rbm(root: Path) -> Iterator[BenchmarkFilm]:
@@ -79,7 +64,7 @@ def _rbm(root: Path) -> Iterator[BenchmarkFilm]:
         wanted = _eval_sources(root / "meta" / "info.json")
         for where, row in _rows(table, ("file_name", "task", "quality_label", "data_source")):
             if not wanted or row["data_source"] in wanted:
-                yield _graded(where, row, _inside(where, table.parent, row["file_name"]))
+                yield _graded(where, row, inside(where, table.parent, row["file_name"]))
         return
     found = False
     for file in sorted(root.rglob("*.parquet")):
@@ -88,7 +73,7 @@ def _rbm(root: Path) -> Iterator[BenchmarkFilm]:
         found = True
         for where, row in _rows(file, ("frames", "task", "quality_label", "data_source")):
             bases = [base for base in (file.parent, *file.parent.parents) if base.is_relative_to(root)]
-            paths = [_inside(where, base, row["frames"]) for base in bases]
+            paths = [inside(where, base, row["frames"]) for base in bases]
             yield _graded(where, row, next((path for path in paths if path.is_file()), paths[0]))
     if not found:
         raise UserError(
@@ -123,12 +108,12 @@ def _roboreward(root: Path) -> Iterator[BenchmarkFilm]:
         for number, line in enumerate(lines):
             where = f"{file}: line {number + 1}"
             row = _object(where, line)
-            task, level = _text(where, "task", row), row.get("reward")
+            task, level = text(where, "task", row), row.get("reward")
             if isinstance(level, bool) or not isinstance(level, int) or not 1 <= level <= LEVELS:
                 raise UserError(f"{where}: reward must be a whole number from 1 to {LEVELS}; got {level!r:.40}.")
-            name = _text(where, "file_name", row)
+            name = text(where, "file_name", row)
             yield BenchmarkFilm(
-                task=task, source=name.split("/")[0], frames=_film(_inside(where, file.parent, name), RBM_FRAMES),
+                task=task, source=name.split("/")[0], frames=_film(inside(where, file.parent, name), RBM_FRAMES),
                 success=level == LEVELS, quality=float(level), level=level,
             )  # fmt: skip
 
@@ -145,9 +130,9 @@ def _dopamine(root: Path) -> Iterator[BenchmarkFilm]:
         for number, (name, task) in enumerate(zip(names, tasks, strict=True)):
             where = f"{file}: sample {number}"
             row = {"name": name, "task": task}
-            folder = _inside(where, root / "images", _text(where, "name", row)) / MAIN
+            folder = inside(where, root / "images", text(where, "name", row)) / MAIN
             yield BenchmarkFilm(
-                task=_text(where, "task", row), source=file.stem, frames=_folder(folder), success=True, quality=2.0
+                task=text(where, "task", row), source=file.stem, frames=_folder(folder), success=True, quality=2.0
             )
 
 
@@ -210,7 +195,7 @@ def _rows(file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, dict[str, s
         raise UserError(f"{file}: column {missing[0]} is missing.")
     for number, row in enumerate(layout.python(table, file)):
         where = f"{file} (row {number})"
-        yield where, {name: _text(where, name, row) for name in names}
+        yield where, {name: text(where, name, row) for name in names}
 
 
 def _columns(file: Path) -> set[str]:
@@ -228,20 +213,6 @@ def _object(where: str, text: str) -> dict[str, Any]:
     if not isinstance(made, dict):
         raise UserError(f"{where}: must be a JSON object; got {type(made).__name__}.")
     return made
-
-
-def _text(where: str, name: str, row: Mapping[str, Any]) -> str:
-    value = row.get(name)
-    if not isinstance(value, str) or not value:
-        raise UserError(f"{where}: {name} must be a text; got {value!r:.40}.")
-    return value
-
-
-def _inside(where: str, root: Path, name: str) -> Path:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\0" in name:
-        raise UserError(f"{where}: paths must stay inside the folder; got {name[:200]!r}.")
-    return root / pure
 
 
 RANKING = {"Robometer-4B": 0.655, "RynnValue-8B": 0.675, "RoboReward": 0.502}
@@ -262,5 +233,11 @@ BENCHMARKS = {
     "rbm-id": Benchmark(_rbm, ("voc_pearson", "voc_spearman"), {"voc_pearson": {"Robometer-4B": 0.84}}),
     "roboreward": Benchmark(_roboreward, ("mae_ordinal", "ranking_acc"), {}),
     "robo-dopamine": Benchmark(_dopamine, ("voc_spearman", "voc_reversed", "pairwise_acc"), {}),
+    "robopulse": Benchmark(
+        robopulse,
+        ("pairwise_acc", "pairwise_macro"),
+        {"pairwise_acc": {"Robo-Dopamine GRM": 0.80, "best general VLM": 0.54, "worst general VLM": 0.47}},
+        pairs=True,
+    ),
     "oxe": Benchmark(_oxe, ("voc_spearman",), {"voc_spearman": {"TOPReward (Qwen3-VL-8B)": 0.857, "GVL": 0.194}}),
 }

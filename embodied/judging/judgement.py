@@ -261,6 +261,11 @@ def cut(features: Features, rows: int) -> Features:
     return _film(features, lambda each: each[:, :rows])
 
 
+def chosen_rows(features: Features, rows: Sequence[int]) -> Features:
+    """Some rows, as a film of their own."""
+    return _film(features, lambda each: each[:, list(rows)])
+
+
 def frozen(features: Features) -> Features:
     """The first row, over and over."""
     return _film(features, lambda each: each[:, :1].expand_as(each))

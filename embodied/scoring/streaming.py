@@ -55,10 +55,11 @@ class EpisodeStream:
             `MAX_TOLD` where no head reads the past, `MAX_REMEMBERED` where all can go on row by row, else `MAX_ROWS`.
 
     Raises:
-        ValueError: fewer than two rows.
+        ValueError: fewer than two rows, or a head that reads later ones.
     """
 
     def __init__(self, scorer: Scorer, layout: Layout | None = None, *, max_rows: int | None = None) -> None:
+        scorer.check_causal("EpisodeStream")
         if max_rows is None:
             max_rows = MAX_TOLD if scorer.pointwise else MAX_REMEMBERED if scorer.advances else MAX_ROWS
         if max_rows < 2:

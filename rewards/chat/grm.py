@@ -139,11 +139,37 @@ class GenerativeGRM:
             bwd.append(self._hop(start, goal, {name: now[name] for name in goal}) if ask_goal else math.nan)
         return torch.tensor([inc]), torch.tensor([fwd]), torch.tensor([bwd]) if self._goal else None
 
+    def compare(
+        self, start: np.ndarray, end: np.ndarray, before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
+    ) -> float:
+        """h(BEFORE, AFTER) in [-1, 1] of two moments that need not follow each other; NaN where the answer is missing.
+
+        Args:
+            start, end: (H, W, 3) uint8 of the task's start and of the finished task, from the reference view.
+            before, after: camera name -> (H, W, 3) uint8; those in `views` are shown.
+
+        Raises:
+            ValueError: none of these cameras is in `views`.
+        """
+        names = [name for name in (before if self.views is None else self.views) if name in before]
+        if not names:
+            raise ValueError(f"grm_vlm: views must hold one of {', '.join(before)}; got {', '.join(self.views or ())}.")
+        return self._ask(start, end, *({name: each[name] for name in names} for each in (before, after)))
+
     def _hop(
         self, start: Mapping[str, np.ndarray], before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray]
     ) -> float:
         reference = next(iter(start))
         goal = self._goal.get(reference, next(iter(self._goal.values()), None))
+        return self._ask(start[reference], goal, before, after)
+
+    def _ask(
+        self,
+        start: np.ndarray,
+        goal: np.ndarray | None,
+        before: Mapping[str, np.ndarray],
+        after: Mapping[str, np.ndarray],
+    ) -> float:
         own = self._prompt is GRM_PROMPT and goal is not None
         template = self._prompt.replace("{goal}", GRM_GOAL) if own else self._prompt
         text = filled(
@@ -157,7 +183,7 @@ class GenerativeGRM:
             after=len(after),
         )
         sides = [_three(before), _three(after)] if self._marked else [list(before.values()), list(after.values())]
-        given = [start[reference], *([] if goal is None else [goal]), *sides[0], *sides[1]]
+        given = [start, *([] if goal is None else [goal]), *sides[0], *sides[1]]
         return self.ask.numbers([Message("user", text, given)], parse_score, "grm")[0]
 
 

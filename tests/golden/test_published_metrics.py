@@ -114,6 +114,8 @@ def test_pairwise_accuracy_is_the_share_of_right_signs():
         truth = rng.choice([-1, 1], 9)
         right = [(a > b and t > 0) or (a < b and t < 0) for b, a, t in zip(before, after, truth, strict=True)]
         assert_allclose(pairwise_accuracy(before, after, truth), np.mean(right), atol=1e-12)
+        half = np.mean(right) + (before == after).mean() / 2
+        assert_allclose(pairwise_accuracy(before, after, truth, tie=0.5), half, atol=1e-12)
     with pytest.raises(ValueError, match="got 0"):
         pairwise_accuracy([0.0], [1.0], [0])
 

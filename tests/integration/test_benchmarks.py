@@ -18,6 +18,7 @@ from embodied.datasets import Dataset, Writer
 from embodied.datasets.video import VideoError, read_frames, sampled, write_video
 from rewards.clip_goal import clip_scorer
 from rewards.encoders import OpenCLIPEncoder
+from tests.chat_server import chat_server, images
 
 SIZE = 32
 ENDS = {"failure": 0.1, "suboptimal": 0.5, "success": 1.0}
@@ -211,6 +212,164 @@ def test_order_on_oxe(judge, scores, tmp_path):
     )
 
 
+EIGHT = ("start", "end", "before", "before_left", "before_right", "after", "after_left", "after_right")
+
+
+@pytest.fixture
+def robopulse(tmp_path):
+    """Make a folder of pairs of two sources; a function of a pair's pictures says which moment is further."""
+
+    def make(truth, change=lambda entry: entry):
+        root, rng, entries = tmp_path / "pulse", np.random.default_rng(5), []
+        for number in range(8):
+            source, task = ("agilex", "libero")[number % 2], ("fill the bar", "paint it red")[number // 4]
+            names = [f"images/{source}/{number}_{place}.png" for place in EIGHT]
+            pictures = rng.integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+            (root / "images" / source).mkdir(parents=True, exist_ok=True)
+            for name, picture in zip(names, pictures, strict=True):
+                Image.fromarray(picture).save(root / name)
+            said = truth(number, task, dict(zip(EIGHT, pictures, strict=True)))
+            turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": f"<score>{100 * said:+.3f}%</score>"}]
+            entry = {"id": str(number), "image": names, "task": task, "conversations": turns, "source": source}
+            entries.append(change(entry | {"bin": "small" if number < 3 else "large"}))
+        (root / "RoboPulse.json").write_text(json.dumps(entries))
+        return root
+
+    return make
+
+
+@pytest.mark.parametrize(("sign", "expected"), [(1, 1.0), (-1, 0.0)])
+def test_robopulse(judge, scores, robopulse, sign, expected):
+    def truth(_, task, shown):
+        said = scores(task, np.stack([shown["start"], shown["before"], shown["after"]]))
+        return sign * (0.5 if said[2] > said[1] else -0.5)
+
+    status, found, out = judge("benchmark=robopulse", f"data={robopulse(truth)}")
+    assert status == 0, out
+    told = found["rewards"]["clip"]
+    assert {name: each["value"] for name, each in told["figures"].items()} == {
+        "pairwise_acc": expected,
+        "pairwise_macro": expected,
+    }
+    assert {name: [*each] for name, each in told["parts"].items()} == {
+        "bin": ["small", "large"],
+        "source": ["agilex", "libero"],
+    }
+    for control in ("constant", "clock"):  # a tie counts half, and time alone knows nothing
+        assert found["rewards"][control]["figures"]["pairwise_acc"] == {"value": 0.5, "low": 0.5, "high": 0.5}
+    assert (found["episodes"], found["sources"]) == (8, ["agilex", "libero"])
+    assert "Robo-Dopamine GRM, published" in out
+    assert "by bin" in out
+
+
+def test_robopulse_tells_bins_and_sources_apart(judge, scores, robopulse):
+    """Wrong in two of three small pairs alone, which are of two sources."""
+
+    def truth(number, task, shown):
+        said = scores(task, np.stack([shown["before"], shown["after"]]))
+        return (0.5 if said[1] > said[0] else -0.5) * (-1 if number < 2 else 1)
+
+    status, found, out = judge("benchmark=robopulse", f"data={robopulse(truth)}")
+    assert status == 0, out
+    told = found["rewards"]["clip"]
+    assert {name: each["value"] for name, each in told["parts"]["bin"].items()} == {
+        "small": pytest.approx(1 / 3),
+        "large": 1.0,
+    }
+    assert {name: each["value"] for name, each in told["parts"]["source"].items()} == {"agilex": 0.75, "libero": 0.75}
+    assert told["figures"]["pairwise_acc"]["low"] < 0.75 < told["figures"]["pairwise_acc"]["high"]
+
+
+def test_robopulse_by_other_names_and_words(judge, robopulse):
+    def change(entry):
+        return {
+            "label": {"answer": "progress" if "+" in entry["conversations"][-1]["value"] else "regress"},
+            "images": [entry["image"][k] for k in (0, 2, 3, 4, 5, 6, 7, 1)],
+            "instruction": entry["task"],
+        }
+
+    root = robopulse(lambda number, *_: number - 3.5, change)
+    words = ["fields.task=instruction", "fields.pictures=images", "fields.answer=label.answer", "fields.bin=null"]
+    words += ["fields.words=[progress,regress]", "fields.source=null"]
+    words += ["fields.order=[start,before,before_left,before_right,after,after_left,after_right,end]"]
+    status, found, out = judge("benchmark=robopulse", f"data={root}", *words)
+    assert status == 0, out
+    assert found["rewards"]["clip"]["parts"]["bin"] == {}
+    assert found["sources"] == ["pulse"]
+
+
+def test_a_reward_that_compares_is_asked_robopulse_s_own_question(judge, robopulse):
+    shown, answers = {}, ("+40%", "-7%", "0%", "?")
+
+    def truth(number, _, pictures):
+        shown[pictures["start"].tobytes()] = (number, pictures)
+        return 0.5
+
+    def answer(body):
+        number, pictures = shown[images(body)[0].tobytes()]
+        assert [each.tobytes() for each in images(body)] == [pictures[place].tobytes() for place in EIGHT]
+        return f"<score>{answers[number % 4]}</score>"
+
+    with chat_server(answer) as served:
+        words = ["reward=pretrained", "reward.model=grm-3b", f"reward.vlm.url={served.url}"]
+        status, found, out = judge("benchmark=robopulse", f"data={robopulse(truth)}", *words)
+    assert status == 0, out
+    assert len(served.bodies) == 8
+    assert found["rewards"]["pretrained"]["figures"]["pairwise_acc"]["value"] == (1 + 0 + 0.5 + 0.5) / 4
+
+
+def test_a_reward_of_films_is_asked_about_each_moment_of_robopulse(judge, robopulse):
+    with chat_server(lambda _: "ANSWER: 3") as served:
+        words = ["reward=pretrained", "reward.model=roboreward-4b", f"reward.vlm.url={served.url}"]
+        root = robopulse(lambda *_: 0.5)
+        status, found, out = judge("benchmark=robopulse", f"data={root}", *words)
+        assert status == 0, out
+        assert found["rewards"]["pretrained"]["figures"]["pairwise_macro"]["value"] == 0.5
+        assert len(served.bodies) == 24  # start, BEFORE and AFTER
+        status, _, out = judge("benchmark=robopulse", f"data={root}", *words, "reward.stride=2", "run=again")
+    assert status == 2
+    assert "reward.stride must be left out with robopulse" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "text"),
+    [
+        (
+            lambda entry: {"prompt" if key == "task" else key: value for key, value in entry.items() if key != "bin"},
+            [],
+            "must have task, bin; it has id, image, prompt, conversations, source. Say which fields hold them: "
+            "fields.task=NAME fields.bin=NAME; bin and source may be null",
+        ),
+        (lambda entry: entry, ["fields.answer=conversations.-1.score"], "must have conversations.-1.score; it has id,"),
+        (lambda entry: entry | {"image": entry["image"][:7]}, [], "image must list 8 pictures; got 7"),
+        (lambda entry: entry | {"image": "a.png"}, [], "image must list 8 pictures; got 'a.png'"),
+        (lambda entry: entry | {"image": ["../a.png", *entry["image"][1:]]}, [], "must stay inside the folder"),
+        (
+            lambda entry: entry | {"image": ["a.png", *entry["image"][1:]]},
+            [],
+            "a.png must be a picture; it is not there",
+        ),
+        (lambda entry: entry | {"conversations": [{"value": "no"}]}, [], "above 0 where AFTER is further"),
+        (lambda entry: entry | {"gain": 0}, ["fields.answer=gain"], "gain must be a number"),
+        (lambda entry: entry | {"gain": "A"}, ["fields.answer=gain", "fields.words=[X,Y]"], "must be 'X' or 'Y'"),
+        (lambda entry: [entry], [], "must be a JSON object; got list"),
+        (lambda entry: entry, ["fields.order=[start,end]"], "fields.order must name each of start, end, before"),
+        (lambda entry: entry, ["fields.words=[X]"], "fields.words must be two words"),
+    ],
+)
+def test_what_is_no_robopulse_is_told(judge, robopulse, change, words, text):
+    status, found, out = judge("benchmark=robopulse", f"data={robopulse(lambda *_: 0.5, change)}", *words)
+    assert (status, found) == (2, None)
+    assert text in out
+
+
+@pytest.mark.parametrize("words", [["benchmark=oxe"], []])
+def test_fields_are_robopulse_s_alone(judge, tmp_path, words):
+    status, found, out = judge(f"data={tmp_path}", "fields.task=prompt", *words)
+    assert (status, found) == (2, None)
+    assert "fields must be left out but with benchmark=robopulse" in out
+
+
 @pytest.mark.parametrize(
     ("name", "made", "text"),
     [
@@ -225,6 +384,9 @@ def test_order_on_oxe(judge, scores, tmp_path):
         ("roboreward", {"test/metadata.jsonl": '{"file_name": "x.mp4", "task": "a", "reward": 5}'}, "no such video"),
         ("roboreward", {"test/metadata.jsonl": "[1]"}, "must be a JSON object"),
         ("robo-dopamine", {"jsons/a.json": '{"sample_path_list": ["a"]}'}, "must be lists of one length"),
+        ("robopulse", {}, "must hold RoboPulse.json beside images/"),
+        ("robopulse", {"RoboPulse.json": "{}"}, "must be a list of entries; got dict"),
+        ("robopulse", {"RoboPulse.json": "[]"}, "must hold episodes of robopulse"),
         ("oxe", {}, "must be a LeRobot dataset"),
     ],
 )

@@ -60,11 +60,6 @@ def test_weights_that_are_missing_are_asked_for_by_the_setting_that_takes_them(m
         scorer(model, {"device": "cpu"}, weights=str(tmp_path / "nowhere"))
 
 
-def test_a_model_that_only_lerobot_runs_says_how():
-    with pytest.raises(ValueError, match=r"sarm is not run here: .* later ones.* lerobot\.rewards\.sarm\.compute_rabc"):
-        scorer("sarm", None)
-
-
 def test_roboreward_grades_the_film_so_far():
     model = Says("ANSWER: 1", "ANSWER: 3", "no idea", "ANSWER: 5")
     said = scores(scorer("roboreward-4b", model, stride=2, max_frames=3), features())
