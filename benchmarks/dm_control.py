@@ -1,8 +1,8 @@
 """A curve that others have published: dm_control's tasks from simulator state, 100,000 frames, two frames an action.
 
 RLPD without demonstrations, which is soft actor-critic with layer-normed critics, beside SB3's soft actor-critic: the
-same frames, discount and updates. One seed each, so no bar is decided but by name; the bars are what the field's
-learners reach in as many frames. What is finished is not run again.
+same frames, discount and updates. The bars are what the field's learners reach in as many frames; a row says of how
+many seeds it is. What is finished is not run again.
 
     python -m benchmarks.dm_control                          # all: 10 to 30 minutes a run
     python -m benchmarks.dm_control tasks=reacher-easy ways=rlpd
