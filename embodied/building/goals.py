@@ -8,13 +8,17 @@ config is resolved.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from embodied.building.build import locate
 from embodied.errors import UserError, nearest
 from rewards.core import Episode
 from rewards.phrases import as_worded, distinct
+from rewards.storage import CONFIG
 
 # Their demonstrations say what the task is; older configs of theirs still have an empty goal.
 GOALLESS = (
@@ -26,6 +30,9 @@ GOALLESS = (
 
 # Which are fitted to the demonstrations of their own goal, where a dataset has several tasks.
 OF_GOAL = ("rewards.success.success_scorer", "rewards.keypoint.keypoint_scorer")
+
+
+FITTED_TO = "fitted_to"  # in the JSON file of such a head: its goal, and the task texts of its demonstrations
 
 
 # Whose `model` is a published model's name, not a folder of something fitted.
@@ -140,3 +147,34 @@ def without_own(part: Mapping[str, Any], demos: Sequence[Episode]) -> str | None
         f"no demonstration is of {str(goal)!r}: all {len(demos)} of {len(texts)} tasks count as its own. Another "
         f"wording is another task: give goal=… as the data word it. {nearest(str(goal), texts)}"
     )
+
+
+def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | None:
+    """What a person should know whose episodes are judged by a head that was fitted to another task; None: no such.
+
+    A head of one goal says of an episode of any other task that it failed.
+
+    Args:
+        reward: its plain config.
+        texts: the instruction of every episode.
+    """
+    texts = list(texts)
+    for part in parts_of(reward).values():
+        file = Path(str(part.get("model"))) / CONFIG
+        if part.get("_target_") not in OF_GOAL or not file.is_file():
+            continue
+        fitted: Any = None
+        with suppress(ValueError):  # a damaged one is told where it is loaded
+            fitted = json.loads(file.read_text("utf-8")).get(FITTED_TO)
+        if not fitted:
+            continue
+        own = [fitted["goal"]] if fitted["goal"] else fitted["tasks"]
+        others = [text for text in texts if text and as_worded(text, own) not in own]
+        if others:
+            first, more = distinct(others)[0], len(distinct(others)) - 1
+            also = f" and {more} more" if more else ""
+            return (
+                f"{part['model']} was fitted to {own[0]!r}, and {len(others)} of {len(texts)} episodes are of {first!r}{also}: "
+                "it says of them whether that first task was done."
+            )
+    return None

@@ -24,12 +24,14 @@ from omegaconf import DictConfig
 
 from embodied import runs
 from embodied.building import scorers
+from embodied.building.goals import of_other_tasks
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset
 from embodied.datasets.dropping import check_droppable, drop
 from embodied.datasets.encoding import Encoded
 from embodied.errors import UserError
 from embodied.files import check_place, write_text
+from embodied.literal import resolved
 from embodied.locks import alone
 from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
 from embodied.settings import check_least
@@ -56,6 +58,13 @@ def run(config: DictConfig) -> None:
         if out.exists():
             raise UserError(f"out must be a new folder; got {out}.")
     check_place(out, "out")
+    told = of_other_tasks(resolved(config)["reward"], map(dataset.instruction, range(len(dataset))))
+    if told and config.drop:
+        raise UserError(
+            f"drop=true must be with a reward of the data's own tasks: {told} Fit one to data={config.data}."
+        )
+    if told:
+        print(told, file=sys.stderr)
     labels = KeptLabels(dataset, ROOT / f".{dataset.root.name}-{name}.labels")
     with alone(labels.root, "data"):
         _audit(config, labels, cameras, encoder, out)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, ListConfig
 
 from embodied import hub
 from embodied.building.build import build, locate
-from embodied.building.goals import OF_GOAL, is_open, takes_goal, with_goal, without_own
+from embodied.building.goals import FITTED_TO, OF_GOAL, is_open, takes_goal, with_goal, without_own
 from embodied.building.scorers import reward_name
 from embodied.collecting.opening import open_dataset, reading
 from embodied.config import given_in
@@ -40,7 +40,6 @@ from rewards.members import of_goal
 from rewards.phrases import distinct, plain
 from rewards.storage import CONFIG, former_of, replace_folder
 
-ABOUT = "fitted_to"  # in a head's JSON file: its goal, and the task texts of its demonstrations
 SEVERAL = ("rewards.process.process_scorer",)  # one head for many tasks, whichever of them is asked for later
 
 
@@ -122,7 +121,7 @@ def _check_same(folder: Path, target: str, about: dict[str, Any]) -> None:
     same, kind = False, target.rpartition(".")[2].removesuffix("_scorer")
     try:
         kept = json.loads((folder / CONFIG).read_text("utf-8"))
-        held = {key: kept[ABOUT][key] for key in about} | {"kind": str(kept["kind"])}
+        held = {key: kept[FITTED_TO][key] for key in about} | {"kind": str(kept["kind"])}
         same = held["kind"] == kind and _plainly(held) == _plainly(about)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         held = None
@@ -150,7 +149,7 @@ def _save(head: Any, folder: Path, encoder: Encoder, about: dict[str, Any]) -> N
     try:
         head.save(made, encoder)
         kept = json.loads((made / CONFIG).read_text("utf-8"))
-        text = json.dumps({**kept, ABOUT: about}, indent=2, ensure_ascii=False)
+        text = json.dumps({**kept, FITTED_TO: about}, indent=2, ensure_ascii=False)
         (made / CONFIG).write_text(text + "\n", "utf-8")
         replace_folder(made, folder)
     finally:

@@ -21,6 +21,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ from omegaconf import DictConfig
 
 from embodied import hub
 from embodied.building import scorers
-from embodied.building.goals import told_goals
+from embodied.building.goals import of_other_tasks, told_goals
 from embodied.collecting import COLLECTED
 from embodied.collecting.opening import open_dataset, reading
 from embodied.datasets import Dataset, layout
@@ -78,6 +79,8 @@ def run(config: DictConfig) -> None:
     cameras = chosen_cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
     check_place(out, "out")
+    if told := of_other_tasks(resolved(config)["reward"], map(dataset.instruction, range(len(dataset)))):
+        print(told, file=sys.stderr)
     with nullcontext() if config.shard is not None else alone(out, "out"):  # shards write files of their own alone
         if config.in_place:
             dataset = open_dataset(config.data, **reading(config))  # the last holder may have changed it

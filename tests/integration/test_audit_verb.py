@@ -78,6 +78,20 @@ def test_a_success_model_finds_the_bad_episodes_and_they_are_dropped(audit, data
     assert len(Dataset(data)) == len(ENDS)  # the source is as it was
 
 
+def test_a_head_of_another_task_drops_nothing(audit, data, tiny_clip, tmp_path):
+    """Every episode of the other task counted as bad, and was left out."""
+    encoder = ["encoder=open_clip", f"encoder.model={tiny_clip}", "encoder.precision=fp32"]
+    assert cli.main(["fit", "reward=success", f"demos={data}", "goal=fill 0", "out=head", *encoder]) == 0
+    words = ["reward=success", "reward.model=head", "goal=fill 0", f"data={data}"]
+    status, found, told = audit(*words, "drop=true", "out=clean")
+    assert (status, found) == (2, None)
+    assert "head was fitted to 'fill 0', and 4 of 8 episodes are of 'fill 1'" in told
+    status, found, told = audit(*words)
+    assert status == 0, told
+    assert "4 of 8 episodes are of 'fill 1'" in told
+    assert cli.main(["label", *words, *encoder, "out=labels.parquet"]) == 0
+
+
 def test_figures_are_those_of_the_curve_of_progress(audit, data, tiny_clip, tmp_path):
     words = ["reward=clip", "goal=a red bar", f"data={data}"]
     status, found, told = audit(*words, "least=0.6")
