@@ -174,7 +174,7 @@ def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | Non
             first, more = distinct(others)[0], len(distinct(others)) - 1
             also = f" and {more} more" if more else ""
             return (
-                f"{part['model']} was fitted to {own[0]!r}, and {len(others)} of {len(texts)} episodes are of {first!r}{also}: "
-                "it says of them whether that first task was done."
+                f"{part['model']} was fitted to {own[0]!r}, and {len(others)} of {len(texts)} episodes are of "
+                f"{first!r}{also}: it says of them whether that first task was done."
             )
     return None
