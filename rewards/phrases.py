@@ -150,7 +150,11 @@ def as_worded(text: str, known: Iterable[str]) -> str:
 
 
 def distinct(texts: Iterable[str]) -> list[str]:
-    """Each task once (see `plain`), as it is worded first."""
+    """Each task once (see `plain`), as it is worded first.
+
+    Args:
+        texts: of tasks, in any number of wordings.
+    """
     first: dict[str, str] = {}
     for text in texts:
         first.setdefault(plain(text), text)

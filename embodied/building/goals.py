@@ -156,9 +156,8 @@ def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | Non
 
     Args:
         reward: its plain config.
-        texts: the instruction of every episode.
+        texts: the instruction of every episode; read only where there is such a head.
     """
-    texts = list(texts)
     for part in parts_of(reward).values():
         file = Path(str(part.get("model"))) / CONFIG
         if part.get("_target_") not in OF_GOAL or not file.is_file():
@@ -169,6 +168,7 @@ def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | Non
         if not fitted:
             continue
         own = [fitted["goal"]] if fitted["goal"] else fitted["tasks"]
+        texts = list(texts)
         others = [text for text in texts if text and as_worded(text, own) not in own]
         if others:
             first, more = distinct(others)[0], len(distinct(others)) - 1

@@ -33,7 +33,7 @@ from embodied.errors import UserError
 from embodied.files import check_place, write_text
 from embodied.literal import resolved
 from embodied.locks import alone
-from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, label_all, progress_range
+from embodied.scoring.labelling import KeptLabels, by_goal, chosen_cameras, instructions, label_all, progress_range
 from embodied.settings import check_least
 from rewards.calibration import NO, YES
 from rewards.core import Encoder, Scorer
@@ -58,7 +58,7 @@ def run(config: DictConfig) -> None:
         if out.exists():
             raise UserError(f"out must be a new folder; got {out}.")
     check_place(out, "out")
-    told = of_other_tasks(resolved(config)["reward"], map(dataset.instruction, range(len(dataset))))
+    told = of_other_tasks(resolved(config)["reward"], instructions(dataset))
     if told and config.drop:
         raise UserError(
             f"drop=true must be with a reward of the data's own tasks: {told} Fit one to data={config.data}."

@@ -44,7 +44,15 @@ from embodied.errors import BusyError, UserError
 from embodied.files import check_place, whole
 from embodied.literal import resolved
 from embodied.locks import alone
-from embodied.scoring.labelling import KeptLabels, Shard, by_goal, chosen_cameras, label_all, progress_range
+from embodied.scoring.labelling import (
+    KeptLabels,
+    Shard,
+    by_goal,
+    chosen_cameras,
+    instructions,
+    label_all,
+    progress_range,
+)
 from embodied.settings import check_least
 from rewards.core import Encoder
 from rewards.storage import former_of, replace_folder
@@ -79,7 +87,7 @@ def run(config: DictConfig) -> None:
     cameras = chosen_cameras(dataset, config.cameras)
     out = _out(config, dataset, name)
     check_place(out, "out")
-    if told := of_other_tasks(resolved(config)["reward"], map(dataset.instruction, range(len(dataset)))):
+    if told := of_other_tasks(resolved(config)["reward"], instructions(dataset)):
         print(told, file=sys.stderr)
     with nullcontext() if config.shard is not None else alone(out, "out"):  # shards write files of their own alone
         if config.in_place:

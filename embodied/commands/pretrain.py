@@ -72,14 +72,14 @@ def run(config: DictConfig) -> None:
             f"pretrain: use must name scenes of the config; got {unknown[0]!r}. {nearest(unknown[0], config.scenes)}"
         )
     scenes = {name: _checked(name, config.scenes[name]) for name in config.use}
+    captions = {name: _captions(name, scene) for name, scene in scenes.items()}
+    for name, scene in scenes.items():
+        _check_facts(name, scene, captions[name])
     if (frames := sum(scene.frames for scene in scenes.values())) < config.recipe.batch_size:
         raise UserError(
             f"pretrain: recipe.batch_size must be at most {frames}, the frames of all scenes; got "
             f"{config.recipe.batch_size}, of which there would be no batch."
         )
-    captions = {name: _captions(name, scene) for name, scene in scenes.items()}
-    for name, scene in scenes.items():
-        _check_facts(name, scene, captions[name])
     if config.run and folder.exists() and not (resumed or config.resume):
         raise UserError(f"pretrain: run must be a new folder; got {folder}. Add resume=true to go on with it.")
     check_place(folder, "run")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ def chosen_cameras(dataset: Dataset, wanted: Any) -> list[str]:
         if name not in dataset.cameras:
             raise UserError(f"cameras: {dataset.root} has no {name!r}. {nearest(str(name), dataset.cameras)}")
     return names
+
+
+def instructions(dataset: Dataset) -> Iterator[str]:
+    """The instruction of every episode that has one; frames of several tasks have none."""
+    for i in range(len(dataset)):
+        with suppress(UserError):
+            yield dataset.instruction(i)
 
 
 def by_goal(config: DictConfig, dataset: Dataset) -> dict[str | None, list[int]]:

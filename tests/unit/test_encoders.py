@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch.nn.functional import cosine_similarity, interpolate, normalize
 from torch.testing import assert_close
 
@@ -238,14 +239,15 @@ def test_random_weights_are_the_same_each_time(tiny_clip, renders):
 
 def test_embedded_encoder_reads_the_folder_that_ships(tmp_path, monkeypatch, renders):
     monkeypatch.setattr(models, "__file__", str(tmp_path / "rewards" / "encoders" / "models.py"))
-    with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold open_clip_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold open_clip_config\.json, denials"):
         embedded_encoder()
     for folder in (tmp_path / "embodied" / "sim_assets" / "encoder", tmp_path / "sim_assets" / "encoder"):
         save_open_clip(folder, TINY_CLIP)  # a wheel, then a checkout, which goes first
+        save_file({"logit_scale": torch.zeros(())}, folder / "denials.safetensors")
         encoder = embedded_encoder(precision="fp32")
         assert encoder.name == "embedded"
         assert encoder.encode_images(renders[96, 96]).shape == (4, 32)
-    with pytest.raises(FileNotFoundError, match=r"sim_assets/encoder must hold town\.safetensors"):
+    with pytest.raises(FileNotFoundError, match=r"must hold open_clip_config\.json, town\.safetensors"):
         embedded_encoder(knows="town")
     with pytest.raises(ValueError, match="knows must be one of desk, town; got 'sea'"):
         embedded_encoder(knows="sea")
