@@ -172,15 +172,12 @@ def know(session: Any, folder: Path, teacher: Teacher) -> WorldData:
     if any(episode.ratio != 1 for episode in episodes):
         raise UserError("stages=[world] needs data at the policy's rate. Leave policy.fps out.")
     rows = inputs.windows(episodes, plan, config.policy.horizon, session.say)
-    targets, success = [], []
-    for source in sources:
-        done = [teacher.head.probability(each.features)[0].cpu().numpy()
-                for each in labels.encoded(source, session.encoder, plan.cameras)]  # fmt: skip
-        worth = done
-        if config.world.reward == "process":
-            worth = labels.progress(config, source, session.encoder, plan)
-        targets += [np.stack(pair, 1) for pair in zip(worth, done, strict=True)]
-        success += [_recorded(source.dataset, i) for i in range(len(source.dataset))]
+    done = [teacher.head.probability(each.features)[0].cpu().numpy()
+            for source in sources for each in labels.encoded(source, session.encoder, plan.cameras)]  # fmt: skip
+    by_process = config.world.reward == "process"
+    worth = labels.progress(config, sources, session.encoder, plan) if by_process else done
+    targets = [np.stack(pair, 1) for pair in zip(worth, done, strict=True)]
+    success = [_recorded(source.dataset, i) for source in sources for i in range(len(source.dataset))]
     count, near = len(episodes), len(session.episodes)
     order = np.arange(count)
     return WorldData(

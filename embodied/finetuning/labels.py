@@ -24,12 +24,13 @@ from embodied.finetuning.inputs import DataSource, PolicyPlan, open_source
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
 from rewards.core import Episode, Features
-from rewards.phrases import as_worded
+from rewards.phrases import as_worded, plain
 from rewards.process import process_scorer
 from rewards.success import SuccessClassifier, fit_success
 
 SOLVED, NOT, ABSTAINED = "solved", "not", "abstained"
 SOURCES, WEIGHTS = ("success", "recorded", "all"), ("solved", "progress", "uniform")
+TAUGHT = 10  # solved episodes of each sentence that a process reward is fitted to
 Label = str
 
 
@@ -255,7 +256,7 @@ def row_weights(
     if kind == "solved":
         weights *= np.array([word == SOLVED for word in labels.words])[rows.episode]
     elif kind == "progress":
-        found = [each for source in planned.sources for each in progress(config, source, encoder, planned)]
+        found = progress(config, planned.sources, encoder, planned)
         weights *= np.concatenate(progress_weights(found, config.policy.horizon, kappa=config.labels.kappa))
     if not weights.sum() > 0:
         raise UserError(
@@ -265,14 +266,31 @@ def row_weights(
     return weights
 
 
-@torch.inference_mode()
-def progress(config: DictConfig, source: DataSource, encoder: Any, planned: PolicyPlan) -> list[np.ndarray]:
-    """Progress of each row of each episode, by the process reward."""
-    found, heads = [], {}
-    for each in encoded(source, encoder, planned.cameras):
+def progress(config: DictConfig, sources: Sequence[DataSource], encoder: Any, planned: PolicyPlan) -> list[np.ndarray]:
+    """Progress of each row of each episode of some datasets, in their order, by the process reward.
+
+    Without a folder it is fitted to solved episodes of the plan's data, `TAUGHT` of each sentence.
+
+    Raises:
+        UserError: there is neither a folder nor an episode that is recorded as solved.
+    """
+    model, demos = config.labels.process, dict[str, list[Episode]]()
+    if model is None:
+        for each in (episode for source in planned.sources for episode in encoded(source, encoder, planned.cameras)):
+            if each.success and len(of_it := demos.setdefault(plain(each.instruction), [])) < TAUGHT:
+                of_it.append(each)
+        if not demos:
+            raise UserError(
+                "labels: a process reward is fitted to solved episodes; the data tell success of none (next.success). "
+                "Give labels.process=FOLDER (embodied fit reward=process)."
+            )
+    shown = [each for of_it in demos.values() for each in of_it]
+    found, heads, fits = list[np.ndarray](), dict[str, Any](), dict[Any, Any]()
+    for each in (episode for source in sources for episode in encoded(source, encoder, planned.cameras)):
         if each.instruction not in heads:
             (heads[each.instruction],) = process_scorer(
-                encoder=encoder, goal=each.instruction or None, model=str(config.labels.process)
+                encoder=encoder, goal=each.instruction or None, model=model, demos=shown or None, fits=fits
             ).heads.values()
-        found.append(heads[each.instruction].score(each.features)[0].double().cpu().numpy())
+        with torch.inference_mode():
+            found.append(heads[each.instruction].score(each.features)[0].double().cpu().numpy())
     return found

@@ -82,6 +82,15 @@ def test_the_success_reward_labels_what_nobody_did(plan):
     assert weights.sum() == sum(SOLVED) * LENGTH
 
 
+def test_rows_that_lead_forward_by_a_process_reward_count_most(plan):
+    """Its default was no folder, and not fitted either: no run could ask for it."""
+    config, planned = plan("labels.source=recorded", "labels.weights=progress")
+    found, _ = labels.label(config, planned, Brightness())
+    weights = labels.row_weights(config, found, planned, Brightness(), rows_of(planned)).reshape(len(SOLVED), LENGTH)
+    rising = weights[:, 2:6]  # their chunks of four reach the bright part, where the episode is solved
+    assert rising[SOLVED].mean() > 2 * rising[np.logical_not(SOLVED)].mean()
+
+
 def test_each_task_is_judged_by_a_success_model_of_its_own(plan, tmp_path):
     write(tmp_path / "dim", "dim the light", dark=200, bright=40)
     both = [f"data=[{tmp_path / 'data'},{tmp_path / 'dim'}]", "labels.known=8", "labels.hold=2"]
