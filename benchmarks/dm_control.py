@@ -1,8 +1,8 @@
 """A curve that others have published: dm_control's tasks from simulator state, 100,000 frames, two frames an action.
 
 RLPD without demonstrations, which is soft actor-critic with layer-normed critics, beside SB3's soft actor-critic: the
-same frames, discount and updates. The bars are what the field's learners reach in as many frames; a row says of how
-many seeds it is. What is finished is not run again.
+same frames, discount and updates, without which no bar is decided. The bars are what the field's learners reach in
+as many frames; a row says of how many seeds it is. What is finished is not run again.
 
     python -m benchmarks.dm_control                          # all: 10 to 30 minutes a run
     python -m benchmarks.dm_control tasks=reacher-easy ways=rlpd
@@ -29,13 +29,13 @@ def settings(task: str, way: str, seed: int) -> list[str]:
     return [*world, *learner, "eval_every=10000", "eval_episodes=8", f"final_episodes={EPISODES}", "videos=1"]
 
 
-def row(task: str, way: str, done: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """The mean return of one learner on one task, with the curve of every seed."""
+def row(task: str, way: str, done: dict[int, dict[str, Any]], *, compared: bool) -> dict[str, Any]:
+    """The mean return of one learner on one task, with the curve of every seed; `compared`: the other one ran too."""
     returns = [done[seed]["mean_env_reward"] for seed in sorted(done)]
     value = sum(returns) / len(returns)
     bar: dict[str, Any] = {}
     if way == "rlpd":
-        bar = {"bar": f">= {BARS[task]}", "met": value >= BARS[task]}
+        bar = {"bar": f">= {BARS[task]}", "met": value >= BARS[task] if compared else None}
     return {
         "claim": f"{task}, {WAYS[way]}, {FRAMES:,} frames, observation simulator state: return of an episode",
         "value": value,
@@ -66,7 +66,7 @@ def main() -> None:
                 results.setdefault((task, way), {})[seed] = result
                 print(f"{task} {way} seed {seed}: {result['mean_env_reward']:.0f}", flush=True)
                 if options["record"]:
-                    rows = [row(*key, done) for key, done in results.items()]
+                    rows = [row(*key, done, compared=(key[0], "sac") in results) for key, done in results.items()]
                     record_part("dm_control", rows)
 
 
