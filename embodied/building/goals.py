@@ -159,15 +159,9 @@ def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | Non
         texts: the instruction of every episode; read only where there is such a head.
     """
     for part in parts_of(reward).values():
-        file = Path(str(part.get("model"))) / CONFIG
-        if part.get("_target_") not in OF_GOAL or not file.is_file():
+        own = _fitted_to(part.get("model")) if part.get("_target_") in OF_GOAL else []
+        if not own:
             continue
-        fitted: Any = None
-        with suppress(ValueError):  # a damaged one is told where it is loaded
-            fitted = json.loads(file.read_text("utf-8")).get(FITTED_TO)
-        if not fitted:
-            continue
-        own = [fitted["goal"]] if fitted["goal"] else fitted["tasks"]
         texts = list(texts)
         others = [text for text in texts if text and as_worded(text, own) not in own]
         if others:
@@ -178,3 +172,14 @@ def of_other_tasks(reward: Mapping[str, Any], texts: Iterable[str]) -> str | Non
                 f"{first!r}{also}: it says of them whether that first task was done."
             )
     return None
+
+
+def _fitted_to(model: Any) -> list[str]:
+    """The tasks that a head's folder says; none where it says nothing: a damaged one is told where it is loaded."""
+    if not isinstance(model, str) or not (Path(model) / CONFIG).is_file():
+        return []
+    with suppress(ValueError, LookupError, TypeError):
+        fitted = json.loads((Path(model) / CONFIG).read_text("utf-8"))[FITTED_TO]
+        tasks = [fitted["goal"]] if fitted["goal"] else fitted["tasks"]
+        return [task for task in tasks if isinstance(task, str)]
+    return []

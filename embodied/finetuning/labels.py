@@ -9,6 +9,7 @@ Shape letters: N rows of all episodes.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,12 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from embodied.building.goals import OF_GOAL, of_other_tasks
 from embodied.datasets.encoding import encode
 from embodied.datasets.windows import Windows
 from embodied.errors import UserError
 from embodied.finetuning.inputs import DataSource, PolicyPlan, open_source
+from embodied.scoring.labelling import instructions
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
 from rewards.core import Episode, Features
@@ -173,6 +176,9 @@ def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: S
     """
     labels = config.labels
     if labels.model is not None:
+        texts = (text for source in planned.sources for text in instructions(source.dataset))
+        if told := of_other_tasks({"_target_": OF_GOAL[0], "model": str(labels.model)}, texts):
+            print(told, file=sys.stderr)
         return Teacher(encoder, {"": SuccessClassifier.load(labels.model, encoder)})
     shown = list(known)
     if labels.labelled is not None:
@@ -275,8 +281,13 @@ def progress(config: DictConfig, sources: Sequence[DataSource], encoder: Any, pl
         UserError: there is neither a folder nor an episode that is recorded as solved.
     """
     model, demos = config.labels.process, dict[str, list[Episode]]()
+    read = {id(source): encoded(source, encoder, planned.cameras) for source in sources}
     if model is None:
-        for each in (episode for source in planned.sources for episode in encoded(source, encoder, planned.cameras)):
+        for each in (
+            episode
+            for source in planned.sources
+            for episode in read.get(id(source)) or encoded(source, encoder, planned.cameras)
+        ):
             if each.success and len(of_it := demos.setdefault(plain(each.instruction), [])) < TAUGHT:
                 of_it.append(each)
         if not demos:
@@ -286,7 +297,7 @@ def progress(config: DictConfig, sources: Sequence[DataSource], encoder: Any, pl
             )
     shown = [each for of_it in demos.values() for each in of_it]
     found, heads, fits = list[np.ndarray](), dict[str, Any](), dict[Any, Any]()
-    for each in (episode for source in sources for episode in encoded(source, encoder, planned.cameras)):
+    for each in (episode for source in sources for episode in read[id(source)]):
         if each.instruction not in heads:
             (heads[each.instruction],) = process_scorer(
                 encoder=encoder, goal=each.instruction or None, model=model, demos=shown or None, fits=fits

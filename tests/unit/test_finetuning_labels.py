@@ -1,5 +1,7 @@
 """Which demonstrations are imitated: what the success reward says of them from pixels, and how much each row counts."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,22 @@ def test_each_task_is_judged_by_a_success_model_of_its_own(plan, tmp_path):
         teacher.word(bright, "glow")
     with pytest.raises(UserError, match=r"cannot be fitted to 1 labelled episodes of “shine”"):
         labels.label(plan(*both, "labels.known=1")[0], planned, Brightness())
+
+
+def test_a_success_model_of_another_task_is_told(plan, tmp_path, capsys):
+    config, planned = plan("labels.known=8", "labels.hold=2")
+    _, teacher = labels.label(config, planned, Brightness())
+    teacher.head.save(tmp_path / "head", Brightness())
+    file = tmp_path / "head" / "head.json"
+    for fitted, told in (
+        ({"goal": "glow", "tasks": ["glow"]}, True),
+        ({"goal": "Shine.", "tasks": []}, False),
+        ([], False),
+    ):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"fitted_to": fitted}))
+        labels.label(plan(f"labels.model={tmp_path / 'head'}")[0], planned, Brightness())
+        said = capsys.readouterr().err
+        assert ("was fitted to 'glow', and 12 of 12 episodes are of 'shine'" in said) is told
 
 
 def test_labels_that_were_recorded_and_none_at_all(plan):
