@@ -194,10 +194,6 @@ class Learner(Actor, Protocol):
         """So many updates, each with the next batch or batches; returns flat metrics for the log."""
         ...
 
-    def relabelled(self) -> None:
-        """Every stored reward was given anew: forget scales and statistics of the former ones."""
-        ...
-
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that continuing needs, as tensors (safetensors) and JSON values, generators among it."""
         ...

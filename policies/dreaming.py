@@ -341,10 +341,6 @@ class Dreaming(ABC):
         seen = inside.states.features[:, 0]
         return ImaginedEpisode(seen.cpu(), torch.stack(ahead, 1).cpu(), torch.stack(rewards, 1).cpu())
 
-    def relabelled(self) -> None:
-        """Other rewards: the former returns' range counts no more."""
-        self.behaviour.scale.fill_(1.0)
-
     # Resume ---------------------------------------------------------------------------------------------
 
     @property

@@ -356,9 +356,6 @@ class DrQv2:
         pictures, vectors = frames
         return self.encoder.contrasted(pictures.to(self.device)), vectors.to(self.device)
 
-    def relabelled(self) -> None:
-        """Other rewards: it keeps no scale of them."""
-
     # Resume ---------------------------------------------------------------------------------------------
 
     @property

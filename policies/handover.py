@@ -57,13 +57,7 @@ class HandOver:
         self._owed = 0.0
         self._played: deque[tuple[np.ndarray, np.ndarray]] = deque(maxlen=4096)  # who, and which began; not yet seen
         self._running: list[tuple[int, float]] = []  # who plays in each world, what it has earned
-        self.forget()
-
-    def forget(self) -> None:
-        """What was earned counts no more: rewards are others now."""
-        self.best = IMITATION
-        self._returns = (deque(maxlen=4 * WINDOW), deque(maxlen=WINDOW))
-        self._running = [(NOBODY, 0.0) for _ in self._running]
+        self._returns = (deque[float](maxlen=4 * WINDOW), deque[float](maxlen=WINDOW))  # imitation's, the learned one's
 
     @property
     def bar(self) -> float | None:

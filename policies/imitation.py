@@ -174,9 +174,6 @@ class Imitation:
         """Whether there was an update yet."""
         return bool(self._adam.state)
 
-    def relabelled(self) -> None:
-        """Nothing: it reads no rewards."""
-
     @property
     def _parts(self) -> dict[str, Any]:
         return {"mlp": self.mlp, "norm": self.norm, "adam": self._adam, "acting": self._acting}

@@ -30,13 +30,9 @@ class Keeping:
     """
 
     def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, *, seed: int) -> None:
-        self._make = lambda: Replay(observation_space, action_space, capacity=1024, num_worlds=1, seed=seed, grows=True)
-        self._kept, self._episodes = self._make(), 0
+        self._kept = Replay(observation_space, action_space, capacity=1024, num_worlds=1, seed=seed, grows=True)
+        self._episodes = 0
         self._running: list[list[tuple[Any, np.ndarray, float]]] = []
-
-    def forget(self) -> None:
-        """All of it: rewards are others now. What runs is of both, and is not kept."""
-        self._kept, self._episodes, self._running = self._make(), 0, []
 
     def observe(
         self, rollout: Rollout, reward: np.ndarray, *, above: float | None, own: np.ndarray | None = None
@@ -109,7 +105,7 @@ class Keeping:
     def load_state(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
         """Undo of `state`."""
         arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        self._kept, self._episodes = self._make(), int(values["episodes"])
+        self._episodes = int(values["episodes"])
         self._kept.load(
             {n.removeprefix("kept/"): a for n, a in arrays.items() if n.startswith("kept/")}, values["kept"]
         )

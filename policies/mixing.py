@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -31,21 +32,23 @@ class BatchSource(Protocol):
 
 
 class Mix:
-    """Batches of a learner's own steps and of demonstrations.
+    """Batches of a learner's own steps, of demonstrations and of what an earlier run did.
 
     Args:
         own: what the learner did.
-        demos: what was shown; None or empty: every batch is the learner's own.
+        demos: what was shown; None or empty: no window comes from there.
+        past: what an earlier run did, half of the windows that are not from demonstrations, and all of them where
+            there is nothing of its own yet; None: no window comes from there.
     """
 
-    def __init__(self, own: BatchSource, demos: BatchSource | None = None) -> None:
-        self.own, self.demos = own, demos
+    def __init__(self, own: BatchSource, demos: BatchSource | None = None, past: BatchSource | None = None) -> None:
+        self.own, self.demos, self.past = own, demos, past
 
     def share(self, sampling: Sampling) -> float:
         """Of a batch, from demonstrations."""
         if self.demos is None or not len(self.demos):
             return 0.0
-        if not len(self.own):
+        if not len(self.own) and self.past is None:
             return 1.0
         first, last = sampling.demo_share, sampling.demo_share_last
         done = min(self.own.total / max(sampling.demo_share_over, 1), 1.0)
@@ -55,11 +58,13 @@ class Mix:
         """Without end; within a batch, the learner's own windows come first."""
         while True:
             shown = round(sampling.batch_size * self.share(sampling))
+            rest = sampling.batch_size - shown
+            earlier = 0 if self.past is None else rest // 2 if len(self.own) else rest
             parts = []
-            for replay, count in ((self.own, sampling.batch_size - shown), (self.demos, shown)):
+            for replay, count in ((self.own, rest - earlier), (self.past, earlier), (self.demos, shown)):
                 if count and replay is not None:
                     parts.append(replay.sample(replace(sampling, batch_size=count)))
-            yield parts[0] if len(parts) == 1 else _joined(*parts)
+            yield reduce(_joined, parts)
 
 
 class NStep(NamedTuple):

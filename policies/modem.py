@@ -246,11 +246,6 @@ class MoDem(TDMPC2):
         self._targets.load_state_dict(model.critics.state_dict())
         return {"imitation_error": float(torch.stack(errors).mean())} if errors else {}
 
-    def relabelled(self) -> None:
-        """Other rewards: the values' range, and what either earned, count no more."""
-        super().relabelled()
-        self.handover.forget()
-
     # Resume ---------------------------------------------------------------------------------------------
 
     @property

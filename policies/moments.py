@@ -115,6 +115,14 @@ class Moments:
         values[where] = self._kept[name][kept[where[1]]]
         return values
 
+    def after(self, name: str, order: np.ndarray) -> np.ndarray:
+        """(T, E, …) what followed each of these slots' steps, in the order in which they were written."""
+        values = self.rings[name][(order + 1) % self._slots]
+        kept = self._kept_at[order]
+        where = kept >= 0
+        values[where] = self._kept[name][kept[where]]
+        return values
+
     def pieces(self, order: np.ndarray, world: int) -> list[np.ndarray]:
         """Slots in their order, cut after each episode's end."""
         ends = np.flatnonzero(self._kept_at[order, world] >= 0) + 1

@@ -1,4 +1,4 @@
-"""What a learner has seen: a ring of steps, sampled as windows, relabelled without being collected again.
+"""What a learner has seen: a ring of steps, sampled as windows, paid anew without being collected again.
 
 A sample is one draw and one gather, whatever the size. Rewards stay raw: n-step sums, masks and returns are made at
 sampling, so that new rewards need nothing else.
@@ -44,7 +44,6 @@ class Replay:
         folder: where files of columns above 2 GB lie; None: the system's folder for such files.
 
     Attributes:
-        version: how often rewards were given anew.
         total: transitions ever added.
         generator: of the draws.
 
@@ -63,7 +62,7 @@ class Replay:
         self.slots, self.num_worlds, self._grows, self._folder = capacity // num_worlds, num_worlds, grows, folder
         self._row_leaf = row_leaf
         self.generator = np.random.default_rng(seed)
-        self.pos, self.full, self.version, self.total = 0, False, 0, 0
+        self.pos, self.full, self.total = 0, False, 0
         boxes = leaves(observation_space.spaces if isinstance(observation_space, spaces.Dict) else observation_space)
         self._flat = list(boxes) == [""]
         if row_leaf is not None and row_leaf not in boxes:
@@ -325,7 +324,22 @@ class Replay:
                     self._returns[back, e] = list(accumulate(rewards, lambda after, r: r + self._gamma * after))
             self._lengths[e] = len(at) - begin
 
-    # Relabelling ----------------------------------------------------------------------------------------
+    # Other rewards --------------------------------------------------------------------------------------
+
+    def stored(self) -> tuple[Rollout, Float32[np.ndarray, "T E"]]:
+        """Every stored step as one rollout, oldest first, and its rewards.
+
+        A world's first step counts as its episode's first, which the ring may have overwritten.
+        """
+        order = (np.arange(self._size) + (self.pos if self.full else 0)) % self.slots
+        columns = {name: column[order] for name, column in self._columns.items()}
+        names = {name.removeprefix("obs").removeprefix("/"): name for name in self._moments.rings if name != ROWS}
+        obs = self._formed({name: self._moments.rings[column][order] for name, column in names.items()})
+        next_obs = self._formed({name: self._moments.after(column, order) for name, column in names.items()})
+        ended = columns["terminated"] | columns["truncated"]
+        first = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
+        own = {name: columns[name] for name in ("action", "env_reward", "terminated", "truncated")}
+        return Rollout(obs=obs, next_obs=next_obs, first=first, **own), columns["reward"]
 
     def stretches(self) -> Iterator[Stretch]:
         """Every stored step in pieces of one episode each, oldest first within a world.
@@ -352,7 +366,6 @@ class Replay:
             raise ValueError(f"Replay.set_rewards: rewards must be finite; got {rewards[~np.isfinite(rewards)][0]}.")
         self._columns["reward"][slots, world] = rewards
         self._returns = None
-        self.version += 1
 
     # Checkpoints ----------------------------------------------------------------------------------------
 
@@ -360,7 +373,7 @@ class Replay:
         """All that is stored, in the ring's order, as arrays (mostly views) and JSON values."""
         out = {name: column[: self._size] for name, column in self._columns.items()}
         out |= {"lengths": self._lengths.copy()} | self._moments.arrays(self._size)
-        values = {"slots": self.slots, "pos": self.pos, "full": self.full, "version": self.version}
+        values = {"slots": self.slots, "pos": self.pos, "full": self.full}
         return out, values | {"total": self.total, "rng": self.generator.bit_generator.state}
 
     def load(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
@@ -383,7 +396,7 @@ class Replay:
         for name, column in self._columns.items():
             column[: len(arrays[name])] = arrays[name]
         self.pos, self.full = int(values["pos"]), bool(values["full"])
-        self.version, self.total = int(values["version"]), int(values["total"])
+        self.total = int(values["total"])
         self.generator.bit_generator.state = dict(values["rng"])
         self._lengths[:] = arrays["lengths"]
         self._moments.load(arrays, (self.pos - 1) % self.slots if self.total else None)

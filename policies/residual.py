@@ -172,10 +172,6 @@ class Residual(SoftLearner[ResidualSettings]):
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         return self._soft.update(batch, move_actor=self._soft.updates >= self.settings.warmup)
 
-    def relabelled(self) -> None:
-        """Other rewards: what base and correction earned counts no more."""
-        self.handover.forget()
-
     # Resume ---------------------------------------------------------------------------------------------
 
     def state(self) -> State:

@@ -234,11 +234,6 @@ class RLPD(SoftLearner[RLPDSettings]):
             soft.log_alpha.fill_(math.log(0.003 if s.temperature is None else s.temperature))
         return {"imitation_error": float(torch.stack(errors).mean())} if errors else {}
 
-    def relabelled(self) -> None:
-        """Other rewards: what either policy earned, and what was kept for it, counts no more."""
-        self.handover.forget()
-        self._keeping.forget()
-
     # Resume ---------------------------------------------------------------------------------------------
 
     @property

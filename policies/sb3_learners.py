@@ -64,9 +64,6 @@ class _Adapter:
     def _metrics(self) -> dict[str, float]:
         return {name: float(value) for name, value in self.model.logger.name_to_value.items()}
 
-    def relabelled(self) -> None:
-        """Nothing is scaled by former rewards."""
-
     @property
     def _parts(self) -> dict[str, Any]:
         """Networks, optimisers and temperature by name."""

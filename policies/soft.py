@@ -309,9 +309,6 @@ class SoftLearner(ABC, Generic[S]):
     def _update(self, batch: Batch) -> dict[str, Tensor]:
         return self._soft.update(batch)
 
-    def relabelled(self) -> None:
-        """Nothing of former rewards is kept."""
-
     @property
     def _parts(self) -> dict[str, Any]:
         return self._soft.parts | {"acting": self._acting}

@@ -363,10 +363,6 @@ class TDMPC2:
         critics = self.model.critics.hidden(torch.cat([z, batch.action[0]], -1))
         return {"dormant_actor": dormant_ratio(self.model.policies.hidden(z)), "dormant_critic": dormant_ratio(critics)}
 
-    def relabelled(self) -> None:
-        """Other rewards: the values' range counts no more."""
-        self._scale.fill_(1)
-
     # Resume ---------------------------------------------------------------------------------------------
 
     @property

@@ -8,6 +8,7 @@ beyond the number it was started with.
     embodied train env=desk-drawer reward=clip goal="the drawer is open"
     embodied train env=desk-drawer reward=[clip,softmax] goal="the drawer is open" reward.softmax.negative=[shut]
     embodied train env=desk-place env.cameras=[front,side] goal="the red cube is in the tray" demos=10
+    embodied train env=desk-press experience=latest goal="the button is pressed" "env.points=[the button,the drawer]"
     embodied train env=cartpole reward=true policy=ppo steps=100000
     embodied train run=runs/train/20260101-120000-desk-drawer-clip-s0 resume=true
 """
@@ -33,6 +34,7 @@ from embodied.settings import check_device, check_least
 from embodied.training import checkpoints, evaluation
 from embodied.training.acting import make_learner, take_kept
 from embodied.training.demonstrations import demonstrations
+from embodied.training.experience import earlier
 from embodied.training.labeller import Labeller
 from embodied.training.log import RunLog
 from embodied.training.loop import Job, Training, train
@@ -75,6 +77,8 @@ def run(config: DictConfig) -> None:
         demos = demonstrations(config, stage, collector)
         rewards = stage.rewards(collector)
         training = Training.of(collector, rewards, learner, demos=demos, total=config.steps, seed=config.seed)
+        if config.experience and run.checkpoint is None:
+            training.past = earlier(config, stage, training)
         folder = run.begin(reward_name(config.reward))
         if scorer is not None and run.checkpoint is None:
             keep_fitted(scorer, config.reward, folder)
@@ -173,7 +177,8 @@ class Progress:
         """Move the bar."""
         self._bar.update(training.steps - self._bar.n)
         recent = {name: np.mean(values) for name, values in training.recent.items()}
-        shown = [f"success {recent['success']:.0%}"] if "success" in recent else []
+        shown = [] if training.steps or not training.owed else [f"{training.owed} updates on its experience to go"]
+        shown += [f"success {recent['success']:.0%}"] if "success" in recent else []
         shown += [f"reward {recent['reward']:.3g}"] if "reward" in recent else []
         self._bar.set_postfix_str(", ".join([*shown, *([self._evaluated] if self._evaluated else [])]))
 

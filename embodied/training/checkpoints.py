@@ -24,11 +24,12 @@ from safetensors.torch import save_file as save_tensors
 
 from embodied.errors import UserError
 from embodied.files import write_checkpoint
-from embodied.training.collector import below
+from embodied.training.collector import Collector, below
 from embodied.training.labeller import restore_constraints
 from embodied.training.log import RunLog
 from embodied.training.loop import EPISODES, Training
 from policies.core import Learner
+from policies.replay import Replay
 from rewards.core import Scorer
 
 OLD = "learner.zip"
@@ -103,6 +104,9 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
     arrays = load_file(checkpoint / "state.safetensors")
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))
     training.steps, training.owed = values["steps"], values["owed"]
+    training.begun = True
+    if "past" in values:
+        training.past = loaded(below(arrays, "past"), values["past"], training.collector)
     training.recent = {name: deque(each, maxlen=EPISODES) for name, each in values["recent"].items()}
     log.load_state(values["log"])
     if training.replay is not None:
@@ -120,6 +124,19 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
     return exact
 
 
+def loaded(arrays: Mapping[str, np.ndarray], values: Mapping[str, Any], collector: Collector) -> Replay:
+    """A replay as it was, of as many worlds.
+
+    Raises:
+        ValueError: what it holds is of other observations or actions than these worlds'.
+    """
+    count = arrays["reward"].shape[1]
+    spaces = (collector.observation_space, collector.worlds.action_space)
+    replay = Replay(*spaces, capacity=int(values["slots"]) * count, num_worlds=count, seed=0)
+    replay.load(arrays, values)
+    return replay
+
+
 def _collect(training: Training) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Arrays and JSON values of a checkpoint."""
     arrays: dict[str, np.ndarray] = {}
@@ -128,6 +145,8 @@ def _collect(training: Training) -> tuple[dict[str, np.ndarray], dict[str, Any]]
     parts = {"collector": training.collector.state(), "rewards": training.rewards.state()}
     if training.replay is not None:
         parts["replay"] = training.replay.arrays()
+    if training.past is not None:
+        parts["past"] = training.past.arrays()
     if training.demos is not None and training.demos.interventions:
         parts["demos"] = training.demos.arrays()
     for name, (found, told) in parts.items():

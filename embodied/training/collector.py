@@ -255,6 +255,8 @@ class Collector:
 
     def state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Arrays and JSON values, between rollouts; "worlds" is None where a world cannot tell its state."""
+        if self._queue is not None and self._row is None:  # nothing was collected yet
+            self._row = self._queue.collect()
         worlds = self.worlds.get_states()
         saved = [state.pop("world") for state in worlds]
         arrays = {f"world/{e}/{name}": value for e, each in enumerate(saved) for name, value in (each or {}).items()}

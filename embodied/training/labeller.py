@@ -1,7 +1,7 @@
 """Rollouts to rewards, before any update reads them; it knows neither learners nor buffers.
 
 Heads that can go on row by row see each row once; others are given the whole episode so far. Features stay beside the
-replay, so that a new goal relabels it without encoding.
+replay, so that another run can pay for the same steps by another goal without encoding (`experience`).
 
 Shape letters: T steps, E worlds, V views, W row width.
 """
@@ -27,7 +27,6 @@ from rewards.core import Scorer
 
 POTENTIALS = 1000  # of a head, behind the logged statistics
 EPISODES = 100  # ended ones behind a firing rate, as many as behind the mean return
-RELABEL_BATCH = 256  # episodes scored at once when relabelling
 
 
 class Labeller:
@@ -51,17 +50,10 @@ class Labeller:
         self.watch = DivergenceWatch()
         self._steps = 0
         self._episodes: list[_Episode | None] = [None] * num_worlds
-        self._potentials: dict[str, deque[float]] = {}
+        self._potentials: dict[str, deque[float]] = {name: deque(maxlen=POTENTIALS) for name in scorer.heads}
         self._parts: dict[str, deque[float]] = {}
-        self._firing: dict[str, deque[float]] = {}
+        self._firing: dict[str, deque[float]] = {name: deque(maxlen=EPISODES) for name in scorer.heads}
         self._divergence: float | None = None
-        self._forget(scorer)
-
-    def _forget(self, scorer: Scorer) -> None:
-        """Begin the statistics of a scorer's heads."""
-        self._potentials = {name: deque(maxlen=POTENTIALS) for name in scorer.heads}
-        self._parts = {}
-        self._firing = {name: deque(maxlen=EPISODES) for name in scorer.heads}
 
     @property
     def _constraints(self) -> LagrangianConstraints | None:
@@ -192,33 +184,6 @@ class Labeller:
             self._firing[name].append(float((after > 0).mean()))
         return returns
 
-    def relabel(self, scorer: Scorer, replay: Any) -> None:
-        """Take another goal: every stored reward anew from the kept features, encoding nothing.
-
-        The rewards agree with fresh ones to the features' half precision. Call between rollouts; the new scorer must
-        have the same encoder.
-
-        Args:
-            scorer: of the new goal.
-            replay: a `policies.replay.Replay` with rows; demonstrations are one too.
-
-        Raises:
-            ValueError: the new scorer reads images, which the replay does not keep.
-        """
-        if scorer.frames_read != "none":
-            raise ValueError(
-                "Labeller.relabel: the scorer's heads must read features alone; one reads images, which the replay "
-                "does not keep. Train anew with it."
-            )
-        self.scorer = scorer
-        self._forget(scorer)
-        for episode in self._episodes:
-            if episode is not None:  # heads begin again with the rows that are there
-                episode.potentials, episode.memories, episode.seen, episode.cuts = {}, None, 0, []
-                if scorer.advances:
-                    self._advance([episode], len(episode.track.rows))
-        score_replay(scorer, replay, self.layout, env_weight=self.env_weight)
-
     # What is logged -------------------------------------------------------------------------------------
 
     def metrics(self) -> dict[str, float]:
@@ -318,18 +283,6 @@ class _Piece:
 
     def __len__(self) -> int:
         return self.steps.stop - self.steps.start
-
-
-@torch.inference_mode()
-def score_replay(scorer: Scorer, replay: Any, layout: Layout, *, env_weight: float = 0.0) -> None:
-    """Every reward of a replay with rows, from those rows."""
-    stretches = list(replay.stretches())
-    for first in range(0, len(stretches), RELABEL_BATCH):
-        part = stretches[first : first + RELABEL_BATCH]
-        tracks = [Track(list(each.rows.astype(np.float32)), each.terminated.tolist()) for each in part]
-        for each, (rewards, _) in zip(part, scoring.label(scorer, tracks, layout), strict=True):
-            own = replay.env_reward[each.slots, each.world]
-            replay.set_rewards(each.slots, each.world, rewards + env_weight * own)
 
 
 def restore_constraints(scorer: Scorer, values: Mapping[str, Any]) -> None:

@@ -31,6 +31,7 @@ from policies.replay import Mix, Replay
 from policies.shown import Shown
 
 EPISODES = 100  # ended ones behind the logged means
+CATCHING_UP = 100  # updates on the past between two looks at whether to stop
 
 
 @dataclass
@@ -45,7 +46,9 @@ class Training:
         demos: what it was shown, before and in the middle of its episodes; None where it learns from the newest rollout
             alone.
         steps: transitions so far, T·E a rollout.
-        owed: updates of the newest rollout, where they are made while the next one is collected.
+        past: what an earlier run did, paid by this one's rewards; None where it begins with nothing.
+        owed: updates of the newest rollout, where they are made while the next one is collected; at first, of the past.
+        begun: whether the learner was shown demonstrations and the past, where there are any.
         recent: of the last ended episodes, "reward", "length", "env_return", "success" of the policy where it is known,
             and, once a person has acted, "interventions" (steps) and "assisted_success" of the episodes with any.
     """
@@ -56,7 +59,9 @@ class Training:
     replay: Replay | None
     demos: Shown | None = None
     steps: int = 0
+    past: Replay | None = None
     owed: int = 0
+    begun: bool = False
     recent: dict[str, deque[float]] = field(default_factory=dict)
 
     @classmethod
@@ -126,13 +131,17 @@ def train(
     logs = Job(log_every, lambda: _log(training, log, first, begun))
     for job in (logs, *jobs):
         job.set(training.steps)
-    mix = None if training.replay is None else Mix(training.replay, training.demos)
+    mix = None if training.replay is None else Mix(training.replay, training.demos, training.past)
     batches = iter(()) if mix is None or learner.sampling is None else mix.batches(learner.sampling)
-    if not training.steps and training.demos is not None and len(training.demos) and pace.pretraining:
-        assert mix is not None
-        assert learner.sampling is not None
-        shown = mix.batches(replace(learner.sampling, demo_share=1.0, demo_share_last=None))
-        log.record(learner.update(shown, pace.pretraining))
+    if mix is not None and not training.begun:
+        _begin(training, mix, log)
+    while training.owed and not training.steps:
+        count = min(training.owed, CATCHING_UP)
+        log.record(learner.update(batches, count))
+        training.owed -= count
+        tick(training)
+        if stop():
+            return False
     with ThreadPoolExecutor(1, "updates", torch.set_num_threads, (torch.get_num_threads(),)) as pool:
         while training.steps < total:
             actor, updates = learner, None
@@ -165,7 +174,7 @@ def train(
             if logs.following <= training.steps or training.steps >= total:
                 logs.run()
                 logs.set(training.steps)
-            training.owed = pace.updates(count, training.steps)
+            training.owed = pace.updates(count, training.steps + len(training.past or ()))
             if training.owed and not hasattr(learner, "acting"):
                 log.record(learner.update(batches, training.owed))
                 training.owed = 0
@@ -176,6 +185,19 @@ def train(
             if stop() and training.steps < total:
                 return False
     return True
+
+
+def _begin(training: Training, mix: Mix, log: RunLog) -> None:
+    """Imitate what is shown; then let the learner see what an earlier run did, and owe it the updates for that."""
+    learner, pace = training.learner, training.learner.pace
+    assert learner.sampling is not None
+    if training.demos is not None and len(training.demos) and pace.pretraining:
+        shown = mix.batches(replace(learner.sampling, demo_share=1.0, demo_share_last=None))
+        log.record(learner.update(shown, pace.pretraining))
+    if training.past is not None:
+        learner.observe(*training.past.stored())
+        training.owed = pace.updates(len(training.past), len(training.past))
+    training.begun = True
 
 
 def _note(training: Training, labels: RolloutLabels, log: RunLog, collected: Collected) -> None:

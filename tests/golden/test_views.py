@@ -11,6 +11,7 @@ from embodied.envs.worker import WorldError
 from embodied.envs.wrappers import ScoredEnv
 from embodied.training import checkpoints, evaluation
 from embodied.training.collector import Collector
+from embodied.training.experience import score_replay
 from embodied.training.labeller import Labeller
 from embodied.training.log import RunLog
 from embodied.training.loop import Training, train
@@ -148,17 +149,14 @@ def test_a_checkpoint_in_the_middle_of_an_episode_keeps_its_images(read, log, tm
     assert resumed.arrays()[0]["rows"].shape[-1] == 2 * 8 + 2
 
 
-def test_another_goal_relabels_both_views_but_images_are_not_kept(log):
+def test_another_goal_pays_for_both_views_anew(log):
     scorer = make_scorer()
     training = make_training(scorer, make_venv(scorer))
     train(training, 2 * STEPS, log)
     training.collector.close()
     before = training.replay.reward.copy()
-    training.rewards.relabel(scorer, training.replay)
+    score_replay(scorer, training.replay, training.collector.layout)
     np.testing.assert_allclose(training.replay.reward, before, atol=5e-3)  # half precision
-    for read in ("first", "all"):
-        with pytest.raises(ValueError, match="one reads images, which the replay does not keep"):
-            training.rewards.relabel(make_scorer(read), training.replay)
 
 
 @pytest.mark.parametrize(("cameras", "message"), [

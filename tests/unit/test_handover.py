@@ -168,14 +168,6 @@ def test_acting_may_run_ahead_of_what_is_observed():
     assert resumed.state() == hand.state()
 
 
-def test_other_rewards_begin_anew():
-    hand = HandOver()
-    hand.open = True
-    play(hand, (always(1.0), always(2.0)), 40)
-    hand.forget()
-    assert (hand.best, hand.bar) == (IMITATION, None)
-
-
 # What earned much is kept -----------------------------------------------------------------------------------
 
 
@@ -201,8 +193,6 @@ def test_nothing_is_kept_before_there_is_a_bar_nor_without_its_beginning():
     assert keeping.sample(4) is None
     keeping.observe(rollout, reward, above=0.0)
     assert len(keeping.sample(4).reward) == 1
-    keeping.forget()
-    assert keeping.sample(4) is None
 
 
 def test_what_is_kept_and_what_runs_are_resumed():

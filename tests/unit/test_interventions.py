@@ -12,6 +12,7 @@ from embodied.envs.vector import WorldVecEnv
 from embodied.errors import UserError
 from embodied.training import checkpoints, evaluation
 from embodied.training.collector import Collector
+from embodied.training.experience import score_replay
 from embodied.training.labeller import Labeller
 from embodied.training.log import RunLog
 from embodied.training.loop import Training, train
@@ -92,8 +93,8 @@ def test_what_was_executed_lies_in_both_stores_with_the_same_rewards(setup, log,
         np.testing.assert_array_equal(shown[name][:, 0], own[name][slots, worlds], err_msg=name)
     assert own["reward"].any()
 
-    training.rewards.relabel(training.rewards.scorer, training.replay)
-    training.rewards.relabel(training.rewards.scorer, training.demos)
+    for store in (training.replay, training.demos):
+        score_replay(training.rewards.scorer, store, training.collector.layout)
     np.testing.assert_array_equal(training.demos.reward[:, 0], training.replay.reward[slots, worlds])
 
 

@@ -100,8 +100,6 @@ def test_plans_play_once_they_earn_more_and_imitation_does_until_then():
         learner.handover._record(IMITATION, 0.0)
         learner.handover._record(LEARNED, 1.0)
     assert learner.begin(2)["player"].tolist() == [LEARNED] * 2
-    learner.relabelled()
-    assert learner._best == IMITATION
 
 
 def test_a_schedule_hands_over_step_by_step():

@@ -207,7 +207,38 @@ def test_stretches_are_pieces_of_one_episode_with_the_row_after_the_last(steps):
     batch = replay.sample(Sampling(batch_size=500))
     np.testing.assert_array_equal(batch.reward[0], -reward_of(batch.obs[1].numpy()))
     assert (replay.env_reward == replay.reward).all()  # the task's own stays: here it was minus the first rewards
-    assert replay.version == len(list(replay.stretches()))
+
+
+@pytest.mark.parametrize("steps", [13, 20, 50])  # before the ring of 20 slots is full, as it is, and long after
+def test_what_is_stored_is_one_rollout(steps):
+    """Every step in its order, with what followed it."""
+    replay, rollout = filled(steps, rows=True)
+    kept, reward = replay.stored()
+    count = min(steps, 20)
+    for name, want in zip(Rollout._fields, rollout, strict=True):
+        if name != "first":
+            np.testing.assert_array_equal(getattr(kept, name), want[-count:], err_msg=name)
+    np.testing.assert_array_equal(kept.first[1:], rollout.first[-count:][1:])
+    assert kept.first[0].all()
+    np.testing.assert_array_equal(reward, reward_of(kept.next_obs))
+
+
+def test_half_of_a_batch_is_of_an_earlier_run_and_all_of_it_at_first():
+    past, _ = filled(9, seed=1)
+    own = Replay(BOX, ACTION, capacity=60, num_worlds=3, seed=0)
+    demos, _ = filled(9, seed=2)
+    for store, episode in ((past, 1000), (demos, 2000)):
+        store.arrays()[0]["obs"][..., 1] += episode
+    mix, sampling = Mix(own, demos, past), Sampling(batch_size=40, demo_share=0.25)
+
+    def shares():
+        episode = next(mix.batches(sampling)).obs[0, :, 1]
+        return [int(((episode >= low) & (episode < low + 1000)).sum()) for low in (0, 1000, 2000)]
+
+    assert shares() == [0, 30, 10]
+    rollout = Stream(3).rollout(4)
+    own.add(rollout, reward_of(rollout.next_obs))
+    assert shares() == [15, 15, 10]
 
 
 def test_the_observation_may_be_the_row():

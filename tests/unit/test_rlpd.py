@@ -98,8 +98,6 @@ def test_what_is_learned_plays_when_it_counts_only_once_it_was_seen_to_earn_more
         rollout = Rollout(STATES[None], action[None], STATES[None], 0 * reward, ended, ~ended, ended)
         learner.observe(rollout, reward)
     np.testing.assert_allclose(best_actions(learner), [-0.5, 0.5], atol=0.12)
-    learner.relabelled()
-    np.testing.assert_allclose(best_actions(learner), [0.5, -0.5], atol=0.12)
 
 
 def test_actions_that_are_not_to_be_imitated_are_not():

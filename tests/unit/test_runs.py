@@ -1,5 +1,6 @@
 """The run folder: named, found, and never left with half a checkpoint."""
 
+import copy
 import json
 import resource
 import signal
@@ -14,8 +15,9 @@ from stable_baselines3 import DQN, PPO, SAC, TD3
 from embodied import files, runs
 from embodied.envs.vector import WorldVecEnv
 from embodied.errors import BusyError, UserError
-from embodied.training import checkpoints
+from embodied.training import checkpoints, loop
 from embodied.training.collector import Collector
+from embodied.training.experience import score_replay
 from embodied.training.labeller import Labeller
 from embodied.training.log import RunLog
 from embodied.training.loop import Training, train
@@ -105,8 +107,44 @@ def test_a_checkpoint_goes_on_to_the_same_curve(setup, log, tmp_path, kwargs, fi
         assert half.rewards.scorer.combine.multipliers == {"probe": learned}
     if straight.replay is not None:
         for training in (straight, resumed):
-            training.rewards.relabel(training.rewards.scorer, training.replay)
+            score_replay(training.rewards.scorer, training.replay, training.collector.layout)
         np.testing.assert_array_equal(straight.replay.reward, resumed.replay.reward)
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "rlpd"])
+@pytest.mark.parametrize("first", [0, 16])  # stopped while it catches up, and after
+def test_training_from_experience_goes_on_to_the_same_curve(setup, log, tmp_path, algorithm, first, monkeypatch):
+    """It begins with the other's steps and as many updates; stopped at any time it ends as straight on."""
+    monkeypatch.setattr(loop, "CATCHING_UP", 16)
+    source = setup(algorithm)
+    train(source, 48, log)
+
+    def fresh():
+        made = setup(algorithm)
+        made.past = copy.deepcopy(source.replay)
+        return made
+
+    straight = fresh()
+    owed = []
+    train(straight, 32, log, tick=lambda training: owed.append(training.owed))
+    assert owed[:3] == [32, 16, 0]
+    assert straight.steps == 32
+    half = fresh()
+    train(half, first or 32, log, stop=lambda: not first)
+    assert (half.steps, half.owed > 0) == (first, not first or algorithm == "rlpd")
+    checkpoint, resumed = checkpoints.save_checkpoint(tmp_path, half, log), setup(algorithm)
+    assert checkpoints.load_checkpoint(checkpoint, resumed, log)
+    train(resumed, 32, log)
+
+    expected, found = parameters(straight), parameters(resumed)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+    for one, other in ((straight.replay, resumed.replay), (source.replay, resumed.past)):
+        for name, array in one.arrays()[0].items():
+            np.testing.assert_array_equal(array, other.arrays()[0][name], err_msg=name)
+    alone = setup(algorithm)
+    train(alone, 32, log)
+    assert any(not torch.equal(value, expected[name]) for name, value in parameters(alone).items())
 
 
 def test_updates_beside_the_worlds_change_no_number(setup, log):

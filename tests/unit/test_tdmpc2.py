@@ -161,9 +161,6 @@ def test_the_scale_follows_the_first_steps_values_and_is_never_below_one():
         assert learner._scale >= 1
         assert abs(learner._scale - before) <= 0.01 * 30 + 1e-6
         assert told["q_scale"] == learner._scale
-    learner._scale.fill_(9.0)
-    learner.relabelled()
-    assert learner._scale == 1
 
 
 def test_dynamics_that_are_not_learned_stay_as_they_began():
