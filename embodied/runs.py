@@ -230,16 +230,17 @@ def fresh_folder(wanted: Path) -> Path:
     raise UserError(f"{wanted} exists a hundred times. Choose another folder with run=FOLDER.")
 
 
-def find(run: str | None, root: Path) -> Path:
-    """The run folder a person means: a path, or "latest".
+def find(run: str | None, *roots: Path) -> Path:
+    """The run folder a person means: a path, or "latest", the newest one below the roots.
 
     Raises:
         UserError: there is none.
     """
     if run == "latest":
-        folders = [path.parent for path in root.glob("*/run.json")]
+        folders = [path.parent for root in roots for path in root.glob("*/run.json")]
         if not folders:
-            raise UserError(f"run=latest: {root} must hold a run; it holds none. Begin one: embodied {root.name}")
+            places, verbs = " or ".join(map(str, roots)), " or ".join(root.name for root in roots)
+            raise UserError(f"run=latest: {places} must hold a run; there is none. Begin one: embodied {verbs}")
         return max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime)
     if not run or not (Path(run) / "run.json").is_file():
         raise UserError(f"run must be a run folder (with run.json) or latest; got {run}.")

@@ -50,7 +50,7 @@ def run(config: DictConfig) -> None:
     """Evaluate the newest checkpoint of a run."""
     check_least(config, episodes=1, num_worlds=1, videos=0, threads=1, imagined=0, align=0)
     check_device(config.device)
-    folder = runs.find(config.run, runs.ROOT / "train")
+    folder = runs.find(config.run, runs.ROOT / "train", runs.ROOT / "finetune")
     if runs.verb_of(folder, "train", "finetune") == "finetune":
         print(trying.evaluate(config, folder))
         return

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gymnasium
@@ -107,10 +108,24 @@ def make(
         steps = max_episode_steps or gymnasium.spec(known).max_episode_steps or DEFAULT_STEPS
         face = {"obs": obs, "camera": camera, "image_size": image_size}
         face |= {"action_repeat": action_repeat} if action_repeat > 1 else {}
-        return gymnasium.make(known, max_episode_steps=steps, disable_env_checker=True, **face, **kwargs)
-    found = find(id, kwargs)
+        with _named(id):
+            return gymnasium.make(known, max_episode_steps=steps, disable_env_checker=True, **face, **kwargs)
+    with _named(id):
+        found = find(id, kwargs)
     bridged = Bridged(found, name=id, obs=obs, camera=camera, image_size=image_size, action_repeat=action_repeat)
     return gymnasium.wrappers.TimeLimit(bridged, max_episode_steps or math.ceil(found.steps / action_repeat))
+
+
+@contextmanager
+def _named(id: str) -> Iterator[None]:
+    """Say in our words which setting an environment does not take."""
+    try:
+        yield
+    except (TypeError, UserError) as error:
+        unknown = re.search(r"got an unexpected keyword argument '(\w+)'", str(error))
+        if unknown is None:
+            raise
+        raise UserError(f"make: {id} takes no {unknown[1]}. Leave it out of env and env.kwargs.") from error
 
 
 class Bridged(gymnasium.Env):

@@ -307,7 +307,9 @@ def test_fetch_tells_success_and_its_own_part_of_the_state(make):
         ("HalfCheetah-v5", {"camera": "trak"}, "no camera 'trak' here. Choose from free, track; did you mean track"),
         ("HalfCheetah-v5", {"camera": {"distanc": 1.0}}, "no 'distanc'.*distance"),
         ("CartPole-v1", {"camera": {"distance": 1.0}}, "a free camera needs a MuJoCo environment"),
-        ("HalfCheetah-v5", {"wings": 2}, "HalfCheetah-v5 cannot be made.*wings"),
+        ("HalfCheetah-v5", {"wings": 2}, "HalfCheetah-v5 takes no wings"),
+        ("CartPole-v1", {"wings": 2}, "CartPole-v1 takes no wings"),
+        ("desk-drawer", {"action_repeat": 2}, "desk-drawer takes no action_repeat"),
     ],
 )
 def test_bad_input_is_one_clear_line(id, kwargs, words):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import resource
 import signal
 from functools import partial
@@ -294,14 +295,18 @@ def test_folders_are_new_and_found(tmp_path):
     one, two = (runs.new_folder(tmp_path, "desk-drawer", "clip", 3) for _ in range(2))
     assert one != two
     assert "-desk-drawer-clip-s3" in one.name
-    with pytest.raises(UserError, match="holds none"):
-        runs.find("latest", tmp_path)
+    with pytest.raises(UserError, match=r"a or .*b must hold a run; there is none. Begin one: embodied a or b"):
+        runs.find("latest", tmp_path / "a", tmp_path / "b")
     with pytest.raises(UserError, match="run folder"):
         runs.find(str(one), tmp_path)
     runs.write_run(two, status="running", seed=3)
     runs.write_run(two, status="finished")
     assert json.loads((two / "run.json").read_text()) == {"status": "finished", "seed": 3}
     assert runs.find("latest", tmp_path) == two
+    newer = runs.new_folder(tmp_path / "finetune", "desk-place", "solved", 0)
+    runs.write_run(newer, status="finished")
+    os.utime(two / "run.json", (1, 1))
+    assert runs.find("latest", tmp_path, tmp_path / "finetune") == newer
     assert runs.find(str(two), tmp_path) == two
 
 
