@@ -9,11 +9,10 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-FEW_LEVELS = 32  # of quality: up to so many, pairs are counted level by level, without a matrix of all of them
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
@@ -267,18 +266,11 @@ def confusion_margin(scores: ArrayLike) -> float:
 
 def _agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Concordant less discordant pairs, each counted twice."""
-    order = np.unique(second)
-    if len(order) > FEW_LEVELS:
-        return float((np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))).sum())
-    levels = [np.sort(first[second == level]) for level in order]  # no N² numbers: N may be 50,000
-    return 2.0 * sum(_ordered(levels[low], levels[high]) for high in range(len(levels)) for low in range(high))
+    from scipy.stats import kendalltau  # half a second to import
 
-
-def _ordered(low: np.ndarray, high: np.ndarray) -> int:
-    """Of all pairs, how often a number of `high` is above one of `low`, less how often below; both sorted."""
-    return int(
-        np.searchsorted(low, high, "left").sum() + np.searchsorted(low, high, "right").sum() - len(low) * len(high)
-    )
+    tau: Any = kendalltau(first, second)[0]  # τ_b: of the pairs that neither ties
+    untied = [len(each) ** 2 - int((np.unique(each, return_counts=True)[1] ** 2).sum()) for each in (first, second)]
+    return float(round(tau * math.sqrt(untied[0]) * math.sqrt(untied[1]))) if min(untied) else 0.0
 
 
 def _rising(levels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from rewards.metrics import (
     bootstrap_interval,
     epic_distance,
     kendall_tau,
+    kendall_tau_a,
+    somers_d,
     spearman,
     value_order_correlation,
     value_order_pearson,
@@ -122,3 +125,14 @@ def test_strata_keep_their_size_in_every_draw():
     assert seen == {2}
     with pytest.raises(ValueError, match=r"strata must be \(3,\)"):
         bootstrap_interval([1, 2, 3], strata=[0, 1])
+
+
+def test_agreement_of_many_episodes_takes_no_room():
+    """Each of another quality, as a measured return is: a matrix of all pairs would take 20 GB."""
+    scores, quality = np.random.default_rng(0).normal(size=(2, 50_000))
+    tracemalloc.start()
+    assert abs(kendall_tau_a(scores, quality)) < 0.02
+    assert kendall_tau_a(quality, quality) == 1
+    assert somers_d(-quality, quality) == -1
+    assert tracemalloc.get_traced_memory()[1] < 2e7
+    tracemalloc.stop()
