@@ -25,6 +25,7 @@ _WORDS = {  # settings that take one of a few words, beyond switches and groups
     "what": (*KINDS, "all"),
     "shell": SHELLS,
     "run": ("latest",),
+    "experience": ("latest",),
     "read": ("auto", "state", "pictures", "both"),
 }
 
