@@ -27,6 +27,14 @@ def train(tiny_clip, run, goal, *words):
     return main(["train", *FORM, *SMALL, *given, *words])
 
 
+@pytest.fixture(scope="module")
+def first(tiny_clip, tmp_path_factory):
+    """A run of twenty steps towards the first goal."""
+    folder = tmp_path_factory.mktemp("earlier") / "first"
+    assert train(tiny_clip, folder, ONE, "steps=20") == 0
+    return folder
+
+
 def replay(run, name="replay"):
     arrays = load_file(latest_checkpoint(Path(run)) / "state.safetensors")
     return {key: arrays[f"{name}/{key}"] for key in ("reward", "action", "obs", "rows", "env_reward")}
@@ -58,9 +66,8 @@ def test_a_second_goal_pays_for_what_the_first_one_saw(tiny_clip):
     (["experience=nowhere"], "run must be a run folder"),
     (["policy=imitation"], "experience needs a learner from its own steps"),
 ])  # fmt: skip
-def test_what_another_run_could_not_use_is_refused_by_name(tiny_clip, words, message, capsys):
-    assert train(tiny_clip, "first", ONE, "steps=20") == 0
-    assert train(tiny_clip, "second", ONE, "steps=20", "experience=first", *words) != 0
+def test_what_another_run_could_not_use_is_refused_by_name(tiny_clip, first, words, message, capsys):
+    assert train(tiny_clip, "second", ONE, "steps=20", f"experience={first}", *words) != 0
     assert message in capsys.readouterr().err
     assert not Path("second").exists()
 
