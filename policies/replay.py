@@ -326,20 +326,22 @@ class Replay:
 
     # Other rewards --------------------------------------------------------------------------------------
 
-    def stored(self) -> tuple[Rollout, Float32[np.ndarray, "T E"]]:
-        """Every stored step as one rollout, oldest first, and its rewards.
+    def rollouts(self, steps: int) -> Iterator[tuple[Rollout, Float32[np.ndarray, "T E"]]]:
+        """Every stored step as rollouts of at most so many, oldest first, each with its rewards.
 
         A world's first step counts as its episode's first, which the ring may have overwritten.
         """
         order = (np.arange(self._size) + (self.pos if self.full else 0)) % self.slots
-        columns = {name: column[order] for name, column in self._columns.items()}
         names = {name.removeprefix("obs").removeprefix("/"): name for name in self._moments.rings if name != ROWS}
-        obs = self._formed({name: self._moments.rings[column][order] for name, column in names.items()})
-        next_obs = self._formed({name: self._moments.after(column, order) for name, column in names.items()})
-        ended = columns["terminated"] | columns["truncated"]
-        first = np.concatenate([np.ones_like(ended[:1]), ended[:-1]])
-        own = {name: columns[name] for name in ("action", "env_reward", "terminated", "truncated")}
-        return Rollout(obs=obs, next_obs=next_obs, first=first, **own), columns["reward"]
+        first = np.ones((1, self.num_worlds), bool)
+        for at in (order[begin : begin + steps] for begin in range(0, len(order), steps)):
+            columns = {name: column[at] for name, column in self._columns.items()}
+            obs = self._formed({name: self._moments.rings[column][at] for name, column in names.items()})
+            next_obs = self._formed({name: self._moments.after(column, at) for name, column in names.items()})
+            ended = np.concatenate([first, columns["terminated"] | columns["truncated"]])
+            own = {name: columns[name] for name in ("action", "env_reward", "terminated", "truncated")}
+            yield Rollout(obs=obs, next_obs=next_obs, first=ended[:-1], **own), columns["reward"]
+            first = ended[-1:]
 
     def stretches(self) -> Iterator[Stretch]:
         """Every stored step in pieces of one episode each, oldest first within a world.

@@ -31,7 +31,7 @@ from policies.replay import Mix, Replay
 from policies.shown import Shown
 
 EPISODES = 100  # ended ones behind the logged means
-CATCHING_UP = 100  # updates on the past between two looks at whether to stop
+CATCHING_UP = 100  # updates on the past between two looks at whether to stop, and steps of it told at once
 
 
 @dataclass
@@ -195,7 +195,8 @@ def _begin(training: Training, mix: Mix, log: RunLog) -> None:
         shown = mix.batches(replace(learner.sampling, demo_share=1.0, demo_share_last=None))
         log.record(learner.update(shown, pace.pretraining))
     if training.past is not None:
-        learner.observe(*training.past.stored())
+        for rollout, reward in training.past.rollouts(CATCHING_UP):
+            learner.observe(rollout, reward)
         training.owed = pace.updates(len(training.past), len(training.past))
     training.begun = True
 

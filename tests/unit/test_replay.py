@@ -210,11 +210,14 @@ def test_stretches_are_pieces_of_one_episode_with_the_row_after_the_last(steps):
 
 
 @pytest.mark.parametrize("steps", [13, 20, 50])  # before the ring of 20 slots is full, as it is, and long after
-def test_what_is_stored_is_one_rollout(steps):
+@pytest.mark.parametrize("each", [7, 100])
+def test_what_is_stored_is_told_as_rollouts(steps, each):
     """Every step in its order, with what followed it."""
     replay, rollout = filled(steps, rows=True)
-    kept, reward = replay.stored()
-    count = min(steps, 20)
+    told = list(replay.rollouts(each))
+    kept = Rollout(*(np.concatenate(parts) for parts in zip(*(part for part, _ in told), strict=True)))
+    reward, count = np.concatenate([paid for _, paid in told]), min(steps, 20)
+    assert max(len(paid) for _, paid in told) <= each
     for name, want in zip(Rollout._fields, rollout, strict=True):
         if name != "first":
             np.testing.assert_array_equal(getattr(kept, name), want[-count:], err_msg=name)
