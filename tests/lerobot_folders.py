@@ -364,3 +364,13 @@ class _Maker:
                 disk.mkdir(exist_ok=True)
                 file.rename(disk / f"blob{k}")
                 file.symlink_to(disk / f"blob{k}")
+
+
+def add_column(data: Path, name: str, dtype: str, values: list) -> None:
+    """A column of one value an episode."""
+    file, info = data / "data/chunk-000/file-000.parquet", data / "meta/info.json"
+    rows = pq.read_table(file)
+    pq.write_table(rows.append_column(name, [[values[i] for i in rows["episode_index"].to_pylist()]]), file)
+    about = json.loads(info.read_text())
+    about["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
+    info.write_text(json.dumps(about))

@@ -62,6 +62,7 @@ def run(config: DictConfig) -> None:
     if config.policy.backbone is not None:  # is it there, and does it read pictures: before a frame is decoded
         backbones.chosen(config, backbones.device_of(config))
     planned = inputs.plan(config)
+    labels.check_data(config, planned)
     if folder is None and config.env is None:
         config.env = worlds.worlds_of_data(planned)
     if config.evaluate:

@@ -19,10 +19,12 @@ import torch
 from omegaconf import DictConfig
 
 from embodied.building.goals import OF_GOAL, of_other_tasks
+from embodied.datasets import Dataset
 from embodied.datasets.encoding import encode
 from embodied.datasets.windows import Windows
 from embodied.errors import UserError
 from embodied.finetuning.inputs import DataSource, PolicyPlan, open_source
+from embodied.judging.quality import grades
 from embodied.scoring.labelling import instructions
 from policies.vla.weights import progress_weights
 from rewards.calibration import UNSURE, Quality
@@ -83,6 +85,18 @@ def check_labels(config: DictConfig) -> None:
         raise UserError(f"labels.known must be 0 or more, and labels.hold 1; got {labels.known} and {labels.hold}.")
     if labels.kappa < 0:
         raise UserError(f"labels.kappa must be 0 or more; got {labels.kappa}.")
+
+
+def check_data(config: DictConfig, planned: PolicyPlan) -> None:
+    """Refuse data that do not tell what they are asked, before a run is begun.
+
+    Raises:
+        UserError: so.
+    """
+    labels = config.labels
+    if labels.source == "recorded" or (labels.source == "success" and labels.quality is not None):
+        for source in planned.sources:
+            recorded(source.dataset, labels.quality)
 
 
 class Teacher:
@@ -148,17 +162,18 @@ def _quoted(sentences: Iterable[str]) -> str:
     return ", ".join(f"“{sentence}”" for sentence in sentences)
 
 
-def encoded(source: DataSource, encoder: Any, cameras: Sequence[str]) -> list[Episode]:
-    """Episodes of a dataset by their vectors, views called as the policy calls them."""
+def encoded(source: DataSource, encoder: Any, cameras: Sequence[str], quality: str | None = None) -> list[Episode]:
+    """Episodes of a dataset by their vectors, views called as the policy calls them; `quality` as of `recorded`."""
     names = [source.names.cameras[name] for name in cameras if name in source.names.cameras]
     back = {source.names.cameras[name]: name for name in cameras if name in source.names.cameras}
     episodes = encode(source.dataset, encoder, cameras=names)
+    said = [each.success for each in episodes] if quality is None else recorded(source.dataset, quality)
     return [
         Episode(
             features=Features(views={back[k]: v for k, v in each.features.views.items()}),
-            instruction=each.instruction, success=each.success, steps=each.steps,
+            instruction=each.instruction, success=success, steps=each.steps,
         )
-        for each in episodes
+        for each, success in zip(episodes, said, strict=True)
     ]  # fmt: skip
 
 
@@ -183,7 +198,7 @@ def make_teacher(config: DictConfig, planned: PolicyPlan, encoder: Any, known: S
     shown = list(known)
     if labels.labelled is not None:
         source = open_source(config, str(labels.labelled), setting="labels.labelled")
-        shown = encoded(source, encoder, planned.cameras)
+        shown = encoded(source, encoder, planned.cameras, labels.quality)
     tasks: dict[str, list[Episode]] = {}
     for each in shown:
         tasks.setdefault(as_worded(each.instruction, tasks), []).append(each)
@@ -214,19 +229,11 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
     if labels.source == "all":
         return EpisodeLabels((SOLVED,) * count, ("all",) * count), None
     if labels.source == "recorded":
-        words = []
-        for source in planned.sources:
-            if "next.success" not in source.dataset.features:
-                raise UserError(
-                    f"labels.source=recorded needs next.success in {source.dataset.root}; it has none. "
-                    "Try labels.source=success with labels.model=FOLDER, or labels.source=all."
-                )
-            for i in range(len(source.dataset)):
-                last = source.dataset.columns(i, ["next.success"])["next.success"].reshape(-1)[-1]
-                words.append(SOLVED if last else NOT)
-        return EpisodeLabels(tuple(words), ("recorded",) * count), None
-    cameras = planned.cameras
-    episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras)]
+        said = [word for source in planned.sources for word in recorded(source.dataset, labels.quality)]
+        words = {True: SOLVED, False: NOT, None: ABSTAINED}
+        return EpisodeLabels(tuple(words[each] for each in said), ("recorded",) * count), None
+    cameras, quality = planned.cameras, labels.quality
+    episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras, quality)]
     own = labels.model is None and labels.labelled is None
     known, seen = list[int](), dict[str, int]()
     for k, each in enumerate(episodes if own else []):
@@ -236,9 +243,9 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
             known.append(k)
     if own and not known:
         raise UserError(
-            "labels: the success model needs labelled episodes; the data tell success of none (next.success). "
-            "Give labels.model=FOLDER (embodied fit reward=success), labels.labelled=DATASET, or labels.source=all "
-            "labels.weights=uniform to imitate everything."
+            "labels: the success model needs labelled episodes; the data tell success of none (next.success). Give "
+            "labels.quality=COLUMN, labels.model=FOLDER (embodied fit reward=success), labels.labelled=DATASET, or "
+            "labels.source=all labels.weights=uniform to imitate everything."
         )
     teacher = make_teacher(config, planned, encoder, [episodes[k] for k in known])
     words = teacher.words(episodes)
@@ -247,6 +254,31 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
     said = tuple("person" if k in set(known) else "success" for k in range(len(episodes)))
     quality = {goal: head.quality for goal, head in teacher.heads.items() if head.quality is not None}
     return EpisodeLabels(tuple(words), said, quality or None), teacher
+
+
+def recorded(dataset: Dataset, quality: str | None) -> list[bool | None]:
+    """Whether each episode ended well by the dataset's own word; None where it does not tell.
+
+    Args:
+        dataset: that has `next.success`, or the column.
+        quality: a column that grades episodes (`embodied.judging.quality`) in its place; None: next.success.
+
+    Raises:
+        UserError: no such column, or one that tells nobody's success.
+    """
+    if quality is not None:
+        said = [None if grade is None else grade.success for grade in grades(dataset, quality)]
+        if all(each is None for each in said):
+            raise UserError(
+                f"labels.quality: {quality} of {dataset.root} must say which episodes succeed; it tells of none."
+            )
+        return said
+    if "next.success" not in dataset.features:
+        raise UserError(
+            f"labels.source=recorded needs next.success in {dataset.root}; it has none. Try labels.quality=COLUMN, "
+            "labels.source=success with labels.model=FOLDER, or labels.source=all."
+        )
+    return [bool(dataset.columns(i, ["next.success"])["next.success"].reshape(-1)[-1]) for i in range(len(dataset))]
 
 
 def row_weights(

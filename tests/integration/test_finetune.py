@@ -1,6 +1,8 @@
 """Fine-tuning from the command line: data to a page, a stop and its resumption, what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from embodied.reports.page import read_progress
 from embodied.serving.limits import RequestLimits
 from policies.vla.chunked import ChunkedRL
 from policies.vla.imitation import ChunkImitation
+from tests.lerobot_folders import add_column
 from tests.tiny_vla import save_tiny_backbone
 
 SMALL = [
@@ -140,6 +143,21 @@ def test_data_of_several_tasks_are_judged_in_each_world_by_its_own_sentence(
     told = refused(capsys, both[0], "run=new", "stages=[imitate,world]")
     assert "needs data of one world; they come from desk-reach, desk-press" in told
     assert not (tmp_path / "new").exists()
+
+
+def test_a_column_grades_what_tells_no_success_itself(demos, tmp_path, monkeypatch, capsys):
+    """In place of next.success; one that is not there, or that tells nobody's success, is refused before a run."""
+    monkeypatch.chdir(tmp_path)
+    data = Path(shutil.copytree(demos, "data"))
+    add_column(data, "graded", "string", ["failure", "successful", "", "successful"])
+    add_column(data, "ordered", "int64", [10, 20, 30, 40])
+    words = [f"data={data}", "run=tuned", "labels.source=recorded", "baseline=false", "evaluate=false", *SMALL]
+    for column, told in (("grade", "has no column 'grade'. Choose from action"), ("ordered", "it tells of none")):
+        assert told in refused(capsys, *words, f"labels.quality={column}")
+        assert not Path("tuned").exists()
+    assert run(*words, "labels.quality=graded") == 0
+    assert "recorded: 2 solved, 1 not, 1 unsure" in capsys.readouterr().out
+    assert json.loads(Path("tuned/labels.json").read_text())["words"] == ["not", "solved", "abstained", "solved"]
 
 
 def test_a_policy_can_be_told_another_sentence_and_shown_other_looks(demos, tmp_path, monkeypatch, capsys):

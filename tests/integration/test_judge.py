@@ -14,6 +14,7 @@ import pytest
 
 from embodied import cli
 from embodied.datasets import Writer
+from tests.lerobot_folders import add_column
 from tests.pages import Page
 
 T, SIZE = 10, 32
@@ -51,16 +52,6 @@ def write(root, kinds, *, leave: tuple[str, ...] = (), tasks: tuple[str, ...] = 
             frames = {"front": pictures(progress[:-1], rngs[task])}
             writer.add({k: columns[k] for k in features}, frames, instruction=task, kind=kind)
     return root
-
-
-def add_column(data, name: str, dtype: str, values: list) -> None:
-    """A column of one value an episode."""
-    file, info = data / "data/chunk-000/file-000.parquet", data / "meta/info.json"
-    rows = pq.read_table(file)
-    pq.write_table(rows.append_column(name, [[values[i] for i in rows["episode_index"].to_pylist()]]), file)
-    about = json.loads(info.read_text())
-    about["features"][name] = {"dtype": dtype, "shape": [1], "names": None}
-    info.write_text(json.dumps(about))
 
 
 @pytest.fixture
