@@ -1,9 +1,9 @@
 """What an earlier run did, paid by another reward: a new run begins with its steps, and no frame is encoded again.
 
 The replay of a run keeps the features of every moment beside what the policy saw, so a new goal needs no world and no
-encoder to say what each step was worth. The learner is a new one: it makes up to 1,000 updates on those steps before
-its first own one, and half of each later batch comes from them (RLPD's way with prior data: Ball et al., arXiv
-2302.02948, §4.1).
+encoder to say what each step was worth. The learner is a new one: it makes as many updates on those steps as it would
+have made had they been its own, and half of each later batch comes from them (RLPD's way with prior data: Ball et al.,
+arXiv 2302.02948, §4.1).
 """
 
 from __future__ import annotations

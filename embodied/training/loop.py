@@ -32,7 +32,6 @@ from policies.shown import Shown
 
 EPISODES = 100  # ended ones behind the logged means
 CATCHING_UP = 100  # updates on the past between two looks at whether to stop, and steps of it told at once
-ON_PAST = 1000  # of those updates at most: after more the policy hardly explores, and its first own steps teach little
 
 
 @dataclass
@@ -198,7 +197,7 @@ def _begin(training: Training, mix: Mix, log: RunLog) -> None:
     if training.past is not None:
         for rollout, reward in training.past.rollouts(CATCHING_UP):
             learner.observe(rollout, reward)
-        training.owed = min(pace.updates(len(training.past), len(training.past)), ON_PAST)
+        training.owed = pace.updates(len(training.past), len(training.past))
     training.begun = True
 
 
