@@ -6,7 +6,7 @@ sentence, no frame encoded again. `busier` is the control: from nothing, in as m
 Judged every 250 steps on held-out starts, the drawer from nothing every 500. What is finished is not run again.
 
     python -m benchmarks.second_goal                         # all, one at a time: 3 to 10 minutes a run
-    python -m benchmarks.second_goal 'seeds=[0]' 'goals=["desk-press"]'
+    python -m benchmarks.second_goal 'seeds=[1]' 'goals=["desk-press"]'
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.common import read_options, record_part, train
 from benchmarks.world_models import REACHED, reached
 
 ROOT = Path("runs", "benchmarks", "second_goal")
-SEEDS = (0, 1, 2)
+SEEDS = (1, 2, 3)  # 0, 5 and 6 chose how experience is used
 GOALS = {"desk-drawer": "the drawer is open", "desk-press": "the button is pressed"}
 OTHER = {"desk-drawer": "desk-press", "desk-press": "desk-drawer"}
 POINTS = "env.points=[the drawer,the button,the gripper]"
