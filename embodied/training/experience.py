@@ -114,6 +114,11 @@ def _stored(checkpoint: Path, collector: Collector, folder: Path) -> Replay:
             f"experience: {folder} must have kept its steps with their features; it kept none. Off-policy learners do, "
             "where a reward model or env.obs=points or features made them."
         )
+    kept, layout = values["rewards"], collector.layout
+    for what, wanted in (("views", layout.views), ("signals", layout.signals)):
+        if tuple(kept.get(what, wanted)) != wanted:
+            ours, theirs = (", ".join(each) or "none" for each in (wanted, kept[what]))
+            raise UserError(f"experience: {folder} must have this run's {what}, {ours}; got {theirs}.")
     arrays["imitate"] = np.zeros_like(arrays["imitate"])  # a person showed another goal there
     try:
         return loaded(arrays, values["replay"], collector)

@@ -1,6 +1,7 @@
 """`embodied train experience=…`: a second goal begins with what the first one saw."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,17 @@ def test_what_another_run_could_not_use_is_refused_by_name(tiny_clip, first, wor
     assert train(tiny_clip, "second", ONE, "steps=20", f"experience={first}", *words) != 0
     assert message in capsys.readouterr().err
     assert not Path("second").exists()
+
+
+def test_other_readings_of_the_same_number_are_refused(tiny_clip, first, capsys):
+    """They would be taken for this world's own."""
+    other = Path(shutil.copytree(first, "other"))
+    state = latest_checkpoint(other) / "state.json"
+    values = json.loads(state.read_text())
+    values["rewards"]["signals"] = [f"{name}_of_another" for name in values["rewards"]["signals"]] or ["another"]
+    state.write_text(json.dumps(values))
+    assert train(tiny_clip, "second", ONE, "steps=20", f"experience={other}") != 0
+    assert "must have this run's signals, " in capsys.readouterr().err
 
 
 def test_rewards_that_cannot_pay_for_it_and_runs_that_kept_no_features_are_told(tiny_clip, capsys):
