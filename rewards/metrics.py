@@ -268,9 +268,11 @@ def _agreement(first: np.ndarray, second: np.ndarray) -> float:
     """Concordant less discordant pairs, each counted twice."""
     from scipy.stats import kendalltau  # half a second to import
 
-    tau: Any = kendalltau(first, second)[0]  # τ_b: of the pairs that neither ties
     untied = [len(each) ** 2 - int((np.unique(each, return_counts=True)[1] ** 2).sum()) for each in (first, second)]
-    return float(round(tau * math.sqrt(untied[0]) * math.sqrt(untied[1]))) if min(untied) else 0.0
+    if not min(untied):
+        return 0.0
+    tau: Any = kendalltau(first, second)[0]  # τ_b: of the pairs that neither ties
+    return float(round(tau * math.sqrt(untied[0]) * math.sqrt(untied[1])))
 
 
 def _rising(levels: Sequence[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
