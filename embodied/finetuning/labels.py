@@ -83,6 +83,8 @@ def check_labels(config: DictConfig) -> None:
         raise UserError("labels.weights must not be solved where labels.source=all says nothing. Try uniform.")
     if labels.known < 0 or labels.hold < 1:
         raise UserError(f"labels.known must be 0 or more, and labels.hold 1; got {labels.known} and {labels.hold}.")
+    if labels.quality is not None and (labels.source == "all" or (labels.source == "success" and labels.model)):
+        raise UserError("labels.quality must be left out where labels.source=all or labels.model ask nobody's word.")
     if labels.kappa < 0:
         raise UserError(f"labels.kappa must be 0 or more; got {labels.kappa}.")
 
@@ -94,9 +96,9 @@ def check_data(config: DictConfig, planned: PolicyPlan) -> None:
         UserError: so.
     """
     labels = config.labels
-    if labels.source == "recorded" or (labels.source == "success" and labels.quality is not None):
-        for source in planned.sources:
-            recorded(source.dataset, labels.quality)
+    graded = labels.source == "success" and labels.quality is not None and labels.labelled is None
+    for source in planned.sources if labels.source == "recorded" or graded else ():
+        recorded(source.dataset, labels.quality)
 
 
 class Teacher:
@@ -232,9 +234,9 @@ def label(config: DictConfig, planned: PolicyPlan, encoder: Any) -> tuple[Episod
         said = [word for source in planned.sources for word in recorded(source.dataset, labels.quality)]
         words = {True: SOLVED, False: NOT, None: ABSTAINED}
         return EpisodeLabels(tuple(words[each] for each in said), ("recorded",) * count), None
-    cameras, quality = planned.cameras, labels.quality
-    episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras, quality)]
     own = labels.model is None and labels.labelled is None
+    cameras, graded = planned.cameras, labels.quality if own else None
+    episodes = [each for source in planned.sources for each in encoded(source, encoder, cameras, graded)]
     known, seen = list[int](), dict[str, int]()
     for k, each in enumerate(episodes if own else []):
         task = as_worded(each.instruction, seen)

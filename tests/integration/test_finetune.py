@@ -155,6 +155,10 @@ def test_a_column_grades_what_tells_no_success_itself(demos, tmp_path, monkeypat
     for column, told in (("grade", "has no column 'grade'. Choose from action"), ("ordered", "it tells of none")):
         assert told in refused(capsys, *words, f"labels.quality={column}")
         assert not Path("tuned").exists()
+    for ignored in ("labels.source=all", "labels.model=somewhere"):
+        asks = [word for word in words if not word.startswith("labels.")]
+        more = ["labels.weights=uniform"] if ignored.endswith("all") else []
+        assert "labels.quality must be left out" in refused(capsys, *asks, "labels.quality=graded", ignored, *more)
     assert run(*words, "labels.quality=graded") == 0
     assert "recorded: 2 solved, 1 not, 1 unsure" in capsys.readouterr().out
     assert json.loads(Path("tuned/labels.json").read_text())["words"] == ["not", "solved", "abstained", "solved"]
