@@ -178,5 +178,10 @@ def trained(folder: Path) -> dict[str, Any] | None:
     state = folder / "run.json"
     if not state.exists() or json.loads(state.read_text())["status"] != "finished":
         return None
-    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    lines = evaluations_of(folder)
     return next(line for line in reversed(lines) if line.get("final"))
+
+
+def evaluations_of(folder: Path) -> list[dict[str, Any]]:
+    """A run's evaluations, the last one at the end."""
+    return [json.loads(line) for line in (folder / "evaluations.jsonl").read_text("utf-8").splitlines()]

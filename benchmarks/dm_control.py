@@ -10,11 +10,10 @@ as many frames; a row says of how many seeds it is. What is finished is not run 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import read_options, record_part, train
+from benchmarks.common import evaluations_of, read_options, record_part, train
 
 ROOT = Path("runs", "benchmarks", "dm_control")
 REPEAT, FRAMES, EPISODES = 2, 100_000, 16
@@ -50,7 +49,7 @@ def row(task: str, way: str, done: dict[int, dict[str, Any]], *, compared: bool)
 
 def told(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """The last evaluation of a run, with its curve by frames."""
-    lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text("utf-8").splitlines()]
+    lines = evaluations_of(folder)
     return result | {"curve": [[line["steps"] * REPEAT, line["mean_env_reward"]] for line in lines]}
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record_part, success_row, train, trained
+from benchmarks.common import evaluations_of, read_options, record_part, success_row, train, trained
 
 ROOT = Path("runs", "benchmarks", "modem")
 TASKS = {
@@ -81,7 +81,7 @@ class Job:
 
     def told(self) -> dict[str, Any]:
         """What the policy saw, and success along training."""
-        lines = [json.loads(line) for line in (self.folder / "evaluations.jsonl").read_text("utf-8").splitlines()]
+        lines = evaluations_of(self.folder)
         curve = {line["steps"]: line["success_rate"] for line in lines if not line.get("final")}
         return {"curve": curve, "observation": json.loads((self.folder / "run.json").read_text("utf-8"))["observation"]}
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record_part, train, trained
+from benchmarks.common import evaluations_of, read_options, record_part, train, trained
 
 ROOT = Path("runs", "benchmarks", "pixel_learners")
 SEEDS, EPISODES, STEPS = (0, 1, 2), 16, 8000
@@ -75,7 +75,7 @@ class Job:
 
     def told(self, result: Mapping[str, Any]) -> dict[str, Any]:
         """What a finished run's files say."""
-        lines = [json.loads(line) for line in (self.folder / "evaluations.jsonl").read_text().splitlines()]
+        lines = evaluations_of(self.folder)
         curve = [[line["steps"], line["mean_env_reward"]] for line in lines if not line.get("final")]
         unseen = self.folder / "evaluation.json"
         others = json.loads(unseen.read_text())["mean_env_reward"] if unseen.exists() else None

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record, train
+from benchmarks.common import evaluations_of, read_options, record, train
 
 OPTIONS: dict[str, Any] = {"steps": 4000, "seeds": [10, 11, 12, 13, 14], "jobs": 2, "record": True}
 BAR = 0.95  # success after practice, on average
@@ -32,7 +32,7 @@ def run(seed: int, steps: int) -> dict[str, Any]:
     """One run's evaluations, first and last, and what happened between."""
     folder = ROOT / f"steps{steps}-s{seed}"
     train(folder, [f"seed={seed}", f"steps={steps}"], verb="practise")
-    evaluations = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    evaluations = evaluations_of(folder)
     attempts = [json.loads(line) for line in (folder / "attempts.jsonl").read_text().splitlines()]
     tally = json.loads((folder / "run.json").read_text())["tally"]
     return {"seed": seed, "before": evaluations[0], "after": evaluations[-1], "attempts": attempts, "tally": tally}

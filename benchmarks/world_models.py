@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import read_options, record_part, success_row, train
+from benchmarks.common import evaluations_of, read_options, record_part, success_row, train
 
 ROOT = Path("runs", "benchmarks", "world_models")
 SEEDS = (0, 1, 2)
@@ -47,7 +47,7 @@ class Job:
         words += ["experiment=demo", "policy.updates_per_step=1", f"eval_every={EVERY}", "eval_episodes=16"]
         folder = ROOT / self.way / f"s{self.seed}"
         result = train(folder, words)
-        lines = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+        lines = evaluations_of(folder)
         observation = json.loads((folder / "run.json").read_text())["observation"]
         curve = {line["steps"]: line["success_rate"] for line in lines}
         return result | {"curve": curve, "observation": observation}
