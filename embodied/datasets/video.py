@@ -17,6 +17,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from embodied.pixels import ACCURATE, lack_of_colours, threads, to_rgb
+from rewards.pictures import REPEATABLE
 
 SHARE = 0.25  # of a frame's period: how far its own time may lie from the time asked for
 MAX_S, MAX_PIXELS = 1e8, 64_000_000
@@ -31,7 +32,7 @@ class VideoError(ValueError):
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int | float) -> None:
-    """Encode one episode of one camera: H.264, yuv420p, no reordered frames.
+    """Encode one episode of one camera: H.264, yuv420p, no reordered frames; the same frames give the same bytes.
 
     Args:
         path: the mp4 file.
@@ -39,7 +40,7 @@ def write_video(path: Path, frames: np.ndarray, fps: int | float) -> None:
         fps: frame t is shown at t / fps seconds.
     """
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        options = {"crf": str(CRF), "g": str(GOP), "bf": "0", "preset": "medium", "colorprim": "smpte170m"}
+        options = {"crf": str(CRF), "g": str(GOP), "bf": "0", "preset": "medium", "colorprim": "smpte170m"} | REPEATABLE
         stream = container.add_stream("libx264", rate=exact(fps), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.time_base = Fraction(1, TICKS)

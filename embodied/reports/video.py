@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from embodied.files import whole
+from rewards.pictures import REPEATABLE
 
 STRIP = 112  # height of the reward strip below a video frame, px
 MIN_WIDTH = 320  # smaller frames are enlarged, px
@@ -58,7 +59,7 @@ def write_video(
     strip = _RewardStrip(values, len(pictures), width, " ".join(title.split()))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as part, av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"})
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "23", "preset": "veryfast"} | REPEATABLE)
         stream.width, stream.height, stream.pix_fmt = width, height + STRIP, "yuv420p"
         canvas = Image.new("RGB", (width, height + STRIP), GROUND)
         for index, picture in enumerate(pictures):

@@ -21,6 +21,7 @@ from PIL.ImageDraw import ImageDraw as Draw
 
 from embodied.sinks.files import Appended
 from embodied.watching.watched import Watched
+from rewards.pictures import REPEATABLE
 
 HEIGHT, PANEL, MIN_WIDTH, MAX_WIDTH = 360, 132, 640, 1600  # px: views, the strip below, the whole picture
 SPAN_S = 20.0  # that the curve shows
@@ -181,6 +182,7 @@ class _Video:
         options = {"movflags": flags, "frag_duration": str(int(FRAGMENT_S * 1e6)), "flush_packets": "1"}
         self._container = av.open(file, "w", format="mp4", container_options=options)
         coding = {"crf": CRF, "preset": PRESET, "tune": "zerolatency", "forced-idr": "1", "colorprim": "smpte170m"}
+        coding |= REPEATABLE
         self._stream = self._container.add_stream("libx264", rate=30, options=coding)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, TICKS)

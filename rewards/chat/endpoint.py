@@ -22,6 +22,7 @@ from PIL import Image
 
 from rewards.chat.messages import Message, Video, VLMError, digest, excerpt
 from rewards.chat.tokens import TOP, answer_logprobs
+from rewards.pictures import REPEATABLE
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)  # worth another try
 CRF = 8  # of a film's H.264: pixels within a few grey levels
@@ -256,7 +257,7 @@ def _film_url(film: Video) -> str:
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
-        options = {"crf": str(CRF), "bf": "0", "preset": "fast"}
+        options = {"crf": str(CRF), "bf": "0", "preset": "fast"} | REPEATABLE
         stream = container.add_stream("libx264", rate=Fraction(film.fps).limit_denominator(10_000), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
