@@ -1,7 +1,7 @@
 """The shipped encoder taught a scene that it did not know, by `embodied pretrain`: its judgement before and after.
 
 `drive` is the town, whose facts and captions come with the package. `drawer` is another package's world by its id,
-Meta-World's drawer-open, with the facts and captions of `examples/`; its expert and random actions make the frames.
+Meta-World's drawer-open, with the facts and captions of `examples/`; its expert and random actions make the frames. `button` is its button-press, from the side.
 `recorded` is that world as someone with a camera alone would have it: 40 recorded episodes, good and bad, whose rows
 say whether the drawer is open. Every fifth episode is kept for judging, and frames look as they were recorded.
 Judged on frames and wordings that were kept for that, in the scene's own look and in varied ones: AUROC of the offered
@@ -33,6 +33,12 @@ SCENES = {
         "+scenes.drawer.worlds=[metaworld/drawer-open-v3]",
         "+scenes.drawer.captions=examples/drawer_captions.yaml",
         "+scenes.drawer.facts=examples.drawer_facts:DrawerFacts",
+    ],
+    "button": [
+        "+scenes.button.worlds=[metaworld/button-press-v3]",
+        "+scenes.button.captions=examples/button_captions.yaml",
+        "+scenes.button.facts=examples.button_facts:ButtonFacts",
+        "+scenes.button.camera=corner3",
     ],
     "recorded": [
         f"+scenes.recorded.data={FILMS}",

@@ -22,7 +22,7 @@ from tests.reward_server import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
-IMPORTED = ("drawer_facts.py",)  # by a verb; test_own_scenes runs it
+IMPORTED = ("button_facts.py", "drawer_facts.py")  # by a verb; test_own_scenes runs them
 RUN = sorted(file.name for file in EXAMPLES.glob("*.py") if file.name not in IMPORTED)
 
 

@@ -295,20 +295,28 @@ def test_a_scene_needs_worlds_frames_and_captions(mine, given, words, tiny_clip,
 
 
 @pytest.mark.suites
-def test_meta_worlds_drawer_by_its_id(monkeypatch):
+@pytest.mark.parametrize(
+    ("thing", "facts", "camera"),
+    [
+        ("drawer", ("drawer_open", "drawer_closed", "at_handle"), None),
+        ("button", ("button_pressed", "button_out", "at_button"), "corner3"),
+    ],
+)
+def test_meta_worlds_scenes_by_their_ids(thing, facts, camera, monkeypatch):
     pytest.importorskip("metaworld")
     monkeypatch.syspath_prepend(ROOT / "examples")
+    world = {"drawer": "metaworld/drawer-open-v3", "button": "metaworld/button-press-v3"}[thing]
     try:
-        told = {"facts": "drawer_facts:DrawerFacts"}
-        made = render(["metaworld/drawer-open-v3"], 40, seed=(0, 0), image_size=48, own_look=0.5, workers=1, **told)
-        assert made.facts == ("drawer_open", "drawer_closed", "at_handle")
+        told = {"facts": f"{thing}_facts:{thing.title()}Facts", "camera": camera}
+        made = render([world], 40, seed=(0, 0), image_size=48, own_look=0.5, workers=1, **told)
+        assert made.facts == facts
         assert (made.degrees[:, :2] == 1).any(0).all()
-        assert not (made.degrees[:, :2] == 1).all(1).any()  # open and closed at once
+        assert not (made.degrees[:, :2] == 1).all(1).any()  # open and closed, or pressed and out, at once
         assert 30 < made.frames.mean() < 220
-        scene = open_scene("metaworld/drawer-open-v3", 48)
+        scene = open_scene(world, 48)
         assert scene.facts == ("success",)
         scene.close()
         with pytest.raises(UserError, match="no camera 'front' here"):
-            open_scene("metaworld/drawer-open-v3", 48, camera="front")
+            open_scene(world, 48, camera="front")
     finally:
-        sys.modules.pop("drawer_facts", None)
+        sys.modules.pop(f"{thing}_facts", None)
