@@ -1,9 +1,10 @@
 """The shipped encoder taught a scene that it did not know, by `embodied pretrain`: its judgement before and after.
 
 `drive` is the town, whose facts and captions come with the package. `drawer` is another package's world by its id,
-Meta-World's drawer-open, with the facts and captions of `examples/`; its expert and random actions make the frames. `button` is its button-press, from the side.
-`recorded` is that world as someone with a camera alone would have it: 40 recorded episodes, good and bad, whose rows
-say whether the drawer is open. Every fifth episode is kept for judging, and frames look as they were recorded.
+Meta-World's drawer-open, with the facts and captions of `examples/`; its expert and random actions make the frames.
+`button` is Meta-World's button-press in the same way, seen from the side. `recorded` is the drawer as someone with a
+camera alone would have it: 40 recorded episodes, good and bad, whose rows say whether the drawer is open. Every fifth
+episode is kept for judging, and frames look as they were recorded.
 Judged on frames and wordings that were kept for that, in the scene's own look and in varied ones: AUROC of the offered
 goals, and of wordings that training never met, of facts that hold in 15 frames at least (the hand at the drawer's
 handle does not). Nothing is chosen by it. What is finished is not run again.

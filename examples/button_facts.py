@@ -4,7 +4,7 @@
         +scenes.button.worlds=[metaworld/button-press-v3] +scenes.button.facts=button_facts:ButtonFacts \\
         +scenes.button.captions=examples/button_captions.yaml +scenes.button.camera=corner3
 
-From the side (`corner3`) the button's travel of a few centimetres can be seen; from the usual camera it is three pixels.
+From the side (`corner3`) the button's way of a few centimetres can be seen; from the usual camera it is three pixels.
 Privileged, as every fact is: it teaches an encoder and judges it, and no learner reads it.
 """
 
