@@ -14,7 +14,9 @@ from embodied.envs.looks import look_at, muted, orbit, relight, tint
 from embodied.envs.tasks import HUMANOID
 from embodied.envs.world import World, graded
 
+CONTROLS = ("torque", "position")
 FORCE = 0.4  # control at action 1: Gymnasium's limit
+STIFFNESS, DAMPING = 3.0, 0.05  # position: of a joint's greatest torque, per radian off; of the stiffness, in seconds
 
 # VLM-RM's camera (arXiv 2310.12921, section 4.3): a free camera at this distance, elevation and azimuth.
 LOOK_AT, DISTANCE, ELEVATION, AZIMUTH, FOVY = (0.0, 0.0, 1.0), 3.5, -10.0, 180.0, 45.0
@@ -36,10 +38,12 @@ LAST = 1.0  # second: the time of an episode of which `judge/held` tells
 
 
 class Humanoid(World):
-    """Seventeen torques (-1 to 1) on Gymnasium's humanoid, which starts upright a hand above the floor.
+    """Seventeen joints (-1 to 1) of Gymnasium's humanoid, which starts upright a hand above the floor.
 
     Physics, start noise and limits are Humanoid-v5's; actions are scaled to [-1, 1], episodes never end early
-    and the reward is the degree of the task's own posture. `state` and `agent_pos` (62): torso height and
+    and the reward is the degree of the task's own posture. By `control="position"` an action tells where each joint
+    should be, 0 upright and ±1 at the ends of its range, and a spring and damper pull it there with no more than the
+    torque that Gymnasium allows: poses are learned in far fewer steps so (Peng and van de Panne, arXiv 1611.01055). `state` and `agent_pos` (62): torso height and
     rotation (6, two columns), joint angles (17), velocities (23), and hands, feet and head relative to the torso
     in its own axes (15); Humanoid-v5 gives 348 numbers, most of them inertias and forces that follow from these.
     `info` tells for judging alone `judge/held`: in which share of the last second the posture was the task's.
@@ -48,10 +52,11 @@ class Humanoid(World):
         task: stand, kneel, arms, sit, lie or leg.
         action_repeat: how many of Gymnasium's steps of 0.015 s an action lasts. Two or three make an episode of as many
             seconds fewer steps, so fewer frames and updates; cut it with `max_episode_steps`.
+        control: what an action is: torque, as in Humanoid-v5 and VLM-RM, or position.
         **kwargs: those of `World`.
 
     Raises:
-        ValueError: an unknown task, or an action that does not last a whole number of steps.
+        ValueError: an unknown task or control, or an action that does not last a whole number of steps.
     """
 
     scene = "humanoid"
@@ -61,11 +66,14 @@ class Humanoid(World):
     ctrl_dt = 0.015
     sim_dt = 0.003
 
-    def __init__(self, *, task: str = "stand", action_repeat: int = 1, **kwargs: Any) -> None:
+    def __init__(self, *, task: str = "stand", action_repeat: int = 1, control: str = "torque", **kwargs: Any) -> None:
         if task not in HUMANOID:
             raise ValueError(f"Humanoid: task must be one of {', '.join(HUMANOID)}; got {task!r}.")
         if isinstance(action_repeat, bool) or not isinstance(action_repeat, int) or action_repeat < 1:
             raise ValueError(f"Humanoid: action_repeat must be a whole number, at least 1; got {action_repeat!r}.")
+        if control not in CONTROLS:
+            raise ValueError(f"Humanoid: control must be one of {', '.join(CONTROLS)}; got {control!r}.")
+        self.control = control
         self.task, self.instruction = task, HUMANOID[task].instruction
         self._last = round(LAST / (self.ctrl_dt * action_repeat))  # actions
         self._held: list[bool] = []  # whether the posture was right, after each action of the last second
@@ -91,13 +99,35 @@ class Humanoid(World):
         self._round = [g for g in range(model.ngeom) if model.geom_type[g] in round_ and model.geom_contype[g]]
         self._shape = model.geom_size[self._round, 0], model.geom_size[self._round, 1]  # spheres: half-length 0
 
+        if self.control == "position":
+            self._add_springs()
+
+    def _add_springs(self) -> None:
+        model = self.model
+        joints = model.actuator_trnid[:, 0]
+        limit = FORCE * model.actuator_gear[:, 0]
+        self._low, self._high = model.jnt_range[joints].T
+        self._upright = model.qpos0[model.jnt_qposadr[joints]].clip(self._low, self._high)
+        model.actuator_gear[:, 0] = 1
+        model.actuator_biastype[:] = mujoco.mjtBias.mjBIAS_AFFINE
+        model.actuator_gainprm[:, 0] = STIFFNESS * limit
+        model.actuator_biasprm[:, 1], model.actuator_biasprm[:, 2] = -STIFFNESS * limit, -DAMPING * STIFFNESS * limit
+        model.actuator_forcelimited[:] = True
+        model.actuator_forcerange[:] = np.stack([-limit, limit], -1)
+        model.actuator_ctrlrange[:] = np.stack([self._low, self._high], -1)
+
     def _start(self) -> None:
         self.data.qpos[:] += self.np_random.uniform(-0.01, 0.01, self.model.nq)
         self.data.qvel[:] = self.np_random.uniform(-0.01, 0.01, self.model.nv)
         self._held = []
 
     def _apply(self, action: np.ndarray) -> None:
-        self.data.ctrl[:] = FORCE * np.clip(action, -1, 1)
+        action = np.clip(action, -1, 1)
+        if self.control == "torque":
+            self.data.ctrl[:] = FORCE * action
+        else:
+            way = np.where(action < 0, self._upright - self._low, self._high - self._upright)
+            self.data.ctrl[:] = self._upright + way * action
 
     def _act(self, action: np.ndarray) -> None:
         super()._act(action)

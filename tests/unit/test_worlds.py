@@ -217,6 +217,7 @@ def test_a_saved_state_goes_on_exactly(make, name):
         ("cartpole", {"obs": "image"}, "obs must be one of state, pixels, mixed; got 'image'"),
         ("reacher-red", {"task": "pink"}, "task must be one of red, green, blue, yellow; got 'pink'"),
         ("humanoid-stand", {"task": "fly"}, "task must be one of stand, kneel, arms, sit, lie, leg; got 'fly'"),
+        ("humanoid-stand", {"control": "speed"}, "control must be one of torque, position; got 'speed'"),
         ("humanoid-stand", {"action_repeat": 0}, "action_repeat must be a whole number, at least 1; got 0"),
     ],
 )
@@ -437,6 +438,24 @@ def test_a_held_action_is_one_that_is_given_again(make):
             twin = again.step(action)[0]
         np.testing.assert_allclose(state, twin, atol=1e-4)
         assert info["judge/held"] == pytest.approx(np.mean(right[-22:]))  # of one second
+
+
+def test_joints_go_where_they_are_told_with_no_more_torque_than_gymnasium_allows(make):
+    world, plain = make("humanoid-sit", control="position"), make("humanoid-sit")
+    limit = 0.4 * plain.model.actuator_gear[:, 0]
+    joints = world.model.actuator_trnid[:, 0]
+    elbow = [world.model.actuator(i).name for i in range(17)].index("right_elbow")
+    where = int(world.model.jnt_qposadr[joints[elbow]])
+    assert plain.data.ctrl.shape == world.data.ctrl.shape == world.action_space.shape
+    ends = {-1.0: world.model.jnt_range[joints[elbow], 0], 0.0: 0.0, 1.0: world.model.jnt_range[joints[elbow], 1]}
+    for told, angle in ends.items():
+        world.reset(seed=0)
+        action = np.zeros(17)
+        action[elbow] = told
+        for _ in range(60):
+            world.step(action)
+            assert (np.abs(world.data.actuator_force) <= limit + 1e-6).all()
+        assert world.data.qpos[where] == pytest.approx(angle, abs=0.15)
 
 
 def test_one_leg_up_wants_the_other_foot_down(make):
