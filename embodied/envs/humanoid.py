@@ -43,9 +43,11 @@ class Humanoid(World):
     Physics, start noise and limits are Humanoid-v5's; actions are scaled to [-1, 1], episodes never end early
     and the reward is the degree of the task's own posture. By `control="position"` an action tells where each joint
     should be, 0 upright and ±1 at the ends of its range, and a spring and damper pull it there with no more than the
-    torque that Gymnasium allows: poses are learned in far fewer steps so (Peng and van de Panne, arXiv 1611.01055). `state` and `agent_pos` (62): torso height and
-    rotation (6, two columns), joint angles (17), velocities (23), and hands, feet and head relative to the torso
-    in its own axes (15); Humanoid-v5 gives 348 numbers, most of them inertias and forces that follow from these.
+    torque that Gymnasium allows: poses are learned in far fewer steps so (Peng and van de Panne, arXiv 1611.01055).
+
+    `state` and `agent_pos` (62): torso height and rotation (6, two columns), joint angles (17), velocities (23), and
+    hands, feet and head relative to the torso in its own axes (15); Humanoid-v5 gives 348 numbers, most of them
+    inertias and forces that follow from these.
     `info` tells for judging alone `judge/held`: in which share of the last second the posture was the task's.
 
     Args:
