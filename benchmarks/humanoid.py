@@ -9,17 +9,17 @@ judged among standing poses alone. Nothing is chosen here.
 `part=policy` trains RLPD on own readings, which a robot's joints have, with the same sentence as its reward; `other` is
 the control, the same with another goal's sentence, judged by the goal's own fact; `true` learns from the fact itself.
 Success is the pose at the last step of held-out episodes; beside it stands the share of the last second in which the
-pose was right (the paper counts a success where it is right in half of the steps). An action lasts three control steps:
-as many seconds cost a third of the frames and updates, and a random body travels further. That and RLPD's discount and
-summed rewards were tried with the true reward on seed 100, which judges nothing. The paper takes 10^7 steps and a
-ViT-bigG on four GPUs. What is finished is not run again.
+pose was right (the paper counts a success where it is right in half of the steps). An action tells where each joint
+should be (`control="position"`; `torque` is the paper's) and lasts three control steps: as many seconds cost a third of
+the frames and updates. That and RLPD's discount and summed rewards were tried on seed 100, which judges nothing. The
+paper takes 10^7 steps and a ViT-bigG on four GPUs. What is finished is not run again.
 
 `part=untrained` tells how often each pose comes by itself: a body that does nothing, and one that acts at random.
 
     python -m benchmarks.humanoid part=reward
     python -m benchmarks.humanoid part=untrained
-    python -m benchmarks.humanoid part=policy                       # 36 runs of 300,000 steps
-    python -m benchmarks.humanoid part=policy goals=["kneel"] steps=10000000 jobs=1    # the paper's length, on a GPU
+    python -m benchmarks.humanoid part=policy                       # 36 runs of 30,000 steps
+    python -m benchmarks.humanoid part=policy goals=["kneel"] control=torque steps=10000000 jobs=1    # the paper's
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ import torch
 from benchmarks.common import load, read_options, record, train, trained
 from embodied.envs.bridge import make
 from embodied.envs.captions import Captions
+from embodied.envs.humanoid import CONTROLS
 from embodied.envs.tasks import HUMANOID
 from embodied.paths import asset
 from embodied.pretraining.renders import Renders, render
@@ -165,10 +167,10 @@ def rewards(frames: int, knows: str) -> None:
 
 
 def untrained_rows(episodes: int) -> list[dict[str, Any]]:
-    """A row a goal and way of acting: right at the end, and how much of the last second."""
+    """A row a control, goal and way of acting: right at the end, and how much of the last second."""
     table = []
-    for goal, task in HUMANOID.items():
-        env = make(f"humanoid-{goal}")
+    for control, (goal, task) in product(CONTROLS, HUMANOID.items()):
+        env = make(f"humanoid-{goal}", control=control, action_repeat=HOLD, max_episode_steps=100 // HOLD)
         for way, width in (("a body that does nothing", 0.0), ("a body that acts at random", 1.0)):
             rng, ends = np.random.default_rng(0), []
             for seed in range(UNTRAINED_SEED, UNTRAINED_SEED + episodes):
@@ -179,7 +181,8 @@ def untrained_rows(episodes: int) -> list[dict[str, Any]]:
                     *_, over, info = env.step(action.astype(np.float32))
                 ends.append((info["is_success"], info["judge/held"]))
             right, held = np.mean(ends, axis=0).tolist()
-            row = {"claim": f"{task.fact}, {way}: right at the end", "value": right, "unit": "share of episodes"}
+            claim = f"{control}, {task.fact}, {way}: right at the end"
+            row = {"claim": claim, "value": right, "unit": "share of episodes"}
             row |= {"n": episodes, "interval": wilson_interval(round(right * episodes), episodes), "held": held}
             table.append(row)
         env.close()
@@ -199,18 +202,19 @@ class Job:
     steps: int
     alpha: float
     encoder: str  # as `embodied train` takes it
+    control: str  # torque or position
 
     @property
     def folder(self) -> Path:
         alpha = f"-alpha{self.alpha}" if self.alpha and self.way != "true" else ""
-        return ROOT / self.encoder / str(self.steps) / self.goal / f"{self.way}{alpha}-s{self.seed}"
+        return ROOT / self.control / self.encoder / str(self.steps) / self.goal / f"{self.way}{alpha}-s{self.seed}"
 
     @property
     def settings(self) -> list[str]:
         """Of `embodied train`."""
         words = [f"env=humanoid-{self.goal}", f"seed={self.seed}", f"steps={self.steps}", "videos=3", "eval_every=0"]
         words += [f"final_episodes={EPISODES}", f"env.action_repeat={HOLD}", f"env.max_episode_steps={100 // HOLD}"]
-        words += LEARNER
+        words += [f"env.control={self.control}", *LEARNER]
         if self.way == "true":
             return [*words, "reward=true"]
         captions = Captions.load(asset("humanoid") / "captions.yaml")
@@ -226,8 +230,9 @@ class Job:
 def policy_rows(results: dict[Job, dict[str, Any]]) -> list[dict[str, Any]]:
     """A row a goal and way; a claim beside its control once all seeds are there."""
     table: list[dict[str, Any]] = []
-    one = next(iter(results))  # all are of one encoder, length and alpha
-    told = f"encoder {one.encoder}, {one.steps:,} steps" + (f", alpha {one.alpha}" if one.alpha else "")
+    one = next(iter(results))  # all are of one control, encoder, length and alpha
+    told = f"{one.control}, encoder {one.encoder}, {one.steps:,} steps"
+    told += f", alpha {one.alpha}" if one.alpha else ""
     for goal, task in HUMANOID.items():
         means: dict[str, float] = {}
         of = {job: result for job, result in results.items() if job.goal == goal}
@@ -286,11 +291,12 @@ def main() -> None:
     options = read_options(
         {
             "part": "reward", "frames": 1500, "goals": list(HUMANOID), "ways": list(WAYS[:2]), "seeds": list(SEEDS),
-            "steps": 300_000, "alpha": 0.0, "encoder": "town", "jobs": 2, "record": True,
+            "steps": 30_000, "alpha": 0.0, "encoder": "town", "control": "position", "jobs": 2, "record": True,
         }
     )  # fmt: skip
-    for key, known in (("goals", HUMANOID), ("ways", WAYS), ("part", ("reward", "policy", "untrained"))):
-        given: Iterable[str] = [options[key]] if key == "part" else options[key]
+    parts = ("reward", "policy", "untrained")
+    for key, known in (("goals", HUMANOID), ("ways", WAYS), ("part", parts), ("control", CONTROLS)):
+        given: Iterable[str] = [options[key]] if isinstance(options[key], str) else options[key]
         if unknown := set(given) - set(known):
             raise SystemExit(f"{key} must be among {', '.join(known)}; got {', '.join(sorted(unknown))}.")
     if options["part"] == "reward":
@@ -300,7 +306,7 @@ def main() -> None:
         print(record("humanoid_untrained", untrained_rows(EPISODES)))
         return
     jobs = [
-        Job(goal, way, seed, options["steps"], options["alpha"], options["encoder"])
+        Job(goal, way, seed, options["steps"], options["alpha"], options["encoder"], options["control"])
         for seed in options["seeds"]
         for goal in options["goals"]
         for way in options["ways"]
