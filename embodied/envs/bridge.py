@@ -82,7 +82,7 @@ def make(
         camera: a camera of the model; or the keys of a free one: distance (m), lookat (3 numbers, m), elevation and
             azimuth (degrees). None: the world's or suite's usual one.
         image_size: height and width of `frame()`, pixels.
-        max_episode_steps: the time limit, in actions; None: the world's or suite's own.
+        max_episode_steps: the time limit, in actions; None: the world's or suite's own, over `action_repeat`.
         action_repeat: how many of the environment's own steps an action lasts; their rewards are summed. Of our own
             worlds the humanoid alone has it.
         **kwargs: for the environment's constructor.
@@ -105,7 +105,8 @@ def make(
     ours = name in WORLDS and (id.startswith("embodied/") or id not in gymnasium.registry)
     if ours or _is_ours(id):
         known = world_id(name) if ours else id
-        steps = max_episode_steps or gymnasium.spec(known).max_episode_steps or DEFAULT_STEPS
+        own = gymnasium.spec(known).max_episode_steps or DEFAULT_STEPS
+        steps = max_episode_steps or math.ceil(own / action_repeat)
         face = {"obs": obs, "camera": camera, "image_size": image_size}
         face |= {"action_repeat": action_repeat} if action_repeat > 1 else {}
         with _named(id):

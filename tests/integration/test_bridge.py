@@ -363,5 +363,7 @@ def test_an_action_is_repeated_and_its_rewards_are_summed(make):
     ]
     assert env.metadata["render_fps"] == 5
     assert env.get_wrapper_attr("_max_episode_steps") == 5
+    ours = make("humanoid-kneel", action_repeat=3)  # whose episodes last as many seconds too
+    assert ours.get_wrapper_attr("_max_episode_steps") == 34
     with pytest.raises(UserError, match="action_repeat must be a whole number, at least 1; got 0"):
         make("Counting-v0", action_repeat=0)
