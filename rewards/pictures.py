@@ -13,7 +13,7 @@ import math
 import numpy as np
 from PIL import Image
 
-# Of libx264: with a processor's own fast paths, about 1 film in 80 came out otherwise than the same frames had before.
+# Of libx264: with a processor's own fast paths, up to 1 film in 80 came out otherwise than the same frames had before.
 REPEATABLE = {"x264-params": "cpu-independent=1"}
 DEEP = ("I", "F")  # Pillow's modes of 32-bit whole numbers and floats; "I;16" and its kin are the 16-bit ones
 
