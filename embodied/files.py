@@ -1,13 +1,12 @@
-"""Files that are whole or not there; and what older versions wrote in them, by the names of today."""
+"""Files that are whole or not there."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -108,15 +107,3 @@ def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
     found = sorted(path for path in (folder / "checkpoints").glob("[0-9]*") if path.is_dir())
     return found[-1] if found else None
-
-
-RENAMED = {"rollout/ep_gt_rew_mean": "rollout/ep_env_rew_mean"}  # columns of progress.csv in runs of before 2026-11-30
-
-
-def renamed(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures by the names that they have today, so that an older run goes on along its own curve.
-
-    Args:
-        row: figure by name, as an older version may have written it.
-    """
-    return {RENAMED.get(name, name): value for name, value in row.items()}

@@ -12,7 +12,6 @@ from embodied.errors import UserError, nearest
 
 TEXTS = ("goal", "goals", "baseline", "negative", "negatives", "instruction", "wrong")  # in words: ${…} is text too
 PLACES = ("data", "id", "model", "name", "out", "play", "record", "run")  # texts too: a folder 2026 is no number
-RENAMED = re.compile(r"([+~]*reward(?:\.\w+)?)\.negatives(?==)")  # as softmax called it once
 
 
 def quote(word: str) -> str:
@@ -20,7 +19,6 @@ def quote(word: str) -> str:
 
     In lists and mappings each item gets quotes that needs them: `source=[front=0,side=film.mp4]`.
     """
-    word = RENAMED.sub(r"\1.negative", word)
     key, equal, value = word.partition("=")
     if not equal or not value:
         return word

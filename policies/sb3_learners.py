@@ -6,7 +6,6 @@ Shape letters: T steps, E worlds, B batch, A action.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecTransposeImage
 from torch import Tensor
@@ -86,15 +84,6 @@ class _Adapter:
         for name, value in values["counters"].items():
             setattr(model, name, value)
         model.action_space.np_random.bit_generator.state = values["actions"]
-
-    def load_zip(self, file: Path) -> None:
-        """Networks and temperature from SB3's own file; nothing in it is unpickled."""
-        model = self.model
-        model.set_parameters(str(file), device=model.device)
-        _, _, variables = load_from_zip_file(str(file), load_data=False, device=model.device)
-        for name, value in (variables or {}).items():
-            if value is not None:
-                _attribute(model, name).data.copy_(value.data)
 
 
 class OffPolicy(_Adapter):

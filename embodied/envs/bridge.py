@@ -347,14 +347,12 @@ class Bridged(gymnasium.Env):
             model, data = physics
             kind = mujoco.mjtState.mjSTATE_INTEGRATION
             for key in _MODEL:
-                if f"mujoco/{key}" in state:  # states of earlier versions lack some
-                    getattr(model, key)[:] = state[f"mujoco/{key}"]
+                getattr(model, key)[:] = state[f"mujoco/{key}"]
             mujoco.mj_setState(model, data, state["mujoco"], kind)
             mujoco.mj_forward(model, data)  # it also touches the solver's warm start, hence once more
             mujoco.mj_setState(model, data, state["mujoco"], kind)
             for key in _POSES:
-                if f"mujoco/{key}" in state:
-                    getattr(data, key)[:] = state[f"mujoco/{key}"]
+                getattr(data, key)[:] = state[f"mujoco/{key}"]
 
     def _parts(self) -> list[Any]:
         """The objects that hold Python-side numbers of the episode."""

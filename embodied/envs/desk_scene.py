@@ -221,8 +221,8 @@ class DeskScene(World):
 
     def _set_task_state(self, state: dict[str, np.ndarray]) -> None:
         self.sent, self.sent_quat = state["sent"].copy(), state["sent_quat"].copy()
-        self.passed = state.get("passed", np.zeros(2, np.int64)).copy()  # states of earlier versions lack it
-        self.data.cvel[:] = state.get("cvel", self.data.cvel)  # likewise
+        self.passed = state["passed"].copy()
+        self.data.cvel[:] = state["cvel"]
 
     # Looks ----------------------------------------------------------------------------------------------
 

@@ -192,9 +192,9 @@ class Worlds:
                 timed = [layer for layer in _layers(env) if hasattr(layer, "_elapsed_steps")]
                 for layer, elapsed in zip(timed, state["elapsed"], strict=True):
                     layer._elapsed_steps = elapsed  # pyright: ignore[reportAttributeAccessIssue]
-                set_wrapper_states(env, state.get("wrappers", []))
+                set_wrapper_states(env, state["wrappers"])
                 self._returns[k], self._lengths[k] = state["return"], state["length"]
-                self._interventions[k] = state.get("interventions", 0)
+                self._interventions[k] = state["interventions"]
         return [None] * len(states)
 
     def get_attr(self, name: str) -> list[Any]:

@@ -64,10 +64,9 @@ def load_practice(checkpoint: Path, practice: Practice) -> bool:
     if exact:
         world.set_state(below(arrays, "world"))
         world.np_random.bit_generator.state = values["world"]
-        if "wrappers" in values:  # checkpoints of earlier versions lack it, and the next
-            set_wrapper_states(practice.env, values["wrappers"])
+        set_wrapper_states(practice.env, values["wrappers"])
         practice.obs = arrays["obs"]
-    practice.tally, practice.stopped = Tally(**values["tally"]), values.get("stopped", False)
+    practice.tally, practice.stopped = Tally(**values["tally"]), values["stopped"]
     if not exact:  # the reset that the world has just had is the one that was due
         practice.call_person()
         practice.begin()

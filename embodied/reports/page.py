@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from embodied.building.goals import parts_of
-from embodied.files import renamed, write_text
+from embodied.files import write_text
 from embodied.reports.charts import Series, interval_bar, line_chart, number, sparkline
 from embodied.reports.video import STRIP
 from embodied.runs import parsed
@@ -99,7 +99,7 @@ def read_progress(path: Path) -> dict[str, tuple[list[float], list[float]]]:
     columns: dict[str, tuple[list[float], list[float]]] = {}
     for row in csv.DictReader(io.StringIO(_text(path))):
         step = _float(row.get("time/total_timesteps"))
-        for key, text in renamed(row).items():
+        for key, text in row.items():
             value = _float(text)
             if key and step is not None and value is not None:
                 xs, ys = columns.setdefault(key, ([], []))

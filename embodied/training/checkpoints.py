@@ -3,8 +3,7 @@
     checkpoints/<steps>/learner.safetensors  learner.json  state.safetensors  state.json
 
 One holds the learner, the replay with its features, every random generator, and the state of every world. It is written
-beside its place and moved there when it is whole. Nothing in it is unpickled. Runs of earlier versions hold SB3's
-`learner.zip` instead: it can be acted with, and not gone on from.
+beside its place and moved there when it is whole. Nothing in it is unpickled.
 """
 
 from __future__ import annotations
@@ -31,8 +30,6 @@ from embodied.training.loop import EPISODES, Training
 from policies.core import Learner
 from policies.replay import Replay
 from rewards.core import Scorer
-
-OLD = "learner.zip"
 
 
 def save_checkpoint(folder: Path, training: Training, log: RunLog) -> Path:
@@ -69,9 +66,6 @@ def load_learner(checkpoint: Path, learner: Learner) -> None:
         UserError: it is another learner's, or of other shapes.
     """
     try:
-        if (checkpoint / OLD).is_file() and hasattr(learner, "load_zip"):
-            learner.load_zip(checkpoint / OLD)  # pyright: ignore[reportAttributeAccessIssue]
-            return
         values = json.loads((checkpoint / "learner.json").read_text("utf-8"))
         learner.load_state(load_tensors(checkpoint / "learner.safetensors"), values)
     except (OSError, ValueError, KeyError) as error:
@@ -81,7 +75,7 @@ def load_learner(checkpoint: Path, learner: Learner) -> None:
 def load_constraints(checkpoint: Path, scorer: Scorer | None) -> None:
     """Multipliers that a run's constrained reward had learned, into a scorer built from the run's config."""
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))
-    told = values.get("rewards") or values.get("labeller")
+    told = values["rewards"]
     if scorer is not None and told:
         restore_constraints(scorer, told)
 
@@ -91,15 +85,7 @@ def load_checkpoint(checkpoint: Path, training: Training, log: RunLog) -> bool:
 
     Returns:
         Whether the worlds could go on in the middle of their episodes; else they start new ones.
-
-    Raises:
-        UserError: an earlier version wrote it.
     """
-    if (checkpoint / OLD).is_file():
-        raise UserError(
-            f"resume: {checkpoint} must be of this version; an earlier one wrote it. "
-            "Judge its policy with embodied evaluate, or train anew."
-        )
     load_learner(checkpoint, training.learner)
     arrays = load_file(checkpoint / "state.safetensors")
     values = json.loads((checkpoint / "state.json").read_text("utf-8"))

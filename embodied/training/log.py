@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from embodied.files import renamed, write_text
+from embodied.files import write_text
 from embodied.runs import parsed
 
 STEPS = "time/total_timesteps"
@@ -30,7 +30,7 @@ class RunLog:
         self._rows: list[dict[str, Any]] = []
         if steps is not None and self._file.is_file():
             with self._file.open(newline="", encoding="utf-8") as stream:
-                self._rows = [renamed(row) for row in csv.DictReader(stream) if _until(row.get(STEPS), steps)]
+                self._rows = [row for row in csv.DictReader(stream) if _until(row.get(STEPS), steps)]
         evaluations = folder / "evaluations.jsonl"
         if steps is not None and evaluations.is_file():
             lines = evaluations.read_text("utf-8").splitlines()
@@ -83,7 +83,7 @@ class RunLog:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Undo of `state`."""
-        self._last, self._means = renamed(state["last"]), renamed(state["means"])
+        self._last, self._means = state["last"], state["means"]
 
     def close(self) -> None:
         """End the events; the rows are written."""

@@ -229,7 +229,7 @@ def test_a_finished_run_goes_on_to_more_steps(tiny_clip, capsys):
 
 def test_two_rewards_on_two_views_train_resume_and_are_logged_apart(tiny_clip):
     words = ["train", "env=desk-reach", "env.cameras=[front,side]", "reward=[clip,softmax]", "reward.goal=it touches"]
-    words += ["reward.softmax.negatives=[it waits]", "encoder=open_clip", f"encoder.model={tiny_clip}"]
+    words += ["reward.softmax.negative=[it waits]", "encoder=open_clip", f"encoder.model={tiny_clip}"]
     words += [*SMALL, *QUICK, "log_every=20", "env.max_episode_steps=15"]
     assert main([*words, "steps=80", "run=straight"]) == 0
     assert main([*words, "steps=40", "run=longer"]) == 0

@@ -23,18 +23,14 @@ def test_a_row_has_what_was_recorded_and_is_read_by_the_report(tmp_path):
     assert read_progress(tmp_path / "progress.csv")["rollout/ep_env_rew_mean"] == ([64.0], [2.0])
 
 
-def test_a_run_of_before_keeps_its_curve_under_the_new_name(tmp_path):
-    (tmp_path / "progress.csv").write_text("rollout/ep_gt_rew_mean,time/total_timesteps\n2.0,64\n")
-    assert read_progress(tmp_path / "progress.csv") == {
-        "rollout/ep_env_rew_mean": ([64.0], [2.0]), "time/total_timesteps": ([64.0], [64.0])
-    }  # fmt: skip
+def test_a_resumed_log_goes_on_along_its_own_curve(tmp_path):
+    (tmp_path / "progress.csv").write_text("rollout/ep_env_rew_mean,time/total_timesteps\n2.0,64\n")
     log = RunLog(tmp_path, steps=64)
-    log.load_state({"last": {}, "means": {"rollout/ep_gt_rew_mean": [3.0, 1.0]}})
+    log.load_state({"last": {}, "means": {"rollout/ep_env_rew_mean": [3.0, 1.0]}})
     log.record_mean("rollout/ep_env_rew_mean", 5.0)
     log.write(128)
     log.close()
     assert [row["rollout/ep_env_rew_mean"] for row in rows(tmp_path / "progress.csv")] == ["2.0", "4.0"]
-    assert "gt_rew" not in (tmp_path / "progress.csv").read_text()
 
 
 def test_a_linked_file_is_replaced_and_not_written_through(tmp_path):

@@ -272,9 +272,7 @@ def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
     training = setup()
     train(training, 40, log)
     checkpoint = checkpoints.save_checkpoint(tmp_path, training, log)
-    (tmp_path / "old").mkdir()
-    training.learner.model.save(tmp_path / "old" / "learner.zip")  # as earlier versions wrote it
-    other, old = setup(), setup()
+    other = setup()
 
     def refuse(*args, **kwargs):
         raise AssertionError("unpickled")
@@ -282,13 +280,9 @@ def test_learners_load_without_unpickling(setup, log, tmp_path, monkeypatch):
     monkeypatch.setattr("cloudpickle.loads", refuse)
     monkeypatch.setattr("pickle.loads", refuse)
     checkpoints.load_learner(checkpoint, other.learner)
-    checkpoints.load_learner(tmp_path / "old", old.learner)
     for name, value in parameters(training).items():
         np.testing.assert_array_equal(value, parameters(other)[name])
-        np.testing.assert_array_equal(value, parameters(old)[name])
     assert other.learner.model.log_ent_coef.item() == training.learner.model.log_ent_coef.item() != 0
-    with pytest.raises(UserError, match="an earlier one wrote it"):
-        checkpoints.load_checkpoint(tmp_path / "old", old, log)
 
 
 def test_folders_are_new_and_found(tmp_path):

@@ -167,7 +167,7 @@ def test_demonstrations_may_show_a_world_whose_task_its_kwargs_leave(tiny_clip, 
 
 
 def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):
-    words = ["reward=[clip,softmax]", "reward.goal=the drawer is open", "reward.softmax.negatives=[it is shut]"]
+    words = ["reward=[clip,softmax]", "reward.goal=the drawer is open", "reward.softmax.negative=[it is shut]"]
     composed = compose("train", [*words, "encoder=open_clip", f"encoder.model={tiny_clip}"])
     scorer = make_scorer(composed)
     assert list(scorer.heads) == ["clip", "softmax"]
@@ -178,7 +178,7 @@ def test_a_composition_makes_every_part_with_one_encoder(tiny_clip):
         make_scorer(compose("train", [f"reward={name}", *rest, "encoder=open_clip", f"encoder.model={tiny_clip}"]))
         for name, rest in (
             ("clip", ["reward.goal=the drawer is open"]),
-            ("softmax", ["reward.goal=the drawer is open", "reward.negatives=[it is shut]"]),
+            ("softmax", ["reward.goal=the drawer is open", "reward.negative=[it is shut]"]),
         )
     ]
     mean = sum(each.score(torch.from_numpy(frames)) for each in apart) / 2
@@ -309,5 +309,4 @@ def test_a_goal_that_nothing_follows_is_refused(name):
 
 def test_the_other_outcome_has_one_name():
     for name in ("contrast", "softmax", "synthesis"):
-        for key in ("negative", "negatives"):
-            assert compose("train", [f"reward={name}", f"reward.{key}=shut"]).reward.negative == "shut"
+        assert compose("train", [f"reward={name}", "reward.negative=shut"]).reward.negative == "shut"
